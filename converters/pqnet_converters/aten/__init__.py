@@ -1,0 +1,14 @@
+"""How PyTorch's aten operations become pqnet's: one rule each, one family per file; importing this package registers them."""
+
+from pqnet_converters.aten import activation as activation
+from pqnet_converters.aten import create as create
+from pqnet_converters.aten import elementwise as elementwise
+from pqnet_converters.aten import index as index
+from pqnet_converters.aten import layers as layers
+from pqnet_converters.aten import norm as norm
+from pqnet_converters.aten import pool as pool
+from pqnet_converters.aten import reduce as reduce
+from pqnet_converters.aten import resize as resize
+from pqnet_converters.aten import shape as shape
+from pqnet_converters.aten.registry import RULES as RULES
+from pqnet_converters.aten.registry import rule as rule

@@ -1,0 +1,314 @@
+"""Walks an exported program: folds what is constant, calls the rules for the rest, and stores parameters once."""
+
+import operator
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import sympy
+import torch
+
+from pqnet.errors import PQNetError, UnsupportedOpError
+from pqnet.graph import GraphBuilder
+from pqnet.graph.op import resolve_dim
+from pqnet_converters.aten.registry import RULES
+
+__all__ = ["Importer", "Tensor", "dtype_name"]
+
+Dim = int | str
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+@dataclass(frozen=True, eq=False)
+class Tensor:
+    """A tensor of the exported program: a value of the graph being built, or a constant.
+
+    ``origin`` is the name in the module's state dict, if the constant is a parameter or a view of one.
+    """
+
+    shape: tuple[Dim, ...]
+    dtype: str
+    value: str | None = None
+    data: torch.Tensor | None = None
+    origin: str | None = None
+
+    @property
+    def rank(self) -> int:
+        return len(self.shape)
+
+
+def dtype_name(dtype: torch.dtype, where: str) -> str:
+    """Return the graph's dtype for a torch dtype: any real float is float32, any integer int64."""
+    if dtype in FLOATS:
+        return "float32"
+    if dtype in INTEGERS:
+        return "int64"
+    if dtype == torch.bool:
+        return "bool"
+    raise PQNetError(f"{where}: expected a tensor of real floats, integers or booleans, got {dtype}")
+
+
+class Importer:
+    """Builds the graph of an exported program.
+
+    Parameters
+    ----------
+    program : torch.export.ExportedProgram
+        Functional, decomposed down to the operations that have rules.
+    builder : GraphBuilder
+        Its inputs are declared.
+    inputs : dict of str to str
+        Placeholder name to graph input name.
+    batch : sympy.Symbol, optional
+        The program's symbol for the free batch size.
+    """
+
+    def __init__(self, program: Any, builder: GraphBuilder, inputs: Mapping[str, str], batch: Any = None) -> None:
+        self.program, self.builder, self.inputs = program, builder, inputs
+        self._symbols = {} if batch is None else {batch: sympy.Symbol("batch", integer=True, positive=True)}
+        self._env: dict[Any, Any] = {}
+        self._stored: dict[Any, str] = {}  # what a stored tensor is (storage, view, form) -> parameter name
+        self._constants: dict[str, str] = {}  # parameter name -> value that a constant node gives it
+        self._alive: list[torch.Tensor] = []  # storage addresses identify tensors only while they live
+        self._named: dict[Any, str] = {}
+        for name, tensor in {**program.state_dict, **program.constants}.items():
+            if isinstance(tensor, torch.Tensor):
+                self._named.setdefault(_identity(tensor), name)
+        self.node: Any = None
+        self.path = ""
+
+    def run(self) -> list[str]:
+        """Translate every node and return the values of the program's outputs."""
+        outputs: list[str] = []
+        for node in self.program.graph.nodes:
+            self.node, self.path = node, _module_path(node)
+            if node.op == "placeholder":
+                self._env[node] = self._placeholder(node)
+            elif node.op == "output":
+                outputs = [self.value(self._env[v]) for v in node.args[0] if v is not None]
+            elif not isinstance(node.meta.get("val"), torch.SymInt | torch.SymBool | torch.SymFloat | int):
+                self._env[node] = self._call(node)
+        return outputs
+
+    # ---- what rules use
+
+    def emit(
+        self, op: str, *inputs: Tensor | str, name: str = "", params: Mapping[str, str] | None = None, **attrs: Any
+    ) -> str:
+        """Append a node and return the name of its value; constants among the inputs get a `constant` node."""
+        return self.emit_many(op, inputs, 1, name=name, params=params, **attrs)[0]
+
+    def emit_many(
+        self,
+        op: str,
+        inputs: tuple[Tensor | str, ...],
+        n_outputs: int,
+        *,
+        name: str = "",
+        params: Mapping[str, str] | None = None,
+        **attrs: Any,
+    ) -> tuple[str, ...]:
+        """Append a node with several outputs; see `emit`."""
+        values = [self.value(x) for x in inputs]
+        name = name or (f"{self.path}.{op}" if self.path else op)
+        return self.builder.add_many(op, values, n_outputs, name=name, params=params, **attrs)
+
+    def value(self, x: Tensor | str) -> str:
+        """Return the name of the graph value of a tensor."""
+        if isinstance(x, str):
+            return x
+        if x.value is not None:
+            return x.value
+        name = self.param(x, "constant")
+        if name not in self._constants:
+            self._constants[name] = self.builder.add("constant", name=name, params={"value": name})
+        return self._constants[name]
+
+    def param(
+        self, x: Tensor, role: str, convert: Callable[[torch.Tensor], torch.Tensor] | None = None, form: str = ""
+    ) -> str:
+        """Store a constant as a parameter and return its name: its own in the state dict where it has one.
+
+        ``convert`` brings it into the form that the graph wants; ``form`` names that form, so that a tensor that is
+        used twice is stored once.
+        """
+        if x.data is None:
+            raise self.refuse(f"expected a constant {role}, got one that is computed from the network's input")
+        key = (_identity(x.data), form)
+        if key not in self._stored:
+            array = self._array(convert(x.data) if convert else x.data, x.origin or role)
+            name = x.origin or (f"{self.path}.{role}" if self.path else role)
+            stem, i = name, 1
+            while name in self.builder.params:
+                name, i = f"{stem}_{i}", i + 1
+            self.builder.params[name] = array
+            self._stored[key] = name
+            self._alive.append(x.data)
+        return self._stored[key]
+
+    def layer_name(self, weight: Tensor) -> str:
+        """Return what users call a layer: its module's path, or its weight's name without the word weight."""
+        if f"{self.path}.weight" in self.program.state_dict or weight.origin is None:
+            return self.path
+        return re.sub(r"[._]weight$", "", weight.origin)
+
+    def out_shape(self, output: int | None = None) -> tuple[Dim, ...]:
+        """Return the shape that torch gives the result (or one of several results) of the current node."""
+        return self._shape(self._result(output))
+
+    def out_dtype(self, output: int | None = None) -> str:
+        """Return the dtype of the result, in the graph's terms."""
+        return dtype_name(self._result(output).dtype, str(self.node.target))
+
+    def used(self, output: int) -> bool:
+        """Return whether anything uses one of several results of the current node."""
+        return any(user.target is operator.getitem and user.args[1] == output for user in self.node.users)
+
+    def number(self, x: Any) -> int | float | None:
+        """Return the number that an argument is, if it is a number or a constant without axes."""
+        if isinstance(x, Tensor):
+            return x.data.item() if x.data is not None and x.rank == 0 else None
+        if isinstance(x, str):
+            raise self.refuse(f"expected a fixed number, got one that depends on the batch size ({x})")
+        return x  # type: ignore[no-any-return]
+
+    def fixed(self, size: Dim) -> int:
+        """Return a size that must not depend on the batch."""
+        if isinstance(size, str):
+            raise self.refuse(f"expected a fixed size, got one that depends on the batch size ({size})")
+        return size
+
+    def refuse(self, reason: str) -> UnsupportedOpError:
+        """Build the error for an operation that the graph cannot express."""
+        return UnsupportedOpError(f"{self.node.target} in {self.path or 'the top module'}: {reason}")
+
+    # ---- the walk
+
+    def _placeholder(self, node: Any) -> Tensor:
+        if node.name in self.inputs:
+            return self._wrap(self.inputs[node.name], node.meta["val"])
+        signature = self.program.graph_signature
+        target = next(spec.target for spec in signature.input_specs if getattr(spec.arg, "name", "") == node.name)
+        tensor = self.program.state_dict.get(target)
+        data = self.program.constants[target] if tensor is None else tensor
+        return self._wrap(data.detach(), data, self._named[_identity(data)])
+
+    def _call(self, node: Any) -> Any:
+        if node.target is operator.getitem:
+            result = self._env[node.args[0]][node.args[1]]
+            if result is None:
+                raise self.refuse(f"output {node.args[1]} of {node.args[0].target} is not supported")
+            return result
+        args = torch.fx.node.map_aggregate(node.args, self._argument)
+        kwargs = torch.fx.node.map_aggregate(node.kwargs, self._argument)
+        if _foldable(node.target, (args, kwargs)):
+            return self._fold(node, args, kwargs)
+        if str(node.target) not in RULES:
+            raise self.refuse(
+                "there is no rule for this operation; write one with "
+                f'@rule("{node.target}") from pqnet_converters.aten (see converters/pqnet_converters/aten/registry.py)'
+            )
+        schema = node.target._schema.arguments
+        bound = [
+            args[i] if i < len(args) else kwargs.get(arg.name, arg.default_value) for i, arg in enumerate(schema)
+        ]
+        result = RULES[str(node.target)](self, *bound)
+        if isinstance(result, tuple):
+            return tuple(self._wrap(r, val) for r, val in zip(result, node.meta["val"], strict=True))
+        return self._wrap(result, node.meta["val"])
+
+    def _argument(self, arg: Any) -> Any:
+        if not isinstance(arg, torch.fx.Node):
+            return arg
+        val = arg.meta.get("val")
+        if isinstance(val, torch.SymInt | int):
+            return self._dim(val)
+        if arg not in self._env:
+            raise self.refuse(f"expected a fixed number, got one that depends on the batch size ({val})")
+        return self._env[arg]
+
+    def _fold(self, node: Any, args: Any, kwargs: Any) -> Any:
+        """Compute a node whose tensors are all constant."""
+
+        def real(arg: Any) -> Any:
+            return arg.data if isinstance(arg, Tensor) else arg
+
+        origins = {a.origin: a for a in _leaves((args, kwargs)) if isinstance(a, Tensor)}
+        parent = next(iter(origins.values())) if len(origins) == 1 else None
+
+        def wrap(data: torch.Tensor) -> Tensor:
+            view = parent is not None and parent.data is not None and data.numel() == parent.data.numel()
+            view = view and data.untyped_storage().data_ptr() == parent.data.untyped_storage().data_ptr()  # type: ignore[union-attr]
+            return self._wrap(data, data, parent.origin if parent is not None and view else None)
+
+        with torch.no_grad():
+            result = node.target(
+                *torch.fx.node.map_aggregate(args, real), **torch.fx.node.map_aggregate(kwargs, real)
+            )
+        return tuple(map(wrap, result)) if isinstance(result, tuple | list) else wrap(result)
+
+    def _wrap(self, result: Any, val: Any, origin: str | None = None) -> Any:
+        if result is None or isinstance(result, Tensor):
+            return result
+        dtype = dtype_name(val.dtype, origin or str(self.node.target))
+        if isinstance(result, torch.Tensor):
+            return Tensor(tuple(result.shape), dtype, data=result, origin=origin)
+        return Tensor(self._shape(val), dtype, value=result)
+
+    def _result(self, output: int | None) -> Any:
+        val = self.node.meta["val"]
+        return val if output is None else val[output]
+
+    def _shape(self, val: torch.Tensor) -> tuple[Dim, ...]:
+        return tuple(self._dim(size) for size in val.shape)
+
+    def _dim(self, size: Any) -> Dim:
+        if isinstance(size, int):
+            return size
+        expr = size.node.expr.xreplace(self._symbols)
+        if expr.is_number:
+            return int(expr)
+        try:
+            resolve_dim(str(expr), {"batch": 2})
+        except PQNetError:
+            raise self.refuse(f"the size {expr} is no integer expression of the batch size") from None
+        return str(expr)
+
+    def _array(self, data: torch.Tensor, name: str) -> np.ndarray:
+        dtype = np.dtype(dtype_name(data.dtype, name))
+        wide = data.detach().cpu().to(getattr(torch, dtype.name))
+        return np.array(wide.numpy(), dtype, order="C")  # a copy: the module may be trained on
+
+
+def _identity(tensor: torch.Tensor) -> Any:
+    """Return what tells two tensors apart: tied parameters and equal views of one storage are the same."""
+    strides = tuple(s if n > 1 else 0 for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    storage = tensor.untyped_storage().data_ptr()
+    return storage, tensor.storage_offset(), tuple(tensor.shape), strides, tensor.dtype
+
+
+def _foldable(target: Any, arguments: Any) -> bool:
+    if not isinstance(target, torch._ops.OpOverload) or not target._schema.returns or "empty" in str(target):
+        return False
+    if torch.Tag.nondeterministic_seeded in target.tags:
+        return False
+    # A str where the schema wants a number is a size that depends on the batch; other strs are options.
+    return not any(
+        (isinstance(leaf, Tensor) and leaf.data is None) or (isinstance(leaf, str) and "batch" in leaf)
+        for leaf in _leaves(arguments)
+    )
+
+
+def _leaves(tree: Any) -> list[Any]:
+    leaves: list[Any] = []
+    torch.fx.node.map_aggregate(tree, lambda leaf: leaves.append(leaf))
+    return leaves
+
+
+def _module_path(node: Any) -> str:
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    path = stack[-1][0] if stack else ""
+    return "" if path.startswith("_") else re.sub(r"@\d+", "", path)

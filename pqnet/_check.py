@@ -1,0 +1,96 @@
+"""The door: turns what callers pass into checked arrays and numbers. Nothing behind it casts or checks again."""
+
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+
+from pqnet.errors import ConfigError, PQNetError
+
+__all__ = ["choice", "error", "float_array", "index_array", "integer", "rng_seed"]
+
+
+def error(name: str, expected: str, got: object, remedy: str = "") -> PQNetError:
+    """Build the one error message form: argument, what was expected, what came, the way out."""
+    return PQNetError(f"{name}: expected {expected}, got {got}" + (f"; {remedy}" if remedy else ""))
+
+
+def describe(value: Any) -> str:
+    """Say what a value is, in few words, for an error message."""
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} array of shape {value.shape}"
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
+
+
+def float_array(
+    value: Any,
+    name: str,
+    *,
+    ndim: int | tuple[int, ...] | None = None,
+    shape: tuple[int | None, ...] | None = None,
+    empty: bool = False,
+    infinite: bool = False,
+    dtype: type[np.floating[Any]] = np.float32,
+) -> np.ndarray:
+    """Return ``value`` as a finite C-contiguous float array of the wanted rank and shape, or raise.
+
+    ``shape`` may hold None for free axes; ``infinite`` lets infinities pass (masks), never NaN. Booleans, complex numbers and objects are refused, integers converted.
+    """
+    try:
+        array = np.asarray(value)
+    except ValueError:  # ragged nested lists
+        raise error(name, "an array of numbers", describe(value)) from None
+    if array.dtype.kind not in "fiu":
+        raise error(name, "an array of real numbers", describe(array), "convert it with .astype('float32')")
+    ranks = (ndim,) if isinstance(ndim, int) else ndim
+    if ranks is not None and array.ndim not in ranks:
+        raise error(name, f"{' or '.join(map(str, ranks))} axes", f"shape {array.shape}", "reshape the array")
+    if shape is not None and (
+        len(shape) != array.ndim or any(w is not None and w != h for w, h in zip(shape, array.shape, strict=True))
+    ):
+        want = tuple("any" if s is None else s for s in shape)
+        raise error(name, f"shape ({', '.join(map(str, want))})", f"shape {array.shape}")
+    if not empty and array.size == 0:
+        raise error(name, "at least one element", f"shape {array.shape}")
+    with np.errstate(over="ignore"):
+        out = np.require(array, dtype, "C")
+    good = ~np.isnan(out) if infinite else np.isfinite(out)
+    if not good.all():
+        bad = int(out.size - good.sum())
+        raise error(name, f"finite {np.dtype(dtype).name} numbers", f"{bad} NaN or infinite of {out.size}")
+    return out
+
+
+def index_array(value: Any, name: str, *, below: int, shape: tuple[int, ...] | None = None) -> np.ndarray:
+    """Return ``value`` as a C-contiguous int64 array with entries in [0, below); floats are never converted."""
+    array = np.asarray(value)
+    if array.dtype.kind not in "iu":
+        raise error(name, "an array of integers", describe(array), "indices are never converted silently")
+    if shape is not None and array.shape != shape:
+        raise error(name, f"shape {shape}", f"shape {array.shape}")
+    if array.size and (int(array.min()) < 0 or int(array.max()) >= below):
+        raise error(name, f"entries in [0, {below})", f"range [{array.min()}, {array.max()}]")
+    return np.require(array, np.int64, "C")
+
+
+def integer(value: Any, name: str, low: int, high: int | None = None) -> int:
+    """Return ``value`` as an int within [low, high], or raise; booleans and floats are refused."""
+    limits = f"an integer >= {low}" if high is None else f"an integer in [{low}, {high}]"
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
+        raise error(name, limits, describe(value))
+    if value < low or (high is not None and value > high):
+        raise error(name, limits, int(value))
+    return int(value)
+
+
+def rng_seed(value: Any, name: str = "seed") -> int:
+    """Return a seed usable by ``numpy.random.default_rng``."""
+    return integer(value, name, 0, 2**63 - 1)
+
+
+def choice(value: Any, name: str, options: Collection[Any]) -> Any:
+    """Return ``value`` if it is one of ``options``, or raise naming them all."""
+    if not any(value is option or (type(value) is type(option) and value == option) for option in options):
+        raise ConfigError(str(error(name, f"one of {', '.join(map(repr, options))}", describe(value))))
+    return value

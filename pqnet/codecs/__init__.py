@@ -1,0 +1,11 @@
+"""What is stored: layouts of blocks, bit packing and the codecs."""
+
+from pqnet.codecs.base import CODECS as CODECS
+from pqnet.codecs.base import FITTERS as FITTERS
+from pqnet.codecs.base import PACKED as PACKED
+from pqnet.codecs.base import Codec as Codec
+from pqnet.codecs.base import Fit as Fit
+from pqnet.codecs.base import Packed as Packed
+from pqnet.codecs.base import codec_from_attrs as codec_from_attrs
+from pqnet.codecs.pq import PQ as PQ
+from pqnet.codecs.pq import PackedPQ as PackedPQ

@@ -1,0 +1,108 @@
+"""What every codec and every packed weight offers, and the registry through which files and fitting find them."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple, Self
+
+import numpy as np
+
+from pqnet.errors import FormatError
+
+__all__ = ["CODECS", "FITTERS", "PACKED", "Codec", "Fit", "Packed", "codec_from_attrs"]
+
+CODECS: dict[str, type["Codec"]] = {}
+PACKED: dict[str, type["Packed"]] = {}
+FITTERS: dict[str, Callable[..., "Fit"]] = {}  # filled by pqnet.fit: how codes are found is not a codec's concern
+
+
+class Fit(NamedTuple):
+    """A packed weight and the codebook updates it took to find it."""
+
+    packed: "Packed"
+    n_iter: int
+
+
+class Codec(ABC):
+    """A way to store a weight in few bits. Subclasses are frozen dataclasses that check themselves."""
+
+    name: ClassVar[str]
+
+    def __init_subclass__(cls) -> None:
+        CODECS[cls.name] = cls
+
+    @abstractmethod
+    def to_attrs(self) -> dict[str, Any]:
+        """Return the codec as plain data: ``{"codec": name, ...}``; `codec_from_attrs` is the inverse."""
+
+    @abstractmethod
+    def check(self, shape: tuple[int, ...]) -> Self:
+        """Return the codec as it applies to a weight of this shape (K clamped), or raise ConfigError."""
+
+    def fit(
+        self,
+        weight: Any,
+        metric: Any = None,
+        warm: "Packed | None" = None,
+        seed: int = 0,
+        **options: Any,
+    ) -> "Packed":
+        """Find the codes of a weight; see `pqnet.fit.fit_pq` for the arguments of the PQ codec."""
+        return FITTERS[self.name](self, weight, metric=metric, warm=warm, seed=seed, **options).packed
+
+
+class Packed(ABC):
+    """A weight stored as codes. Immutable; shape is that of the weight in filter form (see `codecs.layout`)."""
+
+    codec: Codec
+    shape: tuple[int, ...]
+
+    def __init_subclass__(cls) -> None:
+        PACKED[cls.__name__.removeprefix("Packed").lower()] = cls
+
+    @abstractmethod
+    def decode(self) -> np.ndarray:
+        """Return the weight as a float32 array of shape ``self.shape``."""
+
+    @abstractmethod
+    def decode_rows(self, rows: np.ndarray) -> np.ndarray:
+        """Return ``self.decode()[rows]`` for integer ``rows`` of any shape, decoding these rows only."""
+
+    @property
+    @abstractmethod
+    def code_nbytes(self) -> int:
+        """Bytes of the packed codes."""
+
+    @property
+    @abstractmethod
+    def codebook_nbytes(self) -> int:
+        """Bytes of the codebooks and other side information."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the packed weight takes, in memory as in the file."""
+        return self.code_nbytes + self.codebook_nbytes
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @abstractmethod
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return what a file stores: arrays by name."""
+
+    @classmethod
+    @abstractmethod
+    def from_arrays(cls, codec: Codec, shape: tuple[int, ...], arrays: Mapping[str, np.ndarray]) -> "Packed":
+        """Rebuild from `arrays`; anything that does not fit raises FormatError."""
+
+
+def codec_from_attrs(attrs: Mapping[str, Any]) -> Codec:
+    """Rebuild a codec from its plain-data form, or raise FormatError."""
+    fields = dict(attrs)
+    cls = CODECS.get(fields.pop("codec", None))
+    if cls is None:
+        raise FormatError(f"codec: expected one of {sorted(CODECS)}, got {attrs.get('codec')!r}")
+    try:
+        return cls(**fields)
+    except (TypeError, ValueError) as reason:
+        raise FormatError(f"codec {attrs!r}: {reason}") from None

@@ -1,0 +1,48 @@
+"""The one definition of bit order: codes as a stream of ceil(log2 K) bits each, least significant bit first."""
+
+import numpy as np
+
+__all__ = ["code_bits", "pack_codes", "packed_nbytes", "unpack_codes"]
+
+
+def code_bits(k: int) -> int:
+    """Return the bits of one code of a codebook with ``k`` codewords: ceil(log2 k), 0 for one codeword."""
+    return (k - 1).bit_length()
+
+
+def packed_nbytes(n: int, k: int) -> int:
+    """Return the bytes that ``n`` codes of a codebook with ``k`` codewords take when packed."""
+    return (n * code_bits(k) + 7) // 8
+
+
+def code_dtype(k: int) -> type[np.unsignedinteger]:
+    """Return the smallest dtype that holds unpacked codes below ``k``."""
+    return np.uint8 if k <= 256 else np.uint16 if k <= 65536 else np.uint32
+
+
+def pack_codes(codes: np.ndarray, k: int) -> np.ndarray:
+    """Pack codes (any shape, C order) below ``k`` into a uint8 stream; code i has bits [i*b, (i+1)*b)."""
+    bits = code_bits(k)
+    flat = np.ascontiguousarray(codes).reshape(-1)
+    if bits == 8:
+        return flat.astype(np.uint8)
+    if bits == 16:
+        return flat.astype("<u2").view(np.uint8)
+    planes = np.empty((flat.size, bits), np.uint8)
+    for b in range(bits):
+        planes[:, b] = (flat >> b) & 1
+    return np.packbits(planes.reshape(-1), bitorder="little")
+
+
+def unpack_codes(packed: np.ndarray, n: int, k: int) -> np.ndarray:
+    """Return the ``n`` codes of a packed stream as uint8, uint16 or uint32, shape (n,)."""
+    bits, dtype = code_bits(k), code_dtype(k)
+    if bits == 8:
+        return packed[:n]
+    if bits == 16:
+        return packed[: 2 * n].view("<u2").astype(np.uint16, copy=False)
+    planes = np.unpackbits(packed, count=n * bits, bitorder="little").reshape(n, bits)
+    codes = np.zeros(n, dtype)
+    for b in range(bits):
+        codes |= planes[:, b].astype(dtype) << dtype(b)
+    return codes

@@ -1,0 +1,197 @@
+"""Product quantization: every block of d weights is the index of one of K codewords of the layer's codebook."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, cast
+
+import numpy as np
+
+from pqnet._check import choice, float_array, index_array, integer
+from pqnet.codecs.base import Codec, Packed
+from pqnet.codecs.layout import LAYOUTS, check_blocks, from_blocks
+from pqnet.codecs.packing import pack_codes, packed_nbytes, unpack_codes
+from pqnet.errors import ConfigError, FormatError, PQNetError
+
+__all__ = ["PQ", "PackedPQ", "clamp_k"]
+
+CODEBOOK_DTYPES = ("float16", "float32")
+CLAMPS = ("floor", "strict", None)
+
+
+def clamp_k(k: int, n_blocks: int, rule: str | None) -> int:
+    """Return K limited so that a codeword serves at least about four blocks.
+
+    Parameters
+    ----------
+    k : int
+        Wanted number of codewords.
+    n_blocks : int
+        Number n of blocks of the weight.
+    rule : {"floor", "strict", None}
+        ``"floor"``: the largest power of two <= n/4 (permute-quantize-finetune). ``"strict"``: the largest power of
+        two < n/4 (kill-the-bits). None: no limit. Both rules give at least 1.
+
+    Examples
+    --------
+    >>> clamp_k(256, 512, "floor"), clamp_k(256, 512, "strict")
+    (128, 64)
+    """
+    if rule is None:
+        return k
+    quarter = n_blocks // 4 if rule == "floor" else (n_blocks - 1) // 4
+    return min(k, 1 << max(quarter.bit_length() - 1, 0))
+
+
+@dataclass(frozen=True)
+class PQ(Codec):
+    """Product quantization with one codebook of ``k`` codewords of ``d`` numbers for a weight.
+
+    Parameters
+    ----------
+    k : int
+        Codewords, 1 to 65536; need not be a power of two. More than the weight has blocks is a ConfigError unless
+        ``clamp`` limits it.
+    d : int
+        Block size; must divide the inputs of a filter (``spatial``) or its channels (``channel``).
+    layout : {"spatial", "channel"}
+        Which weights form a block: d consecutive numbers in (C, kh, kw) order, or d channels at one tap.
+    codebook_dtype : {"float16", "float32"}
+        How codewords are stored; fitting accounts for the rounding.
+    clamp : {None, "floor", "strict"}
+        Limit on k for small weights, see `clamp_k`.
+
+    Examples
+    --------
+    >>> import numpy as np, pqnet
+    >>> weight = np.random.default_rng(0).standard_normal((64, 32, 3, 3)).astype("float32")
+    >>> packed = pqnet.PQ(k=128, d=9).fit(weight)
+    >>> packed.codes.shape, packed.nbytes, packed.decode().shape
+    ((64, 32), 4096, (64, 32, 3, 3))
+    """
+
+    k: int = 256
+    d: int = 8
+    layout: Literal["spatial", "channel"] = "spatial"
+    codebook_dtype: Literal["float16", "float32"] = "float16"
+    clamp: Literal["floor", "strict"] | None = None
+    name: ClassVar[str] = "pq"
+
+    def __post_init__(self) -> None:
+        integer(self.k, "PQ.k", 1, 65536)
+        integer(self.d, "PQ.d", 1, 4096)
+        choice(self.layout, "PQ.layout", LAYOUTS)
+        choice(self.codebook_dtype, "PQ.codebook_dtype", CODEBOOK_DTYPES)
+        choice(self.clamp, "PQ.clamp", CLAMPS)
+
+    def to_attrs(self) -> dict[str, Any]:
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {"codec": self.name} | {n: v for n, v in fields.items() if v is not None}
+
+    def check(self, shape: tuple[int, ...]) -> "PQ":
+        n = shape[0] * check_blocks(shape, self.d, self.layout)
+        k = clamp_k(self.k, n, self.clamp)
+        if k > n:
+            raise ConfigError(
+                f"k: expected at most {n}, the number of blocks of a weight of shape {shape} at d={self.d}, got {k}; "
+                "use a smaller k or clamp='floor'"
+            )
+        return dataclasses.replace(self, k=k, clamp=None)
+
+
+class PackedPQ(Packed):
+    """A product-quantized weight: bit-packed codes and one codebook.
+
+    Parameters
+    ----------
+    codec : PQ
+        With ``k`` equal to the rows of the codebook.
+    shape : tuple of int
+        Shape of the weight in filter form, (O, C, kh, kw) or (O, I).
+    codes : integer array, shape (O, M)
+        Index of the codeword of each block.
+    codebook : array, shape (K, d)
+        Codewords, stored as ``codec.codebook_dtype``.
+    """
+
+    codec: PQ
+
+    def __init__(self, codec: PQ, shape: tuple[int, ...], codes: np.ndarray, codebook: np.ndarray) -> None:
+        self.shape = tuple(int(s) for s in shape)
+        self.codec = codec.check(self.shape)
+        m = check_blocks(self.shape, codec.d, codec.layout)
+        if np.shape(codebook) != (codec.k, codec.d):
+            raise PQNetError(f"codebook: expected shape {(codec.k, codec.d)}, got {np.shape(codebook)}")
+        with np.errstate(over="ignore"):
+            stored = np.asarray(codebook).astype(codec.codebook_dtype)
+        float_array(stored, f"codebook as {codec.codebook_dtype}")
+        self.codebook = np.ascontiguousarray(stored)
+        self._stream = pack_codes(index_array(codes, "codes", below=codec.k, shape=(self.shape[0], m)), codec.k)
+        for array in (self.codebook, self._stream):
+            array.flags.writeable = False
+
+    @property
+    def n_blocks(self) -> int:
+        """Number of blocks of the weight, O * M."""
+        return int(np.prod(self.shape)) // self.codec.d
+
+    @property
+    def codes(self) -> np.ndarray:
+        """The codes, unpacked: unsigned integers, shape (O, M)."""
+        return unpack_codes(self._stream, self.n_blocks, self.codec.k).reshape(self.shape[0], -1)
+
+    def decode(self) -> np.ndarray:
+        blocks = np.take(self.codebook.astype(np.float32), self.codes, axis=0)
+        return from_blocks(blocks, self.shape, self.codec.layout)
+
+    def decode_rows(self, rows: np.ndarray) -> np.ndarray:
+        ids = index_array(rows, "rows", below=self.shape[0])
+        blocks = np.take(self.codebook.astype(np.float32), self.codes[ids.reshape(-1)], axis=0)
+        dense = from_blocks(blocks, (ids.size, *self.shape[1:]), self.codec.layout)
+        return dense.reshape(*ids.shape, *self.shape[1:])
+
+    @property
+    def code_nbytes(self) -> int:
+        return self._stream.nbytes
+
+    @property
+    def codebook_nbytes(self) -> int:
+        return self.codebook.nbytes
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        return {"codes": self._stream, "codebook": self.codebook}
+
+    @classmethod
+    def from_arrays(cls, codec: Codec, shape: tuple[int, ...], arrays: Mapping[str, np.ndarray]) -> "PackedPQ":
+        if not isinstance(codec, PQ) or set(arrays) != {"codes", "codebook"}:
+            raise FormatError(f"packed PQ weight: expected arrays codes and codebook, got {sorted(arrays)}")
+        stream, codebook = arrays["codes"], arrays["codebook"]
+        try:
+            m = check_blocks(shape, codec.d, codec.layout)
+            n = shape[0] * m
+            if stream.dtype != np.uint8 or stream.shape != (packed_nbytes(n, codec.k),):
+                raise PQNetError(
+                    f"codes: expected {packed_nbytes(n, codec.k)} bytes, got {stream.dtype} of shape {stream.shape}"
+                )
+            if codebook.dtype != codec.codebook_dtype:
+                raise PQNetError(f"codebook: expected {codec.codebook_dtype}, got {codebook.dtype}")
+            packed = cls(codec, shape, unpack_codes(stream, n, codec.k).reshape(shape[0], m), codebook)
+            if not np.array_equal(packed._stream, stream):
+                raise PQNetError("codes: expected zero bits after the last code, got others")
+            return packed
+        except PQNetError as reason:
+            raise FormatError(str(reason)) from None
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, PackedPQ)
+            and (self.codec, self.shape) == (other.codec, other.shape)
+            and np.array_equal(self.codebook, other.codebook)
+            and np.array_equal(self._stream, other._stream)
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        c = cast(PQ, self.codec)
+        return f"PackedPQ(shape={self.shape}, k={c.k}, d={c.d}, layout={c.layout!r}, nbytes={self.nbytes})"

@@ -1,0 +1,6 @@
+"""How codes are found, on plain arrays."""
+
+from pqnet.fit.kmeans import KMeansResult as KMeansResult
+from pqnet.fit.kmeans import assign as assign
+from pqnet.fit.kmeans import weighted_kmeans as weighted_kmeans
+from pqnet.fit.pq import fit_pq as fit_pq

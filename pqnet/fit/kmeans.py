@@ -1,0 +1,320 @@
+"""Weighted k-means and nearest codewords under a quadratic metric, on plain arrays."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pqnet import _check
+from pqnet._threads import default_threads, parallel_kernels
+from pqnet.codecs.packing import code_dtype
+from pqnet.errors import PQNetError
+from pqnet.kernels import kmeans as kernels
+
+__all__ = ["KMeansResult", "assign", "weighted_kmeans"]
+
+LANES = 16  # codebooks are padded to whole vectors
+TOLERANCE = 1e-5  # stop when an iteration lowers the error by less than this share
+
+
+class KMeansResult(NamedTuple):
+    """What `weighted_kmeans` found.
+
+    Attributes
+    ----------
+    codebook : float32 ndarray, shape (K, D)
+    codes : unsigned integer ndarray, shape (N,)
+        The nearest codeword of every block under the metric.
+    error : float
+        ``sum_n w_n (v_n - c)' G (v_n - c)``.
+    n_iter : int
+        Codebook updates made.
+    """
+
+    codebook: np.ndarray
+    codes: np.ndarray
+    error: float
+    n_iter: int
+
+
+class _Problem:
+    """Checked blocks with their metric, and the buffers that every iteration reuses."""
+
+    def __init__(self, blocks: Any, weights: Any, metric: Any, groups: Any, threads: int | None) -> None:
+        self.v = _check.float_array(blocks, "blocks", ndim=2)
+        n, d = self.v.shape
+        self.threads = default_threads(threads)
+        if metric is None:
+            if groups is not None:
+                raise _check.error("groups", "None when metric is None", "an array", "pass metric of shape (M, D, D)")
+            self.metric = np.eye(d, dtype=np.float32)[None]
+        else:
+            self.metric = _check.float_array(metric, "metric", ndim=(2, 3))
+            if self.metric.shape[-2:] != (d, d):
+                raise _check.error("metric", f"shape ({d}, {d}) or (M, {d}, {d})", f"shape {self.metric.shape}")
+            if (self.metric.ndim == 3) != (groups is not None):
+                raise _check.error(
+                    "groups",
+                    "one entry a block exactly when metric has shape (M, D, D)",
+                    f"metric of shape {self.metric.shape} and groups {'given' if groups is not None else 'None'}",
+                )
+            _check_metric(self.metric)
+            self.metric = self.metric.reshape(-1, d, d)
+        m = len(self.metric)
+        self.group = (
+            np.zeros(n, np.int32)
+            if groups is None
+            else _check.index_array(groups, "groups", below=m, shape=(n,)).astype(np.int32)
+        )
+        self.w = np.ones(n, np.float32)
+        if weights is not None:
+            self.w = _check.float_array(weights, "weights", shape=(n,))
+            if self.w.min() < 0 or self.w.max() <= 0:
+                raise _check.error("weights", "non-negative numbers, not all zero", f"minimum {self.w.min()}")
+        self.chunk = max(1024, -(-n // 256))
+        self.n_chunks = -(-n // self.chunk)
+        self.y, self.half_norm = np.empty_like(self.v), np.empty(n, np.float32)
+        with parallel_kernels(self.threads):
+            kernels.transform_rows(self.v, self.group, self.metric, self.chunk, self.y, self.half_norm)
+        self.codes, self.half = np.empty(n, np.int32), np.empty(n, np.float32)
+
+    def offsets(self, codebook: np.ndarray) -> np.ndarray:
+        """Return c' G_m c / 2 for every group and codeword, float32 (M, K)."""
+        c = codebook.astype(np.float64)
+        d = c.shape[1]
+        outer = (c[:, :, None] * c[:, None, :]).reshape(len(c), d * d)
+        return (0.5 * (self.metric.reshape(-1, d * d).astype(np.float64) @ outer.T)).astype(np.float32)
+
+    def nearest(self, codebook: np.ndarray) -> None:
+        """E-step: fill ``codes`` and ``half``."""
+        k, d = codebook.shape
+        kp = -(-k // LANES) * LANES
+        transposed = np.zeros((d, kp), np.float32)
+        transposed[:, :k] = codebook.T
+        offset = np.full((len(self.metric), kp), np.inf, np.float32)
+        offset[:, :k] = self.offsets(codebook)
+        scratch = np.empty((self.n_chunks, kp), np.float32)
+        bits = scratch.view(np.int32)
+        with parallel_kernels(self.threads):
+            kernels.nearest_codewords(
+                self.y, self.half_norm, self.group, transposed, offset, self.chunk, scratch, bits, self.codes, self.half
+            )
+
+    def error(self, codebook: np.ndarray) -> float:
+        """Return the exact weighted squared error of the current codes."""
+        partial = np.empty(self.n_chunks)
+        with parallel_kernels(self.threads):
+            kernels.weighted_error(
+                self.v, self.w, self.group, self.metric, codebook, self.codes, self.chunk, partial
+            )
+        return float(partial.sum())
+
+
+def _check_metric(metric: np.ndarray) -> None:
+    symmetric = np.abs(metric - np.swapaxes(metric, -1, -2)).max() <= 1e-5 * np.abs(metric).max()
+    if not symmetric or np.linalg.eigvalsh(metric.astype(np.float64)).min() < -1e-5 * np.abs(metric).max():
+        raise PQNetError(
+            "metric: expected symmetric positive semi-definite matrices, got one that is not; "
+            "a second moment x.T @ x is"
+        )
+
+
+def assign(
+    blocks: Any, codebook: Any, *, metric: Any = None, groups: Any = None, threads: int | None = None
+) -> np.ndarray:
+    """Return the nearest codeword of every block.
+
+    Parameters
+    ----------
+    blocks : array, shape (N, D)
+    codebook : array, shape (K, D)
+    metric : array, shape (D, D) or (M, D, D), optional
+        Symmetric positive semi-definite G of the squared distance ``(v - c)' G (v - c)``; None is Euclidean.
+    groups : integer array, shape (N,), optional
+        Which of the M matrices measures a block.
+    threads : int, optional
+        Default: all cores. The result does not depend on it.
+
+    Returns
+    -------
+    unsigned integer ndarray, shape (N,)
+        Distances are computed in float32; codewords that tie within its rounding may be returned for one another.
+
+    Raises
+    ------
+    PQNetError
+        Wrong shape or dtype, NaN, a metric that is not symmetric positive semi-definite.
+
+    Examples
+    --------
+    >>> import pqnet
+    >>> pqnet.assign([[0.0, 1.0], [4.0, 4.0]], [[0.0, 0.0], [5.0, 5.0]]).tolist()
+    [0, 1]
+    """
+    problem = _Problem(blocks, None, metric, groups, threads)
+    words = _check.float_array(codebook, "codebook", shape=(None, problem.v.shape[1]))
+    problem.nearest(words)
+    return problem.codes.astype(code_dtype(len(words)))
+
+
+def weighted_kmeans(
+    blocks: Any,
+    k: int,
+    *,
+    weights: Any = None,
+    metric: Any = None,
+    groups: Any = None,
+    init: Any = None,
+    n_iter: int = 100,
+    seed: int = 0,
+    threads: int | None = None,
+) -> KMeansResult:
+    """Find K codewords that minimise ``sum_n w_n (v_n - c_{a(n)})' G_{g(n)} (v_n - c_{a(n)})``.
+
+    Lloyd's algorithm: the nearest codeword under the metric, then ``c = (sum w G)^-1 sum w G v`` over the members, which
+    is their mean when all share one metric ("And the Bit Goes Down", equations 3 and 4, with G the second moment of the
+    activations). The error never rises. Codewords without members move, all at once, to the blocks of largest error.
+
+    Parameters
+    ----------
+    blocks : array, shape (N, D)
+    k : int
+        Codewords, at most N.
+    weights : array, shape (N,), optional
+        Non-negative weight of each block; default 1.
+    metric : array, shape (D, D) or (M, D, D), optional
+        Symmetric positive semi-definite matrices; None is Euclidean.
+    groups : integer array, shape (N,), optional
+        Which of the M matrices measures a block; needed with a metric of shape (M, D, D).
+    init : {None, "k-means++", "random"} or array of shape (K, D)
+        First codebook; None is k-means++ under the metric.
+    n_iter : int
+        Largest number of codebook updates; fewer are made when one lowers the error by less than 0.001 %.
+    seed : int
+    threads : int, optional
+        Default: all cores. The result does not depend on it.
+
+    Returns
+    -------
+    KMeansResult
+
+    Raises
+    ------
+    PQNetError
+        Wrong shape or dtype, NaN, k > N, negative weights, a metric that is not symmetric positive semi-definite.
+
+    Examples
+    --------
+    >>> import numpy as np, pqnet
+    >>> blocks = np.random.default_rng(0).standard_normal((1000, 4))
+    >>> result = pqnet.weighted_kmeans(blocks, 16)
+    >>> result.codebook.shape, result.codes.shape
+    ((16, 4), (1000,))
+    """
+    problem = _Problem(blocks, weights, metric, groups, threads)
+    k = _check.integer(k, "k", 1, len(problem.v))
+    n_iter = _check.integer(n_iter, "n_iter", 0)
+    codebook = _initial(problem, k, init, np.random.default_rng(_check.rng_seed(seed)))
+    previous, best, updates = np.inf, (codebook, problem.codes), 0
+    for step in range(n_iter + 1):
+        problem.nearest(codebook)
+        # Exact, because float32 half distances could let the error creep up near convergence.
+        error = problem.error(codebook)
+        if error > previous:
+            codebook, problem.codes = best
+            break
+        best, updates = (codebook, problem.codes.copy()), step
+        if step == n_iter:
+            break
+        repaired = _fill_empty(problem, k)
+        if not repaired and previous - error <= TOLERANCE * error:
+            break
+        previous, codebook = error, _update(problem, codebook)
+    return KMeansResult(codebook, problem.codes.astype(code_dtype(k)), problem.error(codebook), updates)
+
+
+def _initial(problem: _Problem, k: int, init: Any, rng: np.random.Generator) -> np.ndarray:
+    if init is None or isinstance(init, str):
+        if _check.choice(init or "k-means++", "init", ("k-means++", "random")) == "k-means++":
+            return problem.v[_plus_plus(problem, k, rng)]
+        candidates = np.flatnonzero(problem.w > 0)
+        return problem.v[rng.choice(candidates, k, replace=len(candidates) < k)]
+    return _check.float_array(init, "init", shape=(k, problem.v.shape[1]))
+
+
+def _plus_plus(problem: _Problem, k: int, rng: np.random.Generator) -> np.ndarray:
+    """k-means++ seeding: every codeword is a block drawn with probability proportional to its weighted error.
+
+    Of many blocks a random 64 for each codeword are looked at: more do not give better seeds.
+    """
+    n, sample = len(problem.v), 64 * k
+    pick = np.sort(rng.choice(n, sample, replace=False)) if n > sample else np.arange(n)
+    y, half_norm, group, w = (a[pick] for a in (problem.y, problem.half_norm, problem.group, problem.w))
+    mass = w.astype(np.float64)
+    if not mass.any():  # all the weight is on few blocks outside the sample
+        return rng.choice(n, k, p=problem.w.astype(np.float64) / problem.w.sum(dtype=np.float64))
+    n, chunk = len(pick), problem.chunk
+    least, sums = np.full(n, np.inf, np.float32), np.empty(-(-n // chunk))
+    rows, draws = np.empty(k, np.int64), rng.random(k)
+    rows[0] = min(int(np.searchsorted(np.cumsum(mass), draws[0] * mass.sum(), side="right")), n - 1)
+    with parallel_kernels(problem.threads):
+        for i in range(1, k):
+            word = problem.v[pick[rows[i - 1]]]
+            offset = problem.offsets(word[None])[:, 0]
+            kernels.shrink_distances(y, half_norm, group, w, word, offset, chunk, least, sums)
+            edges = np.cumsum(sums)
+            if edges[-1] <= 0:  # fewer distinct blocks than codewords
+                rows[i:] = rng.integers(0, n, k - i)
+                break
+            target = draws[i] * edges[-1]
+            c = min(int(np.searchsorted(edges, target, side="right")), len(edges) - 1)
+            part = np.cumsum(least[c * chunk : (c + 1) * chunk], dtype=np.float64)
+            inside = int(np.searchsorted(part, target - (edges[c - 1] if c else 0.0), side="right"))
+            rows[i] = c * chunk + min(inside, len(part) - 1)
+    return pick[rows]
+
+
+def _fill_empty(problem: _Problem, k: int) -> bool:
+    """Give every codeword without weight the block of largest error, in one pass; return whether any was given."""
+    mass = np.bincount(problem.codes, problem.w, k)
+    empty = np.flatnonzero(mass <= 0)
+    if not len(empty):
+        return False
+    members = np.bincount(problem.codes[problem.w > 0], minlength=k)
+    error = problem.w * problem.half
+    filled = 0
+    for row in np.argsort(-error, kind="stable"):
+        if filled == len(empty) or error[row] <= 0:
+            break
+        if members[problem.codes[row]] > 1:  # a cluster keeps its last member
+            members[problem.codes[row]] -= 1
+            problem.codes[row], problem.half[row] = empty[filled], 0.0
+            filled += 1
+    return filled > 0
+
+
+def _update(problem: _Problem, codebook: np.ndarray) -> np.ndarray:
+    """M-step: the codeword that minimises the error of its members; one without weight stays where it is."""
+    k, d = codebook.shape
+    shared = len(problem.metric) == 1
+    chunk = max(problem.chunk, -(-len(problem.v) // 64))
+    n_chunks = -(-len(problem.v) // chunk)
+    sums, mass = np.empty((n_chunks, k, d)), np.empty((n_chunks, k))
+    rows = problem.v if shared else problem.y
+    with parallel_kernels(problem.threads):
+        kernels.sum_by_code(rows, problem.w, problem.codes, chunk, sums, mass)
+    right, total = sums.sum(0), mass.sum(0)
+    used = total > 0
+    out = codebook.astype(np.float64)
+    if shared:
+        out[used] = right[used] / total[used, None]
+        return out.astype(np.float32)
+    m = len(problem.metric)
+    share = np.bincount(problem.codes.astype(np.int64) * m + problem.group, problem.w, k * m).reshape(k, m)
+    left = (share @ problem.metric.reshape(m, d * d).astype(np.float64)).reshape(k, d, d)
+    # Directions that no member's metric sees stay at the old codeword: solve for the step, damped at rounding level.
+    scale = np.trace(left, axis1=1, axis2=2) / d
+    used &= scale > 0
+    step = right[used] - np.einsum("kij,kj->ki", left[used], out[used])
+    damped = left[used] + 1e-7 * scale[used, None, None] * np.eye(d)
+    out[used] += np.linalg.solve(damped, step[:, :, None])[:, :, 0]
+    return out.astype(np.float32)

@@ -1,0 +1,242 @@
+"""A network as plain data: typed operations in order, and the parameters that they use."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from pqnet.codecs import Packed
+from pqnet.errors import PQNetError
+from pqnet.graph.op import DTYPES, Info, complete_attrs, get_op, resolve_attrs, resolve_dim
+
+__all__ = ["WEIGHT_OPS", "Graph", "GraphBuilder", "Node", "ValueInfo"]
+
+Dim = int | str
+Param = np.ndarray | Packed
+
+# Operations with a parameter "weight" in filter form that a codec may replace: what users call layers.
+WEIGHT_OPS = ("conv2d", "conv_transpose2d", "linear", "embedding")
+
+
+@dataclass(frozen=True)
+class ValueInfo:
+    """Shape and dtype of a graph input; a str in the shape names a free symbol, such as ``"batch"``."""
+
+    shape: tuple[Dim, ...]
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation. ``inputs`` and ``outputs`` name values; ``params`` maps a role to a parameter's name."""
+
+    op: str
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+    params: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Graph:
+    """A network: inputs, nodes in execution order, outputs, parameters.
+
+    Parameters
+    ----------
+    inputs : dict of str to ValueInfo
+        In calling order.
+    outputs : dict of str to str
+        Output name to value name, in return order.
+    nodes : list of Node
+        Every value is produced before it is used.
+    params : dict of str to array or Packed
+        float32, float16, int64 or bool arrays, or packed weights.
+    symbols : dict of str to int
+        The free sizes of the input shapes, each with a size that is known to work.
+    meta : dict
+        Plain data (JSON types): provenance, recipe, preprocessing, labels.
+    """
+
+    inputs: dict[str, ValueInfo]
+    outputs: dict[str, str]
+    nodes: list[Node]
+    params: dict[str, Param]
+    symbols: dict[str, int] = field(default_factory=dict)
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def validate(self) -> "Graph":
+        """Return a checked copy: attributes completed, names unique, every value defined, all shapes fitting."""
+        nodes, defined, names = [], set(self.inputs), set()
+        if not self.inputs or not self.outputs:
+            raise PQNetError(f"graph: expected inputs and outputs, got {len(self.inputs)} and {len(self.outputs)}")
+        for node in self.nodes:
+            op = get_op(node.op)
+            where = f"node {node.name!r} ({node.op})"
+            if node.name in names:
+                raise PQNetError(f"{where}: the name is used twice")
+            names.add(node.name)
+            for value in node.inputs:
+                if value not in defined:
+                    raise PQNetError(f"{where}: input value {value!r} is not defined before it")
+            for value in node.outputs:
+                if value in defined:
+                    raise PQNetError(f"{where}: value {value!r} is defined twice")
+                defined.add(value)
+            if not op.min_inputs <= len(node.inputs) <= op.max_inputs:
+                raise PQNetError(f"{where}: expected {op.min_inputs} to {op.max_inputs} inputs, got {len(node.inputs)}")
+            self._check_params(node, op.params, where)
+            nodes.append(replace(node, attrs=complete_attrs(op, node.attrs), params=dict(node.params)))
+        for name, value in self.outputs.items():
+            if value not in defined:
+                raise PQNetError(f"output {name!r}: value {value!r} is not defined")
+        used = {p for node in nodes for p in node.params.values()}
+        if unused := sorted(set(self.params) - used):
+            raise PQNetError(f"parameters {unused[:5]} are used by no node")
+        graph = replace(self, nodes=nodes, params=dict(self.params))
+        graph.infer_shapes(graph.symbols)
+        return graph
+
+    def _check_params(self, node: Node, roles: Mapping[str, bool], where: str) -> None:
+        if unknown := set(node.params) - set(roles):
+            raise PQNetError(f"{where}: unknown parameter roles {sorted(unknown)}; expected {sorted(roles)}")
+        for role, required in roles.items():
+            if role not in node.params:
+                if required:
+                    raise PQNetError(f"{where}: parameter {role!r} is missing")
+                continue
+            name = node.params[role]
+            if name not in self.params:
+                raise PQNetError(f"{where}: parameter {name!r} is not in the graph")
+            param = self.params[name]
+            if isinstance(param, Packed) and not (role == "weight" and node.op in WEIGHT_OPS):
+                raise PQNetError(f"{where}: parameter {name!r} is packed, but only weights of {WEIGHT_OPS} may be")
+            if not isinstance(param, Packed) and param.dtype.name not in (*DTYPES, "float16"):
+                raise PQNetError(f"{where}: parameter {name!r} has dtype {param.dtype}, expected one of {DTYPES}")
+
+    def infer_shapes(self, symbols: Mapping[str, int]) -> dict[str, Info]:
+        """Return shape and dtype of every value for given free sizes, or raise naming the node that does not fit."""
+        infos = {
+            name: Info(tuple(resolve_dim(d, symbols) for d in info.shape), info.dtype)
+            for name, info in self.inputs.items()
+        }
+        for node in self.nodes:
+            op = get_op(node.op)
+            params = {role: param_info(self.params[name]) for role, name in node.params.items()}
+            try:
+                attrs = resolve_attrs(op, node.attrs, symbols)
+                result = op.infer([infos[v] for v in node.inputs], params, attrs)
+            except PQNetError as reason:
+                raise type(reason)(f"node {node.name!r} ({node.op}): {reason}") from None
+            results = (result,) if isinstance(result, Info) else result
+            if len(results) != len(node.outputs):
+                raise PQNetError(f"node {node.name!r}: expected {len(results)} outputs, got {len(node.outputs)}")
+            for value, info in zip(node.outputs, results, strict=True):
+                if any(s < 0 for s in info.shape):
+                    raise PQNetError(f"node {node.name!r} ({node.op}): output shape {info.shape} is negative")
+                infos[value] = info
+        return infos
+
+    def bind_symbols(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+        """Return the free sizes that the shapes of the inputs imply, or raise PQNetError."""
+        symbols: dict[str, int] = {}
+        for name, info in self.inputs.items():
+            shape, want = shapes[name], info.shape
+            if len(shape) != len(want):
+                raise PQNetError(f"input {name!r}: expected shape {_readable(want)}, got {shape}")
+            for size, dim in zip(shape, want, strict=True):
+                if isinstance(dim, str) and symbols.setdefault(dim, size) == size and size > 0:
+                    continue
+                if size != dim:
+                    raise PQNetError(f"input {name!r}: expected shape {_readable(want)}, got {shape}")
+        return symbols
+
+    def layers(self) -> dict[str, Node]:
+        """Return the nodes whose weight a codec may replace, by name; a shared weight appears at its first user."""
+        seen: dict[str, str] = {}
+        return {
+            n.name: n
+            for n in self.nodes
+            if n.op in WEIGHT_OPS and seen.setdefault(n.params["weight"], n.name) == n.name
+        }
+
+
+def param_info(param: Param) -> Info:
+    """Return shape and dtype of a parameter as operations see it: stored float16 counts as float32."""
+    dtype = "float32" if isinstance(param, Packed) or param.dtype.kind == "f" else param.dtype.name
+    return Info(tuple(param.shape), dtype)
+
+
+def _readable(shape: Sequence[Dim]) -> str:
+    return "(" + ", ".join("any" if isinstance(d, str) else str(d) for d in shape) + ")"
+
+
+class GraphBuilder:
+    """Builds a graph node by node.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from pqnet.graph import GraphBuilder
+    >>> b = GraphBuilder({"input": ValueInfo(("batch", 4))}, {"batch": 2})
+    >>> y = b.add("linear", "input", name="fc", params={"weight": np.ones((3, 4), np.float32)})
+    >>> graph = b.build({"output": b.add("relu", y)})
+    >>> [node.name for node in graph.nodes]
+    ['fc', 'relu']
+    """
+
+    def __init__(self, inputs: Mapping[str, ValueInfo], symbols: Mapping[str, int] | None = None) -> None:
+        self.inputs, self.symbols = dict(inputs), dict(symbols or {})
+        self.nodes: list[Node] = []
+        self.params: dict[str, Param] = {}
+        self._names: set[str] = set(self.inputs)
+
+    def unique(self, name: str) -> str:
+        """Return ``name``, with a number appended if it is taken."""
+        out, i = name, 1
+        while out in self._names:
+            out, i = f"{name}_{i}", i + 1
+        self._names.add(out)
+        return out
+
+    def add(
+        self,
+        op: str,
+        *inputs: str,
+        name: str | None = None,
+        params: Mapping[str, Param | str] | None = None,
+        **attrs: Any,
+    ) -> str:
+        """Append a node with one output and return the output's name; see `add_many`."""
+        return self.add_many(op, inputs, 1, name=name, params=params, **attrs)[0]
+
+    def add_many(
+        self,
+        op: str,
+        inputs: Iterable[str],
+        n_outputs: int,
+        *,
+        name: str | None = None,
+        params: Mapping[str, Param | str] | None = None,
+        **attrs: Any,
+    ) -> tuple[str, ...]:
+        """Append a node and return the names of its outputs.
+
+        A parameter given as an array is stored as ``"{name}.{role}"``; given as a str it names a stored one.
+        """
+        name = self.unique(name or op)
+        roles: dict[str, str] = {}
+        for role, param in (params or {}).items():
+            roles[role] = param if isinstance(param, str) else f"{name}.{role}"
+            if not isinstance(param, str):
+                self.params[roles[role]] = param
+        outputs = (name,) if n_outputs == 1 else tuple(self.unique(f"{name}:{i}") for i in range(n_outputs))
+        self.nodes.append(Node(op, name, tuple(inputs), outputs, attrs, roles))
+        return outputs
+
+    def build(self, outputs: Mapping[str, str], meta: Mapping[str, Any] | None = None) -> Graph:
+        """Return the checked graph."""
+        used = {p for node in self.nodes for p in node.params.values()}
+        params = {n: p for n, p in self.params.items() if n in used}
+        return Graph(self.inputs, dict(outputs), self.nodes, params, self.symbols, dict(meta or {})).validate()

@@ -1,0 +1,162 @@
+"""Activation functions and softmax; in float32 throughout, with PyTorch's meaning at infinities and NaN."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from pqnet.errors import PQNetError
+from pqnet.graph.op import Arrays, Attr, Attrs, Info, Params, check_axes, check_dtype, check_shape, register
+from pqnet.graph.ops.elementwise import as_scalar, erf, operand_dtype
+
+# Functions of several passes run over pieces of this many elements, whose temporaries stay in the cache.
+PIECE = 1 << 15
+
+
+def _exp_minus(x: np.ndarray) -> np.ndarray:
+    """Return 1 + exp(-x)."""
+    y = np.asarray(np.negative(x))
+    np.exp(y, out=y)
+    y += 1
+    return y
+
+
+def _gate(x: np.ndarray) -> np.ndarray:
+    """Return the hard sigmoid."""
+    y = np.asarray(x + np.float32(3))
+    np.clip(y, 0, 6, out=y)
+    y /= 6
+    return y
+
+
+def _mish(x: np.ndarray) -> np.ndarray:
+    e = np.exp(np.minimum(x, 20))  # tanh(log(1 + e)) = n / (n + 2) with n = e (e + 2); 1 in float32 from x = 20 on
+    n = e * (e + 2)
+    return x * (n / (n + 2))
+
+
+def _two_sided(x: np.ndarray, negative: Callable[[np.ndarray], Any]) -> np.ndarray:
+    """Return x where it is positive and ``negative(x)`` elsewhere, for a function that is 0 at 0."""
+    return np.asarray(np.maximum(x, 0) + negative(np.minimum(x, 0)))
+
+
+def _gelu(x: np.ndarray, approximate: str) -> np.ndarray:
+    if approximate == "tanh":
+        y = np.asarray(np.square(x) * 0.044715)
+        y += 1
+        y *= x
+        y *= math.sqrt(2 / math.pi)
+        np.tanh(y, out=y)
+    else:
+        y = erf(np.asarray(x * math.sqrt(0.5)))
+    y += 1
+    y *= x
+    y *= 0.5
+    return y
+
+
+def _softplus(x: np.ndarray, beta: float, threshold: float) -> np.ndarray:
+    scaled = np.asarray(x * beta)
+    y = np.asarray(np.log1p(np.exp(np.minimum(scaled, threshold))) / beta)
+    np.copyto(y, x, where=scaled > threshold)
+    return y
+
+
+FUNCTIONS: dict[str, tuple[Callable[..., Any], dict[str, Attr]]] = {
+    "relu": (lambda x: np.maximum(x, 0), {}),
+    "sigmoid": (lambda x: np.reciprocal(_exp_minus(x)), {}),
+    "tanh": (np.tanh, {}),
+    "silu": (lambda x: x / _exp_minus(x), {}),
+    "hardsigmoid": (_gate, {}),
+    "hardswish": (lambda x: x * _gate(x), {}),
+    "mish": (_mish, {}),
+    "leaky_relu": (
+        lambda x, negative_slope: _two_sided(x, lambda y: y * negative_slope),
+        {"negative_slope": Attr("float", 0.01)},
+    ),
+    "elu": (lambda x, alpha: _two_sided(x, lambda y: np.expm1(y) * alpha), {"alpha": Attr("float", 1.0)}),
+    "gelu": (_gelu, {"approximate": Attr("str", "none", options=("none", "tanh"))}),
+    "softplus": (_softplus, {"beta": Attr("float", 1.0), "threshold": Attr("float", 20.0)}),
+}
+
+
+def _infer_float(x: Sequence[Info], p: Mapping[str, Info], a: Attrs) -> Info:
+    check_dtype(x[0], "float32")
+    return x[0]
+
+
+def _eval_function(function: Callable[..., Any], x: Arrays, p: Params, a: Attrs) -> np.ndarray:
+    if x[0].size <= PIECE:
+        return np.asarray(function(x[0], **a))
+    flat = x[0].reshape(-1)
+    out = np.empty_like(flat)
+    for start in range(0, flat.size, PIECE):
+        out[start : start + PIECE] = function(flat[start : start + PIECE], **a)
+    return out.reshape(x[0].shape)
+
+
+for _name, (_function, _attrs) in FUNCTIONS.items():
+    register(_name, infer=_infer_float, evaluate=partial(_eval_function, _function), **_attrs)
+
+
+def _infer_clamp(x: Sequence[Info], p: Mapping[str, Info], a: Attrs) -> Info:
+    if a["min"] is None and a["max"] is None:
+        raise PQNetError("expected min or max, got neither")
+    return Info(x[0].shape, operand_dtype([x[0].dtype], [a["min"], a["max"]]))
+
+
+def _eval_clamp(x: Arrays, p: Params, a: Attrs) -> np.ndarray:
+    dtype = operand_dtype([x[0].dtype.name], [a["min"], a["max"]])
+    low, high = (None if a[end] is None else as_scalar(a[end], dtype) for end in ("min", "max"))
+    return np.asarray(np.clip(x[0].astype(dtype, copy=False), low, high))
+
+
+register("clamp", infer=_infer_clamp, evaluate=_eval_clamp, min=Attr("float", None), max=Attr("float", None))
+
+
+def _infer_prelu(x: Sequence[Info], p: Mapping[str, Info], a: Attrs) -> Info:
+    check_dtype(x[0], "float32")
+    if p["weight"].shape != (1,):
+        channels = x[0].shape[1:2]
+        if not channels:
+            raise PQNetError(f"weight: expected shape (1,) for an input of shape {x[0].shape}, got {p['weight'].shape}")
+        check_shape(p["weight"], channels, "weight")
+    return x[0]
+
+
+def _eval_prelu(x: Arrays, p: Params, a: Attrs) -> np.ndarray:
+    slope = p["weight"].reshape(-1, *(1,) * (x[0].ndim - 2)) if x[0].ndim > 1 else p["weight"]
+    out = _two_sided(x[0], lambda y: y * slope)
+    return out.reshape(x[0].shape)
+
+
+register("prelu", infer=_infer_prelu, evaluate=_eval_prelu, params={"weight": True})
+
+
+def _infer_softmax(x: Sequence[Info], p: Mapping[str, Info], a: Attrs) -> Info:
+    check_dtype(x[0], "float32")
+    check_axes([a["axis"]], len(x[0].shape))
+    return x[0]
+
+
+def _shifted(x: np.ndarray, axis: int) -> np.ndarray:
+    return x - x.max(axis, keepdims=True, initial=-np.inf)
+
+
+def _eval_softmax(x: Arrays, p: Params, a: Attrs) -> np.ndarray:
+    y = _shifted(x[0], a["axis"])
+    np.exp(y, out=y)
+    y /= y.sum(a["axis"], keepdims=True)
+    return y
+
+
+def _eval_log_softmax(x: Arrays, p: Params, a: Attrs) -> np.ndarray:
+    y = _shifted(x[0], a["axis"])
+    y -= np.log(np.exp(y).sum(a["axis"], keepdims=True))
+    return y
+
+
+register("softmax", infer=_infer_softmax, evaluate=_eval_softmax, axis=Attr("int"))
+register("log_softmax", infer=_infer_softmax, evaluate=_eval_log_softmax, axis=Attr("int"))

@@ -1,0 +1,87 @@
+"""Rewrites that leave the function of a graph unchanged."""
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+
+from pqnet.codecs import Packed
+from pqnet.graph.graph import Graph, Node
+
+__all__ = ["fold_norm_statistics", "merge_batch_norm"]
+
+
+def _affine(graph: Graph, node: Node) -> tuple[np.ndarray, np.ndarray]:
+    """Return scale and shift, float64, of a batch_norm node: y = scale * x + shift."""
+
+    def param(role: str) -> np.ndarray | None:
+        name = node.params.get(role)
+        return None if name is None else np.asarray(graph.params[name], np.float64)
+
+    weight, bias, mean, var = (param(role) for role in ("weight", "bias", "mean", "var"))
+    channels = next((len(p) for p in (weight, bias, mean, var) if p is not None), 1)
+    scale = (np.ones(channels) if weight is None else weight) / np.sqrt(
+        (np.ones(channels) if var is None else var) + node.attrs["eps"]
+    )
+    shift = np.zeros(channels) if bias is None else bias
+    return scale, shift if mean is None else shift - mean * scale
+
+
+def _prune(graph: Graph) -> Graph:
+    used = {p for node in graph.nodes for p in node.params.values()}
+    return replace(graph, params={n: p for n, p in graph.params.items() if n in used})
+
+
+def fold_norm_statistics(graph: Graph) -> Graph:
+    """Return a graph whose batch norms hold only weight and bias, the running statistics folded into them.
+
+    That is the form in which the papers store and count them. Folding is undone by measuring mean and variance of the
+    norm's inputs again.
+    """
+    params, nodes = dict(graph.params), []
+    for node in graph.nodes:
+        if node.op == "batch_norm" and ("mean" in node.params or "var" in node.params):
+            scale, shift = _affine(graph, node)
+            names = {role: node.params.get(role, f"{node.name}.{role}") for role in ("weight", "bias")}
+            if any(sum(n in other.params.values() for other in graph.nodes) > 1 for n in names.values()):
+                names = {role: f"{node.name}.folded_{role}" for role in names}  # shared: leave the others theirs
+            params[names["weight"]] = scale.astype(np.float32)
+            params[names["bias"]] = shift.astype(np.float32)
+            node = replace(node, params=names, attrs={**node.attrs, "eps": 0.0})
+        nodes.append(node)
+    return _prune(replace(graph, nodes=nodes, params=params))
+
+
+def merge_batch_norm(graph: Graph) -> Graph:
+    """Return a graph whose batch norms that follow a dense convolution or linear layer are part of its weights.
+
+    A norm after a packed layer stays: its scale cannot enter the codes.
+    """
+    users = Counter(v for node in graph.nodes for v in node.inputs) + Counter(graph.outputs.values())
+    shared = Counter(p for node in graph.nodes for p in node.params.values())
+    producers = {node.outputs[0]: i for i, node in enumerate(graph.nodes)}
+    params, nodes, renamed = dict(graph.params), list(graph.nodes), {}
+    dropped = set()
+    for i, norm in enumerate(graph.nodes):
+        if norm.op != "batch_norm" or users[norm.inputs[0]] != 1 or norm.inputs[0] not in producers:
+            continue
+        at = producers[norm.inputs[0]]
+        layer = nodes[at]
+        if layer.op not in ("conv2d", "conv_transpose2d", "linear") or any(
+            shared[p] > 1 or isinstance(graph.params[p], Packed) for p in layer.params.values()
+        ):
+            continue
+        scale, shift = _affine(graph, norm)
+        weight = np.asarray(graph.params[layer.params["weight"]], np.float64)
+        bias = np.asarray(graph.params[layer.params["bias"]], np.float64) if "bias" in layer.params else 0.0
+        names = {"weight": layer.params["weight"], "bias": layer.params.get("bias", f"{layer.name}.merged_bias")}
+        params[names["weight"]] = (weight * scale.reshape(-1, *[1] * (weight.ndim - 1))).astype(np.float32)
+        params[names["bias"]] = np.broadcast_to(bias * scale + shift, len(weight)).astype(np.float32)
+        nodes[at] = replace(layer, params=names)
+        renamed[norm.outputs[0]] = layer.outputs[0]
+        dropped.add(i)
+    kept = [
+        replace(n, inputs=tuple(renamed.get(v, v) for v in n.inputs)) for i, n in enumerate(nodes) if i not in dropped
+    ]
+    outputs = {name: renamed.get(v, v) for name, v in graph.outputs.items()}
+    return _prune(replace(graph, nodes=kept, params=params, outputs=outputs))

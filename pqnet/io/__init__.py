@@ -1,0 +1,8 @@
+"""Files: models, statistics, and arrays that others recorded. Everything is checked before anything is built."""
+
+from pqnet.io.container import read_arrays as read_arrays
+from pqnet.io.container import read_container as read_container
+from pqnet.io.container import write_container as write_container
+from pqnet.io.model_file import Golden as Golden
+from pqnet.io.model_file import load_graph as load_graph
+from pqnet.io.model_file import save_graph as save_graph

@@ -1,0 +1,363 @@
+"""A model as a file: what of a `Graph` becomes JSON, what becomes arrays, and the checks on the way back."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import numpy as np
+
+from pqnet._check import describe, error, integer, rng_seed
+from pqnet.codecs import PACKED, Packed, codec_from_attrs
+from pqnet.errors import FormatError, PQNetError, UnsupportedOpError
+from pqnet.graph.graph import Graph, Node, Param, ValueInfo
+from pqnet.graph.op import DTYPES, Attr, complete_attrs, get_op, resolve_dim
+from pqnet.io.container import Path, check_name, read_container, write_container
+
+__all__ = ["Golden", "load_graph", "save_graph"]
+
+MAX_SIZE = 1 << 40  # of an axis
+MAX_DRAWN = 1 << 28  # float32 numbers that a golden record may draw: 1 GiB
+
+_FLOATS = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}  # JSON has no words for them
+
+
+@dataclass(frozen=True, eq=False)
+class Golden:
+    """An input of a network and the outputs it must give, to check a copy of the network on another machine.
+
+    Parameters
+    ----------
+    shapes : dict of str to tuple of int
+        Inputs that are drawn from ``seed``: standard normal float32 numbers. They take no room in a file.
+    seed : int, optional
+        Needed if ``shapes`` names any.
+    arrays : dict of str to array
+        Inputs stored as they are: indices, masks, recorded data.
+    outputs : dict of str to array
+        What the network gives.
+
+    Examples
+    --------
+    >>> import dataclasses, pqnet
+    >>> from pqnet.io import Golden
+    >>> model = pqnet.load("model.h5")
+    >>> golden = Golden.draw(model.graph, seed=0)
+    >>> golden = dataclasses.replace(golden, outputs=model.run(golden.inputs()))
+    >>> model.save("model.h5", golden)
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    seed: int | None = None
+    arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
+    outputs: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.seed is not None or self.shapes:
+            rng_seed(self.seed, "golden.seed")
+        drawn = 0
+        for name, shape in self.shapes.items():
+            drawn += math.prod(integer(size, f"golden.shapes[{name!r}]", 0, MAX_SIZE) for size in shape)
+        if drawn > MAX_DRAWN:
+            raise error("golden.shapes", f"at most {MAX_DRAWN} numbers to draw", drawn, "use a smaller batch")
+
+    @classmethod
+    def draw(
+        cls,
+        graph: Graph,
+        seed: int = 0,
+        symbols: Mapping[str, int] | None = None,
+        arrays: Mapping[str, np.ndarray] | None = None,
+    ) -> Self:
+        """Return a record without outputs for the inputs of a graph.
+
+        Parameters
+        ----------
+        graph : Graph
+        seed : int
+        symbols : dict of str to int, optional
+            Free sizes to use instead of those in ``graph.symbols``.
+        arrays : dict of str to array, optional
+            Inputs to store as they are. Integer and bool inputs must be here: which values make sense, only the
+            caller knows.
+
+        Raises
+        ------
+        PQNetError
+            If an integer or bool input is not in ``arrays``.
+        """
+        given = dict(arrays or {})
+        sizes = {**graph.symbols, **(symbols or {})}
+        shapes = {}
+        for name, info in graph.inputs.items():
+            if name in given:
+                continue
+            if info.dtype != "float32":
+                raise error("arrays", f"values for the {info.dtype} input {name!r}", "none", "give an array")
+            shapes[name] = tuple(resolve_dim(dim, sizes) for dim in info.shape)
+        return cls(shapes, seed if shapes else None, given)
+
+    def inputs(self) -> dict[str, np.ndarray]:
+        """Return the inputs by name; the drawn ones are the same at every call."""
+        rng = np.random.default_rng(self.seed)
+        drawn = {n: rng.standard_normal(shape, dtype=np.float32) for n, shape in self.shapes.items()}
+        return {**drawn, **self.arrays}
+
+
+def save_graph(path: Path, graph: Graph, golden: Golden | None = None) -> None:
+    """Write a graph as a model file.
+
+    Parameters
+    ----------
+    path : str or path
+        File to create, or to replace at once when all is written.
+    graph : Graph
+        Parameters keep their stored dtype and packed weights their codes. Equal graphs give equal bytes, if their
+        dicts have equal order.
+    golden : Golden, optional
+        Must name every input and output of the graph and fit their shapes and dtypes.
+
+    Raises
+    ------
+    PQNetError
+        If the graph is not valid, ``golden`` does not fit it, or the file cannot be written.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from pqnet.graph import GraphBuilder, ValueInfo
+    >>> from pqnet.io import load_graph, save_graph
+    >>> b = GraphBuilder({"input": ValueInfo(("batch", 4))}, {"batch": 2})
+    >>> y = b.add("linear", "input", name="fc", params={"weight": np.ones((3, 4), np.float32)})
+    >>> save_graph("example.h5", b.build({"output": y}))
+    >>> graph, golden = load_graph("example.h5")
+    >>> list(graph.params), golden
+    (['fc.weight'], None)
+    """
+    header, arrays = _to_file(graph.validate(), golden)
+    _graph_from(header, graph.params, golden)  # what is written can be read
+    write_container(path, "model", header, arrays)
+
+
+def load_graph(path: Path) -> tuple[Graph, Golden | None]:
+    """Return graph and golden record of a model file.
+
+    Raises
+    ------
+    FormatError
+        If the file is damaged, forged, of another version or kind, or what it holds is no valid network.
+    UnsupportedOpError
+        If the network uses an operation that this pqnet does not have.
+    PQNetError
+        If the file is missing or cannot be read.
+    """
+    header, arrays = read_container(path, "model")
+    try:
+        return _from_file(header, arrays)
+    except UnsupportedOpError as reason:
+        raise UnsupportedOpError(f"{path!s}: {reason}") from None
+    except PQNetError as reason:
+        raise FormatError(f"{path!s}: {reason}") from None
+    except (ArithmeticError, LookupError, TypeError, ValueError) as reason:  # a shape rule met absurd numbers
+        raise FormatError(f"{path!s}: the network is not valid: {reason}") from reason
+
+
+# -- writing ---------------------------------------------------------------------------------------------------------
+
+
+def _to_file(graph: Graph, golden: Golden | None) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    params: dict[str, Any] = {}
+    arrays: dict[str, np.ndarray] = {}
+    for name in dict.fromkeys(name for node in graph.nodes for name in node.params.values()):
+        param = graph.params[name]
+        if isinstance(param, Packed):
+            params[name] = {"codec": param.codec.to_attrs(), "shape": list(param.shape)}
+            arrays |= {f"params/{name}/{key}": array for key, array in param.arrays().items()}
+        else:
+            params[name] = None
+            arrays[f"params/{name}/values"] = param
+    header: dict[str, Any] = {
+        "inputs": {n: {"shape": list(i.shape), "dtype": i.dtype} for n, i in graph.inputs.items()},
+        "outputs": graph.outputs,
+        "symbols": graph.symbols,
+        "nodes": [_node_record(node) for node in graph.nodes],
+        "params": params,
+        "meta": graph.meta,
+    }
+    if golden is not None:
+        header["golden"] = {"seed": golden.seed, "shapes": {n: list(s) for n, s in golden.shapes.items()}}
+        arrays |= {f"golden/inputs/{n}": a for n, a in golden.arrays.items()}
+        arrays |= {f"golden/outputs/{n}": a for n, a in golden.outputs.items()}
+    return header, arrays
+
+
+def _node_record(node: Node) -> dict[str, Any]:
+    """Return a node of a validated graph as plain data, without what `Graph.validate` completes."""
+    op = get_op(node.op)
+    attrs = {n: _plain(node.attrs[n]) for n, attr in op.attrs.items() if node.attrs[n] != attr.default}
+    params = {role: node.params[role] for role in op.params if role in node.params}
+    record = {"op": node.op, "name": node.name, "inputs": list(node.inputs), "outputs": list(node.outputs)}
+    return record | ({"attrs": attrs} if attrs else {}) | ({"params": params} if params else {})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return list(value)
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# -- reading ---------------------------------------------------------------------------------------------------------
+
+
+def _from_file(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> tuple[Graph, Golden | None]:
+    """Build a graph from what a file holds, or raise; ``arrays`` is emptied."""
+    records = _record(header.get("params"), "params")
+    params = {name: _param(name, record, arrays) for name, record in records.items()}
+    golden = _golden(header["golden"], arrays) if "golden" in header else None
+    if arrays:
+        raise FormatError(f"arrays {sorted(arrays)[:5]} belong to nothing")
+    return _graph_from(header, params, golden), golden
+
+
+def _param(name: str, record: Any, arrays: dict[str, np.ndarray]) -> Param:
+    where, prefix = f"parameter {name!r}", f"params/{name}/"
+    found = {key: arrays.pop(prefix + key) for key in _keys_below(arrays, prefix)}
+    if record is None:
+        if set(found) != {"values"}:
+            raise FormatError(f"{where}: expected an array 'values', got {sorted(found)}")
+        return found["values"]
+    fields = _record(record, where, codec=dict, shape=list)
+    attrs, shape = fields["codec"], _shape(fields["shape"], where)
+    if not isinstance(attrs.get("codec"), str):
+        raise FormatError(f"{where}: expected the name of a codec, got {describe(attrs.get('codec'))}")
+    codec = codec_from_attrs(attrs)
+    try:
+        packed = PACKED[codec.name].from_arrays(codec, shape, found)
+    except PQNetError as reason:
+        raise FormatError(f"{where}: {reason}") from None
+    if packed.shape != shape or packed.codec.to_attrs() != attrs:
+        raise FormatError(f"{where}: expected a codec as it applies to shape {shape}, got {attrs}")
+    return packed
+
+
+def _keys_below(arrays: Mapping[str, np.ndarray], prefix: str) -> list[str]:
+    """Return the last parts of the array names that are ``prefix`` and one more part."""
+    return [n.removeprefix(prefix) for n in arrays if n.startswith(prefix) and "/" not in n.removeprefix(prefix)]
+
+
+def _golden(value: Any, arrays: dict[str, np.ndarray]) -> Golden:
+    fields = _record(value, "golden", seed=(int, type(None)), shapes=dict)
+    shapes = {n: _shape(s, f"golden input {n!r}") for n, s in fields["shapes"].items()}
+    parts: list[dict[str, np.ndarray]] = []
+    for prefix in ("golden/inputs/", "golden/outputs/"):
+        names = [name for name in arrays if name.startswith(prefix)]
+        parts.append({name.removeprefix(prefix): arrays.pop(name) for name in names})
+    return Golden(shapes, fields["seed"], *parts)
+
+
+def _graph_from(header: Mapping[str, Any], params: Mapping[str, Param], golden: Golden | None) -> Graph:
+    """Build the graph and check golden record against it; the fields of the header are checked one by one."""
+    optional = {} if golden is None else {"golden": dict}
+    types = {"inputs": dict, "outputs": dict, "symbols": dict, "nodes": list, "params": dict, "meta": dict}
+    fields = _record(header, "header", **types, **optional)
+    symbols = {n: integer(size, f"symbol {n!r}", 1, MAX_SIZE) for n, size in fields["symbols"].items()}
+    for name in symbols:
+        if not name.isidentifier():
+            raise FormatError(f"symbol: expected an identifier, got {name!r}")
+    graph = Graph(
+        inputs={n: _value_info(v, f"input {n!r}", symbols) for n, v in fields["inputs"].items()},
+        outputs={n: check_name(v, f"output {n!r}") for n, v in fields["outputs"].items()},
+        nodes=[_node(v, f"nodes[{i}]") for i, v in enumerate(fields["nodes"])],
+        params=dict(params),
+        symbols=symbols,
+        meta=fields["meta"],
+    )
+    for name in (*graph.inputs, *graph.outputs, *graph.params):
+        check_name(name, "name")
+    graph = graph.validate()
+    if golden is not None:
+        _check_golden(golden, graph)
+    return graph
+
+
+def _value_info(value: Any, where: str, symbols: Mapping[str, int]) -> ValueInfo:
+    fields = _record(value, where, shape=list, dtype=str)
+    if fields["dtype"] not in DTYPES:
+        raise FormatError(f"{where}: expected dtype {', '.join(DTYPES)}, got {fields['dtype']!r}")
+    for dim in fields["shape"]:
+        if dim not in symbols if isinstance(dim, str) else not _is_size(dim):
+            raise FormatError(f"{where}: expected sizes or symbols among {sorted(symbols)}, got {describe(dim)}")
+    return ValueInfo(tuple(fields["shape"]), fields["dtype"])
+
+
+def _node(value: Any, where: str) -> Node:
+    fields = _record(
+        {"attrs": {}, "params": {}} | _record(value, where),
+        where,
+        op=str,
+        name=str,
+        inputs=list,
+        outputs=list,
+        attrs=dict,
+        params=dict,
+    )
+    where = f"node {check_name(fields['name'], f'{where}.name')!r}"
+    op = get_op(fields["op"])
+    attrs = {n: _attr(op.attrs.get(n), v) for n, v in fields["attrs"].items()}
+    return Node(
+        op.name,
+        fields["name"],
+        tuple(check_name(v, f"{where}: input") for v in fields["inputs"]),
+        tuple(check_name(v, f"{where}: output") for v in fields["outputs"]),
+        complete_attrs(op, attrs),
+        {role: check_name(v, f"{where}: {role}") for role, v in fields["params"].items()},
+    )
+
+
+def _attr(attr: Attr | None, value: Any) -> Any:
+    return _FLOATS.get(value, value) if attr is not None and attr.kind == "float" and isinstance(value, str) else value
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= MAX_SIZE
+
+
+def _shape(value: Any, where: str) -> tuple[int, ...]:
+    if not isinstance(value, list) or not all(_is_size(size) for size in value):
+        raise FormatError(f"{where}: expected a shape, got {describe(value)}")
+    return tuple(value)
+
+
+def _record(value: Any, where: str, **types: type | tuple[type, ...]) -> dict[str, Any]:
+    """Return a JSON object whose keys are exactly ``types``, with values of these types (any keys if none is given)."""
+    if not isinstance(value, dict):
+        raise FormatError(f"{where}: expected a JSON object, got {describe(value)}")
+    if types and set(value) != set(types):
+        raise FormatError(f"{where}: expected the keys {sorted(types)}, got {sorted(value)[:20]}")
+    for key, kind in types.items():
+        if not isinstance(value[key], kind) or isinstance(value[key], bool):
+            raise FormatError(f"{where}.{key}: expected {_type_name(kind)}, got {describe(value[key])}")
+    return value
+
+
+def _type_name(kind: type | tuple[type, ...]) -> str:
+    kinds: Sequence[type] = kind if isinstance(kind, tuple) else (kind,)
+    return " or ".join(k.__name__ for k in kinds)
+
+
+def _check_golden(golden: Golden, graph: Graph) -> None:
+    """Raise unless a golden record has exactly the inputs and outputs of a graph, in fitting shapes and dtypes."""
+    shapes = dict(golden.shapes) | {n: a.shape for n, a in golden.arrays.items()}
+    if set(shapes) != set(graph.inputs) or set(golden.shapes) & set(golden.arrays):
+        raise error("golden", f"the inputs {sorted(graph.inputs)}, each once", sorted([*golden.shapes, *golden.arrays]))
+    if set(golden.outputs) != set(graph.outputs):
+        raise error("golden", f"the outputs {sorted(graph.outputs)}", sorted(golden.outputs), "fill in .outputs")
+    infos = graph.infer_shapes(graph.bind_symbols(shapes))
+    dtypes = dict.fromkeys(golden.shapes, "float32") | {n: a.dtype.name for n, a in golden.arrays.items()}
+    for name, dtype in dtypes.items():
+        if dtype != graph.inputs[name].dtype:
+            raise error(f"golden input {name!r}", graph.inputs[name].dtype, dtype)
+    for name, array in golden.outputs.items():
+        info = infos[graph.outputs[name]]
+        if array.shape != info.shape or array.dtype.name != info.dtype:
+            raise error(f"golden output {name!r}", f"{info.dtype} of shape {info.shape}", describe(array))

@@ -1,0 +1,9 @@
+"""The three steps: calibration, choice of codecs, quantization."""
+
+from pqnet.pipeline.calibrate import calibrate as calibrate
+from pqnet.pipeline.quantize import quantize as quantize
+from pqnet.pipeline.recipe import PRESETS as PRESETS
+from pqnet.pipeline.recipe import Recipe as Recipe
+from pqnet.pipeline.recipe import resolve_recipe as resolve_recipe
+from pqnet.pipeline.statistics import Statistics as Statistics
+from pqnet.pipeline.statistics import load_statistics as load_statistics

@@ -1,0 +1,64 @@
+"""Calibration data in the forms that users have it, as checked batches."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from pqnet import _check
+from pqnet.errors import PQNetError
+from pqnet.graph import Graph
+from pqnet.runtime.execute import check_inputs
+
+__all__ = ["Batch", "iterate_batches"]
+
+Batch = dict[str, np.ndarray]
+BATCH_BYTES = 8 << 20  # of input a batch: small enough for caches and threads, large enough for BLAS
+
+
+def iterate_batches(graph: Graph, data: Any) -> Iterator[Batch]:
+    """Yield checked batches from an array, a dict of arrays, or an iterable of either.
+
+    An array or dict holds all samples along axis 0 and is cut into batches; items of an iterable are taken as they are.
+    """
+    if isinstance(data, np.ndarray | Mapping):
+        yield from _cut(graph, _named(graph, data))
+        return
+    if not isinstance(data, Iterable) or isinstance(data, str | bytes):
+        raise _check.error(
+            "calibration", "an array, a dict of arrays or an iterable of batches", _check.describe(data)
+        )
+    empty = True
+    for item in data:
+        empty = False
+        batch = check_inputs(graph, _named(graph, item))
+        graph.bind_symbols({name: a.shape for name, a in batch.items()})
+        yield batch
+    if empty:
+        raise _check.error("calibration", "at least one batch", "an empty iterable")
+
+
+def _named(graph: Graph, item: Any) -> Mapping[str, Any]:
+    if isinstance(item, Mapping):
+        return item
+    if len(graph.inputs) != 1:
+        raise PQNetError(f"calibration: expected dicts with the keys {list(graph.inputs)}, got {_check.describe(item)}")
+    return {next(iter(graph.inputs)): item}
+
+
+def _cut(graph: Graph, data: Mapping[str, Any]) -> Iterator[Batch]:
+    arrays = check_inputs(graph, data)
+    lengths = {len(a) if a.ndim else 0 for a in arrays.values()}
+    if len(lengths) != 1 or 0 in lengths:
+        shapes = {name: a.shape for name, a in arrays.items()}
+        raise PQNetError(f"calibration: expected the same positive number of samples in every input, got {shapes}")
+    n = lengths.pop()
+    fixed = {info.shape[0] for info in graph.inputs.values() if isinstance(info.shape[0], int)}
+    size = max(1, min(64, BATCH_BYTES * n // max(1, sum(a.nbytes for a in arrays.values()))))
+    if fixed:
+        size = int(fixed.pop())
+        if n % size:
+            raise PQNetError(f"calibration: expected a multiple of the model's fixed batch {size}, got {n} samples")
+    graph.bind_symbols({name: (size, *a.shape[1:]) for name, a in arrays.items()})
+    for start in range(0, n, size):
+        yield {name: a[start : start + size] for name, a in arrays.items()}

@@ -1,0 +1,121 @@
+"""What a layer's inputs look like to its weights: patch rows, their second moments, the metrics made of them."""
+
+from typing import Any
+
+import numpy as np
+
+from pqnet import _check
+from pqnet.codecs.layout import block_columns
+from pqnet.graph import Node
+from pqnet.graph.ops.conv import conv_windows, zero_stuffed
+
+__all__ = ["METRICS", "build_metric", "input_rows", "output_energy", "positions_needed", "row_moments", "token_counts"]
+
+METRICS = ("none", "pooled", "block")
+# Damping of a metric, as a share of its mean diagonal: directions that calibration never saw still cost a little.
+DAMPING = 1e-4
+
+
+def positions_needed(n_inputs: int) -> int:
+    """Return how many positions of one sample enter a layer's moments: 256, or half its inputs if that is more.
+
+    Neighbouring patches overlap, so a few hundred images at this rate determine the matrix; all positions are used
+    where a sample has no more.
+    """
+    return max(256, n_inputs // 2)
+
+
+def _pick(available: int, n_inputs: int, sample: int, seed: int) -> np.ndarray:
+    """Return the positions of one sample that are used: one at random from each of equal strata."""
+    wanted = positions_needed(n_inputs)
+    if available <= wanted:
+        return np.arange(available)
+    jitter = np.random.default_rng((seed, sample)).random(wanted)
+    return ((np.arange(wanted) + jitter) * (available / wanted)).astype(np.int64)
+
+
+def input_rows(node: Node, shape: tuple[int, ...], x: np.ndarray, first_sample: int, seed: int) -> np.ndarray:
+    """Return what the filters of a layer are multiplied with.
+
+    Parameters
+    ----------
+    node : Node
+        A conv2d, conv_transpose2d or linear node, its attributes resolved.
+    shape : tuple of int
+        Shape of its weight, in filter form.
+    x : float32 ndarray
+        Its input for one batch.
+    first_sample : int
+        Index of the batch's first sample in the whole calibration set; with ``seed`` it fixes the positions taken.
+    seed : int
+
+    Returns
+    -------
+    float32 ndarray, shape (G, n, Kin)
+        For each convolution group, n patches in (C, kh, kw) order.
+    """
+    n_inputs = int(np.prod(shape[1:]))
+    if node.op == "linear":
+        samples = x.reshape(x.shape[0] if x.ndim > 1 else 1, -1, n_inputs)
+        rows = [s[_pick(len(s), n_inputs, first_sample + i, seed)] for i, s in enumerate(samples)]
+        return np.concatenate(rows)[None]
+    attrs: Any = node.attrs
+    if node.op == "conv_transpose2d":
+        x, attrs = zero_stuffed(x, shape[2:], attrs)
+    windows = conv_windows(x, shape[2:], attrs)
+    if node.op == "conv_transpose2d":
+        windows = windows[:, :, ::-1, ::-1]
+    groups, width = attrs["groups"], windows.shape[5]
+    rows = []
+    for i, image in enumerate(windows):
+        at = _pick(image.shape[3] * width, n_inputs, first_sample + i, seed)
+        # (C, kh, kw, n) -> (G, n, Cin * kh * kw)
+        patches = image[:, :, :, at // width, at % width].reshape(groups, n_inputs, len(at))
+        rows.append(patches.transpose(0, 2, 1))
+    return np.concatenate(rows, axis=1)
+
+
+def row_moments(rows: np.ndarray, columns: np.ndarray, d: int) -> np.ndarray:
+    """Return the sums of x x' over rows, for each block of d columns: float64, shape (G, M, d, d).
+
+    ``columns`` is the order of the layout; one block of all columns (d = Kin) gives the whole second moment.
+    """
+    groups, n, n_inputs = rows.shape
+    if not np.array_equal(columns, np.arange(n_inputs)):
+        rows = rows[:, :, columns]
+    blocks = rows.reshape(groups, n, n_inputs // d, d).transpose(0, 2, 1, 3)
+    blocks = np.ascontiguousarray(blocks)
+    return np.matmul(blocks.swapaxes(-1, -2), blocks).astype(np.float64)
+
+
+def token_counts(ids: np.ndarray, vocabulary: int) -> np.ndarray:
+    """Return how often each row of an embedding is used: float64, shape (V,)."""
+    return np.bincount(ids.reshape(-1), minlength=vocabulary).astype(np.float64)
+
+
+def output_energy(rows: np.ndarray, weights: np.ndarray) -> float:
+    """Return sum over rows x and filters w of (w . x)**2; weights in filter form."""
+    groups, _, n_inputs = rows.shape
+    filters = weights.reshape(groups, -1, n_inputs)
+    return float(np.square(np.matmul(rows, filters.swapaxes(-1, -2)), dtype=np.float64).sum())
+
+
+def diagonal_blocks(moment: np.ndarray, shape: tuple[int, ...], d: int, layout: str) -> np.ndarray:
+    """Cut the blocks of a layout out of whole second moments (G, Kin, Kin): (G, M, d, d)."""
+    columns = block_columns(shape, layout).reshape(-1, d)
+    return moment[:, columns[:, :, None], columns[:, None, :]]
+
+
+def build_metric(kind: str, blocks: np.ndarray) -> np.ndarray | None:
+    """Turn mean second moments (G, M, d, d) into the metric of `pqnet.fit.fit_pq`.
+
+    ``none``: no metric. ``pooled``: their mean, as "And the Bit Goes Down" has it (its E-step over sampled
+    activations is a distance under this one matrix). ``block``: one matrix for each block position and group.
+    """
+    if _check.choice(kind, "metric", METRICS) == "none":
+        return None
+    d = blocks.shape[-1]
+    pooled = blocks.mean((0, 1))
+    level = np.trace(pooled) / d
+    damping = (DAMPING * level if level > 0 else 1.0) * np.eye(d)
+    return ((pooled if kind == "pooled" else blocks) + damping).astype(np.float32)

@@ -1,0 +1,200 @@
+"""Which codec for which layer: recipes by name pattern, and the presets of the papers."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pqnet import _check
+from pqnet.codecs import PQ, Codec, codec_from_attrs
+from pqnet.errors import ConfigError, FormatError, PQNetError
+from pqnet.graph import Graph, Node
+
+__all__ = ["PRESETS", "Recipe", "resolve_recipe"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A codec for every layer, by name pattern.
+
+    Parameters
+    ----------
+    layers : dict of str to Codec or None
+        Keys are layer names or globs (``*``, ``?``, ``[..]``); of several that match a layer the longest wins; None
+        keeps the layer in float. ``"default"`` is for layers that no other key matches, but for the first
+        convolution, which then stays float as in the papers; without it they stay float.
+
+    Examples
+    --------
+    >>> from pqnet import PQ, Recipe
+    >>> recipe = Recipe({"default": PQ(k=256, d=8), "fc": None})
+    >>> Recipe.from_yaml(recipe.to_yaml()) == recipe
+    True
+    """
+
+    layers: Mapping[str, Codec | None]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.layers, Mapping):
+            raise ConfigError(str(_check.error("recipe", "a dict of patterns", _check.describe(self.layers))))
+        for pattern, codec in self.layers.items():
+            if not isinstance(pattern, str) or not (codec is None or isinstance(codec, Codec)):
+                raise ConfigError(
+                    f"recipe: expected name patterns with a codec or None, got {pattern!r}: {_check.describe(codec)}"
+                )
+        object.__setattr__(self, "layers", dict(self.layers))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the recipe as plain data."""
+        return {pattern: codec and codec.to_attrs() for pattern, codec in self.layers.items()}
+
+    @classmethod
+    def from_dict(cls, data: Any) -> "Recipe":
+        """Rebuild a recipe from `to_dict`, or raise ConfigError."""
+        if not isinstance(data, Mapping):
+            raise ConfigError(str(_check.error("recipe", "a mapping of patterns to codecs", _check.describe(data))))
+        layers = {}
+        for pattern, attrs in data.items():
+            if attrs is not None and not isinstance(attrs, Mapping):
+                raise ConfigError(f"recipe: {pattern!r}: expected codec fields or null, got {_check.describe(attrs)}")
+            try:
+                layers[pattern] = None if attrs is None else codec_from_attrs(attrs)
+            except FormatError as reason:
+                raise ConfigError(f"recipe: {pattern!r}: {reason}") from None
+        return cls(layers)
+
+    def to_yaml(self) -> str:
+        """Return the recipe as YAML text."""
+        return str(yaml.safe_dump(self.to_dict(), sort_keys=False))
+
+    @classmethod
+    def from_yaml(cls, text: str) -> "Recipe":
+        """Rebuild a recipe from YAML text, or raise ConfigError."""
+        try:
+            return cls.from_dict(yaml.safe_load(text))
+        except yaml.YAMLError as reason:
+            raise ConfigError(f"recipe: expected YAML, got text that does not parse: {reason}") from None
+
+    @classmethod
+    def read(cls, path: str | Path) -> "Recipe":
+        """Read a recipe from a YAML file."""
+        try:
+            return cls.from_yaml(Path(path).read_text("utf-8"))
+        except (OSError, UnicodeDecodeError) as reason:
+            raise PQNetError(f"recipe: expected a readable YAML file, got {path}: {reason}") from None
+
+
+def resolve_recipe(recipe: "Recipe | Mapping[str, Codec | None] | str", graph: Graph) -> dict[str, Codec | None]:
+    """Return the codec of every layer of a graph, clamped to it, or raise ConfigError.
+
+    Patterns that match no layer and codecs that do not fit their layer are errors.
+    """
+    if isinstance(recipe, str):
+        recipe = PRESETS[_check.choice(recipe, "recipe", tuple(PRESETS))](graph)
+    elif not isinstance(recipe, Recipe):
+        recipe = Recipe(recipe)
+    layers = graph.layers()
+    patterns = {p: c for p, c in recipe.layers.items() if p != "default"}
+    stem = _first_conv(layers)
+    chosen: dict[str, Codec | None] = {}
+    used: set[str] = set()
+    for name, node in layers.items():
+        matching = [p for p in patterns if fnmatchcase(name, p)]
+        used.update(matching)
+        if matching:
+            codec = patterns[max(matching, key=len)]
+        else:
+            codec = None if name == stem else recipe.layers.get("default")
+        shape = tuple(graph.params[node.params["weight"]].shape)
+        try:
+            chosen[name] = codec and codec.check(shape)
+        except ConfigError as reason:
+            raise ConfigError(f"layer {name!r}: {reason}") from None
+    if lost := [p for p in patterns if p not in used]:
+        raise ConfigError(f"recipe: pattern {lost[0]!r} matches no layer; the layers are {_some(list(layers))}")
+    if not any(chosen.values()):
+        raise ConfigError(f"recipe: expected a codec for at least one layer, got none; layers are {_some(list(layers))}")
+    return chosen
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:8]) + (f", ... ({len(names)} in all)" if len(names) > 8 else "")
+
+
+def _first_conv(layers: Mapping[str, Node]) -> str | None:
+    return next((name for name, node in layers.items() if node.op == "conv2d"), None)
+
+
+def _blocks_preset(graph: Graph, kernels: int, channels: int) -> Recipe:
+    """Presets of "And the Bit Goes Down": whole k x k kernels, a few channels of 1 x 1 and linear weights."""
+    layers = graph.layers()
+    stem, linears = _first_conv(layers), [n for n, node in layers.items() if node.op == "linear"]
+    recipe: dict[str, Codec | None] = {}
+    for name, node in layers.items():
+        shape = graph.params[node.params["weight"]].shape
+        taps = math.prod(shape[2:])
+        if name == stem:
+            recipe[name] = None
+        elif node.op == "linear" and name == linears[-1] and stem is not None:
+            recipe[name] = PQ(2048, _divisor(shape[1], 4), clamp="floor")
+        elif taps > 1:
+            recipe[name] = PQ(256, taps * _divisor(shape[1], kernels), clamp="floor")
+        else:
+            recipe[name] = PQ(256, _divisor(shape[1], channels), clamp="floor")
+    return Recipe(recipe)
+
+
+def _transformer_preset(graph: Graph) -> Recipe:
+    """Preset of "Training with Quantization Noise": feed-forward d=8, attention d=4, embeddings d=8."""
+    layers, attention = graph.layers(), _attention_layers(graph)
+    stem = _first_conv(layers)
+    recipe: dict[str, Codec | None] = {}
+    for name, node in layers.items():
+        width = graph.params[node.params["weight"]].shape[1]
+        recipe[name] = (
+            None if name == stem else PQ(256, _divisor(width, 4 if name in attention else 8), clamp="floor")
+        )
+    return Recipe(recipe)
+
+
+# What may stand between a projection and the attention it feeds or follows.
+_PASSING = ("reshape", "permute", "slice", "split", "expand", "concat", "mul", "div", "cast")
+
+
+def _attention_layers(graph: Graph) -> set[str]:
+    """Return the linear layers that directly feed an attention (or matmul), or follow one."""
+    producer = {value: node for node in graph.nodes for value in node.outputs}
+    found: set[str] = set()
+    after: set[str] = set()
+    for node in graph.nodes:
+        if node.op in ("attention", "matmul"):
+            after.update(node.outputs)
+            stack = list(node.inputs)
+            while stack:
+                source = producer.get(stack.pop())
+                if source is not None and source.op == "linear":
+                    found.add(source.name)
+                elif source is not None and source.op in _PASSING:
+                    stack.extend(source.inputs)
+        elif after.intersection(node.inputs):
+            if node.op == "linear":
+                found.add(node.name)
+            elif node.op in _PASSING:
+                after.update(node.outputs)
+    return found
+
+
+def _divisor(n: int, wanted: int) -> int:
+    """Return the largest divisor of n that is at most ``wanted``."""
+    return next(d for d in range(min(n, wanted), 0, -1) if n % d == 0)
+
+
+PRESETS = {
+    "small-blocks": lambda graph: _blocks_preset(graph, kernels=1, channels=4),
+    "large-blocks": lambda graph: _blocks_preset(graph, kernels=2, channels=8),
+    "transformer": _transformer_preset,
+}

@@ -1,0 +1,141 @@
+"""What calibration measured: second moments of every layer's inputs, savable and mergeable."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pqnet.errors import FormatError, PQNetError
+from pqnet.graph import Graph, Node
+from pqnet.io import read_container, write_container
+
+__all__ = ["Moments", "Statistics", "load_statistics"]
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Inputs of one layer in numbers.
+
+    Attributes
+    ----------
+    mean : float32 ndarray
+        Shape (G, Kin, Kin): E[x x'] of the patches of each convolution group, in (C, kh, kw) order. For an embedding
+        shape (V,): the share of each token.
+    count : int
+        Patches or tokens that the mean is over.
+    """
+
+    mean: np.ndarray
+    count: int
+
+
+class Statistics:
+    """Second moments of the inputs of a network's layers, by layer name.
+
+    Parameters
+    ----------
+    layers : dict of str to Moments
+
+    Examples
+    --------
+    >>> import pqnet
+    >>> from pqnet.demo import load_images, model_path
+    >>> model, images = pqnet.load(model_path()), load_images()[0]
+    >>> a, b = pqnet.calibrate(model, images[:50]), pqnet.calibrate(model, images[50:100])
+    >>> a.merge(b).layers["fc"].count
+    100
+    """
+
+    def __init__(self, layers: Mapping[str, Moments]) -> None:
+        self.layers = dict(layers)
+
+    def merge(self, other: "Statistics") -> "Statistics":
+        """Return the statistics of both calibration sets together; they must be of the same network."""
+        if not isinstance(other, Statistics) or self._shapes() != other._shapes():
+            raise PQNetError("statistics: expected statistics of the same layers and shapes to merge, got others")
+        merged = {}
+        for name, a in self.layers.items():
+            b = other.layers[name]
+            count = a.count + b.count
+            mean = (a.mean * np.float64(a.count) + b.mean * np.float64(b.count)) / count
+            merged[name] = Moments(mean.astype(np.float32), count)
+        return Statistics(merged)
+
+    def save(self, path: str | Path) -> None:
+        """Write to one HDF5 file; symmetric matrices are stored as their lower triangles."""
+        header = {name: [int(m.count), *m.mean.shape] for name, m in self.layers.items()}
+        write_container(path, "statistics", {"layers": header}, {n: _triangle(m.mean) for n, m in self.layers.items()})
+
+    def for_layer(self, node: Node, shape: tuple[int, ...]) -> Moments:
+        """Return the moments of a layer whose weight has ``shape``, or raise PQNetError."""
+        moments = self.layers.get(node.name)
+        if moments is None or moments.mean.shape != moment_shape(node, shape):
+            got = "none" if moments is None else f"shape {moments.mean.shape}"
+            raise PQNetError(
+                f"calibration: expected moments of shape {moment_shape(node, shape)} for layer {node.name!r}, got {got}; "
+                "calibrate this network again"
+            )
+        return moments
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: m.mean.shape for name, m in self.layers.items()}
+
+
+def moment_shape(node: Node, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of `Moments.mean` for a layer."""
+    if node.op == "embedding":
+        return (shape[0],)
+    n_inputs = int(np.prod(shape[1:]))
+    return (node.attrs.get("groups", 1), n_inputs, n_inputs)
+
+
+def check_layers(graph: Graph, statistics: Statistics) -> None:
+    """Raise PQNetError unless the statistics cover every layer of a graph."""
+    for node in graph.layers().values():
+        statistics.for_layer(node, tuple(graph.params[node.params["weight"]].shape))
+
+
+def _triangle(mean: np.ndarray) -> np.ndarray:
+    if mean.ndim == 1:
+        return mean
+    return np.ascontiguousarray(mean[:, *np.tril_indices(mean.shape[1])])
+
+
+def _square(stored: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    if len(shape) == 1:
+        return stored
+    mean = np.empty(shape, np.float32)
+    rows, columns = np.tril_indices(shape[1])
+    mean[:, rows, columns] = stored
+    mean[:, columns, rows] = stored
+    return mean
+
+
+def load_statistics(path: str | Path) -> Statistics:
+    """Load statistics that `Statistics.save` wrote.
+
+    Raises
+    ------
+    FormatError
+        The file is damaged or holds no statistics.
+    PQNetError
+        There is no readable file at ``path``.
+    """
+    header, arrays = read_container(path, "statistics")
+    layers, described = {}, header.get("layers")
+    if set(header) != {"layers"} or not isinstance(described, dict) or set(described) != set(arrays):
+        raise FormatError(f"{path}: expected one array for every layer of the header, got {sorted(arrays)[:5]}")
+    for name, numbers in described.items():
+        fits = isinstance(numbers, list) and all(type(n) is int and n > 0 for n in numbers)
+        if not fits or len(numbers) not in (2, 4) or (len(numbers) == 4 and numbers[2] != numbers[3]):
+            raise FormatError(f"{path}: layer {name!r}: expected [count, V] or [count, G, Kin, Kin], got {numbers}")
+        count, *shape = numbers
+        want = (shape[0],) if len(shape) == 1 else (shape[0], shape[1] * (shape[1] + 1) // 2)
+        stored = arrays[name]
+        if stored.shape != want or stored.dtype != np.float32 or not np.isfinite(stored).all():
+            raise FormatError(
+                f"{path}: layer {name!r}: expected finite float32 of shape {want}, got {stored.dtype} {stored.shape}"
+            )
+        layers[name] = Moments(_square(stored, tuple(shape)), count)
+    return Statistics(layers)

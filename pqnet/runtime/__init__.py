@@ -1,0 +1,7 @@
+"""Execution: `Model`, `load` and single packed layers."""
+
+from pqnet.runtime.functional import conv2d as conv2d
+from pqnet.runtime.functional import embedding as embedding
+from pqnet.runtime.functional import linear as linear
+from pqnet.runtime.model import Model as Model
+from pqnet.runtime.model import load as load

@@ -1,0 +1,86 @@
+"""Running the nodes of a graph on arrays."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pqnet import _check
+from pqnet.codecs import Packed
+from pqnet.errors import PQNetError
+from pqnet.graph import Graph, Node
+from pqnet.graph.op import get_op, resolve_attrs
+
+__all__ = ["check_inputs", "dense_param", "evaluate_node", "node_params", "run_graph", "values_to_free"]
+
+
+def check_inputs(graph: Graph, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Return the inputs as checked arrays, or raise PQNetError naming the one that does not fit."""
+    if not isinstance(inputs, Mapping) or set(inputs) != set(graph.inputs):
+        got = sorted(map(str, inputs)) if isinstance(inputs, Mapping) else _check.describe(inputs)
+        raise PQNetError(f"inputs: expected a dict with exactly the keys {list(graph.inputs)}, got {got}")
+    arrays = {}
+    for name, info in graph.inputs.items():
+        where = f"input {name!r}"
+        if info.dtype == "float32":
+            arrays[name] = _check.float_array(inputs[name], where, empty=True, infinite=True)
+        else:
+            array = np.asarray(inputs[name])
+            kinds = "iu" if info.dtype == "int64" else "b"
+            if array.dtype.kind not in kinds:
+                raise _check.error(where, f"an array of {info.dtype}", _check.describe(array))
+            arrays[name] = np.require(array, info.dtype, "C")
+    return arrays
+
+
+def node_params(graph: Graph, node: Node) -> dict[str, Any]:
+    """Return the parameters that a node computes with: decoded, but for embeddings, which decode rows only."""
+    keep = node.op == "embedding"
+    params = {role: graph.params[name] for role, name in node.params.items()}
+    return {role: p if keep and isinstance(p, Packed) else dense_param(p) for role, p in params.items()}
+
+
+def evaluate_node(
+    node: Node, inputs: Sequence[np.ndarray], params: Mapping[str, Any], symbols: Mapping[str, int]
+) -> tuple[np.ndarray, ...]:
+    """Compute the outputs of one node; ``params`` are those of `node_params`."""
+    op = get_op(node.op)
+    try:
+        if isinstance(params.get("weight"), Packed):
+            return (params["weight"].decode_rows(inputs[0]),)
+        result = op.evaluate(inputs, params, resolve_attrs(op, node.attrs, symbols))
+    except PQNetError as reason:
+        raise type(reason)(f"node {node.name!r} ({node.op}): {reason}") from None
+    return result if isinstance(result, tuple) else (result,)
+
+
+def dense_param(param: np.ndarray | Packed) -> np.ndarray:
+    """Return a parameter as operations compute with it: decoded, stored float16 as float32."""
+    if isinstance(param, Packed):
+        return param.decode()
+    return param.astype(np.float32) if param.dtype == np.float16 else param
+
+
+def values_to_free(graph: Graph) -> list[list[str]]:
+    """Return for each node the values that nothing needs after it."""
+    last: dict[str, int] = {}
+    for i, node in enumerate(graph.nodes):
+        last.update(dict.fromkeys((*node.inputs, *node.outputs), i))
+    kept = set(graph.outputs.values())
+    free: list[list[str]] = [[] for _ in graph.nodes]
+    for value, i in last.items():
+        if value not in kept:
+            free[i].append(value)
+    return free
+
+
+def run_graph(graph: Graph, free: list[list[str]], inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Compute the outputs for checked inputs; intermediate values live only until their last use."""
+    symbols = graph.bind_symbols({name: array.shape for name, array in inputs.items()})
+    values = dict(inputs)
+    for node, done in zip(graph.nodes, free, strict=True):
+        results = evaluate_node(node, [values[v] for v in node.inputs], node_params(graph, node), symbols)
+        values.update(zip(node.outputs, results, strict=True))
+        for value in done:
+            del values[value]
+    return {name: values[value] for name, value in graph.outputs.items()}

@@ -1,0 +1,126 @@
+"""Single layers on plain arrays, with packed weights."""
+
+from typing import Any
+
+import numpy as np
+
+from pqnet import _check
+from pqnet._threads import blas_limit, default_threads
+from pqnet.codecs import Packed
+from pqnet.graph import GraphBuilder, ValueInfo
+from pqnet.runtime.execute import run_graph, values_to_free
+
+__all__ = ["conv2d", "embedding", "linear"]
+
+
+def _pair(value: Any, name: str, low: int) -> tuple[int, int]:
+    pair = tuple(value) if isinstance(value, tuple | list) else (value, value)
+    if len(pair) != 2:
+        raise _check.error(name, "an int or a pair of ints", _check.describe(value))
+    return _check.integer(pair[0], name, low), _check.integer(pair[1], name, low)
+
+
+def _layer(op: str, x: np.ndarray, packed: Any, bias: Any, threads: int | None, **attrs: Any) -> np.ndarray:
+    if not isinstance(packed, Packed):
+        raise _check.error("packed", "a packed weight", _check.describe(packed), "codec.fit(weight) gives one")
+    params: dict[str, Any] = {"weight": packed}
+    if bias is not None:
+        params["bias"] = _check.float_array(bias, "bias", shape=(packed.shape[0],))
+    builder = GraphBuilder({"x": ValueInfo(x.shape, x.dtype.name)})
+    graph = builder.build({"y": builder.add(op, "x", params=params, **attrs)})
+    with blas_limit(default_threads(threads)):
+        return run_graph(graph, values_to_free(graph), {"x": x})["y"]
+
+
+def linear(x: Any, packed: Packed, bias: Any = None, *, threads: int | None = None) -> np.ndarray:
+    """Return ``x @ W.T + bias`` for a packed W.
+
+    Parameters
+    ----------
+    x : array, shape (..., I)
+    packed : Packed, shape (O, I)
+    bias : array, shape (O,), optional
+    threads : int, optional
+
+    Returns
+    -------
+    float32 ndarray, shape (..., O)
+
+    Examples
+    --------
+    >>> import numpy as np, pqnet
+    >>> packed = pqnet.PQ(k=16, d=4).fit(np.random.default_rng(0).standard_normal((32, 64)))
+    >>> pqnet.linear(np.ones((5, 64)), packed).shape
+    (5, 32)
+    """
+    return _layer("linear", _check.float_array(x, "x", empty=True), packed, bias, threads)
+
+
+def conv2d(
+    x: Any,
+    packed: Packed,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    *,
+    threads: int | None = None,
+) -> np.ndarray:
+    """Convolve with a packed weight.
+
+    Parameters
+    ----------
+    x : array, shape (B, C, H, W)
+    packed : Packed, shape (O, C / groups, kh, kw)
+    bias : array, shape (O,), optional
+    stride, padding, dilation : int or pair of ints
+    groups : int
+    threads : int, optional
+
+    Returns
+    -------
+    float32 ndarray, shape (B, O, Ho, Wo)
+
+    Examples
+    --------
+    >>> import numpy as np, pqnet
+    >>> packed = pqnet.PQ(k=16, d=9).fit(np.random.default_rng(0).standard_normal((8, 4, 3, 3)))
+    >>> pqnet.conv2d(np.ones((1, 4, 6, 6)), packed, padding=1).shape
+    (1, 8, 6, 6)
+    """
+    top, left = _pair(padding, "padding", 0)
+    return _layer(
+        "conv2d",
+        _check.float_array(x, "x", ndim=4, empty=True),
+        packed,
+        bias,
+        threads,
+        stride=_pair(stride, "stride", 1),
+        padding=(top, left, top, left),
+        dilation=_pair(dilation, "dilation", 1),
+        groups=_check.integer(groups, "groups", 1),
+    )
+
+
+def embedding(ids: Any, packed: Packed) -> np.ndarray:
+    """Return the rows of a packed table; only these rows are decoded.
+
+    Parameters
+    ----------
+    ids : integer array, any shape
+    packed : Packed, shape (V, D)
+
+    Returns
+    -------
+    float32 ndarray, shape (*ids.shape, D)
+
+    Examples
+    --------
+    >>> import numpy as np, pqnet
+    >>> packed = pqnet.PQ(k=16, d=4).fit(np.random.default_rng(0).standard_normal((100, 8)))
+    >>> pqnet.embedding([[3, 1, 4]], packed).shape
+    (1, 3, 8)
+    """
+    rows = packed.shape[0] if isinstance(packed, Packed) else 1
+    return _layer("embedding", _check.index_array(ids, "ids", below=rows), packed, None, None)

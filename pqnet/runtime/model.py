@@ -1,0 +1,164 @@
+"""`Model`: a graph ready to run."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pqnet import _check
+from pqnet._threads import blas_limit, default_threads
+from pqnet.codecs import Packed
+from pqnet.errors import PQNetError
+from pqnet.graph import Graph, ValueInfo
+from pqnet.graph.passes import merge_batch_norm
+from pqnet.graph.size import SizeReport, measure_size
+from pqnet.io import Golden, load_graph, save_graph
+from pqnet.runtime.execute import check_inputs, dense_param, run_graph, values_to_free
+
+__all__ = ["Model", "Signature", "load"]
+
+Signature = dict[str, tuple[tuple[int | None, ...], str]]
+
+
+class Model:
+    """A network that runs on NumPy arrays, its quantized weights kept as codes in memory.
+
+    Parameters
+    ----------
+    graph : Graph
+        Checked and kept as it is; for running, batch norms are folded into the float weights before them.
+    golden : Golden, optional
+        Recorded inputs and outputs that `pqnet verify` compares with.
+
+    Examples
+    --------
+    >>> import pqnet
+    >>> from pqnet.demo import load_images, model_path
+    >>> model = pqnet.load(model_path())
+    >>> _, images, _ = load_images()
+    >>> model(images[:5]).shape
+    (5, 10)
+    """
+
+    def __init__(self, graph: Graph, golden: Golden | None = None) -> None:
+        self.graph = graph.validate()
+        self.golden = golden
+        merged = merge_batch_norm(self.graph)
+        params = {n: p if isinstance(p, Packed) else dense_param(p) for n, p in merged.params.items()}
+        self._plan = replace(merged, params=params)
+        self._free = values_to_free(self._plan)
+
+    @property
+    def inputs(self) -> Signature:
+        """Name to (shape, dtype) in calling order; None stands for a free axis."""
+        return {
+            name: (tuple(None if isinstance(d, str) else d for d in info.shape), info.dtype)
+            for name, info in self.graph.inputs.items()
+        }
+
+    @property
+    def outputs(self) -> Signature:
+        """Name to (shape, dtype) in return order; None stands for a free axis."""
+        graph = self.graph
+        known = graph.infer_shapes(graph.symbols)
+        shapes = {name: known[value] for name, value in graph.outputs.items()}
+        free: dict[str, set[int]] = {name: set() for name in shapes}
+        for symbol, size in graph.symbols.items():
+            other = graph.infer_shapes({**graph.symbols, symbol: 2 * size})
+            for name, value in graph.outputs.items():
+                pairs = zip(other[value].shape, shapes[name].shape, strict=True)
+                free[name] |= {axis for axis, (a, b) in enumerate(pairs) if a != b}
+        return {
+            name: (tuple(None if i in free[name] else s for i, s in enumerate(info.shape)), info.dtype)
+            for name, info in shapes.items()
+        }
+
+    def __call__(self, *arrays: Any, threads: int | None = None) -> Any:
+        """Run on the inputs, given in order; returns the output, or a tuple of several."""
+        if len(arrays) != len(self.graph.inputs):
+            raise PQNetError(f"inputs: expected {len(self.graph.inputs)} ({list(self.inputs)}), got {len(arrays)}")
+        outputs = tuple(self.run(dict(zip(self.graph.inputs, arrays, strict=True)), threads=threads).values())
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    def run(self, inputs: Mapping[str, Any], *, threads: int | None = None) -> dict[str, np.ndarray]:
+        """Run on named inputs and return the named outputs.
+
+        Parameters
+        ----------
+        inputs : dict of str to array
+            Exactly the names of ``self.inputs``. Floats and integers become float32 where float32 is wanted;
+            integers and booleans are never made from floats.
+        threads : int, optional
+            Cores to use; default all. Any number of Python threads may call one model at once.
+
+        Returns
+        -------
+        dict of str to ndarray
+            New arrays, in the order of ``self.outputs``.
+
+        Raises
+        ------
+        PQNetError
+            A missing or unknown name, wrong shape or dtype, NaN.
+        """
+        arrays = check_inputs(self._plan, inputs)
+        with blas_limit(default_threads(threads)):
+            outputs = run_graph(self._plan, self._free, arrays)
+        sources = [*arrays.values(), *(p for p in self._plan.params.values() if not isinstance(p, Packed))]
+        return {
+            name: out.copy() if any(np.may_share_memory(out, s) for s in sources) else np.ascontiguousarray(out)
+            for name, out in outputs.items()
+        }
+
+    def size(self) -> SizeReport:
+        """Return the bytes of the network as the papers count them."""
+        return measure_size(self.graph)
+
+    def save(self, path: str | Path) -> None:
+        """Write the model to one HDF5 file; the file appears whole or not at all."""
+        save_graph(path, self.graph, self.golden)
+
+    def record_golden(self, seed: int = 0) -> "Model":
+        """Return the model with a golden pair: seeded inputs and what this model gives for them now."""
+        _check.rng_seed(seed)
+        infos = self.graph.infer_shapes(self.graph.symbols)
+        shapes = {name: ValueInfo(infos[name].shape, infos[name].dtype) for name in self.graph.inputs}
+        golden = Golden.draw(shapes, seed)
+        return Model(self.graph, golden.with_outputs(self.run(golden.inputs())))
+
+    def __repr__(self) -> str:
+        size = self.size()
+        return f"Model({len(self.graph.nodes)} nodes, {size.total} bytes, {size.ratio:.1f}x smaller than float32)"
+
+
+def load(path: str | Path, compute: str = "float32") -> Model:
+    """Load a model from a pqnet HDF5 file.
+
+    Parameters
+    ----------
+    path : str or Path
+    compute : {"float32"}
+        Arithmetic of the run.
+
+    Returns
+    -------
+    Model
+
+    Raises
+    ------
+    FormatError
+        The file is damaged, of another version, or no pqnet model.
+    PQNetError
+        There is no readable file at ``path``.
+
+    Examples
+    --------
+    >>> import pqnet
+    >>> from pqnet.demo import model_path
+    >>> pqnet.load(model_path()).inputs
+    {'input': ((None, 1, 8, 8), 'float32')}
+    """
+    _check.choice(compute, "compute", ("float32",))
+    return Model(*load_graph(path))

@@ -1,0 +1,223 @@
+"""Enforces the import table of the design: which place may import what, deferred imports included."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DATA = {"pqnet._check", "pqnet.codecs", "pqnet.errors", "numpy"}
+PUBLIC = {f"pqnet.{name}" for name in ("codecs", "errors", "fit", "graph", "io", "pipeline", "runtime", "train")}
+PUBLIC |= {"pqnet"}  # the names of pqnet/__init__.py itself, not its other sub-packages
+
+# Place (a file, or a folder with all below it) -> what it may import besides itself and the standard library.
+# A file's place is the longest that fits. A dotted third-party name allows that sub-module only.
+TABLE: dict[str, set[str]] = {
+    "pqnet/__init__.py": PUBLIC,
+    "pqnet/errors.py": set(),
+    "pqnet/_check.py": {"pqnet.errors", "numpy"},
+    "pqnet/_threads.py": {"pqnet.errors", "pqnet._check", "numba", "scipy", "threadpoolctl"},
+    "pqnet/kernels": {"numba", "numpy"},
+    "pqnet/codecs": {"pqnet._check", "pqnet.errors", "numpy"},
+    "pqnet/fit": DATA | {"pqnet._threads", "pqnet.kernels", "scipy"},
+    "pqnet/graph": DATA | {"scipy.special"},
+    "pqnet/runtime": DATA | {"pqnet._threads", "pqnet.graph", "pqnet.io", "pqnet.kernels"},
+    "pqnet/io": DATA | {"pqnet.graph"},
+    "pqnet/io/container.py": DATA | {"h5py"},
+    "pqnet/pipeline": DATA
+    | {f"pqnet.{name}" for name in ("_threads", "fit", "graph", "io", "kernels", "runtime")}
+    | {"scipy", "tqdm", "yaml"},
+    "pqnet/train": PUBLIC | {"numpy", "torch"},
+    "pqnet/cli": PUBLIC | {"pqnet.demo", "pqnet.report", "numpy", "tqdm"},
+    "pqnet/report.py": PUBLIC | {"jinja2", "matplotlib", "numpy"},
+    "pqnet/demo": PUBLIC | {"numpy"},
+    "converters/pqnet_converters": {
+        *("pqnet", "pqnet.codecs", "pqnet.errors", "pqnet.graph", "pqnet.io", "pqnet.runtime"),
+        *("numpy", "torch"),
+    },
+}
+FORBIDDEN = {"marshal", "pickle", "shelve"}  # they run code from files
+DYNAMIC = {"__import__", "import_module"}
+
+KERNEL_OPTIONS = "cache=True, nogil=True, error_model='numpy'"
+JIT = {"cfunc", "generated_jit", "guvectorize", "jit", "jit_module", "njit", "stencil", "vectorize"}
+ALLOWED_JIT = {f"njit({KERNEL_OPTIONS})", f"njit({KERNEL_OPTIONS}, parallel=True)"}
+
+
+def sources() -> list[str]:
+    """Return every Python file of the packages, relative to the root."""
+    return sorted(
+        path.relative_to(ROOT).as_posix() for top in ("pqnet", "converters") for path in (ROOT / top).rglob("*.py")
+    )
+
+
+def place_of(file: str) -> str | None:
+    """Return the longest place of the table that holds the file, or None."""
+    fitting = [place for place in TABLE if file == place or file.startswith(place + "/")]
+    return max(fitting, key=len, default=None)
+
+
+def module_of(file: str) -> list[str]:
+    """Return the dotted name of a file's module, in parts."""
+    parts = list(Path(file).with_suffix("").parts)
+    return parts[1:] if parts[0] == "converters" else parts
+
+
+def imports(file: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Yield line and full dotted name of everything that a file imports, wherever in the file."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = module_of(file)[: -node.level] if node.level else []
+            base += node.module.split(".") if node.module else []
+            yield from ((node.lineno, ".".join([*base, alias.name])) for alias in node.names)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in DYNAMIC:
+            literal = node.args and isinstance(node.args[0], ast.Constant)
+            yield node.lineno, str(node.args[0].value) if literal else "an import by computed name"
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "pqnet":
+            yield node.lineno, f"pqnet.{node.attr}"
+
+
+def target_of(name: str) -> str:
+    """Shorten an imported name of pqnet to its sub-package or top file, or to ``pqnet`` for a public name."""
+    first, _, rest = name.partition(".")
+    if first != "pqnet":
+        return name
+    child = rest.partition(".")[0]
+    base = ROOT / "pqnet" / child
+    return f"pqnet.{child}" if child and (base.is_dir() or base.with_suffix(".py").is_file()) else "pqnet"
+
+
+def allowed(target: str, place: str) -> bool:
+    """Tell whether the table lets a place import a target."""
+    own = ".".join(module_of(place)[:2] if place.startswith("pqnet/") else module_of(place)[:1])
+    top = target.partition(".")[0]
+    if top in sys.stdlib_module_names:
+        return top not in FORBIDDEN
+    if top == "pqnet":
+        return target in TABLE[place] or target == own
+    return any(target == name or target.startswith(name + ".") for name in {*TABLE[place], own})
+
+
+def violations(file: str, source: str) -> list[str]:
+    """Return what a file imports against the table, readable."""
+    place = place_of(file)
+    if place is None:
+        return [f"{file}: add the place to the table of tests/test_architecture.py (and to the design)"]
+    found = ((line, target_of(name)) for line, name in imports(file, ast.parse(source)))
+    return sorted({f"{file}:{line}: {place} may not import {t}" for line, t in found if not allowed(t, place)})
+
+
+def jit_violations(file: str, source: str) -> list[str]:
+    """Return the uses of Numba's compilers whose options are not literally those of the house."""
+    tree = ast.parse(source)
+    calls = {id(node.func): ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    uses = [node for node in ast.walk(tree) if isinstance(node, ast.Name | ast.Attribute)]
+    names = [(node, node.id if isinstance(node, ast.Name) else node.attr) for node in uses]
+    written = [(node.lineno, calls.get(id(node), f"bare {name}")) for node, name in names if name in JIT]
+    return [
+        f"{file}:{line}: expected one of {sorted(ALLOWED_JIT)}, got {text}"
+        for line, text in written
+        if text not in ALLOWED_JIT
+    ]
+
+
+def test_every_file_imports_only_what_the_table_allows() -> None:
+    found = [v for file in sources() for v in violations(file, (ROOT / file).read_text(encoding="utf-8"))]
+    assert not found, "\n".join(found)
+
+
+def test_kernels_are_compiled_with_equal_literal_options() -> None:
+    files = [file for file in sources() if file.startswith("pqnet/kernels/")]
+    assert files
+    found = [v for file in files for v in jit_violations(file, (ROOT / file).read_text(encoding="utf-8"))]
+    assert not found, "\n".join(found)
+
+
+def test_kernel_files_import_nothing_from_pqnet() -> None:
+    """Numba's cache does not see changes in helpers and constants of other files, so each stands alone."""
+    for file in sources():
+        if file.startswith("pqnet/kernels/") and not file.endswith("__init__.py"):
+            tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+            assert not [name for _, name in imports(file, tree) if name.startswith("pqnet")], file
+
+
+@pytest.mark.parametrize(
+    ("file", "source", "target"),
+    [
+        ("pqnet/graph/a.py", "import pqnet.fit", "pqnet.fit"),
+        ("pqnet/graph/a.py", "def f():\n    from pqnet.fit import fit_pq", "pqnet.fit"),
+        ("pqnet/graph/ops/a.py", "from ...fit import fit_pq", "pqnet.fit"),
+        ("pqnet/graph/a.py", "from pqnet import fit", "pqnet.fit"),
+        ("pqnet/graph/a.py", "from .. import fit", "pqnet.fit"),
+        ("pqnet/graph/a.py", "import pqnet", "pqnet"),
+        ("pqnet/graph/a.py", "import scipy.linalg", "scipy.linalg"),
+        ("pqnet/graph/a.py", "import importlib\nimportlib.import_module('torch')", "torch"),
+        ("pqnet/graph/a.py", "__import__(name)", "an import by computed name"),
+        ("pqnet/cli/a.py", "import pqnet\npqnet.kernels.assign()", "pqnet.kernels"),
+        ("pqnet/cli/a.py", "from pqnet._check import integer", "pqnet._check"),
+        ("pqnet/io/model_file.py", "import h5py", "h5py"),
+        ("pqnet/io/container.py", "import pickle", "pickle"),
+        ("pqnet/kernels/a.py", "import numba, numpy, scipy", "scipy"),
+        ("pqnet/errors.py", "import numpy", "numpy"),
+        ("converters/pqnet_converters/a.py", "from pqnet.fit import fit_pq", "pqnet.fit"),
+    ],
+)
+def test_forbidden_imports_are_found(file: str, source: str, target: str) -> None:
+    found = violations(file, source)
+    assert len(found) == 1 and found[0].endswith(f"may not import {target}")
+
+
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        ("pqnet/graph/ops/a.py", "from pqnet.graph.op import register\nfrom .conv import conv2d"),
+        ("pqnet/graph/a.py", "from scipy.special import erf\nfrom scipy import special\nimport json, numpy as np"),
+        ("pqnet/io/container.py", "import h5py\nfrom pqnet._check import error"),
+        ("pqnet/cli/a.py", "import pqnet\npqnet.load\nfrom pqnet import quantize\nimport pqnet.graph"),
+        ("converters/pqnet_converters/a.py", "import torch.nn\nfrom pqnet_converters.b import c\nfrom . import b"),
+    ],
+)
+def test_allowed_imports_pass(file: str, source: str) -> None:
+    assert violations(file, source) == []
+
+
+@pytest.mark.parametrize("file", ["pqnet/new/a.py", "pqnet/helpers.py", "converters/other/a.py"])
+def test_unknown_places_are_refused(file: str) -> None:
+    assert "add the place to the table" in violations(file, "")[0]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "@njit\ndef f(): ...",
+        "@njit(cache=True)\ndef f(): ...",
+        "@numba.njit(cache=True, nogil=True, error_model='numpy')\ndef f(): ...",
+        "@njit(cache=True, nogil=True, error_model='numpy', fastmath=True)\ndef f(): ...",
+        "@njit(cache=CACHE, nogil=True, error_model='numpy')\ndef f(): ...",
+        "@njit(**OPTIONS)\ndef f(): ...",
+        "f = njit(g)",
+        "@vectorize(cache=True)\ndef f(): ...",
+        "fast = functools.partial(njit, cache=True)",
+    ],
+)
+def test_other_kernel_options_are_found(source: str) -> None:
+    assert len(jit_violations("pqnet/kernels/a.py", source)) == 1
+
+
+def test_house_kernel_options_pass() -> None:
+    options = 'cache=True, nogil=True, error_model="numpy"'
+    source = f"@njit({options})\ndef f(): ...\n@njit({options}, parallel=True)\ndef g(): ..."
+    assert jit_violations("pqnet/kernels/a.py", source) == []
+
+
+def test_import_pqnet_stays_light() -> None:
+    """Numba itself imports yaml where it is installed, so yaml is not among them."""
+    heavy = ["dask", "jinja2", "matplotlib", "onnx", "pandas", "sklearn", "torch", "tqdm", "transformers"]
+    code = f"import sys, pqnet; print(*[name for name in {heavy} if name in sys.modules])"
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert loaded.stdout.split() == []
