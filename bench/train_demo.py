@@ -1,4 +1,4 @@
-"""Trains the network of ``pqnet demo``, a residual conv net on scikit-learn's 8x8 digits; under a minute on a core.
+"""Trains the network of ``pqnet demo``, a residual net on scikit-learn's 8x8 digits; a minute at most on one core.
 
 Writes ``pqnet/demo/digits.h5`` (float weights, raw batch norm) and ``pqnet/demo/digits_images.npz`` (the training
 images as calibration set, 500 held-out images with labels). The network takes float32 (batch, 1, 8, 8) in [0, 1],

@@ -2,6 +2,7 @@
 
 from pqnet.io.container import read_arrays as read_arrays
 from pqnet.io.container import read_container as read_container
+from pqnet.io.container import replaced as replaced
 from pqnet.io.container import write_container as write_container
 from pqnet.io.model_file import Golden as Golden
 from pqnet.io.model_file import load_graph as load_graph

@@ -2,24 +2,24 @@
 
 Layout, version 1 (little-endian)::
 
-    bytes 0..511     HDF5 user block: b"PQNET\\n", uint16 version, uint64 length of the file, SHA-256, zeros to 512
-    bytes 512..      HDF5:
-      /header        one fixed-length string, JSON: kind, names, dtypes and shapes of all arrays, the caller's header
-      /uint8, ...    all arrays of one dtype, one after the other in the order of the header, as one vector
+    bytes 0..511   HDF5 user block: b"PQNET\\n", uint16 version, uint64 length of the file, uint32 sizes of the
+                   deflated and the plain header, SHA-256, zeros
+    bytes 512..    HDF5:
+      /header      one fixed-length string, JSON: kind, names, dtypes and shapes of all arrays, the caller's header
+      /uint8, ...  all arrays of one dtype, one after the other in the order of the header, as one vector
 
-The SHA-256 is that of the whole file with its own 32 bytes zero. It is checked before HDF5 sees a byte, and guards
-against damage only; what HDF5 then finds is checked as strictly as if somebody had forged it. `h5dump -d /header`
-shows the names, since the header is compressed with HDF5's own deflate filter; the loader inflates it itself, with
-a bound, and never runs an HDF5 filter.
+The SHA-256 is that of the whole file with its own 32 bytes zero; it guards against damage. Against forgery guards
+that the content determines every byte (see `hdf5_layout`): the loader inflates the header, with a bound, lays the
+file out again and compares. libhdf5 takes no part in it; it is for whoever looks into a file with other tools, to
+whom ``h5py.File(path)["header"][0]`` or ``h5dump -d /header`` show the names.
 
-Arrays of one dtype share a dataset because the smallest dataset of their own that h5py can make costs 340 bytes
-(object header, link; measured: 73 kB for the 216 arrays of a ResNet-50), which files of few MB cannot afford.
-Together they cost 2.5 kB for a file, and some 10 bytes for an array in the compressed header.
+Arrays of one dtype share a dataset because one of its own costs an array 340 bytes when h5py makes it, and still
+125 in the most compact form that HDF5 allows: 20 kB for the 160 arrays of a ResNet-20 whose weights take 100 kB.
+Shared, they cost 1 kB for a whole file and some 10 bytes for an array in the deflated header.
 """
 
 import contextlib
 import hashlib
-import io
 import json
 import math
 import os
@@ -28,26 +28,25 @@ import struct
 import zlib
 from collections.abc import Iterator, Mapping
 from importlib import metadata
-from typing import Any
+from typing import Any, BinaryIO
 
 import h5py
 import numpy as np
 
 from pqnet._check import choice, describe, error
 from pqnet.errors import FormatError, PQNetError
+from pqnet.io.hdf5_layout import BASE, DTYPES, TEXT_START, Frame, hdf5_frame
 
-__all__ = ["check_name", "read_arrays", "read_container", "write_container"]
+__all__ = ["check_name", "read_arrays", "read_container", "replaced", "write_container"]
 
 MAGIC = b"PQNET\n"
 VERSION = 1
-BLOCK_SIZE = 512
 KINDS = {"model": "pqnet.load", "statistics": "pqnet.load_statistics"}
-DTYPES = ("uint8", "uint16", "float16", "float32", "float64", "int64", "bool")
 MAX_HEADER = 1 << 24  # bytes of JSON: names of a thousand layers and of a vocabulary, not a decompression bomb
 MAX_DEPTH = 64
+MAX_AXES = 8
 
-_FIELDS = struct.Struct(f"<{len(MAGIC)}sHQ32s")
-_HDF5 = b"\x89HDF\r\n\x1a\n"
+_FIELDS = struct.Struct(f"<{len(MAGIC)}sHQII32s")
 
 Path = str | os.PathLike[str]
 
@@ -84,17 +83,18 @@ def write_container(path: Path, kind: str, header: Mapping[str, Any], arrays: Ma
     index: dict[str, Any] = {}
     for name, array in arrays.items():
         check_name(name, "array name")
-        if not isinstance(array, np.ndarray) or array.dtype not in DTYPES:
-            raise error(f"array {name!r}", f"a {', '.join(DTYPES)} array", describe(array), "convert it with .astype")
+        if not isinstance(array, np.ndarray) or array.dtype.name not in DTYPES or not array.dtype.isnative:
+            raise error(f"array {name!r}", f"a {', '.join(DTYPES)} array", describe(array), "use .astype")
+        if array.ndim > MAX_AXES:
+            raise error(f"array {name!r}", f"at most {MAX_AXES} axes", f"shape {array.shape}")
         index[name] = [array.dtype.name, list(array.shape)]
     _check_plain(header, "header")
     document = {"kind": kind, "writer": _writer(), "arrays": index, "header": header}
     text = json.dumps(document, separators=(",", ":")).encode()
     if len(text) > MAX_HEADER:
         raise error("header", f"at most {MAX_HEADER} bytes of JSON", len(text))
-    with _replaced(path) as temporary:
-        _write_hdf5(temporary, text, arrays)
-        _seal(temporary)
+    with replaced(path) as temporary, open(temporary, "wb") as stream:
+        _write(stream, text, arrays, _counts(index))
 
 
 def read_container(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -129,9 +129,8 @@ def read_container(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, np.
     except PQNetError as reason:
         raise FormatError(f"{name}: {reason}") from reason.__cause__
     if document["kind"] != kind:
-        raise FormatError(
-            f"{name}: expected a {kind} file, got a {document['kind']} file; open it with {KINDS[document['kind']]}"
-        )
+        got = document["kind"]
+        raise FormatError(f"{name}: expected a {kind} file, got a {got} file; open it with {KINDS[got]}")
     return document["header"], arrays
 
 
@@ -159,18 +158,19 @@ def _file_name(path: Any) -> str:
     return name
 
 
-def _check_plain(value: Any, where: str, depth: int = 0) -> None:
-    """Raise unless ``value`` is data that JSON gives back as it was."""
+def _check_plain(value: Any, key: str, depth: int = 0) -> None:
+    """Raise unless ``value``, found below ``key``, is data that JSON gives back as it was."""
+    where = f"header key {key[:60]!r}"
     if depth > MAX_DEPTH:
         raise error(where, f"at most {MAX_DEPTH} levels of nesting", "more")
     if isinstance(value, Mapping):
-        for key, item in value.items():
-            if not isinstance(key, str):
-                raise error(where, "str keys", describe(key))
-            _check_plain(item, f"{where}[{key!r}]", depth + 1)
+        for name, item in value.items():
+            if not isinstance(name, str):
+                raise error(where, "str keys", describe(name))
+            _check_plain(item, name, depth + 1)
     elif isinstance(value, list | tuple):
-        for i, item in enumerate(value):
-            _check_plain(item, f"{where}[{i}]", depth + 1)
+        for item in value:
+            _check_plain(item, key, depth + 1)
     elif isinstance(value, int):
         if abs(value) >= 1 << 63:
             raise error(where, "an integer of 64 bits", f"{value.bit_length()} bits")
@@ -178,182 +178,162 @@ def _check_plain(value: Any, where: str, depth: int = 0) -> None:
         raise error(where, "plain data (dict, list, str, int, finite float, bool, None)", describe(value))
 
 
-# -- writing ---------------------------------------------------------------------------------------------------------
+# -- writing -------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def _replaced(path: Path) -> Iterator[str]:
+def replaced(path: Path) -> Iterator[str]:
     """Give the name of a new file in the same directory, which takes the place of ``path`` if all goes well."""
     target = os.path.realpath(_file_name(path))  # a symbolic link stays one
     if os.path.exists(target) and not os.path.isfile(target):
         raise error("path", "a file name", f"{target}, which is a directory or a device")
     temporary = os.path.join(os.path.dirname(target), f".pqnet-{secrets.token_hex(8)}.tmp")
     try:
-        with open(temporary, "xb"):  # before HDF5 does it, for plain messages and the user's usual permissions
-            pass
         yield temporary
         os.replace(temporary, target)
     except BaseException as reason:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
-        if isinstance(reason, OSError | RuntimeError):  # h5py raises both when a disk is full
-            raise PQNetError(
-                f"path: cannot write {target}: {getattr(reason, 'strerror', None) or reason}"
-            ) from reason
+        if isinstance(reason, OSError):
+            raise PQNetError(f"path: cannot write {target}: {reason.strerror or reason}") from None
         raise
 
 
-def _write_hdf5(path: str, text: bytes, arrays: Mapping[str, np.ndarray]) -> None:
-    with h5py.File(path, "w", libver=("v110", "v110"), userblock_size=BLOCK_SIZE, track_order=False) as file:
-        header = file.create_dataset(
-            "header", (1,), f"S{len(text)}", chunks=(1,), compression="gzip", compression_opts=9, track_times=False
-        )
-        header.id.write_direct_chunk((0,), zlib.compress(text, 9))
-        for dtype in DTYPES:
-            members = [a for a in arrays.values() if a.dtype == dtype and a.size]
-            if not members:
-                continue
-            size = sum(a.size for a in members)
-            dataset = file.create_dataset(dtype, (size,), dtype, fill_time="never", track_times=False)
-            start = 0
-            for array in members:
-                dataset[start : start + array.size] = array.reshape(-1)
-                start += array.size
+def _write(stream: BinaryIO, text: bytes, arrays: Mapping[str, np.ndarray], counts: Mapping[str, int]) -> None:
+    packed = zlib.compress(text, 9)
+    frame = hdf5_frame(len(text), len(packed), counts)
+    digest = hashlib.sha256(_user_block(frame.length, len(packed), len(text), bytes(32)))
+    stream.seek(BASE)
+    for piece in _pieces(frame, packed, arrays):
+        digest.update(piece)
+        stream.write(piece)
+    stream.seek(0)
+    stream.write(_user_block(frame.length, len(packed), len(text), digest.digest()))
+    stream.flush()
+    os.fsync(stream.fileno())
 
 
-def _user_block(length: int, digest: bytes) -> bytes:
-    return _FIELDS.pack(MAGIC, VERSION, length, digest).ljust(BLOCK_SIZE, b"\0")
+def _pieces(frame: Frame, packed: bytes, arrays: Mapping[str, np.ndarray]) -> Iterator[bytes | memoryview]:
+    yield frame.superblock
+    yield packed
+    yield bytes(-len(packed) % 8)
+    for dtype in frame.vectors:
+        for array in arrays.values():
+            if array.dtype.name == dtype and array.size:
+                yield np.ascontiguousarray(array).data
+    yield frame.tail
 
 
-def _seal(path: str) -> None:
-    """Fill in the user block and make sure that all is on the disk."""
-    with open(path, "r+b") as stream:
-        length = os.fstat(stream.fileno()).st_size
-        digest = hashlib.sha256(_user_block(length, bytes(32)))
-        stream.seek(BLOCK_SIZE)
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-        stream.seek(0)
-        stream.write(_user_block(length, digest.digest()))
-        stream.flush()
-        os.fsync(stream.fileno())
+def _user_block(length: int, packed_size: int, text_size: int, digest: bytes) -> bytes:
+    return _FIELDS.pack(MAGIC, VERSION, length, packed_size, text_size, digest).ljust(BASE, b"\0")
 
 
-# -- reading ---------------------------------------------------------------------------------------------------------
+def _counts(index: Mapping[str, Any]) -> dict[str, int]:
+    """Return how many numbers of each dtype an index of arrays states."""
+    counts = dict.fromkeys(DTYPES, 0)
+    for dtype, shape in index.values():
+        counts[dtype] += math.prod(shape)
+    return counts
+
+
+# -- reading -------------------------------------------------------------------------------------------------
 
 
 def _read_verified(name: str) -> bytes:
     """Return the bytes of a file whose magic, version, length and digest are right."""
     with open(name, "rb") as stream:
         length = os.fstat(stream.fileno()).st_size
-        digest = _check_block(stream.read(BLOCK_SIZE), length)
+        _check_block(stream.read(BASE), length)
         stream.seek(0)
         data = stream.read(length + 1)
-    computed = hashlib.sha256(_user_block(length, bytes(32)))
-    computed.update(memoryview(data)[BLOCK_SIZE:])
-    if len(data) != length or computed.digest() != digest:
+    _check_block(data[:BASE], len(data))  # once more: another program may write to the file just now
+    *_, stated, packed_size, text_size, digest = _FIELDS.unpack_from(data)
+    computed = hashlib.sha256(_user_block(stated, packed_size, text_size, bytes(32)))
+    computed.update(memoryview(data)[BASE:])
+    if computed.digest() != digest:
         raise FormatError("the file is damaged: its content does not match its checksum; get a fresh copy")
     return data
 
 
-def _check_block(block: bytes, length: int) -> bytes:
-    """Return the digest that the user block states, or raise FormatError saying what the file is."""
+def _check_block(block: bytes, length: int) -> None:
+    """Raise FormatError, saying what the file is, unless the user block is that of a file of this length."""
     if not block.startswith(MAGIC):
         raise FormatError(f"expected a pqnet file, got {_content(block)}")
-    if len(block) < BLOCK_SIZE:
+    if len(block) < BASE:
         raise FormatError(f"the file is damaged: truncated to {len(block)} bytes; get a fresh copy")
-    _, version, stated, digest = _FIELDS.unpack_from(block)
+    _, version, stated, *_ = _FIELDS.unpack_from(block)
     if version != VERSION:
-        raise FormatError(f"expected format version {VERSION}, got version {version}; update pqnet or write it anew")
+        raise FormatError(
+            f"expected format version {VERSION}, got version {version}; update pqnet or write it anew"
+        )
     if stated != length:
         raise FormatError(f"the file is damaged: expected {stated} bytes, got {length}; get a fresh copy")
     if any(block[_FIELDS.size :]):
         raise FormatError("the file is damaged: unused bytes of its first block are not zero; get a fresh copy")
-    return bytes(digest)
 
 
 def _content(block: bytes) -> str:
     """Say what a file is that is not ours, from its first bytes."""
     if not block:
         return "an empty file"
-    if block.startswith(_HDF5):
+    if block.startswith(b"\x89HDF"):
         return "an HDF5 file that pqnet did not write"
     if block.startswith(b"PK\x03\x04"):
         return "a zip archive (a PyTorch checkpoint?); convert networks with `pqnet convert`"
     if block[0] == 0x80 and block[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         return "a Python pickle (an old PyTorch checkpoint?); convert networks with `pqnet convert`"
-    return f"only {len(block)} bytes" if len(block) < BLOCK_SIZE else "a file of another format"
+    return f"only {len(block)} bytes" if len(block) < BASE else "a file of another format"
 
 
 def _parse(data: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Return document and arrays of a verified file; whatever is not as `write_container` writes it is refused."""
-    if data[BLOCK_SIZE : BLOCK_SIZE + len(_HDF5)] != _HDF5:
-        raise FormatError("no HDF5 data after the first block")
-    try:
-        with h5py.File(io.BytesIO(data), "r") as file:
-            for name in file:
-                if not isinstance(file.get(name, getlink=True), h5py.HardLink):
-                    raise FormatError(f"expected datasets only, got the link {name!r}")
-            document = _read_document(file, len(data))
-            sizes = _sizes(document["arrays"], len(data))
-            expected = {"header"} | {dtype for dtype, size in sizes.items() if size}
-            if set(file) != expected or h5py.h5a.get_num_attrs(file.id):
-                raise FormatError(f"expected datasets {sorted(expected)} without attributes, got {sorted(file)[:20]}")
-            vectors = {d: _vector(file, d, n, data) if n else np.empty(0, d) for d, n in sizes.items()}
-        arrays: dict[str, np.ndarray] = {}
-        for name, (dtype, shape) in document["arrays"].items():
-            values, vectors[dtype] = np.split(vectors[dtype], [math.prod(shape)])
-            arrays[name] = values.reshape(shape).copy()
-        return document, arrays
-    except (PQNetError, MemoryError):
-        raise
-    except Exception as reason:  # h5py raises exceptions of many classes for malformed structures
-        raise FormatError(f"the HDF5 data are not as pqnet writes them: {reason}") from reason
+    *_, packed_size, text_size, _ = _FIELDS.unpack_from(data)
+    document = _document(data[TEXT_START : TEXT_START + packed_size], text_size)
+    counts = _counts(_checked_index(document["arrays"]))
+    if max(counts.values()) > len(data):
+        raise FormatError(f"arrays: expected at most {len(data)} numbers, got {counts}")
+    frame = hdf5_frame(text_size, packed_size, counts)
+    head = frame.superblock + data[TEXT_START : TEXT_START + packed_size] + bytes(-packed_size % 8)
+    if len(data) != frame.length or not data.startswith(head, BASE) or not data.endswith(frame.tail):
+        raise FormatError(
+            "the HDF5 structures around the data are not those that pqnet writes; the file was forged"
+        )
+    offsets, arrays = dict(frame.vectors), {}
+    for name, (dtype, shape) in document["arrays"].items():
+        offset = offsets.get(dtype, 0)
+        values = np.frombuffer(data, "uint8" if dtype == "bool" else dtype, math.prod(shape), offset)
+        if dtype == "bool" and values.max(initial=0) > 1:
+            raise FormatError(f"array {name!r}: expected bytes 0 and 1, got others")
+        arrays[name] = values.view(dtype).reshape(shape).copy()
+        offsets[dtype] = offset + values.nbytes
+    return document, arrays
 
 
-def _open_dataset(file: h5py.File, name: str, dtype: Any, shape: tuple[int, ...], n_filters: int) -> Any:
-    """Return a dataset as a low-level object, or raise FormatError if any of its properties is unexpected."""
-    dataset = h5py.h5d.open(file.id, name.encode())
-    plist = dataset.get_create_plist()
-    if not (
-        dataset.get_type() == h5py.h5t.py_create(np.dtype(dtype), logical=True)
-        and dataset.shape == shape
-        and plist.get_layout() == (h5py.h5d.CHUNKED if n_filters else h5py.h5d.CONTIGUOUS)
-        and plist.get_nfilters() == n_filters
-        and plist.get_external_count() == 0
-        and h5py.h5a.get_num_attrs(dataset) == 0
-    ):
-        raise FormatError(f"dataset {name!r}: expected plain {np.dtype(dtype)} data of shape {shape}, got others")
-    return dataset
-
-
-def _read_document(file: h5py.File, limit: int) -> dict[str, Any]:
-    if "header" not in file:
-        raise FormatError("expected a dataset 'header', got none")
-    size = h5py.h5d.open(file.id, b"header").get_type().get_size()
+def _document(packed: bytes, size: int) -> dict[str, Any]:
+    """Return the checked JSON document of a file from its deflated form."""
     if size > MAX_HEADER:
         raise FormatError(f"header: expected at most {MAX_HEADER} bytes, got {size}")
-    dataset = _open_dataset(file, "header", f"S{size}", (1,), 1)
-    plist = dataset.get_create_plist()
-    if plist.get_filter(0)[0] != h5py.h5z.FILTER_DEFLATE or plist.get_chunk() != (1,) or dataset.get_num_chunks() != 1:
-        raise FormatError("header: expected one deflated chunk")
-    if dataset.get_chunk_info(0).size > limit:
-        raise FormatError("header: the chunk is larger than the file")
-    mask, packed = dataset.read_direct_chunk((0,))
     inflate = zlib.decompressobj()
-    text = inflate.decompress(packed, size + 1)
-    if mask or len(text) != size or not inflate.eof or inflate.unused_data:
+    try:
+        text = inflate.decompress(packed, size + 1)
+    except zlib.error as reason:
+        raise FormatError(f"header: {reason}") from None
+    if len(text) != size or not inflate.eof or inflate.unused_data:
         raise FormatError(f"header: expected {size} bytes of deflated text, got others")
     try:
         document = json.loads(text, object_pairs_hook=_unique)
-        _check_plain(document, "header")
-    except (PQNetError, ValueError, RecursionError) as reason:
+        _check_plain(document, "")
+    except RecursionError:
+        raise FormatError(f"header: expected at most {MAX_DEPTH} levels of nesting, got more") from None
+    except ValueError as reason:
         raise FormatError(f"header: {reason}") from None
     if not isinstance(document, dict) or set(document) != {"kind", "writer", "arrays", "header"}:
         raise FormatError("header: expected kind, writer, arrays and header, got others")
     kind, writer, header = document["kind"], document["writer"], document["header"]
     if not (isinstance(kind, str) and kind in KINDS and isinstance(writer, str) and isinstance(header, dict)):
-        raise FormatError(f"header: expected kind, writer and header of the right types, got kind {describe(kind)}")
+        raise FormatError(
+            f"header: expected kind, writer and header of the right types, got kind {describe(kind)}"
+        )
     return document
 
 
@@ -364,37 +344,20 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return record
 
 
-def _sizes(index: Any, limit: int) -> dict[str, int]:
-    """Return how many numbers of each dtype an index of arrays states: at most what the file has room for."""
+def _checked_index(index: Any) -> dict[str, Any]:
     if not isinstance(index, dict):
         raise FormatError(f"arrays: expected names with dtype and shape, got {describe(index)}")
-    sizes = dict.fromkeys(DTYPES, 0)
     for name, entry in index.items():
         check_name(name, "array name")
         match entry:
-            case [str() as dtype, list() as shape] if dtype in DTYPES and all(type(s) is int and s >= 0 for s in shape):
-                sizes[dtype] += math.prod(shape)
-            case _:
-                raise FormatError(f"array {name!r}: expected dtype and shape, got {describe(entry)}")
-    stated = sum(n * np.dtype(d).itemsize for d, n in sizes.items())
-    if stated > limit:
-        raise FormatError(f"the arrays take {stated} bytes, more than the file has")
-    return sizes
+            case [str() as dtype, list() as shape] if dtype in DTYPES and len(shape) <= MAX_AXES:
+                if all(type(size) is int and 0 <= size < 1 << 40 for size in shape):
+                    continue
+        raise FormatError(f"array {name!r}: expected dtype and shape, got {describe(entry)}")
+    return index
 
 
-def _vector(file: h5py.File, dtype: str, size: int, data: bytes) -> np.ndarray:
-    """Return the numbers of a dataset as a view of the file's bytes."""
-    dataset = _open_dataset(file, dtype, dtype, (size,), 0)
-    start, nbytes = dataset.get_offset(), size * np.dtype(dtype).itemsize
-    if start is None or not BLOCK_SIZE <= start <= len(data) - nbytes or dataset.get_storage_size() != nbytes:
-        raise FormatError(f"dataset {dtype!r}: expected {nbytes} bytes within the file")
-    vector = np.frombuffer(data, dtype, size, start)
-    if dtype == "bool" and vector.view(np.uint8).max() > 1:
-        raise FormatError("dataset 'bool': expected bytes 0 and 1, got others")
-    return vector
-
-
-# -- files of others -------------------------------------------------------------------------------------------------
+# -- files of others -----------------------------------------------------------------------------------------
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -420,7 +383,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     name = _file_name(path)
     try:
         with open(name, "rb") as stream:
-            first = stream.read(BLOCK_SIZE)
+            first = stream.read(BASE)
     except OSError as reason:
         raise PQNetError(f"path: cannot read {name}: {reason.strerror}") from None
     if first.startswith(MAGIC):

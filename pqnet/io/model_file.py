@@ -1,8 +1,8 @@
 """A model as a file: what of a `Graph` becomes JSON, what becomes arrays, and the checks on the way back."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import numpy as np
@@ -11,7 +11,7 @@ from pqnet._check import describe, error, integer, rng_seed
 from pqnet.codecs import PACKED, Packed, codec_from_attrs
 from pqnet.errors import FormatError, PQNetError, UnsupportedOpError
 from pqnet.graph.graph import Graph, Node, Param, ValueInfo
-from pqnet.graph.op import DTYPES, Attr, complete_attrs, get_op, resolve_dim
+from pqnet.graph.op import DTYPES, Attr, get_op
 from pqnet.io.container import Path, check_name, read_container, write_container
 
 __all__ = ["Golden", "load_graph", "save_graph"]
@@ -39,12 +39,13 @@ class Golden:
 
     Examples
     --------
-    >>> import dataclasses, pqnet
+    >>> import numpy as np
+    >>> from pqnet.graph import ValueInfo
     >>> from pqnet.io import Golden
-    >>> model = pqnet.load("model.h5")
-    >>> golden = Golden.draw(model.graph, seed=0)
-    >>> golden = dataclasses.replace(golden, outputs=model.run(golden.inputs()))
-    >>> model.save("model.h5", golden)
+    >>> golden = Golden.draw({"input": ValueInfo((2, 3))}, seed=0)
+    >>> golden = golden.with_outputs({"output": np.maximum(golden.inputs()["input"], 0)})
+    >>> golden.shapes, golden.outputs["output"].shape
+    ({'input': (2, 3)}, (2, 3))
     """
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -60,42 +61,46 @@ class Golden:
             drawn += math.prod(integer(size, f"golden.shapes[{name!r}]", 0, MAX_SIZE) for size in shape)
         if drawn > MAX_DRAWN:
             raise error("golden.shapes", f"at most {MAX_DRAWN} numbers to draw", drawn, "use a smaller batch")
+        for name, array in (*self.arrays.items(), *self.outputs.items()):
+            if not isinstance(array, np.ndarray):
+                raise error(f"golden array {name!r}", "an array", describe(array))
 
     @classmethod
     def draw(
-        cls,
-        graph: Graph,
-        seed: int = 0,
-        symbols: Mapping[str, int] | None = None,
-        arrays: Mapping[str, np.ndarray] | None = None,
+        cls, inputs: Mapping[str, ValueInfo], seed: int = 0, arrays: Mapping[str, np.ndarray] | None = None
     ) -> Self:
-        """Return a record without outputs for the inputs of a graph.
+        """Return a record without outputs for inputs of given shapes and dtypes.
 
         Parameters
         ----------
-        graph : Graph
+        inputs : dict of str to ValueInfo
+            All sizes known. Integer inputs become arrays of 0 and 1, which index any table of two rows; bool
+            inputs become True.
         seed : int
-        symbols : dict of str to int, optional
-            Free sizes to use instead of those in ``graph.symbols``.
         arrays : dict of str to array, optional
-            Inputs to store as they are. Integer and bool inputs must be here: which values make sense, only the
-            caller knows.
+            Inputs to store as they are instead.
 
         Raises
         ------
         PQNetError
-            If an integer or bool input is not in ``arrays``.
+            If the size of an input that has to be drawn is not a number.
         """
-        given = dict(arrays or {})
-        sizes = {**graph.symbols, **(symbols or {})}
-        shapes = {}
-        for name, info in graph.inputs.items():
-            if name in given:
+        rng = np.random.default_rng(rng_seed(seed))
+        shapes: dict[str, tuple[int, ...]] = {}
+        stored = dict(arrays or {})
+        for name, info in inputs.items():
+            if name in stored:
                 continue
-            if info.dtype != "float32":
-                raise error("arrays", f"values for the {info.dtype} input {name!r}", "none", "give an array")
-            shapes[name] = tuple(resolve_dim(dim, sizes) for dim in info.shape)
-        return cls(shapes, seed if shapes else None, given)
+            shape = tuple(integer(size, f"inputs[{name!r}].shape", 0, MAX_SIZE) for size in info.shape)
+            if info.dtype == "float32":
+                shapes[name] = shape
+            else:
+                stored[name] = rng.integers(0, 2, shape) if info.dtype == "int64" else np.ones(shape, np.bool_)
+        return cls(shapes, seed if shapes else None, stored)
+
+    def with_outputs(self, outputs: Mapping[str, np.ndarray]) -> Self:
+        """Return the record with the outputs that a network gives for its inputs."""
+        return replace(self, outputs=dict(outputs))
 
     def inputs(self) -> dict[str, np.ndarray]:
         """Return the inputs by name; the drawn ones are the same at every call."""
@@ -162,7 +167,7 @@ def load_graph(path: Path) -> tuple[Graph, Golden | None]:
         raise FormatError(f"{path!s}: the network is not valid: {reason}") from reason
 
 
-# -- writing ---------------------------------------------------------------------------------------------------------
+# -- writing -------------------------------------------------------------------------------------------------
 
 
 def _to_file(graph: Graph, golden: Golden | None) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -206,53 +211,52 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-# -- reading ---------------------------------------------------------------------------------------------------------
+# -- reading -------------------------------------------------------------------------------------------------
 
 
-def _from_file(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> tuple[Graph, Golden | None]:
-    """Build a graph from what a file holds, or raise; ``arrays`` is emptied."""
+def _from_file(header: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> tuple[Graph, Golden | None]:
+    """Build graph and golden record from what a file holds, or raise."""
+    stored: dict[str, dict[str, np.ndarray]] = {}
+    recorded: dict[str, dict[str, np.ndarray]] = {"inputs": {}, "outputs": {}}
+    for path, array in arrays.items():
+        match path.split("/", 2):
+            case ["params", *rest] if rest:
+                name, _, key = "/".join(rest).rpartition("/")
+                stored.setdefault(name, {})[key] = array
+            case ["golden", "inputs" | "outputs" as part, name] if "golden" in header:
+                recorded[part][name] = array
+            case _:
+                raise FormatError(f"array {path!r} belongs to nothing")
     records = _record(header.get("params"), "params")
-    params = {name: _param(name, record, arrays) for name, record in records.items()}
-    golden = _golden(header["golden"], arrays) if "golden" in header else None
-    if arrays:
-        raise FormatError(f"arrays {sorted(arrays)[:5]} belong to nothing")
+    if unknown := sorted(set(stored) - set(records)):
+        raise FormatError(f"the arrays of {unknown[:5]} belong to no parameter")
+    params = {name: _param(name, record, stored.get(name, {})) for name, record in records.items()}
+    golden = None
+    if "golden" in header:
+        fields = _record(header["golden"], "golden", seed=object, shapes=dict)
+        shapes = {n: _shape(s, f"golden input {n!r}") for n, s in fields["shapes"].items()}
+        golden = Golden(shapes, fields["seed"], recorded["inputs"], recorded["outputs"])
     return _graph_from(header, params, golden), golden
 
 
-def _param(name: str, record: Any, arrays: dict[str, np.ndarray]) -> Param:
-    where, prefix = f"parameter {name!r}", f"params/{name}/"
-    found = {key: arrays.pop(prefix + key) for key in _keys_below(arrays, prefix)}
+def _param(name: str, record: Any, arrays: Mapping[str, np.ndarray]) -> Param:
+    where = f"parameter {name!r}"
     if record is None:
-        if set(found) != {"values"}:
-            raise FormatError(f"{where}: expected an array 'values', got {sorted(found)}")
-        return found["values"]
+        if set(arrays) != {"values"}:
+            raise FormatError(f"{where}: expected an array 'values', got {sorted(arrays)}")
+        return arrays["values"]
     fields = _record(record, where, codec=dict, shape=list)
     attrs, shape = fields["codec"], _shape(fields["shape"], where)
     if not isinstance(attrs.get("codec"), str):
         raise FormatError(f"{where}: expected the name of a codec, got {describe(attrs.get('codec'))}")
-    codec = codec_from_attrs(attrs)
     try:
-        packed = PACKED[codec.name].from_arrays(codec, shape, found)
+        codec = codec_from_attrs(attrs)
+        packed = PACKED[codec.name].from_arrays(codec, shape, arrays)
     except PQNetError as reason:
         raise FormatError(f"{where}: {reason}") from None
-    if packed.shape != shape or packed.codec.to_attrs() != attrs:
-        raise FormatError(f"{where}: expected a codec as it applies to shape {shape}, got {attrs}")
+    if packed.codec.to_attrs() != attrs:
+        raise FormatError(f"{where}: expected the codec as it applies to shape {shape}, got {attrs}")
     return packed
-
-
-def _keys_below(arrays: Mapping[str, np.ndarray], prefix: str) -> list[str]:
-    """Return the last parts of the array names that are ``prefix`` and one more part."""
-    return [n.removeprefix(prefix) for n in arrays if n.startswith(prefix) and "/" not in n.removeprefix(prefix)]
-
-
-def _golden(value: Any, arrays: dict[str, np.ndarray]) -> Golden:
-    fields = _record(value, "golden", seed=(int, type(None)), shapes=dict)
-    shapes = {n: _shape(s, f"golden input {n!r}") for n, s in fields["shapes"].items()}
-    parts: list[dict[str, np.ndarray]] = []
-    for prefix in ("golden/inputs/", "golden/outputs/"):
-        names = [name for name in arrays if name.startswith(prefix)]
-        parts.append({name.removeprefix(prefix): arrays.pop(name) for name in names})
-    return Golden(shapes, fields["seed"], *parts)
 
 
 def _graph_from(header: Mapping[str, Any], params: Mapping[str, Param], golden: Golden | None) -> Graph:
@@ -309,13 +313,17 @@ def _node(value: Any, where: str) -> Node:
         fields["name"],
         tuple(check_name(v, f"{where}: input") for v in fields["inputs"]),
         tuple(check_name(v, f"{where}: output") for v in fields["outputs"]),
-        complete_attrs(op, attrs),
+        attrs,
         {role: check_name(v, f"{where}: {role}") for role, v in fields["params"].items()},
     )
 
 
 def _attr(attr: Attr | None, value: Any) -> Any:
-    return _FLOATS.get(value, value) if attr is not None and attr.kind == "float" and isinstance(value, str) else value
+    return (
+        _FLOATS.get(value, value)
+        if attr is not None and attr.kind == "float" and isinstance(value, str)
+        else value
+    )
 
 
 def _is_size(value: Any) -> bool:
@@ -328,28 +336,25 @@ def _shape(value: Any, where: str) -> tuple[int, ...]:
     return tuple(value)
 
 
-def _record(value: Any, where: str, **types: type | tuple[type, ...]) -> dict[str, Any]:
-    """Return a JSON object whose keys are exactly ``types``, with values of these types (any keys if none is given)."""
+def _record(value: Any, where: str, **types: type) -> dict[str, Any]:
+    """Return a JSON object whose keys are exactly those of ``types`` (any if there are none), of these types."""
     if not isinstance(value, dict):
         raise FormatError(f"{where}: expected a JSON object, got {describe(value)}")
     if types and set(value) != set(types):
         raise FormatError(f"{where}: expected the keys {sorted(types)}, got {sorted(value)[:20]}")
     for key, kind in types.items():
         if not isinstance(value[key], kind) or isinstance(value[key], bool):
-            raise FormatError(f"{where}.{key}: expected {_type_name(kind)}, got {describe(value[key])}")
+            raise FormatError(f"{where}.{key}: expected {kind.__name__}, got {describe(value[key])}")
     return value
-
-
-def _type_name(kind: type | tuple[type, ...]) -> str:
-    kinds: Sequence[type] = kind if isinstance(kind, tuple) else (kind,)
-    return " or ".join(k.__name__ for k in kinds)
 
 
 def _check_golden(golden: Golden, graph: Graph) -> None:
     """Raise unless a golden record has exactly the inputs and outputs of a graph, in fitting shapes and dtypes."""
     shapes = dict(golden.shapes) | {n: a.shape for n, a in golden.arrays.items()}
     if set(shapes) != set(graph.inputs) or set(golden.shapes) & set(golden.arrays):
-        raise error("golden", f"the inputs {sorted(graph.inputs)}, each once", sorted([*golden.shapes, *golden.arrays]))
+        raise error(
+            "golden", f"the inputs {sorted(graph.inputs)}, each once", sorted([*golden.shapes, *golden.arrays])
+        )
     if set(golden.outputs) != set(graph.outputs):
         raise error("golden", f"the outputs {sorted(graph.outputs)}", sorted(golden.outputs), "fill in .outputs")
     infos = graph.infer_shapes(graph.bind_symbols(shapes))

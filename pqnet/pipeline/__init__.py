@@ -1,6 +1,7 @@
 """The three steps: calibration, choice of codecs, quantization."""
 
 from pqnet.pipeline.calibrate import calibrate as calibrate
+from pqnet.pipeline.calibrate import statistics_of_inputs as statistics_of_inputs
 from pqnet.pipeline.quantize import quantize as quantize
 from pqnet.pipeline.recipe import PRESETS as PRESETS
 from pqnet.pipeline.recipe import Recipe as Recipe

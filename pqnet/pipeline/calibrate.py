@@ -1,5 +1,6 @@
 """Streaming calibration: second moments of every layer's inputs in one pass of the float network."""
 
+from collections.abc import Mapping
 from itertools import islice
 from typing import Any
 
@@ -8,14 +9,17 @@ from tqdm import tqdm
 
 from pqnet import _check
 from pqnet._threads import default_threads, ordered_map
-from pqnet.graph import Graph, Node
+from pqnet.errors import PQNetError
+from pqnet.graph import Graph, Info, Node
+from pqnet.graph.graph import param_info
+from pqnet.graph.op import get_op
 from pqnet.pipeline.batches import Batch, iterate_batches
 from pqnet.pipeline.moments import input_rows, row_moments, token_counts
 from pqnet.pipeline.statistics import Moments, Statistics, moment_shape
 from pqnet.pipeline.sweep import sweep
 from pqnet.runtime import Model
 
-__all__ = ["calibrate"]
+__all__ = ["calibrate", "statistics_of_inputs"]
 
 GROUP = 8  # batches that are in memory at once
 
@@ -31,10 +35,10 @@ class _Accumulator:
         self.samples = 0
 
     def add(self, batches: list[Batch]) -> None:
-        sweep(self.graph, batches, self._visit, self.threads)
+        sweep(self.graph, batches, self.visit, self.threads)
         self.samples += sum(len(next(iter(b.values()))) for b in batches)
 
-    def _visit(self, node: Node, inputs: list[np.ndarray]) -> None:
+    def visit(self, node: Node, inputs: list[np.ndarray]) -> None:
         if node.name not in self.layers:
             return
         shape = tuple(self.graph.params[node.params["weight"]].shape)
@@ -104,4 +108,46 @@ def calibrate(
         while group := list(islice(stream, GROUP)):
             accumulator.add(group)
             bar.update(accumulator.samples - bar.n)
+    return accumulator.result()
+
+
+def statistics_of_inputs(
+    model: Model, inputs: Mapping[str, Any], *, seed: int = 0, threads: int | None = None
+) -> Statistics:
+    """Make the statistics of `calibrate` from layer inputs that were recorded elsewhere.
+
+    Parameters
+    ----------
+    model : Model
+    inputs : dict of str to array
+        The input of every layer of ``model.graph.layers()``, samples along axis 0.
+    seed, threads
+        As for `calibrate`.
+
+    Returns
+    -------
+    Statistics
+
+    Raises
+    ------
+    PQNetError
+        A layer without an entry, an entry without a layer, a shape or dtype that does not fit, NaN.
+    """
+    if not isinstance(model, Model):
+        raise _check.error("model", "a pqnet.Model", _check.describe(model))
+    accumulator = _Accumulator(model.graph, _check.rng_seed(seed), default_threads(threads))
+    if missing := set(accumulator.layers) ^ set(inputs):
+        raise PQNetError(f"activations: expected one array for each layer, got none or no layer for {sorted(missing)[:5]}")
+    for name, node in accumulator.layers.items():
+        where = f"activations[{name!r}]"
+        params = {role: param_info(model.graph.params[p]) for role, p in node.params.items()}
+        if node.op == "embedding":
+            x = _check.index_array(inputs[name], where, below=params["weight"].shape[0])
+        else:
+            x = _check.float_array(inputs[name], where)
+        try:
+            get_op(node.op).infer([Info(x.shape, x.dtype.name)], params, node.attrs)
+        except PQNetError as reason:
+            raise PQNetError(f"{where}: {reason}") from None
+        accumulator.visit(node, [x[i : i + 64] for i in range(0, len(x), 64)])
     return accumulator.result()

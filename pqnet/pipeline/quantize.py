@@ -70,7 +70,7 @@ class _Run:
         self.bar.update()
         return weight, fit.packed
 
-    def finish(self, recipe: Any) -> Model:
+    def finish(self) -> Model:
         graph = fold_norm_statistics(self.graph)
         record = {"metric": self.metric, "seed": self.seed, "layers": self.report}
         return Model(replace(graph, meta={**graph.meta, "quantization": record}))
@@ -272,4 +272,4 @@ def quantize(
         else:
             batches = list(iterate_batches(model.graph, calibration))
             sweep(run.graph, batches, _FromData(run, reestimate_norm).visit, run.threads)
-        return run.finish(recipe)
+        return run.finish()

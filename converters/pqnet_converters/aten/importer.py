@@ -26,7 +26,8 @@ INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 class Tensor:
     """A tensor of the exported program: a value of the graph being built, or a constant.
 
-    ``origin`` is the name in the module's state dict, if the constant is a parameter or a view of one.
+    ``origin`` is the name in the module's state dict, if the constant is a parameter or a view of one; ``path`` is
+    that of the module which computed it.
     """
 
     shape: tuple[Dim, ...]
@@ -34,6 +35,7 @@ class Tensor:
     value: str | None = None
     data: torch.Tensor | None = None
     origin: str | None = None
+    path: str = ""
 
     @property
     def rank(self) -> int:
@@ -122,25 +124,31 @@ class Importer:
             return x
         if x.value is not None:
             return x.value
-        name = self.param(x, "constant")
+        name = self.param(x, "constant", path=x.path)
         if name not in self._constants:
             self._constants[name] = self.builder.add("constant", name=name, params={"value": name})
         return self._constants[name]
 
     def param(
-        self, x: Tensor, role: str, convert: Callable[[torch.Tensor], torch.Tensor] | None = None, form: str = ""
+        self,
+        x: Tensor,
+        role: str,
+        convert: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        form: str = "",
+        path: str | None = None,
     ) -> str:
         """Store a constant as a parameter and return its name: its own in the state dict where it has one.
 
         ``convert`` brings it into the form that the graph wants; ``form`` names that form, so that a tensor that is
-        used twice is stored once.
+        used twice is stored once. ``path`` is what an unnamed one is called after, by default the current module.
         """
         if x.data is None:
             raise self.refuse(f"expected a constant {role}, got one that is computed from the network's input")
         key = (_identity(x.data), form)
         if key not in self._stored:
             array = self._array(convert(x.data) if convert else x.data, x.origin or role)
-            name = x.origin or (f"{self.path}.{role}" if self.path else role)
+            path = self.path if path is None else path
+            name = x.origin or (f"{path}.{role}" if path else role)
             stem, i = name, 1
             while name in self.builder.params:
                 name, i = f"{stem}_{i}", i + 1
@@ -200,7 +208,8 @@ class Importer:
         if node.target is operator.getitem:
             result = self._env[node.args[0]][node.args[1]]
             if result is None:
-                raise self.refuse(f"output {node.args[1]} of {node.args[0].target} is not supported")
+                self.node = node.args[0]
+                raise self.refuse(f"its output {node.args[1]} is not supported")
             return result
         args = torch.fx.node.map_aggregate(node.args, self._argument)
         kwargs = torch.fx.node.map_aggregate(node.kwargs, self._argument)
@@ -218,7 +227,7 @@ class Importer:
         result = RULES[str(node.target)](self, *bound)
         if isinstance(result, tuple):
             return tuple(self._wrap(r, val) for r, val in zip(result, node.meta["val"], strict=True))
-        return self._wrap(result, node.meta["val"])
+        return self._wrap(result, node.meta.get("val"))
 
     def _argument(self, arg: Any) -> Any:
         if not isinstance(arg, torch.fx.Node):
@@ -255,7 +264,7 @@ class Importer:
             return result
         dtype = dtype_name(val.dtype, origin or str(self.node.target))
         if isinstance(result, torch.Tensor):
-            return Tensor(tuple(result.shape), dtype, data=result, origin=origin)
+            return Tensor(tuple(result.shape), dtype, data=result, origin=origin, path=self.path)
         return Tensor(self._shape(val), dtype, value=result)
 
     def _result(self, output: int | None) -> Any:

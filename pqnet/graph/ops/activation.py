@@ -25,8 +25,7 @@ def _exp_minus(x: np.ndarray) -> np.ndarray:
 
 def _gate(x: np.ndarray) -> np.ndarray:
     """Return the hard sigmoid."""
-    y = np.asarray(x + np.float32(3))
-    np.clip(y, 0, 6, out=y)
+    y: np.ndarray = np.asarray(np.clip(x + np.float32(3), 0, 6))
     y /= 6
     return y
 
@@ -34,7 +33,7 @@ def _gate(x: np.ndarray) -> np.ndarray:
 def _mish(x: np.ndarray) -> np.ndarray:
     e = np.exp(np.minimum(x, 20))  # tanh(log(1 + e)) = n / (n + 2) with n = e (e + 2); 1 in float32 from x = 20 on
     n = e * (e + 2)
-    return x * (n / (n + 2))
+    return np.asarray(x * (n / (n + 2)))
 
 
 def _two_sided(x: np.ndarray, negative: Callable[[np.ndarray], Any]) -> np.ndarray:
@@ -64,7 +63,7 @@ def _softplus(x: np.ndarray, beta: float, threshold: float) -> np.ndarray:
     return y
 
 
-FUNCTIONS: dict[str, tuple[Callable[..., Any], dict[str, Attr]]] = {
+FUNCTIONS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "relu": (lambda x: np.maximum(x, 0), {}),
     "sigmoid": (lambda x: np.reciprocal(_exp_minus(x)), {}),
     "tanh": (np.tanh, {}),
@@ -118,18 +117,14 @@ register("clamp", infer=_infer_clamp, evaluate=_eval_clamp, min=Attr("float", No
 
 def _infer_prelu(x: Sequence[Info], p: Mapping[str, Info], a: Attrs) -> Info:
     check_dtype(x[0], "float32")
-    if p["weight"].shape != (1,):
-        channels = x[0].shape[1:2]
-        if not channels:
-            raise PQNetError(f"weight: expected shape (1,) for an input of shape {x[0].shape}, got {p['weight'].shape}")
-        check_shape(p["weight"], channels, "weight")
+    shared = p["weight"].shape == (1,) or len(x[0].shape) < 2
+    check_shape(p["weight"], (1,) if shared else x[0].shape[1:2], "weight")
     return x[0]
 
 
 def _eval_prelu(x: Arrays, p: Params, a: Attrs) -> np.ndarray:
-    slope = p["weight"].reshape(-1, *(1,) * (x[0].ndim - 2)) if x[0].ndim > 1 else p["weight"]
-    out = _two_sided(x[0], lambda y: y * slope)
-    return out.reshape(x[0].shape)
+    slope = p["weight"].reshape(-1, *(1,) * (x[0].ndim - 2))
+    return _two_sided(x[0], lambda y: y * slope).reshape(x[0].shape)
 
 
 register("prelu", infer=_infer_prelu, evaluate=_eval_prelu, params={"weight": True})
@@ -142,7 +137,8 @@ def _infer_softmax(x: Sequence[Info], p: Mapping[str, Info], a: Attrs) -> Info:
 
 
 def _shifted(x: np.ndarray, axis: int) -> np.ndarray:
-    return x - x.max(axis, keepdims=True, initial=-np.inf)
+    y: np.ndarray = x - x.max(axis, keepdims=True, initial=-np.inf)
+    return y
 
 
 def _eval_softmax(x: Arrays, p: Params, a: Attrs) -> np.ndarray:

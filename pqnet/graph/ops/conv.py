@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from pqnet.errors import PQNetError
-from pqnet.graph.op import Arrays, Attr, Attrs, Info, Params, register
+from pqnet.graph.op import Arrays, Attr, Attrs, Info, Params, check_dtype, check_shape, register
 
 __all__ = ["conv2d", "conv_windows", "zero_stuffed"]
 
@@ -16,18 +16,20 @@ def _out_size(size: int, before: int, after: int, kernel: int, stride: int, dila
 
 def _check(x: Info, weight: Info, bias: Info | None, a: Attrs) -> None:
     if len(x.shape) != 4 or len(weight.shape) != 4:
-        raise PQNetError(f"expected 4 axes (batch, channels, height, width), got {x.shape} and weight {weight.shape}")
+        raise PQNetError(
+            f"expected 4 axes (batch, channels, height, width), got {x.shape} and weight {weight.shape}"
+        )
     if min(a["stride"]) < 1 or min(a["dilation"]) < 1 or a["groups"] < 1:
         raise PQNetError("expected stride, dilation and groups of at least 1")
     o, c = weight.shape[:2]
     if x.shape[1] != c * a["groups"] or o % a["groups"]:
         raise PQNetError(
-            f"expected {c * a['groups']} input channels (weight {weight.shape}, groups {a['groups']}), got {x.shape[1]}"
+            f"expected {c * a['groups']} input channels (weight {weight.shape}, groups {a['groups']}), "
+            f"got {x.shape[1]}"
         )
-    if bias is not None and bias.shape != (o,):
-        raise PQNetError(f"expected a bias of shape ({o},), got {bias.shape}")
-    if "float32" != x.dtype:
-        raise PQNetError(f"expected float32 input, got {x.dtype}")
+    check_shape(bias, (o,), "bias")
+    check_dtype(x, "float32")
+    check_dtype(weight, "float32", name="weight")
 
 
 def _infer_conv2d(x: Sequence[Info], p: Mapping[str, Info], a: Attrs) -> Info:

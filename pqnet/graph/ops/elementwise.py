@@ -1,6 +1,5 @@
 """Operations on each element: arithmetic, comparison, logic, choice, conversion; and values made from nothing."""
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -10,7 +9,7 @@ import numpy as np
 from pqnet.errors import PQNetError
 from pqnet.graph.op import DTYPES, Arrays, Attr, Attrs, Info, Params, broadcast_shape, check_dtype, register
 
-__all__ = ["erf", "operand_dtype"]
+__all__ = ["as_scalar", "erf", "operand_dtype"]
 
 Function = Callable[..., Any]
 
@@ -29,7 +28,8 @@ def erf(x: np.ndarray) -> np.ndarray:
         y *= square
     y += ERF[0]
     y *= x
-    return np.tanh(y, out=y)
+    np.tanh(y, out=y)
+    return y
 
 
 def _power(base: Any, exponent: Any) -> Any:
@@ -44,23 +44,40 @@ def _sign(x: np.ndarray) -> Any:
 
 
 ARITHMETIC: dict[str, Function] = {
-    **{"add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.true_divide},
-    **{"pow": _power, "maximum": np.maximum, "minimum": np.minimum},
+    "add": np.add,
+    "sub": np.subtract,
+    "mul": np.multiply,
+    "div": np.true_divide,
+    "pow": _power,
+    "maximum": np.maximum,
+    "minimum": np.minimum,
 }
 COMPARISONS: dict[str, Function] = {
-    **{"eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal},
-    **{"gt": np.greater, "ge": np.greater_equal},
+    "eq": np.equal,
+    "ne": np.not_equal,
+    "lt": np.less,
+    "le": np.less_equal,
+    "gt": np.greater,
+    "ge": np.greater_equal,
 }
 FLOAT: dict[str, Function] = {
-    **{"exp": np.exp, "log": np.log, "sqrt": np.sqrt, "rsqrt": lambda x: 1 / np.sqrt(x), "erf": erf},
-    **{"reciprocal": np.reciprocal, "sin": np.sin, "cos": np.cos},
-    **{"floor": np.floor, "ceil": np.ceil, "round": np.rint},
+    "exp": np.exp,
+    "log": np.log,
+    "sqrt": np.sqrt,
+    "rsqrt": lambda x: 1 / np.sqrt(x),
+    "erf": erf,
+    "reciprocal": np.reciprocal,
+    "sin": np.sin,
+    "cos": np.cos,
+    "floor": np.floor,
+    "ceil": np.ceil,
+    "round": np.rint,
 }
 NUMERIC: dict[str, Function] = {"neg": np.negative, "abs": np.abs, "sign": _sign}
 
 
 def operand_dtype(dtypes: Iterable[str], scalars: Iterable[float | None] = ()) -> str:
-    """Return the dtype in which operands meet: float32 if one is, or if a scalar is no int64; bool counts as int64."""
+    """Return the dtype in which operands meet: float32 if one is or a scalar is no int64; bool counts as int64."""
     whole = all(s is None or (s.is_integer() and abs(s) < 2.0**63) for s in scalars)
     return "int64" if whole and "float32" not in dtypes else "float32"
 
@@ -70,7 +87,9 @@ def as_scalar(value: float, dtype: str) -> int | float:
     return int(value) if dtype == "int64" else value
 
 
-def _infer_binary(meet: str | None, result: str | None, x: Sequence[Info], p: Mapping[str, Info], a: Attrs) -> Info:
+def _infer_binary(
+    meet: str | None, result: str | None, x: Sequence[Info], p: Mapping[str, Info], a: Attrs
+) -> Info:
     if (len(x) == 1) == (a["scalar"] is None):
         raise PQNetError(f"expected two inputs, or one input and a scalar, got {len(x)} and scalar {a['scalar']}")
     if len(x) == 2 and a.get("reverse"):
@@ -89,13 +108,14 @@ def _eval_binary(function: Function, meet: str | None, x: Arrays, p: Params, a: 
 
 for _name, _function in (ARITHMETIC | COMPARISONS).items():
     _meet = "float32" if _name == "div" else None
+    _reverse: dict[str, Any] = {"reverse": Attr("bool", False)} if _name in ARITHMETIC else {}
     register(
         _name,
         infer=partial(_infer_binary, _meet, "bool" if _name in COMPARISONS else None),
         evaluate=partial(_eval_binary, _function, _meet),
         inputs=(1, 2),
         scalar=Attr("float", None),
-        **({"reverse": Attr("bool", False)} if _name in ARITHMETIC else {}),
+        **_reverse,
     )
 
 
@@ -185,11 +205,11 @@ def _infer_arange(x: Sequence[Info], p: Mapping[str, Info], a: Attrs) -> Info:
     start, end, step = a["start"], a["end"], a["step"]
     if step == 0 or (end - start) * step < 0:
         raise PQNetError(f"step: expected one that leads from {start} to {end}, got {step}")
-    return Info((math.ceil((end - start) / step),), "int64")
+    return Info((-((start - end) // step),), "int64")
 
 
 def _eval_arange(x: Arrays, p: Params, a: Attrs) -> np.ndarray:
-    return np.arange(a["start"], a["end"], a["step"], np.int64)
+    return np.arange(a["start"], a["end"], a["step"], dtype=np.int64)
 
 
 register(

@@ -1,4 +1,4 @@
-"""Normalisation: by stored statistics (batch_norm) or by the statistics of each sample (layer_norm, group_norm)."""
+"""Normalisation: by stored statistics (batch_norm), or by those of each sample (layer_norm, group_norm)."""
 
 from collections.abc import Mapping, Sequence
 
@@ -21,27 +21,24 @@ def _infer_batch(x: Sequence[Info], p: Mapping[str, Info], a: Attrs) -> Info:
     return _check(x[0], p, x[0].shape[1:2])
 
 
-def _scale_channels(x: np.ndarray, scale: np.ndarray | None, shift: np.ndarray | None) -> np.ndarray:
-    """Multiply and shift the channels, axis 1, of an array in place."""
-    column = (-1,) + (1,) * (x.ndim - 2)
-    if scale is not None:
-        x *= scale.reshape(column)
-    if shift is not None:
-        x += shift.reshape(column)
-    return x
+def _column(channels: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Return one number per channel in the shape that broadcasts along axis 1 of an array."""
+    return channels.reshape(-1, *(1,) * (x.ndim - 2))
 
 
 def _eval_batch(x: Arrays, p: Params, a: Attrs) -> np.ndarray:
     ones, zeros = np.ones(x[0].shape[1], np.float32), np.zeros(x[0].shape[1], np.float32)
     scale = p.get("weight", ones) / np.sqrt(p.get("var", ones) + a["eps"])
     shift = p.get("bias", zeros) - p.get("mean", zeros) * scale
-    return _scale_channels(x[0] * scale.reshape(-1, *(1,) * (x[0].ndim - 2)), None, shift)
+    out: np.ndarray = x[0] * _column(scale, x[0])
+    out += _column(shift, out)
+    return out
 
 
 def _standardized(rows: np.ndarray, eps: float) -> np.ndarray:
     """Return the rows, along the last axis, with mean 0 and variance 1."""
     size = max(rows.shape[-1], 1)
-    out = rows - rows.sum(-1, keepdims=True) / size
+    out: np.ndarray = rows - rows.sum(-1, keepdims=True) / size
     out /= np.sqrt(np.vecdot(out, out)[..., None] / size + eps)
     return out
 
@@ -76,7 +73,11 @@ def _eval_group(x: Arrays, p: Params, a: Attrs) -> np.ndarray:
     shape = x[0].shape
     size = int(np.prod(shape[1:])) // a["groups"]
     out = _standardized(x[0].reshape(shape[0], a["groups"], size), a["eps"]).reshape(shape)
-    return _scale_channels(out, p.get("weight"), p.get("bias"))
+    if "weight" in p:
+        out *= _column(p["weight"], out)
+    if "bias" in p:
+        out += _column(p["bias"], out)
+    return out
 
 
 _affine = {"weight": False, "bias": False}

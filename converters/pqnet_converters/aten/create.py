@@ -1,0 +1,32 @@
+"""Tensors made of sizes; those of fixed sizes are folded before a rule is asked."""
+
+from typing import Any
+
+from pqnet_converters.aten.importer import Importer, Tensor
+from pqnet_converters.aten.registry import rule
+
+
+def _full(b: Importer, value: Any) -> str:
+    return b.emit("full", shape=b.out_shape(), value=float(b.number(value) or 0), dtype=b.out_dtype())
+
+
+@rule("aten.full.default")
+def full(b: Importer, size: Any, value: Any, *_: Any) -> str:
+    return _full(b, value)
+
+
+@rule("aten.full_like.default")
+def full_like(b: Importer, x: Tensor, value: Any, *_: Any) -> str:
+    return _full(b, value)
+
+
+@rule("aten.empty.memory_format")
+def empty(b: Importer, *_: Any) -> str:
+    """Memory without a meaning: zeros are as good as any."""
+    return _full(b, 0)
+
+
+@rule("aten.arange.start_step")
+def arange(b: Importer, start: Any, end: Any, step: Any, *_: Any) -> Tensor | str:
+    ids = b.emit("arange", start=start, end=end, step=step)
+    return ids if b.out_dtype() == "int64" else b.emit("cast", ids, dtype=b.out_dtype())

@@ -1,0 +1,92 @@
+"""Indexing by tensors, and what can be expressed by it."""
+
+from typing import Any
+
+import torch
+
+from pqnet_converters.aten.importer import Dim, Importer, Tensor
+from pqnet_converters.aten.registry import rule
+
+VIEWS = ("aten.unsqueeze", "aten.view", "aten.slice", "aten.expand", "aten.clone", "aten.alias")
+
+
+@rule("aten.index_select.default")
+def index_select(b: Importer, x: Tensor, axis: int, ids: Tensor) -> str:
+    return b.emit("index_select", x, ids, axis=axis % x.rank)
+
+
+@rule("aten.index.Tensor")
+def index(b: Importer, x: Tensor, indices: Any) -> str:
+    if any(ids is not None and ids.dtype == "bool" for ids in indices):
+        raise b.refuse("expected integers as indices, got booleans, whose result has no fixed size")
+    nodes = b.node.args[1]
+    axes = [i for i, ids in enumerate(indices) if ids is not None]
+    return _select(b, x, {a: _non_negative(b, indices[a], x.shape[a], nodes[a]) for a in axes})
+
+
+@rule("aten.gather.default")
+def gather(b: Importer, x: Tensor, axis: int, ids: Tensor, *_: Any) -> str:
+    """Index every other axis by its own positions."""
+    axis %= x.rank
+    indices: dict[int, Tensor | str] = {}
+    for a, size in enumerate(ids.shape):
+        if a == axis:
+            indices[a] = _non_negative(b, ids, x.shape[a], b.node.args[2])
+        else:
+            own = b.emit("arange", end=size)
+            indices[a] = b.emit("reshape", own, shape=(size,) + (1,) * (ids.rank - 1 - a))
+    return _select(b, x, indices)
+
+
+def _select(b: Importer, x: Tensor, indices: dict[int, Tensor | str]) -> str:
+    """Merge the indexed axes into one, select from it, and give the result the shape that torch says."""
+    axes = list(indices)
+    first = axes[0] if axes == list(range(axes[0], axes[-1] + 1)) else 0  # torch puts the result there
+    rest = [a for a in range(x.rank) if a not in axes]
+    order = (*rest[:first], *axes, *rest[first:])
+    source: Tensor | str = x if order == tuple(range(x.rank)) else b.emit("permute", x, axes=order)
+    if len(axes) > 1:
+        shape = [x.shape[a] for a in order]
+        source = b.emit("reshape", source, shape=(*shape[:first], -1, *shape[first + len(axes) :]))
+    flat = indices[axes[0]]
+    for axis in axes[1:]:
+        flat = b.emit("add", b.emit("mul", flat, scalar=b.fixed(x.shape[axis])), indices[axis])
+    ids = b.emit("reshape", flat, shape=(-1,))
+    return b.emit("reshape", b.emit("index_select", source, ids, axis=first), shape=b.out_shape())
+
+
+def _non_negative(b: Importer, ids: Tensor, size: Dim, node: Any) -> Tensor | str:
+    """Return the indices counted from the front of an axis."""
+    if ids.data is not None and isinstance(size, int):
+        return Tensor(ids.shape, ids.dtype, data=torch.remainder(ids.data, size))
+    while str(node.target).startswith(VIEWS):
+        node = node.args[0]
+    if str(node.target) == "aten.arange.start_step" and isinstance(node.args[0], int) and node.args[0] >= 0:
+        return ids
+    size = b.fixed(size)
+    return b.emit("where", b.emit("lt", ids, scalar=0), b.emit("add", ids, scalar=size), ids)
+
+
+@rule("aten.flip.default")
+def flip(b: Importer, x: Tensor, axes: Any) -> Tensor | str:
+    y: Tensor | str = x
+    for axis in axes:
+        backwards = torch.arange(b.fixed(x.shape[axis]) - 1, -1, -1)
+        y = b.emit("index_select", y, Tensor(tuple(backwards.shape), "int64", data=backwards), axis=axis % x.rank)
+    return y
+
+
+@rule("aten.cumsum.default")
+def cumsum(b: Importer, x: Tensor, axis: int, *_: Any) -> str:
+    """Multiply by a triangle of ones; integers are exact up to 2**24."""
+    axis %= x.rank
+    size = b.fixed(x.shape[axis])
+    count = b.emit("arange", start=0, end=size)
+    rows = b.emit("reshape", count, shape=(size, 1))
+    triangle = b.emit("cast", b.emit("le", rows, count), dtype="float32")
+    swap = tuple(x.rank - 1 if a == axis else axis if a == x.rank - 1 else a for a in range(x.rank))
+    terms: Tensor | str = x if x.dtype == "float32" else b.emit("cast", x, dtype="float32")
+    last = axis == x.rank - 1
+    sums = b.emit("matmul", terms if last else b.emit("permute", terms, axes=swap), triangle)
+    sums = sums if last else b.emit("permute", sums, axes=swap)
+    return sums if b.out_dtype() == "float32" else b.emit("cast", sums, dtype=b.out_dtype())

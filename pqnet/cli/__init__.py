@@ -1,0 +1,1 @@
+"""The command line: ``pqnet convert | calibrate | quantize | run | inspect | verify | demo``."""

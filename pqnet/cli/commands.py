@@ -1,0 +1,147 @@
+"""The commands ``calibrate``, ``quantize``, ``run``, ``inspect`` and ``verify``."""
+
+import argparse
+import json
+import os
+from typing import Any
+
+import numpy as np
+
+import pqnet
+from pqnet import Model, Packed, PQNetError, Recipe
+from pqnet.cli.data import batches, check_output, read_inputs, write_outputs
+
+__all__ = ["calibrate", "inspect", "quantize", "run", "verify"]
+
+
+def calibrate(args: argparse.Namespace) -> None:
+    check_output(args.output, (".h5",))
+    model = pqnet.load(args.model)
+    others = [pqnet.load_statistics(path) for path in args.merge]
+    data = read_inputs(args.calibration, list(model.inputs))
+    stats = pqnet.calibrate(model, data, seed=args.seed, threads=args.threads, progress=True)
+    for other in others:
+        stats = stats.merge(other)
+    stats.save(args.output)
+    print(f"{args.output}: statistics of {len(stats.layers)} layers, {os.path.getsize(args.output)} bytes")
+
+
+def quantize(args: argparse.Namespace) -> None:
+    check_output(args.output, (".h5",))
+    if args.calibration and args.statistics:
+        raise PQNetError("quantize: expected one of --calibration and --statistics, got both")
+    recipe = args.preset or Recipe.read(args.recipe)
+    model = pqnet.load(args.model)
+    source: Any = None
+    if args.statistics:
+        source = pqnet.load_statistics(args.statistics)
+    elif args.calibration:
+        source = read_inputs(args.calibration, list(model.inputs))
+    small = pqnet.quantize(
+        model,
+        recipe,
+        source,
+        metric=args.metric,
+        reestimate_norm=args.reestimate_norm,
+        seed=args.seed,
+        threads=args.threads,
+    ).record_golden(args.seed)
+    small.save(args.output)
+    _print_layers(small)
+    print(f"{args.output}: {os.path.getsize(args.output)} bytes")
+
+
+def run(args: argparse.Namespace) -> None:
+    model = pqnet.load(args.model)
+    check_output(args.output, (".npy", ".npz") if len(model.outputs) == 1 else (".npz",))
+    parts = [
+        model.run(batch, threads=args.threads)
+        for batch in batches(read_inputs(args.input, list(model.inputs)), args.batch)
+    ]
+    outputs = {name: np.concatenate([np.atleast_1d(part[name]) for part in parts]) for name in parts[0]}
+    write_outputs(args.output, outputs)
+    print(f"{args.output}: " + ", ".join(f"{name} {a.dtype} {a.shape}" for name, a in outputs.items()))
+
+
+def _report(model: Model) -> dict[str, Any]:
+    size, done = model.size(), model.graph.meta.get("quantization", {}).get("layers", {})
+    layers = {}
+    for name, node in model.graph.layers().items():
+        param, part = model.graph.params[node.params["weight"]], size.per_layer[name]
+        layers[name] = {
+            "op": node.op,
+            "shape": list(param.shape),
+            "codec": param.codec.to_attrs() if isinstance(param, Packed) else None,
+            "bytes": part.codes + part.codebooks + part.other,
+            "dense_bytes": part.dense,
+            "output_error": done.get(name, {}).get("output_error"),
+            "iterations": done.get(name, {}).get("iterations"),
+        }
+    total = {key: getattr(size, key) for key in ("codes", "codebooks", "other", "total", "dense", "ratio")}
+    return {"inputs": model.inputs, "outputs": model.outputs, "size": total, "layers": layers}
+
+
+def _print_layers(model: Model) -> None:
+    report = _report(model)
+    print(f"{'layer':<32} {'shape':<18} {'codec':<24} {'bytes':>10} {'ratio':>6} {'error':>7} {'iterations':>10}")
+    for name, layer in report["layers"].items():
+        codec = layer["codec"]
+        text = "float" if codec is None else f"{codec['codec']} k={codec['k']} d={codec['d']} {codec['layout']}"
+        error, steps = layer["output_error"], layer["iterations"]
+        print(
+            f"{name:<32} {'x'.join(map(str, layer['shape'])):<18} {text:<24} {layer['bytes']:>10} "
+            f"{layer['dense_bytes'] / layer['bytes']:>6.1f} {'' if error is None else f'{error:.4f}':>7} "
+            f"{'' if steps is None else steps:>10}"
+        )
+    size = report["size"]
+    print(
+        f"total {size['total']} bytes = codes {size['codes']} + codebooks {size['codebooks']} + other {size['other']}; "
+        f"float32 {size['dense']}, ratio {size['ratio']:.1f}"
+    )
+
+
+def inspect(args: argparse.Namespace) -> None:
+    model = pqnet.load(args.model)
+    if args.json:
+        print(json.dumps({"file_bytes": os.path.getsize(args.model), **_report(model)}, indent=1))
+        return
+    for title, signature in (("input", model.inputs), ("output", model.outputs)):
+        for name, (shape, dtype) in signature.items():
+            print(f"{title} {name}: {dtype} ({', '.join('any' if s is None else str(s) for s in shape)})")
+    _print_layers(model)
+    print(f"file {os.path.getsize(args.model)} bytes")
+
+
+def relative_difference(a: np.ndarray, b: np.ndarray) -> float:
+    """Return the largest difference of two arrays, relative to the largest magnitude of the second."""
+    if a.shape != b.shape:
+        raise PQNetError(f"outputs: expected shape {b.shape}, got {a.shape}")
+    if not a.size:
+        return 0.0
+    largest = float(np.abs(b.astype(np.float64)).max())
+    return float(np.abs(a.astype(np.float64) - b).max()) / (largest or 1.0)
+
+
+def verify(args: argparse.Namespace) -> None:
+    if (args.reference is None) != (args.input is None):
+        raise PQNetError("verify: expected --reference and --input together, got one of them")
+    model = pqnet.load(args.model)
+    print(f"{args.model}: digest, structure and {len(model.graph.nodes)} nodes are right")
+    if model.golden is None:
+        print("no outputs are recorded in the file")
+    else:
+        outputs = model.run(model.golden.inputs(), threads=args.threads)
+        worst = max(relative_difference(outputs[name], want) for name, want in model.golden.outputs.items())
+        if not worst <= args.tolerance:
+            raise PQNetError(f"{args.model}: recorded outputs differ by {worst:.3g}, expected at most {args.tolerance}")
+        print(f"recorded outputs: largest relative difference {worst:.2g}")
+    if args.reference:
+        other = pqnet.load(args.reference)
+        data = read_inputs(args.input, list(model.inputs))
+        ours, theirs = (m.run(data, threads=args.threads) for m in (model, other))
+        if set(ours) != set(theirs):
+            raise PQNetError(f"verify: expected the outputs {sorted(theirs)} of the reference, got {sorted(ours)}")
+        for name, a in ours.items():
+            b = theirs[name]
+            same = f", same argmax {np.mean(a.argmax(-1) == b.argmax(-1)):.2%}" if a.ndim > 1 else ""
+            print(f"output {name}: largest relative difference from the reference {relative_difference(a, b):.3g}{same}")

@@ -1,0 +1,153 @@
+"""The ``pqnet`` command: its parser, and errors as one clear line with exit code 2."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from pqnet import PQNetError, __version__
+from pqnet.cli import commands, convert, demo
+
+__all__ = ["main"]
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, and whose help keeps its example as written."""
+
+    def __init__(self, **options: Any) -> None:
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(**options, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise PQNetError(f"{message} (see {self.prog} -h)")
+
+
+def _add(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], None], text: str, example: str
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=text, description=text[0].upper() + text[1:] + ".", epilog=f"example:\n  {example}"
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seed", type=int, default=0, help="of everything random (default 0)")
+    parser.add_argument("--threads", type=int, help="cores to use (default all); results do not depend on it")
+
+
+def build_parser() -> Parser:
+    """Return the parser of the whole command line."""
+    parser = Parser(
+        prog="pqnet", description="Networks made 10-40x smaller by quantization, and run from their codes on a CPU."
+    )
+    parser.add_argument("--version", action="version", version=f"pqnet {__version__}")
+    sub = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
+
+    p = _add(
+        sub,
+        "convert",
+        convert.run,
+        "make a pqnet model file from a PyTorch module or a published checkpoint",
+        "pqnet convert torch my_pkg.models:resnet50 --weights w.pth --input 1x3x224x224 -o model.h5\n"
+        "  pqnet convert kill-the-bits resnet18 file.pth -o model.h5\n  pqnet convert torch -h",
+    )
+    p.add_argument("source", help="one of the installed converters: " + ", ".join(convert.sources()))
+    p.add_argument("rest", nargs=argparse.REMAINDER, help="arguments of that converter, see pqnet convert SOURCE -h")
+
+    p = _add(
+        sub,
+        "calibrate",
+        commands.calibrate,
+        "measure the second moments of all layer inputs once, for any later quantization",
+        "pqnet calibrate model.h5 --calibration x.npy -o stats.h5",
+    )
+    p.add_argument("model", help="pqnet model file")
+    _data(p, "--calibration", "calibration samples")
+    p.add_argument("--merge", action="append", default=[], metavar="STATS", help="statistics file to add; repeatable")
+    p.add_argument("-o", "--output", required=True, help="statistics file to write")
+    _common(p)
+
+    p = _add(
+        sub,
+        "quantize",
+        commands.quantize,
+        "replace the weights of a model by codes",
+        "pqnet quantize model.h5 --calibration x.npy --preset small-blocks -o small.h5",
+    )
+    p.add_argument("model", help="pqnet model file with float weights")
+    _data(p, "--calibration", "calibration samples, for layer after layer", required=False)
+    p.add_argument("--statistics", help="statistics file of pqnet calibrate, instead of --calibration")
+    which = p.add_mutually_exclusive_group(required=True)
+    which.add_argument("--preset", help="small-blocks, large-blocks or transformer")
+    which.add_argument("--recipe", help="YAML file: name pattern to codec, or null to keep float")
+    p.add_argument("--metric", default="block", help="none, pooled or block (default)")
+    p.add_argument("--reestimate-norm", action="store_true", help="measure batch norm statistics again")
+    p.add_argument("-o", "--output", required=True, help="model file to write")
+    _common(p)
+
+    p = _add(
+        sub, "run", commands.run, "run a model from its codes on NumPy arrays", "pqnet run small.h5 --input x.npy -o y.npy"
+    )
+    p.add_argument("model", help="pqnet model file")
+    _data(p, "--input", "input")
+    p.add_argument("--batch", type=int, default=32, help="samples at a time (default 32)")
+    p.add_argument("-o", "--output", required=True, help=".npy file to write; .npz for several outputs")
+    _common(p)
+
+    p = _add(
+        sub, "inspect", commands.inspect, "show layers, codecs and bytes of a model file", "pqnet inspect small.h5"
+    )
+    p.add_argument("model", help="pqnet model file")
+    p.add_argument("--json", action="store_true", help="machine-readable")
+    _common(p)
+
+    p = _add(
+        sub,
+        "verify",
+        commands.verify,
+        "check a model file, replay its recorded outputs, compare it with a reference model",
+        "pqnet verify small.h5 --reference model.h5 --input x.npy",
+    )
+    p.add_argument("model", help="pqnet model file")
+    p.add_argument("--tolerance", type=float, default=1e-3, help="of recorded outputs, relative (default 1e-3)")
+    p.add_argument("--reference", help="model file to compare outputs with")
+    _data(p, "--input", "input for the comparison", required=False)
+    _common(p)
+
+    p = _add(
+        sub, "demo", demo.run, "quantize and run a small real network that comes with the package", "pqnet demo"
+    )
+    p.add_argument("--preset", default="small-blocks", help="small-blocks (default) or large-blocks")
+    p.add_argument("--metric", default="block", help="none, pooled or block (default)")
+    _common(p)
+    return parser
+
+
+def _data(parser: argparse.ArgumentParser, flag: str, text: str, required: bool = True) -> None:
+    parser.add_argument(
+        flag,
+        action="append",
+        required=required,
+        metavar="[NAME=]FILE",
+        help=f"{text}: .npy, or .npz / .h5 with an array for each input; NAME= for models with several inputs; repeatable",
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return 0, 2 after bad input, 130 after an interrupt."""
+    try:
+        args = build_parser().parse_args(argv)
+        args.run(args)
+        sys.stdout.flush()
+    except PQNetError as reason:
+        print(f"pqnet: error: {reason}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("pqnet: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output went away
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0

@@ -1,0 +1,91 @@
+"""Reductions over axes: mean, sum, max, min, var, and the positions of extremes: argmax, argmin."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from pqnet.errors import PQNetError
+from pqnet.graph.op import DTYPES, Arrays, Attr, Attrs, Info, Params, check_axes, check_dtype, register
+
+# Which dtypes a reduction takes; those of max and min stay, bool counts as int64 in sums.
+ACCEPTED = {
+    "mean": ("float32",),
+    "var": ("float32",),
+    "sum": DTYPES,
+    "max": DTYPES,
+    "min": DTYPES,
+    "argmax": ("float32", "int64"),
+    "argmin": ("float32", "int64"),
+}
+
+
+def _infer(name: str, x: Sequence[Info], p: Mapping[str, Info], a: Attrs) -> Info:
+    shape, axes = x[0].shape, _axes(a)
+    check_dtype(x[0], *ACCEPTED[name])
+    check_axes(axes, len(shape))
+    if not axes:
+        raise PQNetError("axes: expected at least one, got none")
+    if name not in ("mean", "var", "sum") and 0 in (shape[axis] for axis in axes):
+        raise PQNetError(f"expected an input with elements along axes {axes}, got shape {shape}")
+    kept = tuple(1 if i in axes else s for i, s in enumerate(shape) if a["keepdims"] or i not in axes)
+    if name.startswith("arg") or (name == "sum" and x[0].dtype == "bool"):
+        return Info(kept, "int64")
+    return Info(kept, x[0].dtype)
+
+
+def _axes(a: Attrs) -> tuple[int, ...]:
+    return (a["axis"],) if "axis" in a else a["axes"]
+
+
+def _count(x: np.ndarray, axes: tuple[int, ...]) -> int:
+    return math.prod(x.shape[axis] for axis in axes)
+
+
+def _divided(total: np.ndarray, count: int) -> Any:
+    return total / np.float32(count)  # a NumPy number, so that nothing over zero is NaN and no error
+
+
+def _eval_mean(x: Arrays, p: Params, a: Attrs) -> np.ndarray:
+    return np.asarray(_divided(x[0].sum(a["axes"], keepdims=a["keepdims"]), _count(x[0], a["axes"])))
+
+
+def _eval_var(x: Arrays, p: Params, a: Attrs) -> np.ndarray:
+    count = _count(x[0], a["axes"])
+    deviation = x[0] - _divided(x[0].sum(a["axes"], keepdims=True), count)
+    np.square(deviation, out=deviation)
+    return np.asarray(_divided(deviation.sum(a["axes"], keepdims=a["keepdims"]), max(count - a["correction"], 0)))
+
+
+def _eval_ufunc(ufunc: np.ufunc, x: Arrays, p: Params, a: Attrs) -> np.ndarray:
+    return np.asarray(ufunc.reduce(x[0], a["axes"], keepdims=a["keepdims"]))
+
+
+def _eval_sum(x: Arrays, p: Params, a: Attrs) -> np.ndarray:
+    return np.asarray(x[0].sum(a["axes"], keepdims=a["keepdims"]))
+
+
+def _eval_position(function: Any, x: Arrays, p: Params, a: Attrs) -> np.ndarray:
+    return np.asarray(function(x[0], a["axis"], keepdims=a["keepdims"]))
+
+
+_attrs: dict[str, Any] = {"axes": Attr("ints"), "keepdims": Attr("bool", False)}
+_evaluates: dict[str, Callable[..., np.ndarray]] = {
+    "mean": _eval_mean,
+    "sum": _eval_sum,
+    "max": partial(_eval_ufunc, np.maximum),
+    "min": partial(_eval_ufunc, np.minimum),
+}
+for _name, _evaluate in _evaluates.items():
+    register(_name, infer=partial(_infer, _name), evaluate=_evaluate, **_attrs)
+register("var", infer=partial(_infer, "var"), evaluate=_eval_var, **_attrs, correction=Attr("int", 1))
+for _name, _function in {"argmax": np.argmax, "argmin": np.argmin}.items():
+    register(
+        _name,
+        infer=partial(_infer, _name),
+        evaluate=partial(_eval_position, _function),
+        axis=Attr("int"),
+        keepdims=Attr("bool", False),
+    )

@@ -1,0 +1,71 @@
+"""Resizing of images: interpolate, nearest and bilinear, at the positions that PyTorch reads."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from pqnet.errors import PQNetError
+from pqnet.graph.op import REQUIRED, Arrays, Attr, Attrs, Info, Params, check_dtype, register
+
+
+def _infer(x: Sequence[Info], p: Mapping[str, Info], a: Attrs) -> Info:
+    check_dtype(x[0], "float32")
+    shape = x[0].shape
+    if len(shape) != 4 or min(shape[2:]) < 1:
+        raise PQNetError(f"expected an input of 4 axes (batch, channels, height, width) with pixels, got {shape}")
+    if min(a["size"]) < 1:
+        raise PQNetError(f"size: expected at least 1, got {a['size']}")
+    if a["align_corners"] and a["mode"] == "nearest":
+        raise PQNetError("align_corners: expected only with mode 'bilinear', got 'nearest'")
+    return Info((*shape[:2], *a["size"]))
+
+
+def _positions(size: int, out: int, align_corners: bool) -> np.ndarray:
+    """Return where in the input each output pixel lies, float32 like PyTorch."""
+    index: np.ndarray = np.arange(out, dtype=np.float32)
+    if align_corners:
+        return index * np.float32((size - 1) / max(out - 1, 1))
+    scale = np.float32(size) / np.float32(out)
+    return np.asarray(np.maximum((index + np.float32(0.5)) * scale - np.float32(0.5), 0))
+
+
+def _nearest(x: np.ndarray, axis: int, out: int) -> np.ndarray:
+    size = x.shape[axis]
+    scale = np.float32(size) / np.float32(out)
+    index = (np.arange(out, dtype=np.float32) * scale).astype(np.int64)
+    return np.asarray(np.take(x, np.minimum(index, size - 1), axis))
+
+
+def _linear(x: np.ndarray, axis: int, out: int, align_corners: bool) -> np.ndarray:
+    size = x.shape[axis]
+    position = _positions(size, out, align_corners)
+    low = np.minimum(position.astype(np.int64), size - 1)
+    part = np.minimum(position - low, 1).astype(np.float32).reshape(-1, *(1,) * (3 - axis))
+    result: np.ndarray = np.take(x, low, axis)
+    result *= 1 - part
+    upper = np.take(x, np.minimum(low + 1, size - 1), axis)
+    upper *= part
+    result += upper
+    return result
+
+
+def _evaluate(x: Arrays, p: Params, a: Attrs) -> np.ndarray:
+    result, sizes = x[0], {2: a["size"][0], 3: a["size"][1]}
+    for axis in sorted(sizes, key=lambda i: sizes[i] / x[0].shape[i]):  # shrinking first: less to do for the other
+        if sizes[axis] == x[0].shape[axis]:
+            continue
+        if a["mode"] == "nearest":
+            result = _nearest(result, axis, sizes[axis])
+        else:
+            result = _linear(result, axis, sizes[axis], a["align_corners"])
+    return result
+
+
+register(
+    "interpolate",
+    infer=_infer,
+    evaluate=_evaluate,
+    size=Attr("dims", REQUIRED, length=2),
+    mode=Attr("str", "nearest", options=("nearest", "bilinear")),
+    align_corners=Attr("bool", False),
+)
