@@ -67,3 +67,43 @@ def conv_transpose2d(
                                     out[b, o, r, s] += float(x[b, source, y, z]) * float(weight[o, c, i, j])
             out[b, o] += 0.0 if bias is None else float(bias[o])
     return out
+
+
+def distances(blocks, codebook, metric=None, groups=None):
+    """(v - c)' G (v - c) of every block with every codeword, float64 (N, K)."""
+    n, d = np.shape(blocks)
+    out = np.empty((n, len(codebook)))
+    for i in range(n):
+        matrix = np.eye(d) if metric is None else np.asarray(metric, float)
+        if groups is not None:
+            matrix = np.asarray(metric, float)[groups[i]]
+        for k in range(len(codebook)):
+            e = np.asarray(blocks[i], float) - np.asarray(codebook[k], float)
+            out[i, k] = e @ matrix @ e
+    return out
+
+
+def weighted_error(blocks, codebook, codes, weights, metric=None, groups=None):
+    """Sum of the weighted squared distances of all blocks to their codewords."""
+    total = 0.0
+    for i in range(len(blocks)):
+        group = None if groups is None else [groups[i]]
+        total += weights[i] * distances(blocks[i : i + 1], codebook[codes[i]][None], metric, group)[0, 0]
+    return total
+
+
+def lloyd_step(blocks, codebook, weights, metric=None, groups=None):
+    """One iteration of k-means: the next codebook, or None if a codeword has no members."""
+    d = np.shape(blocks)[1]
+    codes = distances(blocks, codebook, metric, groups).argmin(1)
+    out = np.empty((len(codebook), d))
+    for k in range(len(codebook)):
+        left, right = np.zeros((d, d)), np.zeros(d)
+        for i in np.flatnonzero(codes == k):
+            matrix = np.eye(d) if metric is None else np.asarray(metric if groups is None else metric[groups[i]], float)
+            left += weights[i] * matrix
+            right += weights[i] * matrix @ np.asarray(blocks[i], float)
+        if not left.any():
+            return None
+        out[k] = np.linalg.solve(left, right)
+    return out

@@ -1,4 +1,4 @@
-"""Small definitions of well-known networks, with torchvision's parameter names, so that tests need no torchvision."""
+"""Compact definitions of well-known networks with torchvision's parameter names (tests need no torchvision)."""
 
 from collections.abc import Callable
 

@@ -12,7 +12,9 @@ from pqnet.graph import GraphBuilder, ValueInfo
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 MEAN, STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"the folder of real data {DATA.name} is not beside the repository")
+needs_data = pytest.mark.skipif(
+    not DATA.is_dir(), reason=f"the folder of real data {DATA.name} is not beside the repository"
+)
 
 
 def normalise(images):

@@ -9,20 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pqnet_converters.to_torch import to_torch
 
 from pqnet import PQNetError
 from pqnet.codecs import PQ, PackedPQ
 from pqnet.graph import Graph, GraphBuilder, ValueInfo
+from pqnet_converters.to_torch import to_torch
 
 
 def shared_weight_graph(weight: Any) -> Graph:
     b = GraphBuilder({"ids": ValueInfo(("batch",), "int64")}, {"batch": 2})
     h = b.add("embedding", "ids", name="a.b", params={"weight": weight})
-    h = b.add(
-        "batch_norm", h, name="norm", params={"mean": np.ones((4), np.float32), "var": np.float16([1, 2, 3, 4])}
-    )
-    b.params["forward"], b.params["a_b_weight"] = np.ones((4), np.float32), np.arange(4)
+    h = b.add("batch_norm", h, name="norm", params={"mean": np.ones(4, np.float32), "var": np.float16([1, 2, 3, 4])})
+    b.params["forward"], b.params["a_b_weight"] = np.ones(4, np.float32), np.arange(4)
     h = b.add("add", h, b.add("constant", params={"value": "forward"}))
     h = b.add("add", h, b.add("constant", params={"value": "a_b_weight"}))
     return b.build({"logits": b.add("linear", h, params={"weight": "a.b.weight"}), "hidden": h})

@@ -3,11 +3,10 @@
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
-from pqnet._check import describe, error
 from pqnet.errors import PQNetError
 from pqnet.graph import Graph, GraphBuilder, ValueInfo
 from pqnet_converters.aten import RULES
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["from_torch", "graph_from_torch"]
 
-Examples = torch.Tensor | Sequence[torch.Tensor] | Mapping[str, torch.Tensor]
+Examples: TypeAlias = torch.Tensor | Sequence[torch.Tensor] | Mapping[str, torch.Tensor]
 
 
 def from_torch(
@@ -31,9 +30,9 @@ def from_torch(
 ) -> "Model":
     """Import a PyTorch module for inference.
 
-    The module is exported in eval mode; it is not changed, and its weights are copied. Layers are called after their
-    modules, parameters as in the module's state dict; tied weights are stored once; half, bfloat16 and double
-    become float32. What depends on no input is computed once (weight norm, position tables, masks).
+    The module is exported in eval mode; it is not changed, and its weights are copied. Layers are called after
+    their modules, parameters as in the module's state dict; tied weights are stored once; half, bfloat16 and
+    double become float32. What depends on no input is computed once (weight norm, position tables, masks).
 
     Parameters
     ----------
@@ -46,7 +45,7 @@ def from_torch(
     output_names : sequence of str, optional
         Default: "output" for one output, else "output0", "output1", ...
     dynamic_batch : bool
-        Leave the size of axis 0 of all inputs free (one size for all of them). Other sizes are those of the examples.
+        Leave the size of axis 0 free, the same for all inputs. The other sizes are those of the examples.
 
     Returns
     -------
@@ -61,6 +60,9 @@ def from_torch(
 
     Examples
     --------
+    >>> import numpy as np
+    >>> import torch
+    >>> from pqnet_converters import from_torch
     >>> net = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.ReLU())
     >>> model = from_torch(net, torch.zeros(1, 8))
     >>> model(np.zeros((5, 8), np.float32)).shape
@@ -80,69 +82,68 @@ def graph_from_torch(
 ) -> Graph:
     """Import a PyTorch module as a graph; see `from_torch`."""
     if not isinstance(module, torch.nn.Module):
-        raise error("module", "a torch.nn.Module", describe(module))
+        raise PQNetError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
     examples = _examples(example_inputs, dynamic_batch)
-    keywords = isinstance(example_inputs, Mapping)
-    args, kwargs = ((), examples) if keywords else (tuple(examples.values()), {})
-    with _exporting(module):
-        program = _export(module, args, kwargs, dynamic_batch)
-    _check_mutation(program)
-    order = list(program.call_spec.in_spec.child(1).context) if keywords else list(examples)
-    names = dict(zip(examples, _names(input_names, list(examples), "input_names"), strict=True))
-    vals = {n.name: n.meta["val"] for n in program.graph.nodes if n.op == "placeholder"}
-    placeholders = dict(zip(order, program.graph_signature.user_inputs, strict=True))
-    inputs = {name: placeholders[key] for key, name in names.items()}  # in calling order
-    batch = _batch_symbol([vals[p] for p in inputs.values()]) if dynamic_batch else None
+    names = _names(input_names, list(examples), "input_names")
+    if isinstance(example_inputs, Mapping):
+        program = _export(module, (), examples, dynamic_batch)
+        order = list(program.call_spec.in_spec.child(1).context)  # that of forward's signature
+    else:
+        program = _export(module, tuple(examples.values()), {}, dynamic_batch)
+        order = list(examples)
+    placeholder = dict(zip(order, program.graph_signature.user_inputs, strict=True))
+    inputs = {placeholder[key]: name for key, name in zip(examples, names, strict=True)}  # in calling order
+    vals = {node.name: node.meta["val"] for node in program.graph.nodes if node.name in inputs}
+    batch = str(vals[next(iter(inputs))].shape[0]) if dynamic_batch else ""
     infos = {
         name: ValueInfo(
-            ("batch", *map(int, vals[p].shape[1:])) if dynamic_batch else tuple(map(int, vals[p].shape)),
+            ("batch",) * dynamic_batch + tuple(map(int, vals[p].shape[dynamic_batch:])),
             dtype_name(vals[p].dtype, f"example_inputs {name!r}"),
         )
-        for name, p in inputs.items()
+        for p, name in inputs.items()
     }
-    symbols = {"batch": next(iter(examples.values())).shape[0]} if dynamic_batch else {}
-    builder = GraphBuilder(infos, symbols)
-    values = Importer(program, builder, {p: name for name, p in inputs.items()}, batch).run()
-    default = ["output"] if len(values) == 1 else [f"output{i}" for i in range(len(values))]
+    builder = GraphBuilder(infos, {"batch": next(iter(examples.values())).shape[0]} if dynamic_batch else {})
+    values = Importer(program, builder, inputs, batch).run()
+    numbers = range(len(values))
+    default = ["output"] if len(values) == 1 else [f"output{i}" for i in numbers]
     outputs = dict(zip(_names(output_names, default, "output_names"), values, strict=True))
     return builder.build(outputs, {"source": f"torch {type(module).__qualname__}"})
 
 
 def _examples(example_inputs: Examples, dynamic_batch: bool) -> dict[str, torch.Tensor]:
-    """Return the examples by name; a batch of one is repeated, because torch.export would take its size as fixed."""
+    """Return the examples by name; a batch of one is repeated, because torch.export would take it as fixed."""
     if isinstance(example_inputs, torch.Tensor):
         examples = {"input": example_inputs}
     elif isinstance(example_inputs, Mapping):
         examples = dict(example_inputs)
-    elif isinstance(example_inputs, Sequence) and not isinstance(example_inputs, str):
-        several = len(example_inputs) > 1
-        examples = {f"input{i}" if several else "input": x for i, x in enumerate(example_inputs)}
+    elif isinstance(example_inputs, Sequence):
+        one = len(example_inputs) == 1
+        examples = {"input" if one else f"input{i}": x for i, x in enumerate(example_inputs)}
     else:
-        raise error("example_inputs", "a tensor, a sequence or a dict of tensors", describe(example_inputs))
-    if not examples:
-        raise error("example_inputs", "at least one tensor", "none")
-    for name, x in examples.items():
-        if not isinstance(x, torch.Tensor):
-            raise error(f"example_inputs {name!r}", "a tensor", describe(x))
+        examples = {}
+    if not examples or not all(isinstance(x, torch.Tensor) for x in examples.values()):
+        got = [type(x).__name__ for x in examples.values()] or type(example_inputs).__name__
+        raise PQNetError(f"example_inputs: expected a tensor, or a sequence or a dict of tensors, got {got}")
     if not dynamic_batch:
         return examples
-    sizes = {x.shape[0] if x.dim() else None for x in examples.values()}
-    if len(sizes) != 1 or None in sizes or 0 in sizes:
+    sizes = {x.shape[0] if x.dim() else 0 for x in examples.values()}
+    if len(sizes) != 1 or 0 in sizes:
         shapes = {name: tuple(x.shape) for name, x in examples.items()}
-        raise error("example_inputs", "one batch size along axis 0", shapes, "or pass dynamic_batch=False")
-    return {n: torch.cat([x, x]) if x.shape[0] == 1 else x for n, x in examples.items()}
+        raise PQNetError(
+            f"example_inputs: expected one batch size along axis 0 of all, got {shapes}; pass dynamic_batch=False"
+        )
+    return {name: torch.cat([x, x]) if x.shape[0] == 1 else x for name, x in examples.items()}
 
 
 def _names(given: Sequence[str] | None, default: list[str], what: str) -> list[str]:
-    if given is None:
-        return default
-    if isinstance(given, str) or len(given) != len(default) or len(set(given)) != len(default):
-        raise error(what, f"{len(default)} different names", describe(given))
-    return list(given)
+    names = default if given is None else list(given)
+    if isinstance(given, str) or len(names) != len(default) or len(set(names)) != len(names):
+        raise PQNetError(f"{what}: expected {len(default)} different names, got {given!r}")
+    return names
 
 
 @contextmanager
-def _exporting(module: torch.nn.Module) -> Iterator[None]:
+def _inference(module: torch.nn.Module) -> Iterator[None]:
     """Put the module into eval mode without gradients or fused layers, and restore everything."""
     training = {m: m.training for m in module.modules()}
     fused = torch.backends.mha.get_fastpath_enabled()
@@ -159,39 +160,31 @@ def _exporting(module: torch.nn.Module) -> Iterator[None]:
 
 
 def _export(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: bool) -> Any:
-    shapes = None
-    if dynamic:
-        batch, free = torch.export.Dim("batch", min=1), torch.export.ShapesCollection()
-        for x in (*args, *kwargs.values()):
-            free[x] = {0: batch}
-        shapes = free.dynamic_shapes(module, args, kwargs)
+    """Return the module as a functional program, decomposed as far as there is no rule."""
     try:
-        program = torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
-        table = torch.export.default_decompositions()
-        for op in [op for op in table if str(op) in RULES]:
-            del table[op]
-        return program.run_decompositions(table)
-    except torch._dynamo.exc.UserError as reason:
-        if not dynamic or "batch" not in str(reason):
-            raise PQNetError(f"module: torch.export refused it: {_first_line(reason)}") from reason
-        raise PQNetError(
-            f"module: it works only for some batch sizes ({_first_line(reason)}); pass dynamic_batch=False to fix "
-            "the batch size to that of the examples"
-        ) from reason
-    except Exception as reason:
-        raise PQNetError(f"module: torch.export refused it: {_first_line(reason)}") from reason
-
-
-def _first_line(reason: BaseException) -> str:
-    lines = [line.strip(" -") for line in str(reason).splitlines() if line.strip()]
-    return " ".join(lines[:2])[:300] or type(reason).__name__
-
-
-def _check_mutation(program: Any) -> None:
-    changed = {**program.graph_signature.buffers_to_mutate, **program.graph_signature.user_inputs_to_mutate}
+        with _inference(module):
+            shapes = None
+            if dynamic:
+                batch, free = torch.export.Dim("batch", min=1), torch.export.ShapesCollection()
+                for x in (*args, *kwargs.values()):
+                    free[x] = {0: batch}
+                shapes = free.dynamic_shapes(module, args, kwargs)
+            program = torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
+            table = torch.export.default_decompositions()
+            for op in [op for op in table if str(op) in RULES]:
+                del table[op]
+            program = program.run_decompositions(table)
+    except Exception as reason:  # whatever the module's own code and the exporter raise
+        lines = [line.strip(" -") for line in str(reason).splitlines() if line.strip()]
+        text = " ".join(lines[:2])[:300] or type(reason).__name__
+        if "Constraints violated (batch)" in text:
+            raise PQNetError(
+                f"module: it does not work for every batch size ({text}); pass dynamic_batch=False to fix it to that "
+                "of example_inputs"
+            ) from reason
+        raise PQNetError(f"module: torch.export cannot export it: {text}") from reason
+    signature = program.graph_signature
+    changed = [*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()]
     if changed:
-        raise error("module", "a forward that changes nothing", f"one that changes {sorted(changed.values())}")
-
-
-def _batch_symbol(vals: list[Any]) -> Any:
-    return vals[0].shape[0].node.expr
+        raise PQNetError(f"module: expected a forward without side effects, got one that changes {changed}")
+    return program

@@ -119,9 +119,7 @@ def _conv2d(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
 def _conv_transpose2d(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
     weight, groups = p["weight"], a["groups"]
     o, c, kh, kw = weight.shape
-    weight = (
-        weight.reshape(groups, o // groups, c, kh, kw).transpose(1, 2).reshape(groups * c, o // groups, kh, kw)
-    )
+    weight = weight.reshape(groups, o // groups, c, kh, kw).transpose(1, 2).reshape(groups * c, o // groups, kh, kw)
     full = F.conv_transpose2d(x[0], weight, None, a["stride"], 0, 0, groups, a["dilation"])
     top, left, bottom, right = a["padding"]
     extra = a["output_padding"]
@@ -196,8 +194,7 @@ def _is_native_padding(a: Attrs) -> bool:
 def _pooled_size(x: Tensor, a: Attrs) -> tuple[slice, slice]:
     """Return the windows that start on the input or on the padding before it, which ceil_mode keeps."""
     return tuple(  # type: ignore[return-value]
-        slice((x.shape[2 + i] + a["padding"][i] - 1) // a["stride"][i] + 1 if a["ceil_mode"] else None)
-        for i in (0, 1)
+        slice((x.shape[2 + i] + a["padding"][i] - 1) // a["stride"][i] + 1 if a["ceil_mode"] else None) for i in (0, 1)
     )
 
 
@@ -248,9 +245,7 @@ def _pad(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
     if a["mode"] == "constant":
         flat = [n for pair in reversed(pairs) for n in pair]
         return F.pad(out, flat, value=a["value"])
-    for axis, pair in enumerate(
-        pairs
-    ):  # one axis at a time, for PyTorch reflects and replicates the last ones only
+    for axis, pair in enumerate(pairs):  # one axis at a time, for PyTorch reflects and replicates the last ones only
         if any(pair):
             rows = out.movedim(axis, -1)
             padded = F.pad(rows.reshape(1, -1, rows.shape[-1]), pair, mode=a["mode"])

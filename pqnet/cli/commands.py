@@ -144,4 +144,6 @@ def verify(args: argparse.Namespace) -> None:
         for name, a in ours.items():
             b = theirs[name]
             same = f", same argmax {np.mean(a.argmax(-1) == b.argmax(-1)):.2%}" if a.ndim > 1 else ""
-            print(f"output {name}: largest relative difference from the reference {relative_difference(a, b):.3g}{same}")
+            print(
+                f"output {name}: largest relative difference from the reference {relative_difference(a, b):.3g}{same}"
+            )

@@ -89,7 +89,11 @@ def build_parser() -> Parser:
     _common(p)
 
     p = _add(
-        sub, "run", commands.run, "run a model from its codes on NumPy arrays", "pqnet run small.h5 --input x.npy -o y.npy"
+        sub,
+        "run",
+        commands.run,
+        "run a model from its codes on NumPy arrays",
+        "pqnet run small.h5 --input x.npy -o y.npy",
     )
     p.add_argument("model", help="pqnet model file")
     _data(p, "--input", "input")
@@ -117,9 +121,7 @@ def build_parser() -> Parser:
     _data(p, "--input", "input for the comparison", required=False)
     _common(p)
 
-    p = _add(
-        sub, "demo", demo.run, "quantize and run a small real network that comes with the package", "pqnet demo"
-    )
+    p = _add(sub, "demo", demo.run, "quantize and run a small real network that comes with the package", "pqnet demo")
     p.add_argument("--preset", default="small-blocks", help="small-blocks (default) or large-blocks")
     p.add_argument("--metric", default="block", help="none, pooled or block (default)")
     _common(p)

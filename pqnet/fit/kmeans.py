@@ -103,9 +103,7 @@ class _Problem:
         """Return the exact weighted squared error of the current codes."""
         partial = np.empty(self.n_chunks)
         with parallel_kernels(self.threads):
-            kernels.weighted_error(
-                self.v, self.w, self.group, self.metric, codebook, self.codes, self.chunk, partial
-            )
+            kernels.weighted_error(self.v, self.w, self.group, self.metric, codebook, self.codes, self.chunk, partial)
         return float(partial.sum())
 
 

@@ -96,7 +96,7 @@ def fit_pq(
 
 def _to_half(codebook: np.ndarray) -> np.ndarray:
     largest = float(np.abs(codebook).max())
-    if largest > np.finfo(np.float16).max:
+    if largest > float(np.finfo(np.float16).max):
         raise PQNetError(
             f"weight: expected codewords within float16's 65504, got {largest:.3g}; use codebook_dtype='float32'"
         )

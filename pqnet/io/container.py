@@ -45,6 +45,7 @@ KINDS = {"model": "pqnet.load", "statistics": "pqnet.load_statistics"}
 MAX_HEADER = 1 << 24  # bytes of JSON: names of a thousand layers and of a vocabulary, not a decompression bomb
 MAX_DEPTH = 64
 MAX_AXES = 8
+MAX_SIZE = 1 << 40  # of an array without empty axes; NumPy takes no more than 2**63 bytes, empty or not
 
 _FIELDS = struct.Struct(f"<{len(MAGIC)}sHQII32s")
 
@@ -263,9 +264,7 @@ def _check_block(block: bytes, length: int) -> None:
         raise FormatError(f"the file is damaged: truncated to {len(block)} bytes; get a fresh copy")
     _, version, stated, *_ = _FIELDS.unpack_from(block)
     if version != VERSION:
-        raise FormatError(
-            f"expected format version {VERSION}, got version {version}; update pqnet or write it anew"
-        )
+        raise FormatError(f"expected format version {VERSION}, got version {version}; update pqnet or write it anew")
     if stated != length:
         raise FormatError(f"the file is damaged: expected {stated} bytes, got {length}; get a fresh copy")
     if any(block[_FIELDS.size :]):
@@ -295,9 +294,7 @@ def _parse(data: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     frame = hdf5_frame(text_size, packed_size, counts)
     head = frame.superblock + data[TEXT_START : TEXT_START + packed_size] + bytes(-packed_size % 8)
     if len(data) != frame.length or not data.startswith(head, BASE) or not data.endswith(frame.tail):
-        raise FormatError(
-            "the HDF5 structures around the data are not those that pqnet writes; the file was forged"
-        )
+        raise FormatError("the HDF5 structures around the data are not those that pqnet writes; the file was forged")
     offsets, arrays = dict(frame.vectors), {}
     for name, (dtype, shape) in document["arrays"].items():
         offset = offsets.get(dtype, 0)
@@ -331,9 +328,7 @@ def _document(packed: bytes, size: int) -> dict[str, Any]:
         raise FormatError("header: expected kind, writer, arrays and header, got others")
     kind, writer, header = document["kind"], document["writer"], document["header"]
     if not (isinstance(kind, str) and kind in KINDS and isinstance(writer, str) and isinstance(header, dict)):
-        raise FormatError(
-            f"header: expected kind, writer and header of the right types, got kind {describe(kind)}"
-        )
+        raise FormatError(f"header: expected kind, writer and header of the right types, got kind {describe(kind)}")
     return document
 
 
@@ -351,7 +346,8 @@ def _checked_index(index: Any) -> dict[str, Any]:
         check_name(name, "array name")
         match entry:
             case [str() as dtype, list() as shape] if dtype in DTYPES and len(shape) <= MAX_AXES:
-                if all(type(size) is int and 0 <= size < 1 << 40 for size in shape):
+                sizes_fit = all(type(size) is int and size >= 0 for size in shape)
+                if sizes_fit and math.prod(max(size, 1) for size in shape) < MAX_SIZE:
                     continue
         raise FormatError(f"array {name!r}: expected dtype and shape, got {describe(entry)}")
     return index

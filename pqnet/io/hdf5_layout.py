@@ -76,9 +76,7 @@ def hdf5_frame(text_size: int, packed_size: int, counts: Mapping[str, int]) -> F
     objects |= {dtype: _vector_header(start - BASE, dtype, counts[dtype]) for dtype, start in vectors.items()}
     links, address = [], end - BASE
     for name, header in objects.items():
-        links.append(
-            _message(0x06, struct.pack("<BBB", 1, 0, len(name)) + name.encode() + struct.pack("<Q", address))
-        )
+        links.append(_message(0x06, struct.pack("<BBB", 1, 0, len(name)) + name.encode() + struct.pack("<Q", address)))
         address += len(header)
     root = _object_header(
         _message(0x02, struct.pack("<BBQQ", 0, 0, _NOWHERE, _NOWHERE)), _message(0x0A, bytes(2)), *links

@@ -319,11 +319,7 @@ def _node(value: Any, where: str) -> Node:
 
 
 def _attr(attr: Attr | None, value: Any) -> Any:
-    return (
-        _FLOATS.get(value, value)
-        if attr is not None and attr.kind == "float" and isinstance(value, str)
-        else value
-    )
+    return _FLOATS.get(value, value) if attr is not None and attr.kind == "float" and isinstance(value, str) else value
 
 
 def _is_size(value: Any) -> bool:
@@ -352,9 +348,7 @@ def _check_golden(golden: Golden, graph: Graph) -> None:
     """Raise unless a golden record has exactly the inputs and outputs of a graph, in fitting shapes and dtypes."""
     shapes = dict(golden.shapes) | {n: a.shape for n, a in golden.arrays.items()}
     if set(shapes) != set(graph.inputs) or set(golden.shapes) & set(golden.arrays):
-        raise error(
-            "golden", f"the inputs {sorted(graph.inputs)}, each once", sorted([*golden.shapes, *golden.arrays])
-        )
+        raise error("golden", f"the inputs {sorted(graph.inputs)}, each once", sorted([*golden.shapes, *golden.arrays]))
     if set(golden.outputs) != set(graph.outputs):
         raise error("golden", f"the outputs {sorted(graph.outputs)}", sorted(golden.outputs), "fill in .outputs")
     infos = graph.infer_shapes(graph.bind_symbols(shapes))

@@ -25,9 +25,7 @@ def iterate_batches(graph: Graph, data: Any) -> Iterator[Batch]:
         yield from _cut(graph, _named(graph, data))
         return
     if not isinstance(data, Iterable) or isinstance(data, str | bytes):
-        raise _check.error(
-            "calibration", "an array, a dict of arrays or an iterable of batches", _check.describe(data)
-        )
+        raise _check.error("calibration", "an array, a dict of arrays or an iterable of batches", _check.describe(data))
     empty = True
     for item in data:
         empty = False

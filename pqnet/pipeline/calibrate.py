@@ -5,7 +5,6 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from pqnet import _check
 from pqnet._threads import default_threads, ordered_map
@@ -15,6 +14,7 @@ from pqnet.graph.graph import param_info
 from pqnet.graph.op import get_op
 from pqnet.pipeline.batches import Batch, iterate_batches
 from pqnet.pipeline.moments import input_rows, row_moments, token_counts
+from pqnet.pipeline.progress import progress_bar
 from pqnet.pipeline.statistics import Moments, Statistics, moment_shape
 from pqnet.pipeline.sweep import sweep
 from pqnet.runtime import Model
@@ -104,7 +104,7 @@ def calibrate(
         raise _check.error("model", "a pqnet.Model", _check.describe(model))
     accumulator = _Accumulator(model.graph, _check.rng_seed(seed), default_threads(threads))
     stream = iterate_batches(model.graph, batches)
-    with tqdm(desc="calibrate", unit="sample", disable=None if progress else True) as bar:
+    with progress_bar(progress, "calibrate", "sample") as bar:
         while group := list(islice(stream, GROUP)):
             accumulator.add(group)
             bar.update(accumulator.samples - bar.n)
@@ -137,7 +137,9 @@ def statistics_of_inputs(
         raise _check.error("model", "a pqnet.Model", _check.describe(model))
     accumulator = _Accumulator(model.graph, _check.rng_seed(seed), default_threads(threads))
     if missing := set(accumulator.layers) ^ set(inputs):
-        raise PQNetError(f"activations: expected one array for each layer, got none or no layer for {sorted(missing)[:5]}")
+        raise PQNetError(
+            f"activations: expected one array for each layer, got none or no layer for {sorted(missing)[:5]}"
+        )
     for name, node in accumulator.layers.items():
         where = f"activations[{name!r}]"
         params = {role: param_info(model.graph.params[p]) for role, p in node.params.items()}

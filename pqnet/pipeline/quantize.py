@@ -3,10 +3,9 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm import tqdm
 
 from pqnet import _check
 from pqnet._threads import default_threads, ordered_map
@@ -25,10 +24,14 @@ from pqnet.pipeline.moments import (
     row_moments,
     token_counts,
 )
+from pqnet.pipeline.progress import progress_bar
 from pqnet.pipeline.recipe import Recipe, resolve_recipe
 from pqnet.pipeline.statistics import Statistics, check_layers
 from pqnet.pipeline.sweep import sweep
 from pqnet.runtime import Model
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 __all__ = ["quantize"]
 
@@ -37,7 +40,7 @@ class _Run:
     """The state of one quantization: the growing student graph and the report of the layers done."""
 
     def __init__(
-        self, graph: Graph, recipe: dict[str, Codec | None], metric: str, seed: int, threads: int, bar: "tqdm[Any]"
+        self, graph: Graph, recipe: dict[str, Codec | None], metric: str, seed: int, threads: int, bar: "tqdm[None]"
     ) -> None:
         self.graph = replace(graph, params=dict(graph.params))
         self.codecs = {name: codec for name, codec in recipe.items() if codec is not None}
@@ -181,9 +184,7 @@ def _row_weights(metric: str, counts: np.ndarray) -> np.ndarray | None:
 
 
 def _report_rows(run: _Run, node: Node, weight: np.ndarray, packed: Packed, counts: np.ndarray) -> None:
-    energy, error = (
-        float(counts @ np.square(w, dtype=np.float64).sum(1)) for w in (weight, weight - packed.decode())
-    )
+    energy, error = (float(counts @ np.square(w, dtype=np.float64).sum(1)) for w in (weight, weight - packed.decode()))
     run.report[node.name]["output_error"] = error / energy if energy > 0 else 0.0
 
 
@@ -256,7 +257,7 @@ def quantize(
     codecs = resolve_recipe(recipe, model.graph)
     _check_float(model.graph, codecs)
     total = sum(codec is not None for codec in codecs.values())
-    with tqdm(total=total, desc="quantize", unit="layer", disable=None if progress else True) as bar:
+    with progress_bar(progress, "quantize", "layer", total) as bar:
         run = _Run(model.graph, codecs, metric, _check.rng_seed(seed), default_threads(threads), bar)
         if calibration is None or isinstance(calibration, Statistics):
             if reestimate_norm:

@@ -7,8 +7,6 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pqnet import _check
 from pqnet.codecs import PQ, Codec, codec_from_attrs
 from pqnet.errors import ConfigError, FormatError, PQNetError
@@ -69,11 +67,15 @@ class Recipe:
 
     def to_yaml(self) -> str:
         """Return the recipe as YAML text."""
+        import yaml  # loading and running models does without it
+
         return str(yaml.safe_dump(self.to_dict(), sort_keys=False))
 
     @classmethod
     def from_yaml(cls, text: str) -> "Recipe":
         """Rebuild a recipe from YAML text, or raise ConfigError."""
+        import yaml
+
         try:
             return cls.from_dict(yaml.safe_load(text))
         except yaml.YAMLError as reason:
@@ -117,7 +119,9 @@ def resolve_recipe(recipe: "Recipe | Mapping[str, Codec | None] | str", graph: G
     if lost := [p for p in patterns if p not in used]:
         raise ConfigError(f"recipe: pattern {lost[0]!r} matches no layer; the layers are {_some(list(layers))}")
     if not any(chosen.values()):
-        raise ConfigError(f"recipe: expected a codec for at least one layer, got none; layers are {_some(list(layers))}")
+        raise ConfigError(
+            f"recipe: expected a codec for at least one layer, got none; layers are {_some(list(layers))}"
+        )
     return chosen
 
 
@@ -155,9 +159,7 @@ def _transformer_preset(graph: Graph) -> Recipe:
     recipe: dict[str, Codec | None] = {}
     for name, node in layers.items():
         width = graph.params[node.params["weight"]].shape[1]
-        recipe[name] = (
-            None if name == stem else PQ(256, _divisor(width, 4 if name in attention else 8), clamp="floor")
-        )
+        recipe[name] = None if name == stem else PQ(256, _divisor(width, 4 if name in attention else 8), clamp="floor")
     return Recipe(recipe)
 
 

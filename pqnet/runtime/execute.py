@@ -77,6 +77,7 @@ def values_to_free(graph: Graph) -> list[list[str]]:
 def run_graph(graph: Graph, free: list[list[str]], inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Compute the outputs for checked inputs; intermediate values live only until their last use."""
     symbols = graph.bind_symbols({name: array.shape for name, array in inputs.items()})
+    graph.infer_shapes(symbols)  # a network may fit some batch sizes only
     values = dict(inputs)
     for node, done in zip(graph.nodes, free, strict=True):
         results = evaluate_node(node, [values[v] for v in node.inputs], node_params(graph, node), symbols)

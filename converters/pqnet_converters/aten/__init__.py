@@ -1,4 +1,4 @@
-"""How PyTorch's aten operations become pqnet's: one rule each, one family per file; importing this package registers them."""
+"""How aten operations become pqnet's: one rule each, one family per file; importing this registers them."""
 
 from pqnet_converters.aten import activation as activation
 from pqnet_converters.aten import create as create

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import sympy
 import torch
 
 from pqnet.errors import PQNetError, UnsupportedOpError
@@ -64,13 +63,13 @@ class Importer:
         Its inputs are declared.
     inputs : dict of str to str
         Placeholder name to graph input name.
-    batch : sympy.Symbol, optional
+    batch : str, optional
         The program's symbol for the free batch size.
     """
 
-    def __init__(self, program: Any, builder: GraphBuilder, inputs: Mapping[str, str], batch: Any = None) -> None:
+    def __init__(self, program: Any, builder: GraphBuilder, inputs: Mapping[str, str], batch: str = "") -> None:
         self.program, self.builder, self.inputs = program, builder, inputs
-        self._symbols = {} if batch is None else {batch: sympy.Symbol("batch", integer=True, positive=True)}
+        self._batch = batch
         self._env: dict[Any, Any] = {}
         self._stored: dict[Any, str] = {}  # what a stored tensor is (storage, view, form) -> parameter name
         self._constants: dict[str, str] = {}  # parameter name -> value that a constant node gives it
@@ -90,7 +89,7 @@ class Importer:
             if node.op == "placeholder":
                 self._env[node] = self._placeholder(node)
             elif node.op == "output":
-                outputs = [self.value(self._env[v]) for v in node.args[0] if v is not None]
+                outputs = [self._output(v) for v in node.args[0] if v is not None]
             elif not isinstance(node.meta.get("val"), torch.SymInt | torch.SymBool | torch.SymFloat | int):
                 self._env[node] = self._call(node)
         return outputs
@@ -100,7 +99,7 @@ class Importer:
     def emit(
         self, op: str, *inputs: Tensor | str, name: str = "", params: Mapping[str, str] | None = None, **attrs: Any
     ) -> str:
-        """Append a node and return the name of its value; constants among the inputs get a `constant` node."""
+        """Append a node and return its value's name; constants among the inputs get a `constant` node."""
         return self.emit_many(op, inputs, 1, name=name, params=params, **attrs)[0]
 
     def emit_many(
@@ -139,8 +138,8 @@ class Importer:
     ) -> str:
         """Store a constant as a parameter and return its name: its own in the state dict where it has one.
 
-        ``convert`` brings it into the form that the graph wants; ``form`` names that form, so that a tensor that is
-        used twice is stored once. ``path`` is what an unnamed one is called after, by default the current module.
+        ``convert`` brings it into the form that the graph wants; ``form`` names that form, so that a tensor used
+        twice is stored once. ``path`` is what an unnamed one is called after, by default the current module.
         """
         if x.data is None:
             raise self.refuse(f"expected a constant {role}, got one that is computed from the network's input")
@@ -159,7 +158,8 @@ class Importer:
 
     def layer_name(self, weight: Tensor) -> str:
         """Return what users call a layer: its module's path, or its weight's name without the word weight."""
-        if f"{self.path}.weight" in self.program.state_dict or weight.origin is None:
+        own = self.program.state_dict.get(f"{self.path}.weight")
+        if weight.origin is None or (own is not None and self._named[_identity(own)] == weight.origin):
             return self.path
         return re.sub(r"[._]weight$", "", weight.origin)
 
@@ -195,7 +195,7 @@ class Importer:
 
     # ---- the walk
 
-    def _placeholder(self, node: Any) -> Tensor:
+    def _placeholder(self, node: Any) -> Any:
         if node.name in self.inputs:
             return self._wrap(self.inputs[node.name], node.meta["val"])
         signature = self.program.graph_signature
@@ -203,6 +203,11 @@ class Importer:
         tensor = self.program.state_dict.get(target)
         data = self.program.constants[target] if tensor is None else tensor
         return self._wrap(data.detach(), data, self._named[_identity(data)])
+
+    def _output(self, output: Any) -> str:
+        if output not in self._env:
+            raise PQNetError(f"module: expected a forward that returns tensors, got one that returns {output!r}")
+        return self.value(self._env[output])
 
     def _call(self, node: Any) -> Any:
         if node.target is operator.getitem:
@@ -217,13 +222,11 @@ class Importer:
             return self._fold(node, args, kwargs)
         if str(node.target) not in RULES:
             raise self.refuse(
-                "there is no rule for this operation; write one with "
-                f'@rule("{node.target}") from pqnet_converters.aten (see converters/pqnet_converters/aten/registry.py)'
+                f'there is no rule for this operation; write one, decorated with @rule("{node.target}") from '
+                "pqnet_converters.aten, as in converters/pqnet_converters/aten/elementwise.py"
             )
         schema = node.target._schema.arguments
-        bound = [
-            args[i] if i < len(args) else kwargs.get(arg.name, arg.default_value) for i, arg in enumerate(schema)
-        ]
+        bound = [args[i] if i < len(args) else kwargs.get(arg.name, arg.default_value) for i, arg in enumerate(schema)]
         result = RULES[str(node.target)](self, *bound)
         if isinstance(result, tuple):
             return tuple(self._wrap(r, val) for r, val in zip(result, node.meta["val"], strict=True))
@@ -245,18 +248,14 @@ class Importer:
         def real(arg: Any) -> Any:
             return arg.data if isinstance(arg, Tensor) else arg
 
-        origins = {a.origin: a for a in _leaves((args, kwargs)) if isinstance(a, Tensor)}
-        parent = next(iter(origins.values())) if len(origins) == 1 else None
+        parents = [a for a in _leaves((args, kwargs)) if isinstance(a, Tensor) and a.origin]
 
-        def wrap(data: torch.Tensor) -> Tensor:
-            view = parent is not None and parent.data is not None and data.numel() == parent.data.numel()
-            view = view and data.untyped_storage().data_ptr() == parent.data.untyped_storage().data_ptr()  # type: ignore[union-attr]
-            return self._wrap(data, data, parent.origin if parent is not None and view else None)
+        def wrap(data: torch.Tensor) -> Any:
+            views = (p.origin for p in parents if p.data is not None and _same_elements(data, p.data))
+            return self._wrap(data, data, next(views, None))
 
         with torch.no_grad():
-            result = node.target(
-                *torch.fx.node.map_aggregate(args, real), **torch.fx.node.map_aggregate(kwargs, real)
-            )
+            result = node.target(*torch.fx.node.map_aggregate(args, real), **torch.fx.node.map_aggregate(kwargs, real))
         return tuple(map(wrap, result)) if isinstance(result, tuple | list) else wrap(result)
 
     def _wrap(self, result: Any, val: Any, origin: str | None = None) -> Any:
@@ -277,14 +276,14 @@ class Importer:
     def _dim(self, size: Any) -> Dim:
         if isinstance(size, int):
             return size
-        expr = size.node.expr.xreplace(self._symbols)
-        if expr.is_number:
-            return int(expr)
+        if size.node.expr.is_number:
+            return int(size.node.expr)
+        expr = re.sub(rf"\b{self._batch}\b", "batch", str(size.node.expr)) if self._batch else str(size)
         try:
-            resolve_dim(str(expr), {"batch": 2})
+            resolve_dim(expr, {"batch": 2})
         except PQNetError:
             raise self.refuse(f"the size {expr} is no integer expression of the batch size") from None
-        return str(expr)
+        return expr
 
     def _array(self, data: torch.Tensor, name: str) -> np.ndarray:
         dtype = np.dtype(dtype_name(data.dtype, name))
@@ -297,6 +296,10 @@ def _identity(tensor: torch.Tensor) -> Any:
     strides = tuple(s if n > 1 else 0 for n, s in zip(tensor.shape, tensor.stride(), strict=True))
     storage = tensor.untyped_storage().data_ptr()
     return storage, tensor.storage_offset(), tuple(tensor.shape), strides, tensor.dtype
+
+
+def _same_elements(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return bool(a.numel() == b.numel() and a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr())
 
 
 def _foldable(target: Any, arguments: Any) -> bool:

@@ -113,7 +113,7 @@ def attention(
     gqa: bool,
 ) -> str:
     heads = (_repeated(b, k, q), _repeated(b, v, q)) if gqa else (k, v)
-    attrs = {} if scale is None else {"scale": b.number(scale)}
+    attrs: dict[str, Any] = {} if scale is None else {"scale": b.number(scale)}
     masks = () if mask is None else (mask,)
     return b.emit("attention", q, *heads, *masks, causal=causal, **attrs)
 

@@ -33,7 +33,7 @@ def avg_pool2d(
     count_include_pad: bool,
     divisor: int | None,
 ) -> str:
-    attrs = {} if divisor is None else {"divisor": divisor}
+    attrs: dict[str, Any] = {} if divisor is None else {"divisor": divisor}
     window = _window(kernel, stride, padding)
     return b.emit("avg_pool2d", x, **window, ceil_mode=ceil_mode, count_include_pad=count_include_pad, **attrs)
 

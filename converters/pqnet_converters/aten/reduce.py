@@ -135,7 +135,8 @@ def var_mean(b: Importer, x: Tensor, axes: Any, correction: Any, keepdims: bool)
 
 @rule("aten.linalg_vector_norm.default")
 def vector_norm(b: Importer, x: Tensor, order: Any, axes: Any, keepdims: bool, *_: Any) -> str:
-    order, span = b.number(order), {"axes": _axes(x, axes), "keepdims": keepdims}
+    order = b.number(order)
+    span: dict[str, Any] = {"axes": _axes(x, axes), "keepdims": keepdims}
     if order == 2:
         return b.emit("sqrt", b.emit("sum", b.emit("mul", x, x), **span))
     size = b.emit("abs", x)

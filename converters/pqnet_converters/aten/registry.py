@@ -13,10 +13,10 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def rule(*ops: str) -> Callable[[Function], Function]:
     """Register the decorated function as the meaning of some aten (or custom) operations.
 
-    The function gets the `Importer` and then every argument of the operation's schema in order, defaults filled in,
-    keyword-only ones too; tensors arrive as `Tensor`, sizes as ints or expressions of the free symbol "batch". It
-    emits nodes and returns the name of its value, a `Tensor` it was given (the operation changes nothing), or one
-    such result per output, None for an output that it cannot give.
+    The function gets the `Importer`, then all arguments of the operation's schema in order, defaults filled in and
+    keyword-only ones too; tensors arrive as `Tensor`, sizes as ints or expressions of the free symbol "batch".
+    It emits nodes and returns the name of its value, or a `Tensor` it was given (the operation changes nothing);
+    for several outputs a tuple of these, None for one that it cannot give.
 
     Parameters
     ----------

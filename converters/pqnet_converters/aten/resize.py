@@ -7,7 +7,7 @@ from pqnet_converters.aten.registry import rule
 
 
 def _interpolate(b: Importer, x: Tensor, scales: Any, **attrs: Any) -> str:
-    """torch maps pixels by the given scale, the graph by the two sizes: the same if the scale gives whole sizes."""
+    """torch places pixels by the scale, the graph by the two sizes: the same if the scale gives whole sizes."""
     size = b.out_shape()[2:]
     for scale, before, after in zip(scales or (), x.shape[2:], size, strict=False):
         if b.fixed(before) * scale != after:

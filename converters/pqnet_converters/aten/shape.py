@@ -57,9 +57,7 @@ def select(b: Importer, x: Tensor, axis: int, index: Any) -> str:
 
 
 @rule("aten.slice_scatter.default")
-def slice_scatter(
-    b: Importer, x: Tensor, source: Tensor, axis: int, start: Any, stop: Any, step: int
-) -> Tensor | str:
+def slice_scatter(b: Importer, x: Tensor, source: Tensor, axis: int, start: Any, stop: Any, step: int) -> Tensor | str:
     axis %= x.rank
     if source.shape == x.shape:
         return source

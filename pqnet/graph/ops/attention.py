@@ -36,9 +36,7 @@ def _evaluate(x: Arrays, p: Params, a: Attrs) -> np.ndarray:
     if a["causal"]:
         mask = np.tri(*scores.shape[-2:], dtype=np.bool)
     if mask is not None:
-        batch = np.broadcast_shapes(
-            scores.shape, mask.shape
-        )  # the mask may have a batch that only the values have
+        batch = np.broadcast_shapes(scores.shape, mask.shape)  # the mask may have a batch that only the values have
         scores = np.broadcast_to(scores, batch).copy() if batch != scores.shape else scores
         if mask.dtype == np.float32:
             scores += mask

@@ -87,9 +87,7 @@ def as_scalar(value: float, dtype: str) -> int | float:
     return int(value) if dtype == "int64" else value
 
 
-def _infer_binary(
-    meet: str | None, result: str | None, x: Sequence[Info], p: Mapping[str, Info], a: Attrs
-) -> Info:
+def _infer_binary(meet: str | None, result: str | None, x: Sequence[Info], p: Mapping[str, Info], a: Attrs) -> Info:
     if (len(x) == 1) == (a["scalar"] is None):
         raise PQNetError(f"expected two inputs, or one input and a scalar, got {len(x)} and scalar {a['scalar']}")
     if len(x) == 2 and a.get("reverse"):

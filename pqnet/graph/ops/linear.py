@@ -27,9 +27,7 @@ def _infer_linear(x: Sequence[Info], p: Mapping[str, Info], a: Attrs) -> Info:
 
 def _eval_linear(x: Arrays, p: Params, a: Attrs) -> np.ndarray:
     weight = p["weight"]
-    rows = x[0].reshape(
-        int(np.prod(x[0].shape[:-1])), weight.shape[1]
-    )  # one product, not one for each leading index
+    rows = x[0].reshape(int(np.prod(x[0].shape[:-1])), weight.shape[1])  # one product, not one for each leading index
     out = rows @ weight.T
     if "bias" in p:
         out += p["bias"]

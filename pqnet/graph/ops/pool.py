@@ -13,9 +13,7 @@ from pqnet.graph.op import REQUIRED, Arrays, Attr, Attrs, Info, Params, check_dt
 def _check(x: Info) -> None:
     check_dtype(x, "float32")
     if len(x.shape) != 4 or min(x.shape[2:]) < 1:
-        raise PQNetError(
-            f"expected an input of 4 axes (batch, channels, height, width) with pixels, got {x.shape}"
-        )
+        raise PQNetError(f"expected an input of 4 axes (batch, channels, height, width) with pixels, got {x.shape}")
 
 
 def _pooled_size(shape: tuple[int, ...], a: Attrs) -> tuple[int, int]:

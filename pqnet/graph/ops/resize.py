@@ -21,12 +21,16 @@ def _infer(x: Sequence[Info], p: Mapping[str, Info], a: Attrs) -> Info:
 
 
 def _positions(size: int, out: int, align_corners: bool) -> np.ndarray:
-    """Return where in the input each output pixel lies, float32 like PyTorch."""
-    index: np.ndarray = np.arange(out, dtype=np.float32)
+    """Return where in the input each output pixel lies: a float32 scale, and one rounding to float32 after it.
+
+    This is what PyTorch computes (its multiply-subtract is fused); exact positions differ by up to 1e-4.
+    """
+    index: np.ndarray = np.arange(out, dtype=np.float64)
     if align_corners:
-        return index * np.float32((size - 1) / max(out - 1, 1))
-    scale = np.float32(size) / np.float32(out)
-    return np.asarray(np.maximum((index + np.float32(0.5)) * scale - np.float32(0.5), 0))
+        position = index * np.float32((size - 1) / max(out - 1, 1))
+    else:
+        position = np.maximum((index + 0.5) * np.float32(size / out) - 0.5, 0)
+    return position.astype(np.float32)
 
 
 def _nearest(x: np.ndarray, axis: int, out: int) -> np.ndarray:

@@ -129,9 +129,7 @@ def _infer_pad(x: Sequence[Info], p: Mapping[str, Info], a: Attrs) -> Info:
         limits = [size - 1 if mode == "reflect" else size * max(padding) for size in shape]
         if any(min(pair) < 0 or max(pair) > max(limit, 0) for pair, limit in zip(pairs, limits, strict=True)):
             limit = "smaller than its axis" if mode == "reflect" else "on axes that have elements"
-            raise PQNetError(
-                f"padding: expected none negative and each {limit} ({shape}) for {mode}, got {padding}"
-            )
+            raise PQNetError(f"padding: expected none negative and each {limit} ({shape}) for {mode}, got {padding}")
     elif any(size + min(pair) < 0 for size, pair in zip(shape, pairs, strict=True)) or min(out, default=0) < 0:
         raise PQNetError(f"padding: expected to crop no more than the input {shape} has, got {padding}")
     elif x[0].dtype == "int64" and operand_dtype((), [a["value"]]) != "int64":

@@ -1,0 +1,147 @@
+"""The sources of ``pqnet convert``: what each adds to the command line, and how it makes a model."""
+
+import argparse
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pqnet import Model, PQNetError
+from pqnet_converters.from_torch import from_torch
+from pqnet_converters.published import from_kill_the_bits, from_pqf
+from pqnet_converters.resnet import RESNETS
+
+__all__ = ["kill_the_bits_command", "pqf_command", "torch_command"]
+
+AGREEMENT = 1e-3  # largest difference from PyTorch, relative to the largest output, that a conversion may show
+
+
+class TorchCommand:
+    """``pqnet convert torch``: any module that ``torch.export`` takes."""
+
+    text = "Convert a PyTorch module."
+    example = "pqnet convert torch my_pkg.models:resnet50 --weights w.pth --input 1x3x224x224 -o model.h5"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument(
+            "module", help="package.module:name of a torch.nn.Module, or of a callable that returns one"
+        )
+        parser.add_argument("--weights", help="state dict to load into it (tensors only)")
+        parser.add_argument(
+            "--input",
+            action="append",
+            required=True,
+            metavar="[NAME=]SHAPE",
+            help="shape of an example, 1x3x224x224; 1x128:int64 for token ids; NAME= for keyword inputs; repeatable",
+        )
+        parser.add_argument("--fixed-batch", action="store_true", help="keep the example's batch size")
+
+    def convert(self, args: argparse.Namespace) -> Model:
+        """Convert, run both on the same inputs, and record PyTorch's outputs in the file."""
+        module = _module(args.module)
+        if args.weights:
+            _load_weights(module, args.weights)
+        torch.manual_seed(args.seed)
+        model = from_torch(module, _examples(args.input), dynamic_batch=not args.fixed_batch)
+        golden = model.record_golden(args.seed).golden
+        assert golden is not None
+        inputs = {name: torch.from_numpy(a) for name, a in golden.inputs().items()}
+        keyword = any("=" in item for item in args.input)
+        with torch.no_grad():
+            result = module.eval()(**inputs) if keyword else module.eval()(*inputs.values())
+        outputs = dict(zip(model.outputs, _tensors(result), strict=True))
+        worst = max(_difference(golden.outputs[name], want) for name, want in outputs.items())
+        if not worst <= AGREEMENT:
+            raise PQNetError(
+                f"convert torch: outputs differ from PyTorch's by {worst:.3g}, expected at most {AGREEMENT}"
+            )
+        print(f"largest relative difference from PyTorch {worst:.2g}")
+        return Model(model.graph, golden.with_outputs(outputs))
+
+
+def _module(path: str) -> torch.nn.Module:
+    where, _, name = path.partition(":")
+    if not where or not name:
+        raise PQNetError(f"module: expected package.module:name, got {path!r}")
+    sys.path.insert(0, "")  # modules of the working directory, as python -m finds them
+    try:
+        found: Any = importlib.import_module(where)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as reason:
+        raise PQNetError(f"module: expected an importable package.module:name, got {path!r}: {reason}") from None
+    finally:
+        sys.path.remove("")
+    module = found if isinstance(found, torch.nn.Module) else found()
+    if not isinstance(module, torch.nn.Module):
+        raise PQNetError(
+            f"module: expected a torch.nn.Module or a callable that returns one, got {type(module).__name__}"
+        )
+    return module
+
+
+def _load_weights(module: torch.nn.Module, path: str) -> None:
+    if not Path(path).is_file():
+        raise PQNetError(f"--weights: expected a readable file, got {path}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        module.load_state_dict(state.get("state_dict", state))
+    except Exception as reason:  # the unpickler and load_state_dict raise many kinds
+        raise PQNetError(f"--weights: {path} does not fit the module: {' '.join(str(reason).split())[:300]}") from None
+
+
+def _examples(items: list[str]) -> Any:
+    """Return example tensors for ``[NAME=]SHAPE[:DTYPE]`` arguments: a tuple, or a dict if they are named."""
+    named: dict[str, torch.Tensor] = {}
+    for i, item in enumerate(items):
+        name, equals, spec = item.rpartition("=")
+        sizes, _, dtype = spec.partition(":")
+        try:
+            shape = tuple(int(s) for s in sizes.split("x"))
+        except ValueError:
+            shape = ()
+        if not shape or min(shape) < 1 or dtype not in ("", "float32", "int64") or (equals and not name):
+            raise PQNetError(f"--input: expected [NAME=]SHAPE such as 1x3x224x224 or ids=1x128:int64, got {item!r}")
+        tensor = torch.zeros(shape, dtype=torch.int64) if dtype == "int64" else torch.randn(shape)
+        named[name or str(i)] = tensor
+    names_given = sum("=" in item for item in items)
+    if names_given not in (0, len(items)) or len(named) != len(items):
+        raise PQNetError(f"--input: expected a name for every input or for none, each once, got {items}")
+    return named if names_given else tuple(named.values())
+
+
+def _tensors(result: Any) -> list[np.ndarray]:
+    values = result.values() if isinstance(result, dict) else result if isinstance(result, tuple | list) else [result]
+    return [v.numpy() for v in values if isinstance(v, torch.Tensor)]
+
+
+def _difference(ours: np.ndarray, theirs: np.ndarray) -> float:
+    if ours.shape != theirs.shape:
+        raise PQNetError(f"convert torch: expected outputs of shape {theirs.shape}, got {ours.shape}")
+    return float(np.abs(ours - theirs).max() / (np.abs(theirs).max() or 1.0))
+
+
+class PublishedCommand:
+    """``pqnet convert kill-the-bits`` and ``pqf``: a published checkpoint of a ResNet."""
+
+    def __init__(self, source: str, read: Any) -> None:
+        self.read = read
+        self.text = f"Convert a compressed ResNet checkpoint of {source}."
+        self.example = f"pqnet convert {source} resnet18 file.pth -o model.h5"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("arch", help=" or ".join(RESNETS))
+        parser.add_argument("path", help="checkpoint file")
+
+    def convert(self, args: argparse.Namespace) -> Model:
+        """Read the file and record what the network gives."""
+        model: Model = self.read(args.path, args.arch)
+        return model.record_golden(args.seed)
+
+
+torch_command = TorchCommand()
+kill_the_bits_command = PublishedCommand("kill-the-bits", from_kill_the_bits)
+pqf_command = PublishedCommand("pqf", from_pqf)

@@ -1,0 +1,177 @@
+"""weighted_kmeans and assign against slow twins, and their promises."""
+
+import naive
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import pqnet
+from pqnet.fit.kmeans import _fill_empty, _Problem
+
+
+def problem(rng, n, d, k, m):
+    """Blocks, codebook, and for m > 0 one metric a group (m = 1: one shared matrix without groups)."""
+    blocks = rng.standard_normal((n, d)).astype(np.float32)
+    codebook = rng.standard_normal((k, d)).astype(np.float32)
+    if m == 0:
+        return blocks, codebook, {}
+    root = rng.standard_normal((m, d, d + 2))
+    metric = (root @ root.transpose(0, 2, 1)).astype(np.float32)
+    if m == 1:
+        return blocks, codebook, {"metric": metric[0]}
+    return blocks, codebook, {"metric": metric, "groups": rng.integers(0, m, n)}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 300), st.integers(1, 20), st.integers(1, 70), st.integers(0, 4), st.integers(0, 2**32 - 1))
+def test_assign_is_brute_force(n, d, k, m, seed):
+    blocks, codebook, options = problem(np.random.default_rng(seed), n, d, k, m)
+    distances = naive.distances(blocks, codebook, **options)
+    codes = pqnet.assign(blocks, codebook, **options)
+    assert codes.shape == (n,) and codes.dtype == np.uint8
+    chosen = distances[np.arange(n), codes]
+    # float32 rounding may confuse codewords that are this close
+    scale = naive.distances(blocks, 0 * codebook[:1], **options)[:, 0] + chosen
+    assert np.all(chosen <= distances.min(1) + 1e-5 * scale)
+
+
+def test_ties_take_the_lowest_index():
+    assert pqnet.assign(np.zeros((3, 2)), np.ones((40, 2))).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(("k", "dtype"), [(256, np.uint8), (257, np.uint16)])
+def test_code_dtype_follows_k(k, dtype):
+    rng = np.random.default_rng(0)
+    assert pqnet.assign(rng.random((5, 2)), rng.random((k, 2))).dtype == dtype
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(2, 120), st.integers(1, 6), st.integers(1, 8), st.integers(0, 3), st.integers(0, 2**32 - 1))
+def test_lloyd_is_the_naive_one(n, d, k, m, seed):
+    rng = np.random.default_rng(seed)
+    blocks, codebook, options = problem(rng, n, d, min(k, n), m)
+    weights = rng.random(n).astype(np.float32) + 0.1
+    step = pqnet.weighted_kmeans(blocks, len(codebook), weights=weights, init=codebook, n_iter=1, **options)
+    want = naive.lloyd_step(blocks, codebook, weights, **options)
+    if want is None:  # a codeword without members is repaired: the twin has no rule for that
+        return
+    error = naive.weighted_error(blocks, want, naive.distances(blocks, want, **options).argmin(1), weights, **options)
+    # A first step that does not lower the error is taken back.
+    first = naive.weighted_error(
+        blocks, codebook, naive.distances(blocks, codebook, **options).argmin(1), weights, **options
+    )
+    assert step.error == pytest.approx(min(error, first), rel=2e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("m", [0, 1, 3])
+def test_error_never_rises_and_is_what_it_says(m):
+    rng = np.random.default_rng(1)
+    blocks, _, options = problem(rng, 700, 5, 1, m)
+    weights = rng.random(700)
+    errors = []
+    for n_iter in range(12):
+        result = pqnet.weighted_kmeans(blocks, 24, weights=weights, n_iter=n_iter, seed=3, **options)
+        exact = naive.weighted_error(blocks, result.codebook, result.codes, weights, **options)
+        assert result.error == pytest.approx(exact, rel=1e-5)
+        assert result.n_iter <= n_iter
+        errors.append(result.error)
+    assert all(b <= a * (1 + 1e-7) for a, b in zip(errors, errors[1:], strict=False))
+    assert errors[-1] < 0.9 * errors[0]
+
+
+def test_codes_are_nearest_for_the_codebook_returned():
+    blocks, _, options = problem(np.random.default_rng(2), 900, 6, 1, 3)
+    for n_iter in (0, 2, 100):
+        result = pqnet.weighted_kmeans(blocks, 32, n_iter=n_iter, **options)
+        assert np.mean(result.codes == pqnet.assign(blocks, result.codebook, **options)) == 1
+
+
+@pytest.mark.parametrize("m", [0, 1, 4])
+def test_bits_do_not_depend_on_threads(m):
+    blocks, _, options = problem(np.random.default_rng(3), 20000, 8, 1, m)
+    one, two, four = (pqnet.weighted_kmeans(blocks, 64, n_iter=8, threads=t, **options) for t in (1, 2, 4))
+    for other in (two, four):
+        assert np.array_equal(one.codebook, other.codebook) and np.array_equal(one.codes, other.codes)
+        assert one.error == other.error
+
+
+def test_seed_decides():
+    blocks = np.random.default_rng(4).standard_normal((500, 4))
+    a, b, c = (pqnet.weighted_kmeans(blocks, 16, seed=s).codebook for s in (0, 0, 1))
+    assert np.array_equal(a, b) and not np.array_equal(a, c)
+
+
+def test_equal_weights_are_no_weights_and_scale_does_not_matter():
+    blocks = np.random.default_rng(5).standard_normal((400, 3))
+    init = blocks[:8]
+    plain = pqnet.weighted_kmeans(blocks, 8, init=init)
+    scaled = pqnet.weighted_kmeans(blocks, 8, init=init, weights=np.full(400, 4.0))
+    assert np.array_equal(plain.codebook, scaled.codebook)
+    assert scaled.error == pytest.approx(4 * plain.error)
+
+
+def test_blocks_without_weight_move_no_codeword():
+    rng = np.random.default_rng(6)
+    blocks, far = rng.standard_normal((300, 4)), 100 + rng.standard_normal((50, 4))
+    init = blocks[:10]
+    alone = pqnet.weighted_kmeans(blocks, 10, init=init)
+    weights = np.concatenate([np.ones(300), np.zeros(50)])
+    both = pqnet.weighted_kmeans(np.concatenate([blocks, far]), 10, init=init, weights=weights)
+    assert np.allclose(alone.codebook, both.codebook)
+
+
+def test_empty_codewords_move_to_the_worst_blocks_in_one_pass():
+    blocks = np.array([[0.0], [0.1], [5.0], [9.0], [20.0]])
+    p = _Problem(blocks, None, None, None, None)
+    p.nearest(np.array([[0.0], [1e6], [1e6]], np.float32))
+    assert _fill_empty(p, 3)
+    assert p.codes.tolist() == [0, 0, 0, 2, 1]  # the largest errors: 20, then 9
+    result = pqnet.weighted_kmeans(blocks, 3, init=[[0.0], [1e6], [1e6]])
+    assert result.error == pytest.approx(1.7**2 + 1.6**2 + 3.3**2)  # {0, 0.1, 5} {9} {20}
+
+
+def test_fewer_distinct_blocks_than_codewords():
+    result = pqnet.weighted_kmeans(np.repeat([[1.0, 2.0], [3.0, 4.0]], 50, axis=0), 16)
+    assert result.error == 0 and len(np.unique(result.codes)) == 2 and np.isfinite(result.codebook).all()
+
+
+def test_singular_metrics_leave_unseen_directions_alone():
+    blocks = np.random.default_rng(7).standard_normal((200, 3))
+    metric = np.zeros((2, 3, 3))
+    metric[0, 0, 0] = 1.0  # the other matrix sees nothing at all
+    result = pqnet.weighted_kmeans(blocks, 8, metric=metric, groups=np.arange(200) % 2)
+    assert np.isfinite(result.codebook).all() and np.abs(result.codebook).max() < 10
+
+
+@pytest.mark.parametrize("init", ["random", "k-means++"])
+def test_convergence_stops_early_and_is_good(init):
+    rng = np.random.default_rng(8)
+    centres = 20 * rng.standard_normal((12, 4))
+    blocks = np.repeat(centres, 100, axis=0) + 0.01 * rng.standard_normal((1200, 4))
+    result = pqnet.weighted_kmeans(blocks, 12, init=init, n_iter=1000)
+    assert result.n_iter < 100
+    if init == "k-means++":  # finds the clusters, which random seeds do not
+        assert result.error / blocks.size < 2e-4
+
+
+def test_quality_is_that_of_scikit_learn():
+    cluster = pytest.importorskip("sklearn.cluster")
+    blocks = np.random.default_rng(9).standard_normal((6000, 8)).astype(np.float32)
+    ours = pqnet.weighted_kmeans(blocks, 64).error
+    theirs = cluster.KMeans(64, n_init=1, random_state=0, max_iter=100).fit(blocks).inertia_
+    assert ours <= 1.01 * theirs
+
+
+def test_literal_e_step_of_kill_the_bits():
+    """Its E-step compares ||A (v - c)|| over sampled activations A: k-means under the one matrix A'A."""
+    rng = np.random.default_rng(10)
+    for d, samples, n, k in ((9, 200, 500, 64), (4, 40, 800, 128), (18, 500, 300, 32)):
+        activations = rng.standard_normal((samples, d)) * rng.random(d) + 0.3
+        blocks = rng.standard_normal((d, n)).astype(np.float32)  # columns, as in the original
+        centroids = blocks[:, rng.choice(n, k, replace=False)] + np.float32(0.1)
+        literal = np.empty((k, n))
+        for j in range(k):
+            literal[j] = np.linalg.norm(activations @ (blocks - centroids[:, j, None]).astype(np.float64), axis=0)
+        pooled = pqnet.assign(blocks.T, centroids.T, metric=activations.T @ activations)
+        assert np.array_equal(pooled, literal.argmin(0))

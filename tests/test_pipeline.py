@@ -1,0 +1,364 @@
+"""Calibration, recipes and quantization on small networks; the figures on real ones are in test_real.py."""
+
+import math
+
+import numpy as np
+import pytest
+
+import pqnet
+from pqnet import PQ, ConfigError, Model, Packed, PQNetError, Recipe
+from pqnet.graph import GraphBuilder, Node, ValueInfo
+from pqnet.graph.op import complete_attrs, get_op
+from pqnet.pipeline import sweep as sweep_module
+from pqnet.pipeline.moments import input_rows, output_energy, positions_needed, row_moments
+from pqnet.pipeline.recipe import PRESETS, resolve_recipe
+from pqnet.pipeline.statistics import Moments, Statistics
+
+
+def rand(*shape, seed=0):
+    return np.random.default_rng((seed, *shape)).standard_normal(shape).astype(np.float32)
+
+
+def small_net(seed=0):
+    """Stem, norm, two convolutions (one grouped, one transposed), linear: every kind of matrix layer."""
+    b = GraphBuilder({"input": ValueInfo(("batch", 3, 9, 9))}, {"batch": 2})
+    x = b.add("conv2d", "input", name="stem", params={"weight": rand(8, 3, 3, 3)}, padding=(1, 1, 1, 1))
+    norm = {
+        "weight": rand(8, seed=1),
+        "bias": rand(8, seed=2),
+        "mean": rand(8, seed=3),
+        "var": rand(8, seed=4) ** 2 + 0.5,
+    }
+    x = b.add("relu", b.add("batch_norm", x, name="norm", params=norm))
+    x = b.add(
+        "conv2d", x, name="grouped", params={"weight": rand(16, 4, 3, 3)}, groups=2, stride=(2, 2), padding=(1, 0, 1, 2)
+    )
+    norm = {
+        "weight": rand(16, seed=1),
+        "bias": rand(16, seed=2),
+        "mean": rand(16, seed=3),
+        "var": rand(16, seed=4) ** 2 + 0.5,
+    }
+    x = b.add("relu", b.add("batch_norm", x, name="norm2", params=norm))
+    x = b.add("conv_transpose2d", x, name="up", params={"weight": rand(12, 16, 2, 2), "bias": rand(12)}, stride=(2, 2))
+    x = b.add("mean", b.add("relu", x), axes=(2, 3))
+    x = b.add("linear", x, name="fc", params={"weight": rand(10, 12), "bias": rand(10)})
+    return Model(b.build({"output": x}))
+
+
+DATA = rand(150, 3, 9, 9, seed=9)
+RECIPE = {"default": PQ(16, 4), "fc": PQ(12, 2)}
+
+
+@pytest.mark.parametrize(
+    ("op", "shape", "x", "attrs"),
+    [
+        ("conv2d", (6, 4, 3, 2), (3, 4, 7, 8), {"stride": (2, 1), "padding": (1, 0, 2, 1), "dilation": (1, 2)}),
+        ("conv2d", (6, 2, 3, 3), (2, 4, 6, 6), {"groups": 2}),
+        ("conv2d", (5, 1, 3, 3), (2, 5, 6, 6), {"groups": 5, "padding": (1, 1, 1, 1)}),
+        (
+            "conv_transpose2d",
+            (6, 4, 3, 2),
+            (2, 4, 5, 4),
+            {"stride": (2, 3), "padding": (1, 0, 2, 0), "output_padding": (1, 0)},
+        ),
+        ("conv_transpose2d", (6, 2, 2, 2), (2, 4, 5, 4), {"stride": (2, 2), "groups": 2}),
+        ("linear", (6, 5), (4, 5), {}),
+        ("linear", (6, 5), (2, 3, 7, 5), {}),
+    ],
+)
+def test_rows_are_what_the_filters_see(op, shape, x, attrs):
+    """The energy of the rows under the filters is the energy of the layer's outputs, and the moments agree with it."""
+    node = Node(op, "layer", ("x",), ("y",), complete_attrs(get_op(op), attrs), {"weight": "w"})
+    weight, values = rand(*shape), rand(*x)
+    rows = input_rows(node, shape, values, 0, 0)
+    want = float(np.square(get_op(op).evaluate([values], {"weight": weight}, node.attrs).astype(float)).sum())
+    assert output_energy(rows, weight) == pytest.approx(want, rel=1e-5)
+    n = rows.shape[2]
+    h = row_moments(rows, np.arange(n), n)[:, 0]
+    filters = weight.reshape(len(h), -1, n).astype(float)
+    assert np.einsum("goi,gij,goj->", filters, h, filters) == pytest.approx(want, rel=1e-5)
+
+
+def test_block_moments_are_the_diagonal_of_the_whole():
+    rows = rand(2, 50, 12)
+    columns = np.random.default_rng(0).permutation(12)
+    whole, blocks = row_moments(rows, np.arange(12), 12)[:, 0], row_moments(rows, columns, 3)
+    assert blocks.shape == (2, 4, 3, 3)
+    for m in range(4):
+        at = columns[3 * m : 3 * m + 3]
+        assert np.allclose(blocks[:, m], whole[:, at][:, :, at], rtol=1e-5, atol=1e-4)
+
+
+def test_positions_of_large_maps_are_sampled_by_the_stated_rule():
+    node = Node("conv2d", "c", ("x",), ("y",), complete_attrs(get_op("conv2d"), {}), {"weight": "w"})
+    assert (positions_needed(100), positions_needed(4608)) == (256, 2304)
+    x = np.arange(2 * 40 * 40, dtype=np.float32).reshape(2, 1, 40, 40)
+    rows = input_rows(node, (1, 1, 1, 1), x, 5, 7)[0, :, 0].reshape(2, 256)
+    edges = np.arange(256) * (1600 / 256)  # one position from each stratum, in order
+    assert np.all(np.abs(rows - [[0], [1600]] - edges - 1600 / 512) <= 1600 / 512 + 1)
+    assert not np.array_equal(rows[0], rows[1] - 1600)  # every sample draws its own
+    assert np.array_equal(rows[1], input_rows(node, (1, 1, 1, 1), x[1:], 6, 7)[0, :, 0])  # whatever its batch
+
+
+def moments_by_hand(model, data):
+    """E[x x'] of the fc layer's input."""
+    b = [n for n in model.graph.nodes if n.name == "fc"][0]
+    graph = Model(
+        type(model.graph)(
+            model.graph.inputs,
+            {"x": b.inputs[0]},
+            [n for n in model.graph.nodes if n.name != "fc"],
+            {n: p for n, p in model.graph.params.items() if not n.startswith("fc")},
+            model.graph.symbols,
+        )
+    )
+    x = graph(data).astype(float)
+    return x.T @ x / len(x)
+
+
+def test_calibrate_gives_exact_moments_for_any_batches_and_threads():
+    model = small_net()
+    whole = pqnet.calibrate(model, DATA)
+    assert set(whole.layers) == {"stem", "grouped", "up", "fc"}
+    assert np.allclose(whole.layers["fc"].mean[0], moments_by_hand(model, DATA), rtol=1e-4, atol=1e-5)
+    assert whole.layers["grouped"].mean.shape == (2, 36, 36) and whole.layers["grouped"].count == 150 * 25
+    pieces = pqnet.calibrate(model, (DATA[i : i + 7] for i in range(0, 150, 7)))
+    single = pqnet.calibrate(model, {"input": DATA}, threads=1)
+    for name, moments in whole.layers.items():
+        assert np.array_equal(moments.mean, single.layers[name].mean)
+        assert np.allclose(moments.mean, pieces.layers[name].mean, rtol=1e-5, atol=1e-6)
+        assert moments.count == pieces.layers[name].count
+
+
+def test_statistics_merge_save_and_load(tmp_path):
+    model = small_net()
+    parts = [pqnet.calibrate(model, part) for part in (DATA[:64], DATA[64:])]
+    merged, whole = parts[0].merge(parts[1]), pqnet.calibrate(model, DATA)
+    for name in whole.layers:
+        assert np.allclose(merged.layers[name].mean, whole.layers[name].mean, rtol=1e-5, atol=1e-6)
+    merged.save(tmp_path / "s.h5")
+    loaded = pqnet.load_statistics(tmp_path / "s.h5")
+    loaded.save(tmp_path / "t.h5")
+    assert (tmp_path / "s.h5").read_bytes() == (tmp_path / "t.h5").read_bytes()
+    for name, moments in merged.layers.items():
+        assert loaded.layers[name].count == moments.count
+        assert np.allclose(loaded.layers[name].mean, moments.mean, atol=1e-6)
+    with pytest.raises(PQNetError, match="expected statistics of the same layers"):
+        merged.merge(Statistics({"fc": merged.layers["fc"]}))
+
+
+def test_quantize_keeps_the_first_conv_and_reports_every_layer():
+    small = pqnet.quantize(small_net(), RECIPE, DATA, progress=False)
+    report = small.graph.meta["quantization"]["layers"]
+    assert list(report) == ["grouped", "up", "fc"]
+    assert isinstance(small.graph.params["stem.weight"], np.ndarray)
+    for name, entry in report.items():
+        packed = small.graph.params[f"{name}.weight"]
+        assert isinstance(packed, Packed) and entry["bytes"] == packed.nbytes
+        assert 0 < entry["output_error"] < 1 and entry["iterations"] >= 1
+    assert small(DATA[:5]).shape == (5, 10)
+
+
+def test_later_layers_see_what_the_quantized_ones_give():
+    """The reported error of fc is measured on the student's own inputs, not on the float network's."""
+    model = small_net()
+    small = pqnet.quantize(model, RECIPE, DATA, progress=False)
+    weight = model.graph.params["fc.weight"]
+    error = weight - small.graph.params["fc.weight"].decode()
+
+    def relative(h):
+        return np.trace(error @ h @ error.T) / np.trace(weight @ h @ weight.T)
+
+    got = small.graph.meta["quantization"]["layers"]["fc"]["output_error"]
+    assert got == pytest.approx(relative(moments_by_hand(small, DATA)), rel=1e-3)
+    assert abs(got - relative(moments_by_hand(model, DATA))) > 1e-2 * got
+
+
+def test_one_shot_from_statistics_uses_the_float_network():
+    model = small_net()
+    stats = pqnet.calibrate(model, DATA)
+    small = pqnet.quantize(model, RECIPE, stats, progress=False)
+    weight = model.graph.params["fc.weight"]
+    error = weight - small.graph.params["fc.weight"].decode()
+    h = moments_by_hand(model, DATA)
+    got = small.graph.meta["quantization"]["layers"]["fc"]["output_error"]
+    assert got == pytest.approx(np.trace(error @ h @ error.T) / np.trace(weight @ h @ weight.T), rel=1e-3)
+
+
+@pytest.mark.parametrize("layout", ["spatial", "channel"])
+def test_metrics_order_the_output_error(layout):
+    """More of the second moment, less output error, at equal bytes, layer by layer from the same inputs."""
+    model = small_net()
+    scaled = DATA * np.array([1, 4, 0.2], np.float32)[None, :, None, None]
+    stats = pqnet.calibrate(model, scaled)
+    totals = {}
+    for metric in ("none", "pooled", "block"):
+        small = pqnet.quantize(model, {"default": PQ(24, 4, layout)}, stats, metric=metric, progress=False)
+        totals[metric] = np.mean([e["output_error"] for e in small.graph.meta["quantization"]["layers"].values()])
+    assert totals["block"] < totals["none"]
+
+
+def test_metric_none_needs_no_data_and_equals_plain_kmeans():
+    model = small_net()
+    alone = pqnet.quantize(model, RECIPE, metric="none", progress=False)
+    with_data = pqnet.quantize(model, RECIPE, DATA, metric="none", progress=False)
+    for name in ("grouped", "up", "fc"):
+        assert alone.graph.params[f"{name}.weight"] == with_data.graph.params[f"{name}.weight"]
+
+
+def test_same_bytes_for_any_thread_count(tmp_path):
+    for threads in (1, 2, 4):
+        small = pqnet.quantize(small_net(), RECIPE, DATA, threads=threads, reestimate_norm=True, progress=False)
+        small.save(tmp_path / f"{threads}.h5")
+    first, *others = ((tmp_path / f"{t}.h5").read_bytes() for t in (1, 2, 4))
+    assert all(first == other for other in others)
+    other_seed = pqnet.quantize(small_net(), RECIPE, DATA, seed=1, reestimate_norm=True, progress=False)
+    other_seed.save(tmp_path / "seed.h5")
+    assert (tmp_path / "seed.h5").read_bytes() != first
+
+
+def test_every_node_is_computed_once_for_every_batch(monkeypatch):
+    calls = []
+    original = sweep_module.evaluate_node
+
+    def counted(node, *args):
+        calls.append(node.name)
+        return original(node, *args)
+
+    monkeypatch.setattr(sweep_module, "evaluate_node", counted)
+    model = small_net()
+    pqnet.quantize(model, RECIPE, [DATA[:50], DATA[50:100], DATA[100:]], progress=False)
+    assert sorted(calls) == sorted(3 * [node.name for node in model.graph.nodes])
+
+
+def test_reestimated_norms_standardise_the_students_values():
+    model = small_net()
+    small = pqnet.quantize(model, RECIPE, DATA, reestimate_norm=True, progress=False)
+    at = next(i for i, n in enumerate(small.graph.nodes) if n.name == "norm2")
+    cut = small.graph.nodes[: at + 1]
+    used = {p for n in cut for p in n.params.values()}
+    graph = type(small.graph)(
+        small.graph.inputs,
+        {"y": cut[-1].outputs[0]},
+        cut,
+        {n: p for n, p in small.graph.params.items() if n in used},
+        small.graph.symbols,
+    )
+    y = Model(graph)(DATA).astype(float)
+    weight, bias = model.graph.params["norm2.weight"], model.graph.params["norm2.bias"]
+    assert np.allclose(y.mean((0, 2, 3)), bias, atol=1e-4)
+    # running variances are unbiased, and eps is added to them
+    assert np.allclose(y.std((0, 2, 3)), np.abs(weight), rtol=1e-3)
+
+
+def test_norm_statistics_are_folded_in_the_result_and_its_size():
+    model = small_net()
+    small = pqnet.quantize(model, RECIPE, metric="none", progress=False)
+    norm = next(n for n in small.graph.nodes if n.name == "norm")
+    assert set(norm.params) == {"weight", "bias"} and norm.attrs["eps"] == 0
+    assert small.size().other == 4 * (8 * 3 * 9 + 2 * 8 + 2 * 16 + 12 + 10)
+    with pytest.raises(ConfigError, match="expected batch norms with running statistics, got folded ones in 'norm'"):
+        pqnet.quantize(Model(small.graph), {"stem": PQ(4, 9)}, DATA, reestimate_norm=True, progress=False)
+
+
+def embedding_net():
+    table = rand(50, 8)
+    b = GraphBuilder({"ids": ValueInfo(("batch", 6), "int64")}, {"batch": 2})
+    x = b.add("embedding", "ids", name="tokens", params={"weight": table})
+    x = b.add("linear", b.add("relu", x), name="mix", params={"weight": rand(8, 8)})
+    logits = b.add("linear", x, name="head", params={"weight": "tokens.weight"})
+    return Model(b.build({"logits": logits}))
+
+
+def test_tied_weights_are_packed_once_and_embeddings_by_frequency():
+    model = embedding_net()
+    ids = np.random.default_rng(0).integers(0, 10, (64, 6))
+    small = pqnet.quantize(model, {"default": PQ(10, 4)}, ids, progress=False)
+    assert list(small.graph.layers()) == ["tokens", "mix"]
+    packed = small.graph.params["tokens.weight"]
+    assert isinstance(packed, Packed) and small(ids[:3]).shape == (3, 6, 50)
+    error = np.square(model.graph.params["tokens.weight"] - packed.decode()).sum(1)
+    assert error[:10].mean() < 0.5 * error[10:].mean()
+    stats = pqnet.calibrate(model, ids)
+    assert stats.layers["tokens"].mean.sum() == pytest.approx(1) and stats.layers["tokens"].count == 64 * 6
+    again = pqnet.quantize(model, {"tokens": PQ(10, 4)}, stats, progress=False)
+    assert again.graph.params["tokens.weight"] == packed
+
+
+def test_recipes_match_by_the_longest_pattern():
+    graph = small_net().graph
+    recipe = {"default": PQ(16, 4), "g*": PQ(8, 4), "grouped": PQ(4, 9), "fc": None}
+    chosen = resolve_recipe(recipe, graph)
+    assert chosen == {"stem": None, "grouped": PQ(4, 9), "up": PQ(16, 4), "fc": None}
+    assert resolve_recipe({"stem": PQ(4, 9)}, graph)["stem"] == PQ(4, 9)
+    assert resolve_recipe({"fc": PQ(5, 2)}, graph)["up"] is None
+
+
+def test_recipe_yaml_round_trip(tmp_path):
+    recipe = Recipe({"default": PQ(16, 4, "channel"), "a.*": None, "b": PQ(3, 2, clamp="strict")})
+    (tmp_path / "r.yaml").write_text(recipe.to_yaml())
+    assert Recipe.read(tmp_path / "r.yaml") == recipe
+
+
+def test_block_presets_are_the_papers():
+    graph = small_net().graph
+    small, large = (resolve_recipe(name, graph) for name in ("small-blocks", "large-blocks"))
+    assert small["stem"] is None and large["stem"] is None
+    assert (small["grouped"].d, large["grouped"].d) == (9, 18)
+    assert small["fc"].d == 4 and small["fc"].k == 4  # 30 blocks: the largest power of two <= 7.5
+
+
+def test_transformer_preset_tells_attention_from_feed_forward():
+    b = GraphBuilder({"x": ValueInfo(("batch", 5, 16))}, {"batch": 2})
+
+    def project(value, name, width=16, inputs=16):
+        return b.add("linear", value, name=name, params={"weight": rand(width, inputs)})
+
+    def heads(value):
+        return b.add("permute", b.add("reshape", value, shape=("batch", 5, 4, 4)), axes=(0, 2, 1, 3))
+
+    q, k, v = (heads(project("x", name)) for name in ("q", "k", "v"))
+    y = b.add("reshape", b.add("permute", b.add("attention", q, k, v), axes=(0, 2, 1, 3)), shape=("batch", 5, 16))
+    y = b.add("relu", project(project(y, "out"), "up", 64))
+    graph = b.build({"y": project(y, "down", 16, 64)})
+    chosen = {name: codec.d for name, codec in PRESETS["transformer"](graph).layers.items()}
+    assert chosen == {"q": 4, "k": 4, "v": 4, "out": 4, "up": 8, "down": 8}
+
+
+def test_unused_tokens_and_dead_inputs_do_not_break_metrics():
+    model = small_net()
+    data = DATA.copy()
+    data[:, 1] = 0
+    for metric in ("pooled", "block"):
+        small = pqnet.quantize(model, {**RECIPE, "stem": PQ(4, 9)}, data, metric=metric, progress=False)
+        assert np.isfinite(small(data[:2])).all()
+    zero = pqnet.quantize(model, {**RECIPE, "stem": PQ(4, 9)}, 0 * data, progress=False)
+    assert zero.graph.meta["quantization"]["layers"]["stem"]["output_error"] == 0
+
+
+def test_statistics_must_fit_the_network():
+    model, other = small_net(), embedding_net()
+    stats = pqnet.calibrate(other, np.zeros((2, 6), np.int64))
+    with pytest.raises(PQNetError, match="expected moments of shape .* for layer 'stem', got none; calibrate"):
+        pqnet.quantize(model, RECIPE, stats, progress=False)
+    wrong = Statistics({**pqnet.calibrate(model, DATA[:3]).layers, "fc": Moments(np.eye(3, dtype=np.float32)[None], 3)})
+    with pytest.raises(PQNetError, match=r"for layer 'fc', got shape \(1, 3, 3\)"):
+        pqnet.quantize(model, RECIPE, wrong, progress=False)
+
+
+def test_quantized_models_are_refused():
+    small = pqnet.quantize(small_net(), RECIPE, metric="none", progress=False)
+    with pytest.raises(ConfigError, match="expected a float weight, got a packed one"):
+        pqnet.quantize(small, RECIPE, metric="none", progress=False)
+
+
+def test_size_counts_as_the_papers_do():
+    model = small_net()
+    dense = 4 * (8 * 27 + 16 * 36 + 12 * 64 + 120 + 2 * 8 + 2 * 16 + 12 + 10)
+    assert model.size().total == model.size().dense == dense
+    size = pqnet.quantize(model, {"default": PQ(16, 4)}, metric="none", progress=False).size()
+    blocks = (16 * 36 + 12 * 64 + 120) // 4
+    assert size.codes == math.ceil(144 / 2) + math.ceil(192 / 2) + math.ceil(30 / 2) == blocks // 2
+    assert size.codebooks == 3 * 16 * 4 * 2
+    assert size.ratio == dense / size.total
