@@ -7,7 +7,7 @@ import numpy as np
 
 from pqnet.errors import ConfigError, PQNetError
 
-__all__ = ["choice", "error", "float_array", "index_array", "integer", "rng_seed"]
+__all__ = ["bool_array", "choice", "error", "float_array", "index_array", "int_array", "integer", "rng_seed"]
 
 
 def error(name: str, expected: str, got: object, remedy: str = "") -> PQNetError:
@@ -23,6 +23,13 @@ def describe(value: Any) -> str:
     return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
 
 
+def _array(value: Any, name: str) -> np.ndarray:
+    try:
+        return np.asarray(value)
+    except ValueError:  # ragged nested lists
+        raise error(name, "an array of numbers", describe(value)) from None
+
+
 def float_array(
     value: Any,
     name: str,
@@ -35,43 +42,61 @@ def float_array(
 ) -> np.ndarray:
     """Return ``value`` as a finite C-contiguous float array of the wanted rank and shape, or raise.
 
-    ``shape`` may hold None for free axes; ``infinite`` lets infinities pass (masks), never NaN. Booleans, complex numbers and objects are refused, integers converted.
+    ``shape`` may hold None for free axes; ``infinite`` lets infinities pass (masks), never NaN. Booleans, complex
+    numbers and objects are refused, integers converted.
     """
-    try:
-        array = np.asarray(value)
-    except ValueError:  # ragged nested lists
-        raise error(name, "an array of numbers", describe(value)) from None
+    array = _array(value, name)
     if array.dtype.kind not in "fiu":
-        raise error(name, "an array of real numbers", describe(array), "convert it with .astype('float32')")
+        got = describe(array if array.ndim else value)
+        raise error(name, "an array of real numbers", got, "convert it with .astype('float32')")
     ranks = (ndim,) if isinstance(ndim, int) else ndim
     if ranks is not None and array.ndim not in ranks:
         raise error(name, f"{' or '.join(map(str, ranks))} axes", f"shape {array.shape}", "reshape the array")
     if shape is not None and (
         len(shape) != array.ndim or any(w is not None and w != h for w, h in zip(shape, array.shape, strict=True))
     ):
-        want = tuple("any" if s is None else s for s in shape)
-        raise error(name, f"shape ({', '.join(map(str, want))})", f"shape {array.shape}")
+        want = str(shape).replace("None", "any")
+        raise error(name, f"shape {want}", f"shape {array.shape}")
     if not empty and array.size == 0:
         raise error(name, "at least one element", f"shape {array.shape}")
     with np.errstate(over="ignore"):
         out = np.require(array, dtype, "C")
-    good = ~np.isnan(out) if infinite else np.isfinite(out)
+    good = np.isfinite(out)
+    if infinite and not good.all():
+        good |= np.isinf(array)  # those that were infinite before the conversion
     if not good.all():
         bad = int(out.size - good.sum())
         raise error(name, f"finite {np.dtype(dtype).name} numbers", f"{bad} NaN or infinite of {out.size}")
     return out
 
 
-def index_array(value: Any, name: str, *, below: int, shape: tuple[int, ...] | None = None) -> np.ndarray:
-    """Return ``value`` as a C-contiguous int64 array with entries in [0, below); floats are never converted."""
-    array = np.asarray(value)
+def int_array(value: Any, name: str) -> np.ndarray:
+    """Return ``value`` as a C-contiguous int64 array; floats and booleans are never converted."""
+    array = _array(value, name)
     if array.dtype.kind not in "iu":
-        raise error(name, "an array of integers", describe(array), "indices are never converted silently")
+        got = describe(array if array.ndim else value)
+        raise error(name, "an array of integers", got, "floats and booleans are never converted silently")
+    if array.dtype == np.uint64 and array.max(initial=0) > np.iinfo(np.int64).max:
+        raise error(name, "integers of 64 bits with sign", f"maximum {array.max()}")
+    return np.require(array, np.int64, "C")
+
+
+def bool_array(value: Any, name: str) -> np.ndarray:
+    """Return ``value`` as a C-contiguous array of booleans; numbers are never converted."""
+    array = _array(value, name)
+    if array.dtype.kind != "b":
+        raise error(name, "an array of booleans", describe(array if array.ndim else value))
+    return np.require(array, requirements="C")
+
+
+def index_array(value: Any, name: str, *, below: int, shape: tuple[int, ...] | None = None) -> np.ndarray:
+    """Return ``value`` as a C-contiguous int64 array with entries in [0, below)."""
+    array = int_array(value, name)
     if shape is not None and array.shape != shape:
         raise error(name, f"shape {shape}", f"shape {array.shape}")
     if array.size and (int(array.min()) < 0 or int(array.max()) >= below):
         raise error(name, f"entries in [0, {below})", f"range [{array.min()}, {array.max()}]")
-    return np.require(array, np.int64, "C")
+    return array
 
 
 def integer(value: Any, name: str, low: int, high: int | None = None) -> int:

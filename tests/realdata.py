@@ -85,11 +85,11 @@ def cifar_resnet_module(name):
 
 def tiny_darknet():
     """Tiny Darknet with its ImageNet weights; input RGB in [0, 1]."""
-    plan = "16,3 M 32,3 M 16,1 128,3 16,1 128,3 M 32,1 256,3 32,1 256,3 M 64,1 512,3 64,1 512,3 128,1 1000,1".split()
+    plan = "16,3 M 32,3 M 16,1 128,3 16,1 128,3 M 32,1 256,3 32,1 256,3 M 64,1 512,3 64,1 512,3 128,1 1000,1"
     builder = GraphBuilder({"input": ValueInfo(("batch", 3, 224, 224))}, {"batch": 2})
     x, conv = "input", 0
     with np.load(DATA / "checkpoints" / "tinydarknet_imagenet_fp32.npz") as arrays:
-        for step in plan:
+        for step in plan.split():
             if step == "M":
                 x = builder.add("max_pool2d", x, kernel=(2, 2), stride=(2, 2), padding=(0, 0, 0, 0))
                 continue

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,16 @@ def test_equal_content_gives_equal_bytes_in_every_process(tmp_path: Path) -> Non
         subprocess.run([sys.executable, "-c", code, str(tmp_path / f"{i}.h5")], check=True, env=environment)
         contents.append((tmp_path / f"{i}.h5").read_bytes())
     assert contents[0] == contents[1]
+
+
+def test_files_name_their_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    for version, writer in ((lambda name: f"{name} 1.2", "pqnet pqnet 1.2"), (missing, "pqnet")):
+        monkeypatch.setattr(metadata, "version", version)
+        write_container(tmp_path / "a.h5", "model", {}, {})
+        assert document_of(tmp_path / "a.h5")[0]["writer"] == writer
 
 
 def test_bytes_of_version_1_stay_as_they_are() -> None:

@@ -1,5 +1,7 @@
 """weighted_kmeans and assign against slow twins, and their promises."""
 
+import itertools
+
 import naive
 import numpy as np
 import pytest
@@ -76,7 +78,7 @@ def test_error_never_rises_and_is_what_it_says(m):
         assert result.error == pytest.approx(exact, rel=1e-5)
         assert result.n_iter <= n_iter
         errors.append(result.error)
-    assert all(b <= a * (1 + 1e-7) for a, b in zip(errors, errors[1:], strict=False))
+    assert all(b <= a * (1 + 1e-7) for a, b in itertools.pairwise(errors))
     assert errors[-1] < 0.9 * errors[0]
 
 

@@ -103,7 +103,7 @@ def test_positions_of_large_maps_are_sampled_by_the_stated_rule():
 
 def moments_by_hand(model, data):
     """E[x x'] of the fc layer's input."""
-    b = [n for n in model.graph.nodes if n.name == "fc"][0]
+    b = next(n for n in model.graph.nodes if n.name == "fc")
     graph = Model(
         type(model.graph)(
             model.graph.inputs,

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import torch
 
 from pqnet import Model, PQNetError, Statistics
 from pqnet.io import read_arrays
@@ -38,5 +38,10 @@ def statistics_from_activations(model: Model, activations: Mapping[str, Any] | s
         activations = read_arrays(activations)
     if not isinstance(activations, Mapping):
         raise PQNetError(f"activations: expected a dict or a path, got {type(activations).__name__}")
-    arrays = {name: np.asarray(a.detach().cpu() if hasattr(a, "detach") else a) for name, a in activations.items()}
-    return statistics_of_inputs(model, arrays)
+    return statistics_of_inputs(model, {name: _array(a) for name, a in activations.items()})
+
+
+def _array(value: Any) -> Any:
+    if not isinstance(value, torch.Tensor):
+        return value
+    return (value.float() if value.is_floating_point() else value).detach().cpu().numpy()

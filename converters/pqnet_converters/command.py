@@ -1,13 +1,14 @@
 """The sources of ``pqnet convert``: what each adds to the command line, and how it makes a model."""
 
 import argparse
-import importlib
+import pkgutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch.utils._pytree import tree_leaves
 
 from pqnet import Model, PQNetError
 from pqnet_converters.from_torch import from_torch
@@ -52,7 +53,8 @@ class TorchCommand:
         keyword = any("=" in item for item in args.input)
         with torch.no_grad():
             result = module.eval()(**inputs) if keyword else module.eval()(*inputs.values())
-        outputs = dict(zip(model.outputs, _tensors(result), strict=True))
+        tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        outputs = {name: t.numpy() for name, t in zip(model.outputs, tensors, strict=True)}
         worst = max(_difference(golden.outputs[name], want) for name, want in outputs.items())
         if not worst <= AGREEMENT:
             raise PQNetError(
@@ -63,19 +65,17 @@ class TorchCommand:
 
 
 def _module(path: str) -> torch.nn.Module:
-    where, _, name = path.partition(":")
-    if not where or not name:
-        raise PQNetError(f"module: expected package.module:name, got {path!r}")
     sys.path.insert(0, "")  # modules of the working directory, as python -m finds them
     try:
-        found: Any = importlib.import_module(where)
-        for part in name.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError) as reason:
-        raise PQNetError(f"module: expected an importable package.module:name, got {path!r}: {reason}") from None
+        found = pkgutil.resolve_name(path)
+        module = found if isinstance(found, torch.nn.Module) else found()
+    except Exception as reason:  # whatever the user's code raises
+        raise PQNetError(
+            f"module: expected package.module:name that can be imported and called, got {path!r}: "
+            f"{type(reason).__name__}: {reason}"
+        ) from reason
     finally:
         sys.path.remove("")
-    module = found if isinstance(found, torch.nn.Module) else found()
     if not isinstance(module, torch.nn.Module):
         raise PQNetError(
             f"module: expected a torch.nn.Module or a callable that returns one, got {type(module).__name__}"
@@ -113,15 +113,11 @@ def _examples(items: list[str]) -> Any:
     return named if names_given else tuple(named.values())
 
 
-def _tensors(result: Any) -> list[np.ndarray]:
-    values = result.values() if isinstance(result, dict) else result if isinstance(result, tuple | list) else [result]
-    return [v.numpy() for v in values if isinstance(v, torch.Tensor)]
-
-
 def _difference(ours: np.ndarray, theirs: np.ndarray) -> float:
     if ours.shape != theirs.shape:
         raise PQNetError(f"convert torch: expected outputs of shape {theirs.shape}, got {ours.shape}")
-    return float(np.abs(ours - theirs).max() / (np.abs(theirs).max() or 1.0))
+    a, b = ours.astype(np.float64), theirs.astype(np.float64)
+    return float(np.abs(a - b).max(initial=0) / (np.abs(b).max(initial=0) or 1.0))
 
 
 class PublishedCommand:

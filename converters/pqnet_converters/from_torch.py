@@ -87,7 +87,7 @@ def graph_from_torch(
     names = _names(input_names, list(examples), "input_names")
     if isinstance(example_inputs, Mapping):
         program = _export(module, (), examples, dynamic_batch)
-        order = list(program.call_spec.in_spec.child(1).context)  # that of forward's signature
+        order = list(program.call_spec.in_spec.child(1).context)  # torch.export may change it
     else:
         program = _export(module, tuple(examples.values()), {}, dynamic_batch)
         order = list(examples)
@@ -97,15 +97,14 @@ def graph_from_torch(
     batch = str(vals[next(iter(inputs))].shape[0]) if dynamic_batch else ""
     infos = {
         name: ValueInfo(
-            ("batch",) * dynamic_batch + tuple(map(int, vals[p].shape[dynamic_batch:])),
+            tuple("batch" if dynamic_batch and axis == 0 else int(n) for axis, n in enumerate(vals[p].shape)),
             dtype_name(vals[p].dtype, f"example_inputs {name!r}"),
         )
         for p, name in inputs.items()
     }
     builder = GraphBuilder(infos, {"batch": next(iter(examples.values())).shape[0]} if dynamic_batch else {})
     values = Importer(program, builder, inputs, batch).run()
-    numbers = range(len(values))
-    default = ["output"] if len(values) == 1 else [f"output{i}" for i in numbers]
+    default = ["output"] if len(values) == 1 else [f"output{i}" for i in range(len(values))]
     outputs = dict(zip(_names(output_names, default, "output_names"), values, strict=True))
     return builder.build(outputs, {"source": f"torch {type(module).__qualname__}"})
 
@@ -137,7 +136,8 @@ def _examples(example_inputs: Examples, dynamic_batch: bool) -> dict[str, torch.
 
 def _names(given: Sequence[str] | None, default: list[str], what: str) -> list[str]:
     names = default if given is None else list(given)
-    if isinstance(given, str) or len(names) != len(default) or len(set(names)) != len(names):
+    fitting = len(names) == len(set(names)) == len(default) and all(isinstance(name, str) for name in names)
+    if isinstance(given, str) or not fitting:
         raise PQNetError(f"{what}: expected {len(default)} different names, got {given!r}")
     return names
 
@@ -176,13 +176,14 @@ def _export(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
             program = program.run_decompositions(table)
     except Exception as reason:  # whatever the module's own code and the exporter raise
         lines = [line.strip(" -") for line in str(reason).splitlines() if line.strip()]
-        text = " ".join(lines[:2])[:300] or type(reason).__name__
-        if "Constraints violated (batch)" in text:
+        if lines and lines[0].startswith("Constraints violated (batch)"):
+            why = lines[1].split(". ")[0]
             raise PQNetError(
-                f"module: it does not work for every batch size ({text}); pass dynamic_batch=False to fix it to that "
-                "of example_inputs"
+                f"module: expected one that works for every batch size, got: {why}; pass dynamic_batch=False to fix "
+                "the batch size to that of example_inputs"
             ) from reason
-        raise PQNetError(f"module: torch.export cannot export it: {text}") from reason
+        text = lines[0] if lines else type(reason).__name__
+        raise PQNetError(f"module: expected one that torch.export takes, got: {text}") from reason
     signature = program.graph_signature
     changed = [*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()]
     if changed:

@@ -17,14 +17,17 @@ NORM_FIELDS = ("weight", "bias", "running_mean", "running_var", "num_batches_tra
 
 def _read(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint with PyTorch's restricted unpickler: tensors and plain containers only."""
+    if not isinstance(path, str | Path):
+        raise PQNetError(f"path: expected a file name, got {type(path).__name__}")
     try:
         data = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as reason:
         raise PQNetError(f"path: expected a readable checkpoint, got {path}: {reason}") from None
-    except Exception as reason:  # the unpickler raises many kinds on damaged or hostile files
+    except Exception as reason:  # the unpickler raises many kinds, and advises to switch its safety off
         raise FormatError(
-            f"{path}: expected a PyTorch checkpoint of tensors and dicts, got {str(reason).splitlines()[0]}"
-        ) from None
+            f"{path}: expected a PyTorch checkpoint of tensors and dicts, got a file that is damaged, of another "
+            f"format, or holds other objects ({type(reason).__name__} of PyTorch's restricted unpickler)"
+        ) from reason
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
         raise FormatError(f"{path}: expected a dict by layer name, got {type(data).__name__}")
     return data

@@ -27,7 +27,7 @@ class Layer(NamedTuple):
 
 
 def _architecture(arch: str) -> tuple[tuple[int, ...], bool]:
-    if arch not in RESNETS:
+    if not isinstance(arch, str) or arch not in RESNETS:
         raise ConfigError(f"arch: expected one of {', '.join(RESNETS)}, got {arch!r}")
     return RESNETS[arch]
 

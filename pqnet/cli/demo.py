@@ -37,9 +37,8 @@ def run(args: argparse.Namespace) -> None:
     print(f"\n{len(images)} held-out images, run from the saved and reloaded files")
     print(f"{'':<18} {'top-1':>7} {'weights':>9} {'ratio':>6} {'file':>9} {'us/image':>9} {'largest difference':>19}")
     for name, file, size, right, seconds, difference in rows:
-        print(
-            f"{name:<18} {right:>7.2%} {size:>9} {dense / size:>6.1f} {file:>9} {1e6 * seconds:>9.0f} {difference:>19.3f}"
-        )
+        cells = f"{right:>7.2%} {size:>9} {dense / size:>6.1f} {file:>9} {1e6 * seconds:>9.0f} {difference:>19.3f}"
+        print(f"{name:<18} {cells}")
     print(f"(weights and file in bytes; logits of the float model reach {np.abs(reference).max():.1f})")
 
 

@@ -134,7 +134,7 @@ def _data(parser: argparse.ArgumentParser, flag: str, text: str, required: bool 
         action="append",
         required=required,
         metavar="[NAME=]FILE",
-        help=f"{text}: .npy, or .npz / .h5 with an array for each input; NAME= for models with several inputs; repeatable",
+        help=f"{text}: .npy, or .npz / .h5 with an array for each input; NAME= if there are several inputs; repeatable",
     )
 
 

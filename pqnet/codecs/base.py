@@ -1,12 +1,13 @@
 """What every codec and every packed weight offers, and the registry through which files and fitting find them."""
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
-from pqnet.errors import FormatError
+from pqnet.errors import FormatError, PQNetError
 
 __all__ = ["CODECS", "FITTERS", "PACKED", "Codec", "Fit", "Packed", "codec_from_attrs"]
 
@@ -37,6 +38,11 @@ class Codec(ABC):
     @abstractmethod
     def check(self, shape: tuple[int, ...]) -> Self:
         """Return the codec as it applies to a weight of this shape (K clamped), or raise ConfigError."""
+
+    @property
+    @abstractmethod
+    def blocks(self) -> tuple[int, str]:
+        """Block size and layout: the pieces of a filter's inputs that the metric of the search is made of."""
 
     def fit(
         self,
@@ -99,10 +105,13 @@ class Packed(ABC):
 def codec_from_attrs(attrs: Mapping[str, Any]) -> Codec:
     """Rebuild a codec from its plain-data form, or raise FormatError."""
     fields = dict(attrs)
-    cls = CODECS.get(fields.pop("codec", None))
-    if cls is None:
-        raise FormatError(f"codec: expected one of {sorted(CODECS)}, got {attrs.get('codec')!r}")
+    name = fields.pop("codec", None)
+    if not isinstance(name, str) or name not in CODECS:
+        raise FormatError(f"codec: expected one of {sorted(CODECS)}, got {name!r}")
+    known = list(inspect.signature(CODECS[name]).parameters)
+    if unknown := [field for field in fields if field not in known]:
+        raise FormatError(f"codec {name!r}: expected fields among {known}, got {unknown[0]!r}")
     try:
-        return cls(**fields)
-    except (TypeError, ValueError) as reason:
+        return CODECS[name](**fields)
+    except PQNetError as reason:
         raise FormatError(f"codec {attrs!r}: {reason}") from None

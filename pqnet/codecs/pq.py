@@ -3,11 +3,11 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from pqnet._check import choice, float_array, index_array, integer
+from pqnet._check import choice, describe, error, float_array, index_array, integer
 from pqnet.codecs.base import Codec, Packed
 from pqnet.codecs.layout import LAYOUTS, check_blocks, from_blocks
 from pqnet.codecs.packing import pack_codes, packed_nbytes, unpack_codes
@@ -88,6 +88,10 @@ class PQ(Codec):
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return {"codec": self.name} | {n: v for n, v in fields.items() if v is not None}
 
+    @property
+    def blocks(self) -> tuple[int, str]:
+        return self.d, self.layout
+
     def check(self, shape: tuple[int, ...]) -> "PQ":
         n = shape[0] * check_blocks(shape, self.d, self.layout)
         k = clamp_k(self.k, n, self.clamp)
@@ -117,15 +121,13 @@ class PackedPQ(Packed):
     codec: PQ
 
     def __init__(self, codec: PQ, shape: tuple[int, ...], codes: np.ndarray, codebook: np.ndarray) -> None:
-        self.shape = tuple(int(s) for s in shape)
-        self.codec = codec.check(self.shape)
+        if not isinstance(codec, PQ):
+            raise error("codec", "a PQ", describe(codec))
+        self.shape = tuple(integer(size, "shape", 1) for size in shape)
+        self.codec = dataclasses.replace(codec, clamp=None).check(self.shape)
         m = check_blocks(self.shape, codec.d, codec.layout)
-        if np.shape(codebook) != (codec.k, codec.d):
-            raise PQNetError(f"codebook: expected shape {(codec.k, codec.d)}, got {np.shape(codebook)}")
-        with np.errstate(over="ignore"):
-            stored = np.asarray(codebook).astype(codec.codebook_dtype)
-        float_array(stored, f"codebook as {codec.codebook_dtype}")
-        self.codebook = np.ascontiguousarray(stored)
+        dtype = np.dtype(codec.codebook_dtype).type
+        self.codebook = float_array(codebook, "codebook", shape=(codec.k, codec.d), dtype=dtype).copy()
         self._stream = pack_codes(index_array(codes, "codes", below=codec.k, shape=(self.shape[0], m)), codec.k)
         for array in (self.codebook, self._stream):
             array.flags.writeable = False
@@ -193,5 +195,5 @@ class PackedPQ(Packed):
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        c = cast(PQ, self.codec)
+        c = self.codec
         return f"PackedPQ(shape={self.shape}, k={c.k}, d={c.d}, layout={c.layout!r}, nbytes={self.nbytes})"

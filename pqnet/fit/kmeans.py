@@ -12,7 +12,9 @@ from pqnet.kernels import kmeans as kernels
 
 __all__ = ["KMeansResult", "assign", "weighted_kmeans"]
 
+INITS = ("k-means++", "random")
 LANES = 16  # codebooks are padded to whole vectors
+LARGEST = 1e37  # of half distances: far enough from the end of float32
 TOLERANCE = 1e-5  # stop when an iteration lowers the error by less than this share
 
 
@@ -75,14 +77,25 @@ class _Problem:
         self.y, self.half_norm = np.empty_like(self.v), np.empty(n, np.float32)
         with parallel_kernels(self.threads):
             kernels.transform_rows(self.v, self.group, self.metric, self.chunk, self.y, self.half_norm)
+        self.steepest = d * float(np.abs(self.y).max())
+        self.check_range("blocks", self.steepest * float(np.abs(self.v).max()))
         self.codes, self.half = np.empty(n, np.int32), np.empty(n, np.float32)
+
+    def check_range(self, name: str, largest: float) -> None:
+        """Raise unless distances stay finite in float32: the kernel that compares them relies on it."""
+        if not largest <= LARGEST:
+            raise _check.error(
+                name, f"numbers whose products under the metric stay below {LARGEST:g}", f"{largest:.3g}", "scale them"
+            )
 
     def offsets(self, codebook: np.ndarray) -> np.ndarray:
         """Return c' G_m c / 2 for every group and codeword, float32 (M, K)."""
         c = codebook.astype(np.float64)
         d = c.shape[1]
         outer = (c[:, :, None] * c[:, None, :]).reshape(len(c), d * d)
-        return (0.5 * (self.metric.reshape(-1, d * d).astype(np.float64) @ outer.T)).astype(np.float32)
+        offset = 0.5 * (self.metric.reshape(-1, d * d).astype(np.float64) @ outer.T)
+        self.check_range("codebook", max(float(np.abs(offset).max()), self.steepest * float(np.abs(codebook).max())))
+        return offset.astype(np.float32)
 
     def nearest(self, codebook: np.ndarray) -> None:
         """E-step: fill ``codes`` and ``half``."""
@@ -168,8 +181,8 @@ def weighted_kmeans(
 ) -> KMeansResult:
     """Find K codewords that minimise ``sum_n w_n (v_n - c_{a(n)})' G_{g(n)} (v_n - c_{a(n)})``.
 
-    Lloyd's algorithm: the nearest codeword under the metric, then ``c = (sum w G)^-1 sum w G v`` over the members, which
-    is their mean when all share one metric ("And the Bit Goes Down", equations 3 and 4, with G the second moment of the
+    Lloyd's algorithm: the nearest codeword under the metric, then ``c = (sum w G)^-1 sum w G v`` over the
+    members, which is their mean when all share one metric ("And the Bit Goes Down": G is the second moment of the
     activations). The error never rises. Codewords without members move, all at once, to the blocks of largest error.
 
     Parameters
@@ -232,10 +245,11 @@ def weighted_kmeans(
 
 def _initial(problem: _Problem, k: int, init: Any, rng: np.random.Generator) -> np.ndarray:
     if init is None or isinstance(init, str):
-        if _check.choice(init or "k-means++", "init", ("k-means++", "random")) == "k-means++":
-            return problem.v[_plus_plus(problem, k, rng)]
+        if _check.choice("k-means++" if init is None else init, "init", INITS) == "k-means++":
+            rows = _plus_plus(problem, k, rng)
+            return np.ascontiguousarray(problem.v[rows])
         candidates = np.flatnonzero(problem.w > 0)
-        return problem.v[rng.choice(candidates, k, replace=len(candidates) < k)]
+        return np.ascontiguousarray(problem.v[rng.choice(candidates, k, replace=len(candidates) < k)])
     return _check.float_array(init, "init", shape=(k, problem.v.shape[1]))
 
 

@@ -72,7 +72,7 @@ def fit_pq(
             position = np.arange(o)[:, None] // (o // n_groups) * m + np.arange(m)
             groups, metric = position.reshape(-1), metric.reshape(-1, d, d)
     if warm is not None and (not isinstance(warm, PackedPQ) or warm.codebook.shape != (codec.k, d)):
-        raise PQNetError(f"warm: expected a PackedPQ with a codebook of shape {(codec.k, d)}, got {warm!r}")
+        raise _check.error("warm", f"a PackedPQ with a codebook of shape {(codec.k, d)}", _check.describe(warm))
     if row_weights is not None:
         row_weights = np.repeat(_check.float_array(row_weights, "row_weights", shape=(o,)), m)
     rows = blocks.reshape(-1, d)

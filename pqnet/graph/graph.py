@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from pqnet._check import describe, error
 from pqnet.codecs import Packed
 from pqnet.errors import PQNetError
 from pqnet.graph.op import DTYPES, Info, complete_attrs, get_op, resolve_attrs, resolve_dim
@@ -71,6 +72,9 @@ class Graph:
         nodes, defined, names = [], set(self.inputs), set()
         if not self.inputs or not self.outputs:
             raise PQNetError(f"graph: expected inputs and outputs, got {len(self.inputs)} and {len(self.outputs)}")
+        for name, info in self.inputs.items():
+            if info.dtype not in DTYPES:
+                raise PQNetError(f"input {name!r}: expected dtype {' or '.join(DTYPES)}, got {info.dtype!r}")
         for node in self.nodes:
             op = get_op(node.op)
             where = f"node {node.name!r} ({node.op})"
@@ -87,7 +91,10 @@ class Graph:
             if not op.min_inputs <= len(node.inputs) <= op.max_inputs:
                 raise PQNetError(f"{where}: expected {op.min_inputs} to {op.max_inputs} inputs, got {len(node.inputs)}")
             self._check_params(node, op.params, where)
-            nodes.append(replace(node, attrs=complete_attrs(op, node.attrs), params=dict(node.params)))
+            try:
+                nodes.append(replace(node, attrs=complete_attrs(op, node.attrs), params=dict(node.params)))
+            except PQNetError as reason:
+                raise PQNetError(f"{where}: {reason}") from None
         for name, value in self.outputs.items():
             if value not in defined:
                 raise PQNetError(f"output {name!r}: value {value!r} is not defined")
@@ -112,8 +119,9 @@ class Graph:
             param = self.params[name]
             if isinstance(param, Packed) and not (role == "weight" and node.op in WEIGHT_OPS):
                 raise PQNetError(f"{where}: parameter {name!r} is packed, but only weights of {WEIGHT_OPS} may be")
-            if not isinstance(param, Packed) and param.dtype.name not in (*DTYPES, "float16"):
-                raise PQNetError(f"{where}: parameter {name!r} has dtype {param.dtype}, expected one of {DTYPES}")
+            dtypes = (*DTYPES, "float16")
+            if not isinstance(param, Packed) and not (isinstance(param, np.ndarray) and param.dtype.name in dtypes):
+                raise error(f"{where}: parameter {name!r}", f"a {', '.join(dtypes)} or packed array", describe(param))
 
     def infer_shapes(self, symbols: Mapping[str, int]) -> dict[str, Info]:
         """Return shape and dtype of every value for given free sizes, or raise naming the node that does not fit."""

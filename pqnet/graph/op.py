@@ -34,8 +34,8 @@ class Info(NamedTuple):
 class Attr:
     """One attribute of an operation.
 
-    ``kind``: ``int float bool str``; ``ints`` (tuple of ints; ``length`` fixes how many); ``dims`` (tuple of sizes: ints
-    or integer expressions of the graph's free symbols such as ``"12*batch"``); ``dim`` (one such size).
+    ``kind``: ``int float bool str``; ``ints`` (tuple of ints; ``length`` fixes how many); ``dims`` (tuple of sizes:
+    ints or integer expressions of the graph's free symbols such as ``"12*batch"``); ``dim`` (one such size).
     ``default`` REQUIRED means that a node must give it; None as a default means that it may be absent.
     """
 

@@ -57,6 +57,6 @@ def _cut(graph: Graph, data: Mapping[str, Any]) -> Iterator[Batch]:
         size = int(fixed.pop())
         if n % size:
             raise PQNetError(f"calibration: expected a multiple of the model's fixed batch {size}, got {n} samples")
-    graph.bind_symbols({name: (size, *a.shape[1:]) for name, a in arrays.items()})
+    graph.bind_symbols({name: (min(size, n), *a.shape[1:]) for name, a in arrays.items()})
     for start in range(0, n, size):
         yield {name: a[start : start + size] for name, a in arrays.items()}

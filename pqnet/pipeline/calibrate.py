@@ -136,10 +136,10 @@ def statistics_of_inputs(
     if not isinstance(model, Model):
         raise _check.error("model", "a pqnet.Model", _check.describe(model))
     accumulator = _Accumulator(model.graph, _check.rng_seed(seed), default_threads(threads))
-    if missing := set(accumulator.layers) ^ set(inputs):
-        raise PQNetError(
-            f"activations: expected one array for each layer, got none or no layer for {sorted(missing)[:5]}"
-        )
+    if missing := [name for name in accumulator.layers if name not in inputs]:
+        raise PQNetError(f"activations: expected an array for every layer, got none for {missing[:5]}")
+    if unknown := [name for name in inputs if name not in accumulator.layers]:
+        raise PQNetError(f"activations: expected the layers {list(accumulator.layers)[:5]}, got also {unknown[:5]}")
     for name, node in accumulator.layers.items():
         where = f"activations[{name!r}]"
         params = {role: param_info(model.graph.params[p]) for role, p in node.params.items()}

@@ -6,6 +6,7 @@ import numpy as np
 
 from pqnet import _check
 from pqnet.codecs.layout import block_columns
+from pqnet.errors import PQNetError
 from pqnet.graph import Node
 from pqnet.graph.ops.conv import conv_windows, zero_stuffed
 
@@ -14,6 +15,8 @@ __all__ = ["METRICS", "build_metric", "input_rows", "output_energy", "positions_
 METRICS = ("none", "pooled", "block")
 # Damping of a metric, as a share of its mean diagonal: directions that calibration never saw still cost a little.
 DAMPING = 1e-4
+# Larger inputs, and NaN, are those of a network that overflows: sums of their products would leave float32.
+LARGEST = 1e12
 
 
 def positions_needed(n_inputs: int) -> int:
@@ -54,6 +57,12 @@ def input_rows(node: Node, shape: tuple[int, ...], x: np.ndarray, first_sample: 
     float32 ndarray, shape (G, n, Kin)
         For each convolution group, n patches in (C, kh, kw) order.
     """
+    low, high = x.min(initial=0), x.max(initial=0)
+    if not -LARGEST <= low <= high <= LARGEST:
+        raise PQNetError(
+            f"calibration: expected inputs of layer {node.name!r} up to {LARGEST:g}, got {low:.3g} to {high:.3g}; "
+            "scale the data as for training"
+        )
     n_inputs = int(np.prod(shape[1:]))
     if node.op == "linear":
         samples = x.reshape(x.shape[0] if x.ndim > 1 else 1, -1, n_inputs)
@@ -85,11 +94,13 @@ def row_moments(rows: np.ndarray, columns: np.ndarray, d: int) -> np.ndarray:
         rows = rows[:, :, columns]
     blocks = rows.reshape(groups, n, n_inputs // d, d).transpose(0, 2, 1, 3)
     blocks = np.ascontiguousarray(blocks)
-    return np.matmul(blocks.swapaxes(-1, -2), blocks).astype(np.float64)
+    products: np.ndarray = np.matmul(blocks.swapaxes(-1, -2), blocks)
+    return products.astype(np.float64)
 
 
 def token_counts(ids: np.ndarray, vocabulary: int) -> np.ndarray:
     """Return how often each row of an embedding is used: float64, shape (V,)."""
+    ids = _check.index_array(ids, "ids", below=vocabulary)
     return np.bincount(ids.reshape(-1), minlength=vocabulary).astype(np.float64)
 
 

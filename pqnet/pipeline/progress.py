@@ -1,6 +1,6 @@
 """Progress of long work: a bar on a terminal, silence elsewhere."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 __all__ = ["progress_bar"]
 
 
-def progress_bar(show: bool, description: str, unit: str, total: int | None = None) -> "tqdm[None]":
+def progress_bar(show: bool, description: str, unit: str, total: int | None = None) -> "tqdm[Any]":
     """Return a tqdm bar; tqdm is imported only here, so that loading and running models does without it."""
     from tqdm import tqdm
 

@@ -40,7 +40,7 @@ class _Run:
     """The state of one quantization: the growing student graph and the report of the layers done."""
 
     def __init__(
-        self, graph: Graph, recipe: dict[str, Codec | None], metric: str, seed: int, threads: int, bar: "tqdm[None]"
+        self, graph: Graph, recipe: dict[str, Codec | None], metric: str, seed: int, threads: int, bar: "tqdm[Any]"
     ) -> None:
         self.graph = replace(graph, params=dict(graph.params))
         self.codecs = {name: codec for name, codec in recipe.items() if codec is not None}
@@ -107,20 +107,23 @@ class _FromData:
         run, codec = self.run, self.run.codecs[node.name]
         shape = tuple(run.graph.params[node.params["weight"]].shape)
         starts = np.cumsum([0, *(len(x) for x in inputs)])
-        columns = block_columns(shape, codec.layout)
+        d, layout = codec.blocks
+        columns = block_columns(shape, layout)
 
         def rows(i: int) -> np.ndarray:
             return input_rows(node, shape, inputs[i], int(starts[i]), run.seed)
 
         def moments(i: int) -> tuple[np.ndarray, int]:
             patches = rows(i)
-            return row_moments(patches, columns, codec.d), patches.shape[1]
+            return row_moments(patches, columns, d), patches.shape[1]
 
         metric = None
         if run.metric != "none":
-            total, count = 0.0, 0
-            for part, n in ordered_map(moments, range(len(inputs)), run.threads):
-                total, count = total + part, count + n
+            parts = ordered_map(moments, range(len(inputs)), run.threads)
+            total, count = next(parts)
+            for part, n in parts:
+                total += part
+                count += n
             metric = build_metric(run.metric, total / count)
         weight, packed = run.pack(node, metric, None)
         pair = np.stack([weight, weight - packed.decode()])
@@ -144,11 +147,11 @@ class _FromData:
             wide = x.astype(np.float64)
             return wide.sum(axes), np.square(wide).sum(axes), x.size // x.shape[1]
 
-        total, squares, count = 0.0, 0.0, 0
-        for s, q, n in ordered_map(sums, inputs, self.run.threads):
-            total, squares, count = total + s, squares + q, count + n
-        mean = total / count
-        var = np.maximum(squares / count - mean**2, 0.0) * (count / max(count - 1, 1))
+        parts = list(ordered_map(sums, inputs, self.run.threads))
+        count = sum(n for _, _, n in parts)
+        mean = np.sum([total for total, _, _ in parts], axis=0) / count
+        square = np.sum([squares for _, squares, _ in parts], axis=0) / count
+        var = np.maximum(square - mean**2, 0.0) * (count / max(count - 1, 1))
         self.run.graph.params[node.params["mean"]] = mean.astype(np.float32)
         self.run.graph.params[node.params["var"]] = var.astype(np.float32)
 
@@ -165,7 +168,7 @@ def _from_statistics(run: _Run, statistics: Statistics) -> None:
             weight, packed = run.pack(node, None, _row_weights(run.metric, moments.mean * moments.count))
             _report_rows(run, node, weight, packed, moments.mean)
             continue
-        blocks = diagonal_blocks(moments.mean, shape, codec.d, codec.layout)
+        blocks = diagonal_blocks(moments.mean, shape, *codec.blocks)
         weight, packed = run.pack(node, build_metric(run.metric, blocks), None)
         energy, error = (
             _quadratic(w.reshape(len(moments.mean), -1, moments.mean.shape[1]), moments.mean)
@@ -254,6 +257,7 @@ def quantize(
     if not isinstance(model, Model):
         raise _check.error("model", "a pqnet.Model", _check.describe(model))
     _check.choice(metric, "metric", METRICS)
+    _check.choice(reestimate_norm, "reestimate_norm", (False, True))
     codecs = resolve_recipe(recipe, model.graph)
     _check_float(model.graph, codecs)
     total = sum(codec is not None for codec in codecs.values())

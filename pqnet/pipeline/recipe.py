@@ -76,18 +76,24 @@ class Recipe:
         """Rebuild a recipe from YAML text, or raise ConfigError."""
         import yaml
 
+        if not isinstance(text, str):
+            raise ConfigError(str(_check.error("recipe", "YAML text", _check.describe(text))))
         try:
-            return cls.from_dict(yaml.safe_load(text))
-        except yaml.YAMLError as reason:
+            root, data = yaml.compose(text, yaml.SafeLoader), yaml.safe_load(text)
+        except (yaml.YAMLError, RecursionError) as reason:
             raise ConfigError(f"recipe: expected YAML, got text that does not parse: {reason}") from None
+        if isinstance(root, yaml.MappingNode) and len(root.value) > len(data):
+            raise ConfigError("recipe: expected every pattern once, got one twice")
+        return cls.from_dict(data)
 
     @classmethod
     def read(cls, path: str | Path) -> "Recipe":
         """Read a recipe from a YAML file."""
         try:
-            return cls.from_yaml(Path(path).read_text("utf-8"))
-        except (OSError, UnicodeDecodeError) as reason:
+            text = Path(path).read_text("utf-8")
+        except (OSError, TypeError, ValueError) as reason:
             raise PQNetError(f"recipe: expected a readable YAML file, got {path}: {reason}") from None
+        return cls.from_yaml(text)
 
 
 def resolve_recipe(recipe: "Recipe | Mapping[str, Codec | None] | str", graph: Graph) -> dict[str, Codec | None]:
@@ -107,10 +113,7 @@ def resolve_recipe(recipe: "Recipe | Mapping[str, Codec | None] | str", graph: G
     for name, node in layers.items():
         matching = [p for p in patterns if fnmatchcase(name, p)]
         used.update(matching)
-        if matching:
-            codec = patterns[max(matching, key=len)]
-        else:
-            codec = None if name == stem else recipe.layers.get("default")
+        codec = patterns[max(matching, key=len)] if matching else None if name == stem else recipe.layers.get("default")
         shape = tuple(graph.params[node.params["weight"]].shape)
         try:
             chosen[name] = codec and codec.check(shape)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pqnet import _check
 from pqnet.errors import FormatError, PQNetError
 from pqnet.graph import Graph, Node
 from pqnet.io import read_container, write_container
@@ -48,6 +49,8 @@ class Statistics:
     """
 
     def __init__(self, layers: Mapping[str, Moments]) -> None:
+        if not isinstance(layers, Mapping) or not all(isinstance(m, Moments) for m in layers.values()):
+            raise _check.error("layers", "a dict of Moments by layer name", _check.describe(layers))
         self.layers = dict(layers)
 
     def merge(self, other: "Statistics") -> "Statistics":
@@ -72,10 +75,8 @@ class Statistics:
         moments = self.layers.get(node.name)
         if moments is None or moments.mean.shape != moment_shape(node, shape):
             got = "none" if moments is None else f"shape {moments.mean.shape}"
-            raise PQNetError(
-                f"calibration: expected moments of shape {moment_shape(node, shape)} for layer {node.name!r}, got {got}; "
-                "calibrate this network again"
-            )
+            want = f"moments of shape {moment_shape(node, shape)} for layer {node.name!r}"
+            raise PQNetError(f"calibration: expected {want}, got {got}; calibrate this network again")
         return moments
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:

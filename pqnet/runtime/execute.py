@@ -24,12 +24,10 @@ def check_inputs(graph: Graph, inputs: Mapping[str, Any]) -> dict[str, np.ndarra
         where = f"input {name!r}"
         if info.dtype == "float32":
             arrays[name] = _check.float_array(inputs[name], where, empty=True, infinite=True)
+        elif info.dtype == "int64":
+            arrays[name] = _check.int_array(inputs[name], where)
         else:
-            array = np.asarray(inputs[name])
-            kinds = "iu" if info.dtype == "int64" else "b"
-            if array.dtype.kind not in kinds:
-                raise _check.error(where, f"an array of {info.dtype}", _check.describe(array))
-            arrays[name] = np.require(array, info.dtype, "C")
+            arrays[name] = _check.bool_array(inputs[name], where)
     return arrays
 
 
@@ -47,7 +45,8 @@ def evaluate_node(
     op = get_op(node.op)
     try:
         if isinstance(params.get("weight"), Packed):
-            return (params["weight"].decode_rows(inputs[0]),)
+            ids = _check.index_array(inputs[0], "ids", below=params["weight"].shape[0])
+            return (params["weight"].decode_rows(ids),)
         result = op.evaluate(inputs, params, resolve_attrs(op, node.attrs, symbols))
     except PQNetError as reason:
         raise type(reason)(f"node {node.name!r} ({node.op}): {reason}") from None

@@ -12,12 +12,14 @@ from pqnet.runtime.execute import run_graph, values_to_free
 
 __all__ = ["conv2d", "embedding", "linear"]
 
+MAX_STEP = 65535  # of stride, padding and dilation: no image is larger
+
 
 def _pair(value: Any, name: str, low: int) -> tuple[int, int]:
     pair = tuple(value) if isinstance(value, tuple | list) else (value, value)
     if len(pair) != 2:
         raise _check.error(name, "an int or a pair of ints", _check.describe(value))
-    return _check.integer(pair[0], name, low), _check.integer(pair[1], name, low)
+    return _check.integer(pair[0], name, low, MAX_STEP), _check.integer(pair[1], name, low, MAX_STEP)
 
 
 def _layer(op: str, x: np.ndarray, packed: Any, bias: Any, threads: int | None, **attrs: Any) -> np.ndarray:
@@ -122,5 +124,4 @@ def embedding(ids: Any, packed: Packed) -> np.ndarray:
     >>> pqnet.embedding([[3, 1, 4]], packed).shape
     (1, 3, 8)
     """
-    rows = packed.shape[0] if isinstance(packed, Packed) else 1
-    return _layer("embedding", _check.index_array(ids, "ids", below=rows), packed, None, None)
+    return _layer("embedding", _check.int_array(ids, "ids"), packed, None, None)

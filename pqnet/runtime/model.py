@@ -43,6 +43,10 @@ class Model:
     """
 
     def __init__(self, graph: Graph, golden: Golden | None = None) -> None:
+        if not isinstance(graph, Graph):
+            raise _check.error("graph", "a Graph", _check.describe(graph), "pqnet.load reads a model from a file")
+        if not isinstance(golden, Golden | None):
+            raise _check.error("golden", "a Golden record or None", _check.describe(golden))
         self.graph = graph.validate()
         self.golden = golden
         merged = merge_batch_norm(self.graph)
@@ -108,7 +112,7 @@ class Model:
             outputs = run_graph(self._plan, self._free, arrays)
         sources = [*arrays.values(), *(p for p in self._plan.params.values() if not isinstance(p, Packed))]
         return {
-            name: out.copy() if any(np.may_share_memory(out, s) for s in sources) else np.ascontiguousarray(out)
+            name: out.copy() if any(np.may_share_memory(out, s) for s in sources) else np.asarray(out, order="C")
             for name, out in outputs.items()
         }
 

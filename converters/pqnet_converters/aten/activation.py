@@ -70,7 +70,7 @@ def log_softmax(b: Importer, x: Tensor, axis: int, *_: Any) -> str:
     return b.emit("log_softmax", as_float(b, x), axis=axis % x.rank)
 
 
-@rule("aten.dropout.default", "aten.feature_dropout.default", "aten.alpha_dropout.default")
-def dropout(b: Importer, x: Tensor, *_: Any) -> Tensor:
-    """The network is imported for inference, where dropout changes nothing."""
-    return x
+@rule("aten.native_dropout.default")
+def dropout(b: Importer, x: Tensor, *_: Any) -> tuple[Tensor, None]:
+    """Dropout that is on even in eval mode: the network is imported for inference, where it changes nothing."""
+    return x, None

@@ -180,7 +180,7 @@ class Importer:
         if isinstance(x, Tensor):
             return x.data.item() if x.data is not None and x.rank == 0 else None
         if isinstance(x, str):
-            raise self.refuse(f"expected a fixed number, got one that depends on the batch size ({x})")
+            raise self.refuse(f"expected a fixed number, got one that depends on the input ({x})")
         return x  # type: ignore[no-any-return]
 
     def fixed(self, size: Dim) -> int:
@@ -239,7 +239,7 @@ class Importer:
         if isinstance(val, torch.SymInt | int):
             return self._dim(val)
         if arg not in self._env:
-            raise self.refuse(f"expected a fixed number, got one that depends on the batch size ({val})")
+            raise self.refuse(f"expected a fixed number, got one that depends on the input ({val})")
         return self._env[arg]
 
     def _fold(self, node: Any, args: Any, kwargs: Any) -> Any:

@@ -30,11 +30,8 @@ def gather(b: Importer, x: Tensor, axis: int, ids: Tensor, *_: Any) -> str:
     axis %= x.rank
     indices: dict[int, Tensor | str] = {}
     for a, size in enumerate(ids.shape):
-        if a == axis:
-            indices[a] = _non_negative(b, ids, x.shape[a], b.node.args[2])
-        else:
-            own = b.emit("arange", end=size)
-            indices[a] = b.emit("reshape", own, shape=(size,) + (1,) * (ids.rank - 1 - a))
+        own = ids if a == axis else b.emit("arange", end=size)
+        indices[a] = own if a == axis else b.emit("reshape", own, shape=(size,) + (1,) * (ids.rank - 1 - a))
     return _select(b, x, indices)
 
 

@@ -22,12 +22,13 @@ def linear(b: Importer, x: Tensor, weight: Tensor, bias: Tensor | None) -> str:
 def _transposed(w: Tensor) -> Tensor:
     """Return the filter form (O, I) of a constant (I, O) matrix; a view, so that tied weights are recognised."""
     assert w.data is not None
-    return Tensor((w.shape[1], w.shape[0]), w.dtype, data=w.data.t(), origin=w.origin)
+    view = w.data.view(w.data.shape[-2:]).t()
+    return Tensor(tuple(view.shape), w.dtype, data=view, origin=w.origin)
 
 
 @rule("aten.matmul.default", "aten.mm.default", "aten.bmm.default")
 def matmul(b: Importer, x: Tensor, y: Tensor) -> str:
-    if y.data is not None and y.rank == 2 and x.rank >= 2:
+    if y.data is not None and x.rank >= y.rank >= 2 and all(size == 1 for size in y.shape[:-2]):
         return linear(b, x, _transposed(y), None)
     return b.emit("matmul", x, y)
 

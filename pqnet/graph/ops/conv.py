@@ -20,7 +20,9 @@ def _check(x: Info, weight: Info, bias: Info | None, a: Attrs) -> None:
     if min(a["stride"]) < 1 or min(a["dilation"]) < 1 or a["groups"] < 1:
         raise PQNetError("expected stride, dilation and groups of at least 1")
     o, c = weight.shape[:2]
-    if x.shape[1] != c * a["groups"] or o % a["groups"]:
+    if o % a["groups"]:
+        raise PQNetError(f"groups: expected a divisor of the {o} outputs, got {a['groups']}")
+    if x.shape[1] != c * a["groups"]:
         raise PQNetError(
             f"expected {c * a['groups']} input channels (weight {weight.shape}, groups {a['groups']}), got {x.shape[1]}"
         )
@@ -44,7 +46,7 @@ def _infer_conv2d(x: Sequence[Info], p: Mapping[str, Info], a: Attrs) -> Info:
     return Info((x[0].shape[0], weight.shape[0], *size))
 
 
-def conv_windows(x: np.ndarray, kernel: tuple[int, int], a: Attrs) -> np.ndarray:
+def conv_windows(x: np.ndarray, kernel: tuple[int, ...], a: Attrs) -> np.ndarray:
     """Return a view of the padded input of shape (B, C, kh, kw, Ho, Wo): what every tap sees at every position."""
     top, left, bottom, right = a["padding"]
     if any(a["padding"]):
@@ -130,7 +132,7 @@ def _infer_transpose(x: Sequence[Info], p: Mapping[str, Info], a: Attrs) -> Info
     return Info((x[0].shape[0], weight.shape[0], *size))
 
 
-def zero_stuffed(x: np.ndarray, kernel: tuple[int, int], a: Attrs) -> tuple[np.ndarray, dict[str, object]]:
+def zero_stuffed(x: np.ndarray, kernel: tuple[int, ...], a: Attrs) -> tuple[np.ndarray, dict[str, object]]:
     """Return input and attributes of the plain convolution (kernel flipped) that a transposed one amounts to.
 
     Zeros are put between the pixels, so that every output is a dot product of a patch with a filter; the second

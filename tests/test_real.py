@@ -1,0 +1,69 @@
+"""The main job on real float networks and data."""
+
+import numpy as np
+import pytest
+from realdata import cifar10, cifar_resnet_module, imagenet_dev, needs_data, tiny_darknet
+
+import pqnet
+
+# Mean relative output error of the quantized convolutions that a rough prototype reached, by preset and metric.
+REACHED = {
+    "small-blocks": {"none": 0.087, "pooled": 0.050, "block": 0.041},
+    "large-blocks": {"none": 0.198, "pooled": 0.090, "block": 0.067},
+}
+
+
+def top1(model, images, labels):
+    logits = np.concatenate([model(images[i : i + 100]) for i in range(0, len(images), 100)])
+    return float((logits.argmax(1) == labels).mean())
+
+
+@pytest.fixture(scope="module")
+def cifar():
+    """ResNet-20 and -32 converted, 1000 calibration images, test images with labels."""
+    torch = pytest.importorskip("torch")
+    from pqnet_converters import from_torch
+
+    models = {n: from_torch(cifar_resnet_module(n), torch.zeros(2, 3, 32, 32)) for n in ("resnet20", "resnet32")}
+    pick = np.sort(np.random.default_rng(0).choice(20000, 1000, replace=False))
+    return models, cifar10("train")[0][pick], cifar10("test", 2000)
+
+
+@needs_data
+def test_float_accuracy_is_the_published_one(cifar):
+    models, _, (images, labels) = cifar
+    assert top1(models["resnet20"], images, labels) == pytest.approx(0.9173, abs=0.012)  # on the first 2000
+    assert top1(models["resnet32"], images, labels) == pytest.approx(0.9263, abs=0.012)
+
+
+@needs_data
+@pytest.mark.parametrize("preset", ["small-blocks", "large-blocks"])
+@pytest.mark.parametrize("network", ["resnet20", "resnet32"])
+def test_output_errors_on_cifar(cifar, network, preset):
+    models, calibration, (images, labels) = cifar
+    accuracy = {}
+    for metric, bound in REACHED[preset].items():
+        small = pqnet.quantize(models[network], preset, calibration, metric=metric, progress=False)
+        layers = small.graph.meta["quantization"]["layers"]
+        errors = [entry["output_error"] for name, entry in layers.items() if name != "linear"]
+        assert len(errors) == {"resnet20": 18, "resnet32": 30}[network]
+        assert np.mean(errors) <= bound, metric
+        accuracy[metric] = top1(small, images, labels)
+    assert accuracy["block"] > max(accuracy["none"], accuracy["pooled"])
+
+
+@needs_data
+def test_reestimated_norms_win_accuracy_back(cifar):
+    models, calibration, (images, labels) = cifar
+    small = pqnet.quantize(models["resnet20"], "small-blocks", calibration, reestimate_norm=True, progress=False)
+    assert top1(small, images, labels) > 0.78
+    assert small.size().ratio > 11
+
+
+@needs_data
+def test_tiny_darknet_gives_its_324_right_answers():
+    model = tiny_darknet()
+    images, labels = imagenet_dev()
+    x = np.ascontiguousarray((images.astype(np.float32) / 255).transpose(0, 3, 1, 2))
+    logits = np.concatenate([model(x[i : i + 20]) for i in range(0, 500, 20)])
+    assert int((logits.argmax(1) == labels).sum()) == 324
