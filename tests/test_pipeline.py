@@ -10,7 +10,7 @@ from pqnet import PQ, ConfigError, Model, Packed, PQNetError, Recipe
 from pqnet.graph import GraphBuilder, Node, ValueInfo
 from pqnet.graph.op import complete_attrs, get_op
 from pqnet.pipeline import sweep as sweep_module
-from pqnet.pipeline.moments import input_rows, output_energy, positions_needed, row_moments
+from pqnet.pipeline.moments import input_rows, output_energies, positions_needed, row_moments
 from pqnet.pipeline.recipe import PRESETS, resolve_recipe
 from pqnet.pipeline.statistics import Moments, Statistics
 
@@ -73,7 +73,7 @@ def test_rows_are_what_the_filters_see(op, shape, x, attrs):
     weight, values = rand(*shape), rand(*x)
     rows = input_rows(node, shape, values, 0, 0)
     want = float(np.square(get_op(op).evaluate([values], {"weight": weight}, node.attrs).astype(float)).sum())
-    assert output_energy(rows, weight) == pytest.approx(want, rel=1e-5)
+    assert output_energies(rows, [weight, 2 * weight]) == pytest.approx([want, 4 * want], rel=1e-5)
     n = rows.shape[2]
     h = row_moments(rows, np.arange(n), n)[:, 0]
     filters = weight.reshape(len(h), -1, n).astype(float)

@@ -131,7 +131,9 @@ def test_raw_batch_norms_of_user_made_files(name, importer, tmp_path):
             data[f"{norm}.num_batches_tracked"] = torch.tensor(7)
     torch.save(data, tmp_path / "user.pth")
     images = normalise(imagenet_dev(3)[0])
-    published, user = (getattr(converters, importer)(p, "resnet18") for p in (DATA / "checkpoints" / name, tmp_path / "user.pth"))
+    published, user = (
+        getattr(converters, importer)(p, "resnet18") for p in (DATA / "checkpoints" / name, tmp_path / "user.pth")
+    )
     want = published(images)
     assert np.abs(user(images) - want).max() <= 1e-4 * np.abs(want).max()
     assert user.size().total == published.size().total  # running statistics are not counted
@@ -145,7 +147,10 @@ def test_raw_batch_norms_of_user_made_files(name, importer, tmp_path):
         (lambda d: d.update({"layer9.conv1": d["fc"]}), "layer9.conv1: no quantized layer of resnet18"),
         (lambda d: d["fc"].update(n_blocks=7), "fc: expected assignments that n_blocks divides"),
         (lambda d: d["fc"].update(centroids=d["fc"]["centroids"][:100]), r"fc: codes: expected entries in \[0, 100\)"),
-        (lambda d: d["bn1"].update(weight=torch.zeros(3)), r"bn1.weight: expected shape \(64,\) for resnet18, got \(3,\)"),
+        (
+            lambda d: d["bn1"].update(weight=torch.zeros(3)),
+            r"bn1.weight: expected shape \(64,\) for resnet18, got \(3,\)",
+        ),
         (lambda d: d.update({"bn9": d["bn1"]}), "parameters .*bn9.* do not belong to resnet18"),
         (lambda d: d["bn1"].update(extra=torch.zeros(3)), r"bn1: unknown fields \['extra'\]"),
         (lambda d: d.update({"bn1": 3}), "bn1: expected a dict, got int"),

@@ -146,7 +146,7 @@ def statistics_of_inputs(
         if node.op == "embedding":
             x = _check.index_array(inputs[name], where, below=params["weight"].shape[0])
         else:
-            x = _check.float_array(inputs[name], where)
+            x = _check.float_array(inputs[name], where, ndim=(2, 3, 4, 5))
         try:
             get_op(node.op).infer([Info(x.shape, x.dtype.name)], params, node.attrs)
         except PQNetError as reason:

@@ -1,5 +1,6 @@
 """What a layer's inputs look like to its weights: patch rows, their second moments, the metrics made of them."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,17 @@ from pqnet.codecs.layout import block_columns
 from pqnet.errors import PQNetError
 from pqnet.graph import Node
 from pqnet.graph.ops.conv import conv_windows, zero_stuffed
+from pqnet.kernels.patches import gather_patches
 
-__all__ = ["METRICS", "build_metric", "input_rows", "output_energy", "positions_needed", "row_moments", "token_counts"]
+__all__ = [
+    "METRICS",
+    "build_metric",
+    "input_rows",
+    "output_energies",
+    "positions_needed",
+    "row_moments",
+    "token_counts",
+]
 
 METRICS = ("none", "pooled", "block")
 # Damping of a metric, as a share of its mean diagonal: directions that calibration never saw still cost a little.
@@ -75,13 +85,10 @@ def input_rows(node: Node, shape: tuple[int, ...], x: np.ndarray, first_sample: 
     if node.op == "conv_transpose2d":
         windows = windows[:, :, ::-1, ::-1]
     groups, width = attrs["groups"], windows.shape[5]
-    rows = []
-    for i, image in enumerate(windows):
-        at = _pick(image.shape[3] * width, n_inputs, first_sample + i, seed)
-        # (C, kh, kw, n) -> (G, n, Cin * kh * kw)
-        patches = image[:, :, :, at // width, at % width].reshape(groups, n_inputs, len(at))
-        rows.append(patches.transpose(0, 2, 1))
-    return np.concatenate(rows, axis=1)
+    at = np.stack([_pick(windows.shape[4] * width, n_inputs, first_sample + i, seed) for i in range(len(windows))])
+    patches = np.empty((groups, at.size, n_inputs), np.float32)
+    gather_patches(windows, at // width, at % width, groups, patches)
+    return patches
 
 
 def row_moments(rows: np.ndarray, columns: np.ndarray, d: int) -> np.ndarray:
@@ -104,11 +111,13 @@ def token_counts(ids: np.ndarray, vocabulary: int) -> np.ndarray:
     return np.bincount(ids.reshape(-1), minlength=vocabulary).astype(np.float64)
 
 
-def output_energy(rows: np.ndarray, weights: np.ndarray) -> float:
-    """Return sum over rows x and filters w of (w . x)**2; weights in filter form."""
+def output_energies(rows: np.ndarray, weights: Sequence[np.ndarray]) -> np.ndarray:
+    """Return, for each of several weights in filter form, the sum over rows x and filters w of (w . x)**2."""
     groups, _, n_inputs = rows.shape
-    filters = weights.reshape(groups, -1, n_inputs)
-    return float(np.square(np.matmul(rows, filters.swapaxes(-1, -2)), dtype=np.float64).sum())
+    filters = np.concatenate([w.reshape(groups, -1, n_inputs) for w in weights], axis=1)
+    outputs = np.matmul(rows, filters.swapaxes(-1, -2)).reshape(groups, rows.shape[1], len(weights), -1)
+    energies: np.ndarray = np.einsum("gnwo,gnwo->w", outputs, outputs, dtype=np.float64)
+    return energies
 
 
 def diagonal_blocks(moment: np.ndarray, shape: tuple[int, ...], d: int, layout: str) -> np.ndarray:

@@ -20,7 +20,7 @@ from pqnet.pipeline.moments import (
     build_metric,
     diagonal_blocks,
     input_rows,
-    output_energy,
+    output_energies,
     row_moments,
     token_counts,
 )
@@ -126,11 +126,10 @@ class _FromData:
                 count += n
             metric = build_metric(run.metric, total / count)
         weight, packed = run.pack(node, metric, None)
-        pair = np.stack([weight, weight - packed.decode()])
+        pair = (weight, weight - packed.decode())
 
         def energies(i: int) -> np.ndarray:
-            patches = rows(i)
-            return np.array([output_energy(patches, w) for w in pair])
+            return output_energies(rows(i), pair)
 
         energy, error = sum(ordered_map(energies, range(len(inputs)), run.threads), np.zeros(2))
         run.report[node.name]["output_error"] = float(error / energy) if energy > 0 else 0.0
