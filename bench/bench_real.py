@@ -29,6 +29,7 @@ def top1(model: pqnet.Model, images: np.ndarray, labels: np.ndarray, batch: int)
 
 def cifar(test_images: int) -> None:
     import torch
+
     from pqnet_converters import from_torch
 
     images, labels = cifar10("test", test_images)

@@ -1,8 +1,12 @@
 """The sources of ``pqnet convert``: what each adds to the command line, and how it makes a model."""
 
 import argparse
+import contextlib
+import io
+import logging
 import pkgutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +50,8 @@ class TorchCommand:
         if args.weights:
             _load_weights(module, args.weights)
         torch.manual_seed(args.seed)
-        model = from_torch(module, _examples(args.input), dynamic_batch=not args.fixed_batch)
+        with _quiet():
+            model = from_torch(module, _examples(args.input), dynamic_batch=not args.fixed_batch)
         golden = model.record_golden(args.seed).golden
         assert golden is not None
         inputs = {name: torch.from_numpy(a) for name, a in golden.inputs().items()}
@@ -62,6 +67,18 @@ class TorchCommand:
             )
         print(f"largest relative difference from PyTorch {worst:.2g}")
         return Model(model.graph, golden.with_outputs(outputs))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep PyTorch's log and listings off the terminal: what matters of them is in the error."""
+    before = logging.root.manager.disable
+    logging.disable()
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _module(path: str) -> torch.nn.Module:

@@ -131,10 +131,14 @@ def verify(args: argparse.Namespace) -> None:
         print("no outputs are recorded in the file")
     else:
         outputs = model.run(model.golden.inputs(), threads=args.threads)
-        worst = max(relative_difference(outputs[name], want) for name, want in model.golden.outputs.items())
-        if not worst <= args.tolerance:
-            raise PQNetError(f"{args.model}: recorded outputs differ by {worst:.3g}, expected at most {args.tolerance}")
-        print(f"recorded outputs: largest relative difference {worst:.2g}")
+        for name, want in model.golden.outputs.items():
+            difference = relative_difference(outputs[name], want)
+            if not difference <= args.tolerance:
+                raise PQNetError(
+                    f"{args.model}: recorded output {name!r}: expected a relative difference of at most "
+                    f"{args.tolerance}, got {difference:.3g}"
+                )
+            print(f"recorded output {name}: largest relative difference {difference:.2g}")
     if args.reference:
         other = pqnet.load(args.reference)
         data = read_inputs(args.input, list(model.inputs))
@@ -143,7 +147,6 @@ def verify(args: argparse.Namespace) -> None:
             raise PQNetError(f"verify: expected the outputs {sorted(theirs)} of the reference, got {sorted(ours)}")
         for name, a in ours.items():
             b = theirs[name]
+            difference = relative_difference(a, b)
             same = f", same argmax {np.mean(a.argmax(-1) == b.argmax(-1)):.2%}" if a.ndim > 1 else ""
-            print(
-                f"output {name}: largest relative difference from the reference {relative_difference(a, b):.3g}{same}"
-            )
+            print(f"output {name}: largest relative difference from the reference {difference:.3g}{same}")

@@ -29,15 +29,14 @@ def run(args: argparse.Namespace) -> None:
         raise PQNetError(
             f"convert {args.source}: needs the package {missing.name!r}; pip install 'pqnet[torch]'"
         ) from None
-    from pqnet.cli.main import Parser
+    from pqnet.cli.main import Parser, add_common
 
     parser = Parser(
         prog=f"pqnet convert {args.source}", description=command.text, epilog=f"example:\n  {command.example}"
     )
     command.add_arguments(parser)
     parser.add_argument("-o", "--output", required=True, help="model file to write")
-    parser.add_argument("--seed", type=int, default=0, help="of the recorded input (default 0)")
-    parser.add_argument("--threads", type=int, help="cores to use (default all)")
+    add_common(parser)
     own = parser.parse_args(args.rest)
     check_output(own.output, (".h5",))
     model = command.convert(own)

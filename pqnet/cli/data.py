@@ -1,6 +1,7 @@
 """Arrays on the command line: reading .npy, .npz and .h5, writing .npy and .npz."""
 
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,10 @@ def _read(path: str) -> dict[str, np.ndarray] | np.ndarray:
     if Path(path).suffix in (".h5", ".hdf5"):
         return read_arrays(path)
     try:
-        data = np.load(path, allow_pickle=False)
-        if isinstance(data, np.ndarray):
-            return data
-        with data:
-            return {name: data[name] for name in data.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as reason:
+        with open(path, "rb") as file:  # NumPy leaves one that it cannot read open
+            data = np.load(file, allow_pickle=False)
+            return data if isinstance(data, np.ndarray) else {name: data[name] for name in data.files}
+    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as reason:
         raise PQNetError(f"{path}: expected a readable .npy, .npz or .h5 file of numbers, got: {reason}") from None
 
 
@@ -31,8 +30,10 @@ def read_inputs(items: Sequence[str], names: Sequence[str]) -> dict[str, np.ndar
     out: dict[str, np.ndarray] = {}
     for item in items:
         name, equals, path = item.partition("=")
-        if not equals or name not in names:
+        if not equals or Path(item).exists():
             name, path = "", item
+        elif name not in names:
+            raise PQNetError(f"{item}: expected NAME=FILE with a name of {list(names)}, got {name!r}")
         data = _read(path)
         if isinstance(data, np.ndarray):
             if not name and len(names) != 1:
@@ -52,8 +53,6 @@ def read_inputs(items: Sequence[str], names: Sequence[str]) -> dict[str, np.ndar
 
 def batches(arrays: Mapping[str, np.ndarray], size: int) -> list[dict[str, np.ndarray]]:
     """Cut arrays along axis 0."""
-    if size < 1:
-        raise PQNetError(f"--batch: expected at least 1, got {size}")
     lengths = {a.shape[0] if a.ndim else 0 for a in arrays.values()}
     if len(lengths) != 1 or 0 in lengths:
         raise PQNetError(f"inputs: expected equally many samples, at least one, got {sorted(lengths)}")

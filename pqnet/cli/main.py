@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from pqnet import PQNetError, __version__
 from pqnet.cli import commands, convert, demo
 
-__all__ = ["main"]
+__all__ = ["Parser", "add_common", "build_parser", "main"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -33,15 +33,27 @@ def _add(
     return parser
 
 
-def _common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--seed", type=int, default=0, help="of everything random (default 0)")
-    parser.add_argument("--threads", type=int, help="cores to use (default all); results do not depend on it")
+def _at_least(low: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < low:
+            raise argparse.ArgumentTypeError(f"expected an integer of at least {low}, got {text!r}")
+        return int(text)
+
+    return number
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """Add the options that every command has."""
+    parser.add_argument("--seed", type=_at_least(0), default=0, help="of everything random (default 0)")
+    parser.add_argument("--threads", type=_at_least(1), help="cores to use (default all); results do not depend on it")
 
 
 def build_parser() -> Parser:
     """Return the parser of the whole command line."""
     parser = Parser(
-        prog="pqnet", description="Networks made 10-40x smaller by quantization, and run from their codes on a CPU."
+        prog="pqnet",
+        description="Networks made 10-40x smaller by quantization, and run from their codes on a CPU.",
+        epilog="example:\n  pqnet quantize model.h5 --calibration x.npy --preset small-blocks -o small.h5",
     )
     parser.add_argument("--version", action="version", version=f"pqnet {__version__}")
     sub = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
@@ -68,7 +80,7 @@ def build_parser() -> Parser:
     _data(p, "--calibration", "calibration samples")
     p.add_argument("--merge", action="append", default=[], metavar="STATS", help="statistics file to add; repeatable")
     p.add_argument("-o", "--output", required=True, help="statistics file to write")
-    _common(p)
+    add_common(p)
 
     p = _add(
         sub,
@@ -86,7 +98,7 @@ def build_parser() -> Parser:
     p.add_argument("--metric", default="block", help="none, pooled or block (default)")
     p.add_argument("--reestimate-norm", action="store_true", help="measure batch norm statistics again")
     p.add_argument("-o", "--output", required=True, help="model file to write")
-    _common(p)
+    add_common(p)
 
     p = _add(
         sub,
@@ -97,16 +109,16 @@ def build_parser() -> Parser:
     )
     p.add_argument("model", help="pqnet model file")
     _data(p, "--input", "input")
-    p.add_argument("--batch", type=int, default=32, help="samples at a time (default 32)")
+    p.add_argument("--batch", type=_at_least(1), default=32, help="samples at a time (default 32)")
     p.add_argument("-o", "--output", required=True, help=".npy file to write; .npz for several outputs")
-    _common(p)
+    add_common(p)
 
     p = _add(
         sub, "inspect", commands.inspect, "show layers, codecs and bytes of a model file", "pqnet inspect small.h5"
     )
     p.add_argument("model", help="pqnet model file")
     p.add_argument("--json", action="store_true", help="machine-readable")
-    _common(p)
+    add_common(p)
 
     p = _add(
         sub,
@@ -119,12 +131,12 @@ def build_parser() -> Parser:
     p.add_argument("--tolerance", type=float, default=1e-3, help="of recorded outputs, relative (default 1e-3)")
     p.add_argument("--reference", help="model file to compare outputs with")
     _data(p, "--input", "input for the comparison", required=False)
-    _common(p)
+    add_common(p)
 
     p = _add(sub, "demo", demo.run, "quantize and run a small real network that comes with the package", "pqnet demo")
     p.add_argument("--preset", default="small-blocks", help="small-blocks (default) or large-blocks")
     p.add_argument("--metric", default="block", help="none, pooled or block (default)")
-    _common(p)
+    add_common(p)
     return parser
 
 
@@ -145,7 +157,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.run(args)
         sys.stdout.flush()
     except PQNetError as reason:
-        print(f"pqnet: error: {reason}", file=sys.stderr)
+        print("pqnet: error:", " ".join(str(reason).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("pqnet: interrupted", file=sys.stderr)

@@ -1,11 +1,12 @@
 """Weighted k-means and nearest codewords under a quadratic metric, on plain arrays."""
 
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from pqnet import _check
-from pqnet._threads import default_threads, parallel_kernels
+from pqnet._threads import blas_limit, default_threads, parallel_kernels
 from pqnet.codecs.packing import code_dtype
 from pqnet.errors import PQNetError
 from pqnet.kernels import kmeans as kernels
@@ -15,6 +16,7 @@ __all__ = ["KMeansResult", "assign", "weighted_kmeans"]
 INITS = ("k-means++", "random")
 LANES = 16  # codebooks are padded to whole vectors
 LARGEST = 1e37  # of half distances: far enough from the end of float32
+SERIAL_WORK = 2_000_000  # multiplications below which waking other threads costs more than it saves
 TOLERANCE = 1e-5  # stop when an iteration lowers the error by less than this share
 
 
@@ -75,7 +77,7 @@ class _Problem:
         self.chunk = max(1024, -(-n // 256))
         self.n_chunks = -(-n // self.chunk)
         self.y, self.half_norm = np.empty_like(self.v), np.empty(n, np.float32)
-        with parallel_kernels(self.threads):
+        with self.kernels(n * d * d):
             kernels.transform_rows(self.v, self.group, self.metric, self.chunk, self.y, self.half_norm)
         self.steepest = d * float(np.abs(self.y).max())
         self.check_range("blocks", self.steepest * float(np.abs(self.v).max()))
@@ -87,6 +89,10 @@ class _Problem:
             raise _check.error(
                 name, f"numbers whose products under the metric stay below {LARGEST:g}", f"{largest:.3g}", "scale them"
             )
+
+    def kernels(self, work: int) -> AbstractContextManager[None]:
+        """Enter the kernels with the threads that ``work`` multiplications are worth."""
+        return parallel_kernels(self.threads if work > SERIAL_WORK else 1)
 
     def offsets(self, codebook: np.ndarray) -> np.ndarray:
         """Return c' G_m c / 2 for every group and codeword, float32 (M, K)."""
@@ -107,7 +113,7 @@ class _Problem:
         offset[:, :k] = self.offsets(codebook)
         scratch = np.empty((self.n_chunks, kp), np.float32)
         bits = scratch.view(np.int32)
-        with parallel_kernels(self.threads):
+        with self.kernels(self.v.size * kp):
             kernels.nearest_codewords(
                 self.y, self.half_norm, self.group, transposed, offset, self.chunk, scratch, bits, self.codes, self.half
             )
@@ -115,7 +121,7 @@ class _Problem:
     def error(self, codebook: np.ndarray) -> float:
         """Return the exact weighted squared error of the current codes."""
         partial = np.empty(self.n_chunks)
-        with parallel_kernels(self.threads):
+        with self.kernels(self.v.size * self.v.shape[1]):
             kernels.weighted_error(self.v, self.w, self.group, self.metric, codebook, self.codes, self.chunk, partial)
         return float(partial.sum())
 
@@ -224,23 +230,25 @@ def weighted_kmeans(
     problem = _Problem(blocks, weights, metric, groups, threads)
     k = _check.integer(k, "k", 1, len(problem.v))
     n_iter = _check.integer(n_iter, "n_iter", 0)
-    codebook = _initial(problem, k, init, np.random.default_rng(_check.rng_seed(seed)))
-    previous, best, updates = np.inf, (codebook, problem.codes), 0
+    rng = np.random.default_rng(_check.rng_seed(seed))
+    with blas_limit(1):  # small products: threads would cost more, and could change the bits
+        return _lloyd(problem, _initial(problem, k, init, rng), n_iter)
+
+
+def _lloyd(problem: _Problem, codebook: np.ndarray, n_iter: int) -> KMeansResult:
+    best = KMeansResult(codebook, problem.codes, np.inf, 0)
     for step in range(n_iter + 1):
         problem.nearest(codebook)
         # Exact, because float32 half distances could let the error creep up near convergence.
         error = problem.error(codebook)
-        if error > previous:
-            codebook, problem.codes = best
+        if error > best.error:
             break
-        best, updates = (codebook, problem.codes.copy()), step
-        if step == n_iter:
+        gain = best.error - error
+        best = KMeansResult(codebook, problem.codes.astype(code_dtype(len(codebook))), error, step)
+        if step == n_iter or (not _fill_empty(problem, len(codebook)) and gain <= TOLERANCE * error):
             break
-        repaired = _fill_empty(problem, k)
-        if not repaired and previous - error <= TOLERANCE * error:
-            break
-        previous, codebook = error, _update(problem, codebook)
-    return KMeansResult(codebook, problem.codes.astype(code_dtype(k)), problem.error(codebook), updates)
+        codebook = _update(problem, codebook)
+    return best
 
 
 def _initial(problem: _Problem, k: int, init: Any, rng: np.random.Generator) -> np.ndarray:
@@ -268,7 +276,7 @@ def _plus_plus(problem: _Problem, k: int, rng: np.random.Generator) -> np.ndarra
     least, sums = np.full(n, np.inf, np.float32), np.empty(-(-n // chunk))
     rows, draws = np.empty(k, np.int64), rng.random(k)
     rows[0] = min(int(np.searchsorted(np.cumsum(mass), draws[0] * mass.sum(), side="right")), n - 1)
-    with parallel_kernels(problem.threads):
+    with problem.kernels(y.size):
         for i in range(1, k):
             word = problem.v[pick[rows[i - 1]]]
             offset = problem.offsets(word[None])[:, 0]
@@ -312,7 +320,7 @@ def _update(problem: _Problem, codebook: np.ndarray) -> np.ndarray:
     n_chunks = -(-len(problem.v) // chunk)
     sums, mass = np.empty((n_chunks, k, d)), np.empty((n_chunks, k))
     rows = problem.v if shared else problem.y
-    with parallel_kernels(problem.threads):
+    with problem.kernels(rows.size):
         kernels.sum_by_code(rows, problem.w, problem.codes, chunk, sums, mass)
     right, total = sums.sum(0), mass.sum(0)
     used = total > 0

@@ -54,7 +54,7 @@ class SizeReport:
 
     @property
     def ratio(self) -> float:
-        return self.dense / self.total
+        return self.dense / self.total if self.total else 1.0
 
 
 def measure_size(graph: Graph) -> SizeReport:
