@@ -5,6 +5,7 @@ from importlib.metadata import EntryPoint, entry_points
 
 from pqnet import PQNetError
 from pqnet.cli.data import check_output
+from pqnet.cli.parser import Parser, add_common
 
 __all__ = ["run", "sources"]
 
@@ -29,8 +30,6 @@ def run(args: argparse.Namespace) -> None:
         raise PQNetError(
             f"convert {args.source}: needs the package {missing.name!r}; pip install 'pqnet[torch]'"
         ) from None
-    from pqnet.cli.main import Parser, add_common
-
     parser = Parser(
         prog=f"pqnet convert {args.source}", description=command.text, epilog=f"example:\n  {command.example}"
     )

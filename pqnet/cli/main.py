@@ -4,26 +4,16 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from pqnet import PQNetError, __version__
 from pqnet.cli import commands, convert, demo
+from pqnet.cli.parser import Parser, add_common, add_data, at_least
 
-__all__ = ["Parser", "add_common", "build_parser", "main"]
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, and whose help keeps its example as written."""
-
-    def __init__(self, **options: Any) -> None:
-        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
-        super().__init__(**options, allow_abbrev=False)
-
-    def error(self, message: str) -> NoReturn:
-        raise PQNetError(f"{message} (see {self.prog} -h)")
+__all__ = ["build_parser", "main"]
 
 
-def _add(
+def _command(
     commands: Any, name: str, run: Callable[[argparse.Namespace], None], text: str, example: str
 ) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
@@ -31,21 +21,6 @@ def _add(
     )
     parser.set_defaults(run=run)
     return parser
-
-
-def _at_least(low: int) -> Callable[[str], int]:
-    def number(text: str) -> int:
-        if not text.isdecimal() or int(text) < low:
-            raise argparse.ArgumentTypeError(f"expected an integer of at least {low}, got {text!r}")
-        return int(text)
-
-    return number
-
-
-def add_common(parser: argparse.ArgumentParser) -> None:
-    """Add the options that every command has."""
-    parser.add_argument("--seed", type=_at_least(0), default=0, help="of everything random (default 0)")
-    parser.add_argument("--threads", type=_at_least(1), help="cores to use (default all); results do not depend on it")
 
 
 def build_parser() -> Parser:
@@ -57,8 +32,13 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"pqnet {__version__}")
     sub = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
+    for add in (_convert, _calibrate, _quantize, _run, _inspect, _verify, _demo):
+        add(sub)
+    return parser
 
-    p = _add(
+
+def _convert(sub: Any) -> None:
+    p = _command(
         sub,
         "convert",
         convert.run,
@@ -69,7 +49,9 @@ def build_parser() -> Parser:
     p.add_argument("source", help="one of the installed converters: " + ", ".join(convert.sources()))
     p.add_argument("rest", nargs=argparse.REMAINDER, help="arguments of that converter, see pqnet convert SOURCE -h")
 
-    p = _add(
+
+def _calibrate(sub: Any) -> None:
+    p = _command(
         sub,
         "calibrate",
         commands.calibrate,
@@ -77,12 +59,14 @@ def build_parser() -> Parser:
         "pqnet calibrate model.h5 --calibration x.npy -o stats.h5",
     )
     p.add_argument("model", help="pqnet model file")
-    _data(p, "--calibration", "calibration samples")
+    add_data(p, "--calibration", "calibration samples")
     p.add_argument("--merge", action="append", default=[], metavar="STATS", help="statistics file to add; repeatable")
     p.add_argument("-o", "--output", required=True, help="statistics file to write")
     add_common(p)
 
-    p = _add(
+
+def _quantize(sub: Any) -> None:
+    p = _command(
         sub,
         "quantize",
         commands.quantize,
@@ -90,7 +74,7 @@ def build_parser() -> Parser:
         "pqnet quantize model.h5 --calibration x.npy --preset small-blocks -o small.h5",
     )
     p.add_argument("model", help="pqnet model file with float weights")
-    _data(p, "--calibration", "calibration samples, for layer after layer", required=False)
+    add_data(p, "--calibration", "calibration samples, for layer after layer", required=False)
     p.add_argument("--statistics", help="statistics file of pqnet calibrate, instead of --calibration")
     which = p.add_mutually_exclusive_group(required=True)
     which.add_argument("--preset", help="small-blocks, large-blocks or transformer")
@@ -100,7 +84,9 @@ def build_parser() -> Parser:
     p.add_argument("-o", "--output", required=True, help="model file to write")
     add_common(p)
 
-    p = _add(
+
+def _run(sub: Any) -> None:
+    p = _command(
         sub,
         "run",
         commands.run,
@@ -108,19 +94,23 @@ def build_parser() -> Parser:
         "pqnet run small.h5 --input x.npy -o y.npy",
     )
     p.add_argument("model", help="pqnet model file")
-    _data(p, "--input", "input")
-    p.add_argument("--batch", type=_at_least(1), default=32, help="samples at a time (default 32)")
+    add_data(p, "--input", "input")
+    p.add_argument("--batch", type=at_least(1), default=32, help="samples at a time (default 32)")
     p.add_argument("-o", "--output", required=True, help=".npy file to write; .npz for several outputs")
     add_common(p)
 
-    p = _add(
+
+def _inspect(sub: Any) -> None:
+    p = _command(
         sub, "inspect", commands.inspect, "show layers, codecs and bytes of a model file", "pqnet inspect small.h5"
     )
     p.add_argument("model", help="pqnet model file")
     p.add_argument("--json", action="store_true", help="machine-readable")
     add_common(p)
 
-    p = _add(
+
+def _verify(sub: Any) -> None:
+    p = _command(
         sub,
         "verify",
         commands.verify,
@@ -130,24 +120,17 @@ def build_parser() -> Parser:
     p.add_argument("model", help="pqnet model file")
     p.add_argument("--tolerance", type=float, default=1e-3, help="of recorded outputs, relative (default 1e-3)")
     p.add_argument("--reference", help="model file to compare outputs with")
-    _data(p, "--input", "input for the comparison", required=False)
+    add_data(p, "--input", "input for the comparison", required=False)
     add_common(p)
 
-    p = _add(sub, "demo", demo.run, "quantize and run a small real network that comes with the package", "pqnet demo")
+
+def _demo(sub: Any) -> None:
+    p = _command(
+        sub, "demo", demo.run, "quantize and run a small real network that comes with the package", "pqnet demo"
+    )
     p.add_argument("--preset", default="small-blocks", help="small-blocks (default) or large-blocks")
     p.add_argument("--metric", default="block", help="none, pooled or block (default)")
     add_common(p)
-    return parser
-
-
-def _data(parser: argparse.ArgumentParser, flag: str, text: str, required: bool = True) -> None:
-    parser.add_argument(
-        flag,
-        action="append",
-        required=required,
-        metavar="[NAME=]FILE",
-        help=f"{text}: .npy, or .npz / .h5 with an array for each input; NAME= if there are several inputs; repeatable",
-    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

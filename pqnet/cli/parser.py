@@ -1,0 +1,48 @@
+"""The parser class of the command line, and the options that commands share."""
+
+import argparse
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from pqnet import PQNetError
+
+__all__ = ["Parser", "add_common", "add_data", "at_least"]
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, and whose help keeps its example as written."""
+
+    def __init__(self, **options: Any) -> None:
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(**options, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise PQNetError(f"{message} (see {self.prog} -h)")
+
+
+def at_least(low: int) -> Callable[[str], int]:
+    """Return an argument type: integers from ``low`` on."""
+
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < low:
+            raise argparse.ArgumentTypeError(f"expected an integer of at least {low}, got {text!r}")
+        return int(text)
+
+    return number
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """Add the options that every command has."""
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of everything random (default 0)")
+    parser.add_argument("--threads", type=at_least(1), help="cores to use (default all); results do not depend on it")
+
+
+def add_data(parser: argparse.ArgumentParser, flag: str, text: str, required: bool = True) -> None:
+    """Add an option for files of arrays, see `pqnet.cli.data.read_inputs`."""
+    parser.add_argument(
+        flag,
+        action="append",
+        required=required,
+        metavar="[NAME=]FILE",
+        help=f"{text}: .npy, or .npz / .h5 with an array for each input; NAME= if there are several inputs; repeatable",
+    )
