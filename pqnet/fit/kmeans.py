@@ -15,6 +15,7 @@ __all__ = ["KMeansResult", "assign", "weighted_kmeans"]
 
 INITS = ("k-means++", "random")
 LANES = 16  # codebooks are padded to whole vectors
+FAR = np.float32(3.3e38)  # offset of a codeword that pads a codebook: never the nearest
 LARGEST = 1e37  # of half distances: far enough from the end of float32
 SERIAL_WORK = 2_000_000  # multiplications below which waking other threads costs more than it saves
 TOLERANCE = 1e-5  # stop when an iteration lowers the error by less than this share
@@ -76,12 +77,16 @@ class _Problem:
                 raise _check.error("weights", "non-negative numbers, not all zero", f"minimum {self.w.min()}")
         self.chunk = max(1024, -(-n // 256))
         self.n_chunks = -(-n // self.chunk)
-        self.y, self.half_norm = np.empty_like(self.v), np.empty(n, np.float32)
-        with self.kernels(n * d * d):
-            kernels.transform_rows(self.v, self.group, self.metric, self.chunk, self.y, self.half_norm)
+        if metric is None:
+            self.y, self.half_norm = self.v, 0.5 * np.einsum("nd,nd->n", self.v, self.v)
+        else:
+            self.y, self.half_norm = np.empty_like(self.v), np.empty(n, np.float32)
+            with self.kernels(n * d * d):
+                kernels.transform_rows(self.v, self.group, self.metric, self.chunk, self.y, self.half_norm)
         self.steepest = d * float(np.abs(self.y).max())
         self.check_range("blocks", self.steepest * float(np.abs(self.v).max()))
         self.codes, self.half = np.empty(n, np.int32), np.empty(n, np.float32)
+        self.tiles = _Tiles(self.y, self.group, m) if _Tiles.worth(self.group, m) else None
 
     def check_range(self, name: str, largest: float) -> None:
         """Raise unless distances stay finite in float32: the kernel that compares them relies on it."""
@@ -107,23 +112,74 @@ class _Problem:
         """E-step: fill ``codes`` and ``half``."""
         k, d = codebook.shape
         kp = -(-k // LANES) * LANES
-        transposed = np.zeros((d, kp), np.float32)
-        transposed[:, :k] = codebook.T
-        offset = np.full((len(self.metric), kp), np.inf, np.float32)
+        words = np.zeros((kp, d), np.float32)
+        words[:k] = codebook
+        offset = np.full((len(self.metric), kp), FAR, np.float32)
         offset[:, :k] = self.offsets(codebook)
-        scratch = np.empty((self.n_chunks, kp), np.float32)
-        bits = scratch.view(np.int32)
         with self.kernels(self.v.size * kp):
-            kernels.nearest_codewords(
-                self.y, self.half_norm, self.group, transposed, offset, self.chunk, scratch, bits, self.codes, self.half
-            )
+            if self.tiles is None:
+                scratch = np.empty((self.n_chunks, kp), np.float32)
+                by_coordinate, bits = np.ascontiguousarray(words.T), scratch.view(np.int32)
+                out = self.codes, self.half
+                kernels.nearest_row_by_row(
+                    self.y, self.half_norm, self.group, by_coordinate, offset, self.chunk, scratch, bits, *out
+                )
+            else:
+                self.tiles.nearest(words, offset, self.half_norm, self.codes, self.half)
 
     def error(self, codebook: np.ndarray) -> float:
-        """Return the exact weighted squared error of the current codes."""
-        partial = np.empty(self.n_chunks)
+        """Return the weighted squared error of the current codes."""
+        partial, scratch = np.empty(self.n_chunks), np.empty((self.n_chunks, 2, self.v.shape[1]), np.float32)
+        out = scratch, partial
         with self.kernels(self.v.size * self.v.shape[1]):
-            kernels.weighted_error(self.v, self.w, self.group, self.metric, codebook, self.codes, self.chunk, partial)
+            kernels.weighted_error(self.v, self.w, self.group, self.metric, codebook, self.codes, self.chunk, *out)
         return float(partial.sum())
+
+
+class _Tiles:
+    """Blocks in the order of `kernels.nearest_in_tiles`: tiles of blocks with one metric, coordinate by coordinate."""
+
+    def __init__(self, y: np.ndarray, group: np.ndarray, n_groups: int) -> None:
+        counts = np.bincount(group, minlength=n_groups)
+        per_group = -(-counts // kernels.TILE)
+        self.group = np.repeat(np.arange(n_groups, dtype=np.int32), per_group)
+        order = np.argsort(group, kind="stable").astype(np.int32)
+        start = (np.cumsum(per_group) - per_group) * kernels.TILE - (np.cumsum(counts) - counts)
+        slots = np.full(len(self.group) * kernels.TILE, -1, np.int32)
+        slots[np.arange(len(group)) + start[group[order]]] = order
+        self.rows = slots.reshape(-1, kernels.TILE)
+        self.x = np.empty((len(self.group), y.shape[1], kernels.TILE), np.float32)
+        # An empty slot holds some block's numbers; its result is not stored.
+        np.copyto(self.x, y.take(np.maximum(slots, 0), 0).reshape(*self.rows.shape, -1).transpose(0, 2, 1))
+        self.chunk = max(32, -(-len(self.group) // 256))
+        shape = (-(-len(self.group) // self.chunk), kernels.TILE)
+        self.scratch = np.empty(shape, np.float32), np.empty(shape, np.int32)
+
+    @staticmethod
+    def worth(group: np.ndarray, n_groups: int) -> bool:
+        """Return whether tiles would be at least half full."""
+        tiles = (-(-np.bincount(group, minlength=n_groups) // kernels.TILE)).sum()
+        return bool(tiles * kernels.TILE <= max(2 * len(group), kernels.TILE))
+
+    def nearest(
+        self, words: np.ndarray, offset: np.ndarray, half_norm: np.ndarray, codes: np.ndarray, half: np.ndarray
+    ) -> None:
+        """Fill ``codes`` and ``half`` for codewords (KP, D) with their offsets (M, KP), KP a multiple of 4."""
+        kp, d = words.shape
+        interleaved = np.ascontiguousarray(-words.reshape(kp // 4, 4, d).transpose(0, 2, 1)).reshape(-1)
+        kernels.nearest_in_tiles(
+            self.x.reshape(-1),
+            self.group,
+            self.rows,
+            half_norm,
+            interleaved,
+            d,
+            offset,
+            self.chunk,
+            *self.scratch,
+            codes,
+            half,
+        )
 
 
 def _check_metric(metric: np.ndarray) -> None:

@@ -3,4 +3,38 @@
 Arguments come in the order inputs, scalars, scratch, outputs. Work is split in chunks that depend on the data alone,
 each with its own slice of scratch, and partial results are added in chunk order: the bits of a result never depend
 on the number of threads. Shape letters: N blocks, D block size, K codewords, M groups.
+
+Compiled kernels are cached on disk in a folder named after the source of all kernels and the vector width: Numba's
+own key sees neither a change in another file (`simd`) nor the width, and would run old machine code.
 """
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from numba.core import config
+from numba.misc import appdirs
+
+from pqnet.kernels import simd
+
+
+@contextmanager
+def _cache_folder() -> Iterator[None]:
+    """Let Numba cache what is decorated inside the block in the folder of these sources."""
+    digest = hashlib.sha256(simd.ISA.encode())
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    before = config.CACHE_DIR
+    base = before or os.path.join(appdirs.user_cache_dir("pqnet", False), "kernels")
+    config.CACHE_DIR = os.path.join(base, digest.hexdigest()[:16])
+    try:
+        yield
+    finally:
+        config.CACHE_DIR = before
+
+
+with _cache_folder():
+    from pqnet.kernels import kmeans as kmeans
+    from pqnet.kernels import patches as patches

@@ -7,6 +7,10 @@ offset[m, k] = c[k]' G_m c[k] / 2, so that one kernel serves no metric, one metr
 import numpy as np
 from numba import njit, prange
 
+from pqnet.kernels.simd import WIDTH, fma, load, select_less, select_less_int, splat, splat_int, store, store_int
+
+TILE = 2 * WIDTH  # blocks that are compared with the codebook at once
+
 
 @njit(cache=True, nogil=True, error_model="numpy", parallel=True)
 def transform_rows(v, group, metric, chunk, out_y, out_half_norm):
@@ -25,8 +29,75 @@ def transform_rows(v, group, metric, chunk, out_y, out_half_norm):
             out_half_norm[i] = np.float64(0.5) * total
 
 
+@njit(cache=True, nogil=True, error_model="numpy")
+def _nearest_in_tile(x, at, words, d, offset, out_half, out_codes, to):
+    # The lanes are two vectors of blocks, four codewords at a time: 8 running sums, 6 loads for 8 multiply-adds.
+    # IN x: coordinate j of the tile's blocks at x[at + j * TILE]; words: four codewords interleaved, negated
+    best0 = splat(np.float32(3.4e38))
+    best1 = best0
+    code0 = splat_int(np.int32(0))
+    code1 = code0
+    for q in range(offset.size // 4):
+        a0 = splat(offset[4 * q])
+        b0 = splat(offset[4 * q + 1])
+        c0 = splat(offset[4 * q + 2])
+        d0 = splat(offset[4 * q + 3])
+        a1, b1, c1, d1 = a0, b0, c0, d0
+        w = 4 * d * q
+        p = at
+        for _ in range(d):
+            x0, x1 = load(x, p), load(x, p + WIDTH)
+            s = splat(words[w])
+            a0, a1 = fma(s, x0, a0), fma(s, x1, a1)
+            s = splat(words[w + 1])
+            b0, b1 = fma(s, x0, b0), fma(s, x1, b1)
+            s = splat(words[w + 2])
+            c0, c1 = fma(s, x0, c0), fma(s, x1, c1)
+            s = splat(words[w + 3])
+            d0, d1 = fma(s, x0, d0), fma(s, x1, d1)
+            w += 4
+            p += TILE
+        # In the order of the codewords and only if less: ties keep the lowest index.
+        k = splat_int(np.int32(4 * q))
+        code0, best0 = select_less_int(a0, best0, k, code0), select_less(a0, best0, a0, best0)
+        code1, best1 = select_less_int(a1, best1, k, code1), select_less(a1, best1, a1, best1)
+        k = splat_int(np.int32(4 * q + 1))
+        code0, best0 = select_less_int(b0, best0, k, code0), select_less(b0, best0, b0, best0)
+        code1, best1 = select_less_int(b1, best1, k, code1), select_less(b1, best1, b1, best1)
+        k = splat_int(np.int32(4 * q + 2))
+        code0, best0 = select_less_int(c0, best0, k, code0), select_less(c0, best0, c0, best0)
+        code1, best1 = select_less_int(c1, best1, k, code1), select_less(c1, best1, c1, best1)
+        k = splat_int(np.int32(4 * q + 3))
+        code0, best0 = select_less_int(d0, best0, k, code0), select_less(d0, best0, d0, best0)
+        code1, best1 = select_less_int(d1, best1, k, code1), select_less(d1, best1, d1, best1)
+    store(out_half, to, best0)
+    store(out_half, to + WIDTH, best1)
+    store_int(out_codes, to, code0)
+    store_int(out_codes, to + WIDTH, code1)
+
+
 @njit(cache=True, nogil=True, error_model="numpy", parallel=True)
-def nearest_codewords(y, half_norm, group, codebook_t, offset, chunk, tmp, tmp_bits, out_codes, out_half):
+def nearest_in_tiles(
+    x, tile_group, tile_rows, half_norm, words, d, offset, chunk, tmp_half, tmp_codes, out_codes, out_half
+):
+    # IN x (tiles * D * TILE) f4, tile_group (tiles,) i4: the blocks of a tile share a metric, tile_rows (tiles, TILE)
+    # i4: their rows, -1 where there is none, words (KP * D) f4, offset (M, KP) f4 with KP = K padded by large offsets;
+    # TMP half (chunks, TILE) f4, codes (chunks, TILE) i4; OUT codes (N,) i4, half (N,) f4
+    tiles = tile_group.size
+    for c in prange((tiles + chunk - 1) // chunk):
+        half, codes = tmp_half[c], tmp_codes[c]
+        for t in range(c * chunk, min((c + 1) * chunk, tiles)):
+            _nearest_in_tile(x, t * d * TILE, words, d, offset[tile_group[t]], half, codes, 0)
+            for lane in range(TILE):
+                row = tile_rows[t, lane]
+                if row >= 0:
+                    out_codes[row] = codes[lane]
+                    out_half[row] = max(half[lane] + half_norm[row], np.float32(0.0))
+
+
+@njit(cache=True, nogil=True, error_model="numpy", parallel=True)
+def nearest_row_by_row(y, half_norm, group, codebook_t, offset, chunk, tmp, tmp_bits, out_codes, out_half):
+    # For metrics of so few blocks each that tiles would be mostly empty: here the lanes are codewords.
     # IN y (N, D) f4, codebook_t (D, KP) f4, offset (M, KP) f4 with KP = K padded by +inf offsets;
     # TMP tmp (chunks, KP) f4 and tmp_bits, the same memory as i4; OUT codes (N,) i4, half (N,) f4
     n, d = y.shape
@@ -85,21 +156,26 @@ def sum_by_code(rows, weights, codes, chunk, out_sums, out_mass):
 
 
 @njit(cache=True, nogil=True, error_model="numpy", parallel=True)
-def weighted_error(v, weights, group, metric, codebook, codes, chunk, out_error):
-    # sum w (v - c)' G (v - c) in float64, for every chunk: OUT error (chunks,) f8
+def weighted_error(v, weights, group, metric, codebook, codes, chunk, tmp, out_error):
+    # sum w (v - c)' G (v - c) for every chunk: TMP (chunks, 2, D) f4, OUT error (chunks,) f8. The difference comes
+    # first and the sum over blocks is in float64, so that float32 in between costs no digits by cancellation.
     n, d = v.shape
     for c in prange((n + chunk - 1) // chunk):
+        e, ge = tmp[c, 0], tmp[c, 1]
         error = np.float64(0.0)
         for i in range(c * chunk, min((c + 1) * chunk, n)):
-            g = group[i]
-            k = codes[i]
-            e = np.float64(0.0)
+            g, k = metric[group[i]], codes[i]
             for a in range(d):
-                s = np.float64(0.0)
-                for b in range(d):
-                    s += np.float64(metric[g, a, b]) * (np.float64(v[i, b]) - np.float64(codebook[k, b]))
-                e += s * (np.float64(v[i, a]) - np.float64(codebook[k, a]))
-            error += np.float64(weights[i]) * max(e, np.float64(0.0))
+                e[a] = v[i, a] - codebook[k, a]
+                ge[a] = np.float32(0.0)
+            for b in range(d):  # G is symmetric: its rows along the contiguous axis
+                x = e[b]
+                for a in range(d):
+                    ge[a] += x * g[b, a]
+            total = np.float64(0.0)
+            for a in range(d):
+                total += np.float64(e[a]) * np.float64(ge[a])
+            error += np.float64(weights[i]) * max(total, np.float64(0.0))
         out_error[c] = error
 
 

@@ -1,0 +1,163 @@
+"""SIMD values for Numba: WIDTH float32 or int32 lanes that live in one register, as LLVM vectors.
+
+Loads and stores take a one-dimensional C-contiguous array and the index of the first lane; nothing is checked. Every
+operation has a twin on NumPy arrays of WIDTH numbers, which kernels use under ``NUMBA_DISABLE_JIT=1``.
+
+The width is that of the host (AVX-512: 16, AVX2: 8, others: 4); ``PQNET_SIMD=avx512|avx2|generic`` forces it, so that
+every width can be tested on one machine: LLVM splits vectors that are wider than the registers.
+"""
+
+import os
+
+import llvmlite.binding as llvm
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils, config
+from numba.extending import intrinsic, models, register_model
+
+WIDTHS = {"avx512": 16, "avx2": 8, "generic": 4}
+
+
+def detect():
+    """Return the instruction set to use: that of PQNET_SIMD, or the widest of this machine."""
+    forced = os.environ.get("PQNET_SIMD")
+    if forced is not None and forced not in WIDTHS:
+        raise ValueError(f"PQNET_SIMD: expected one of {', '.join(WIDTHS)}, got {forced!r}")
+    if forced is not None:
+        return forced
+    features = llvm.get_host_cpu_features()
+    if features.get("avx512f") and features.get("avx512dq"):
+        return "avx512"
+    return "avx2" if features.get("avx2") and features.get("fma") else "generic"
+
+
+ISA = detect()
+WIDTH = WIDTHS[ISA]
+
+
+class _Vector(types.Type):
+    """Numba type of a vector; ``element`` is the LLVM type of a lane."""
+
+    def __init__(self, name, element):
+        super().__init__(name=f"{name}x{WIDTH}")
+        self.element = element
+        self.llvm = ir.VectorType(element, WIDTH)
+
+
+@register_model(_Vector)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager, fe_type):
+        super().__init__(manager, fe_type, fe_type.llvm)
+
+
+FLOATS = _Vector("float32", ir.FloatType())
+INTS = _Vector("int32", ir.IntType(32))
+_SCALARS = {FLOATS: types.float32, INTS: types.int32}
+_DTYPES = {FLOATS: np.float32, INTS: np.int32}
+
+
+def _pointer(context, builder, array_type, array, index, vector):
+    data = context.make_array(array_type)(context, builder, array).data
+    return builder.bitcast(builder.gep(data, [index]), vector.llvm.as_pointer())
+
+
+def _loader(vector):
+    def twin(array, index):
+        return array[index : index + WIDTH].copy()
+
+    @intrinsic
+    def load(context, array, index):
+        def codegen(context, builder, signature, values):
+            value = builder.load(_pointer(context, builder, signature.args[0], *values, vector))
+            value.align = 4
+            return value
+
+        return vector(array, types.intp), codegen
+
+    return twin if config.DISABLE_JIT else load
+
+
+def _storer(vector):
+    def twin(array, index, value):
+        array[index : index + WIDTH] = value
+
+    @intrinsic
+    def store(context, array, index, value):
+        def codegen(context, builder, signature, values):
+            target = _pointer(context, builder, signature.args[0], values[0], values[1], vector)
+            builder.store(values[2], target).align = 4
+            return context.get_dummy_value()
+
+        return types.void(array, types.intp, vector), codegen
+
+    return twin if config.DISABLE_JIT else store
+
+
+def _splatter(vector):
+    def twin(number):
+        return np.full(WIDTH, number, _DTYPES[vector])
+
+    @intrinsic
+    def splat(context, number):
+        def codegen(context, builder, signature, values):
+            empty, zero = ir.Constant(vector.llvm, ir.Undefined), ir.Constant(ir.IntType(32), 0)
+            first = builder.insert_element(empty, values[0], zero)
+            return builder.shuffle_vector(first, empty, ir.Constant(ir.VectorType(ir.IntType(32), WIDTH), [0] * WIDTH))
+
+        return vector(_SCALARS[vector]), codegen
+
+    return twin if config.DISABLE_JIT else splat
+
+
+def _binary(vector, instruction, twin):
+    @intrinsic
+    def operation(context, a, b):
+        def codegen(context, builder, signature, values):
+            return getattr(builder, instruction)(*values)
+
+        return vector(vector, vector), codegen
+
+    return twin if config.DISABLE_JIT else operation
+
+
+def _chooser(vector):
+    """Return select_less(a, b, x, y): x in the lanes where a < b, else y; a and b are floats."""
+
+    def twin(a, b, x, y):
+        return np.where(a < b, x, y)
+
+    @intrinsic
+    def select_less(context, a, b, x, y):
+        def codegen(context, builder, signature, values):
+            return builder.select(builder.fcmp_ordered("<", *values[:2]), *values[2:])
+
+        return vector(FLOATS, FLOATS, vector, vector), codegen
+
+    return twin if config.DISABLE_JIT else select_less
+
+
+def _fused():
+    def twin(a, b, c):  # one rounding, but for double rounding in rare last bits
+        return (a.astype(np.float64) * b + c).astype(np.float32)
+
+    @intrinsic
+    def fma(context, a, b, c):
+        def codegen(context, builder, signature, values):
+            kind = ir.FunctionType(FLOATS.llvm, [FLOATS.llvm] * 3)
+            function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{WIDTH}f32")
+            return builder.call(function, values)
+
+        return FLOATS(FLOATS, FLOATS, FLOATS), codegen
+
+    return twin if config.DISABLE_JIT else fma
+
+
+load, store, splat = _loader(FLOATS), _storer(FLOATS), _splatter(FLOATS)
+load_int, store_int, splat_int = _loader(INTS), _storer(INTS), _splatter(INTS)
+add, subtract, multiply = (
+    _binary(FLOATS, name, twin) for name, twin in (("fadd", np.add), ("fsub", np.subtract), ("fmul", np.multiply))
+)
+add_int = _binary(INTS, "add", np.add)
+fma = _fused()  # a * b + c
+select_less, select_less_int = _chooser(FLOATS), _chooser(INTS)
