@@ -149,7 +149,8 @@ def main() -> None:
         "preprocessing": "float32 (batch, 1, 8, 8): pixels 0..16 divided by 16",
         "labels": [str(digit) for digit in range(10)],
     }
-    pqnet.Model(to_graph(net.state_dict(), meta)).record_golden().save(options.output / "digits.h5")
+    model = pqnet.Model(to_graph(net.state_dict(), meta))
+    model.with_golden(model.draw_golden()).save(options.output / "digits.h5")
     np.savez_compressed(
         options.output / "digits_images.npz", calibration=images, held_out=held, held_out_labels=held_labels
     )

@@ -2,8 +2,9 @@
 
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import TypeVar
@@ -65,6 +66,8 @@ def blas_limit(threads: int) -> Iterator[None]:
             if not _blas.active:
                 _blas.limiter.restore_original_limits()
                 _blas.limiter = None
+            elif threads < min(_blas.active):
+                _controller().limit(limits=min(_blas.active), user_api="blas")
 
 
 @contextmanager
@@ -89,4 +92,10 @@ def ordered_map(function: Callable[[T], R], items: Iterable[T], threads: int) ->
             yield from map(function, items)
             return
         with ThreadPoolExecutor(threads) as pool:
-            yield from pool.map(function, items)
+            waiting: deque[Future[R]] = deque()
+            for item in items:  # no more results in memory than threads, and one to hand out
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()

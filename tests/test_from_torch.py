@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 
@@ -17,7 +18,7 @@ from torch import nn  # noqa: E402
 
 import pqnet  # noqa: E402
 from pqnet import Model, PQNetError, UnsupportedOpError  # noqa: E402
-from pqnet_converters import from_torch  # noqa: E402
+from pqnet_converters import from_torch, statistics_from_activations  # noqa: E402
 from pqnet_converters.aten import RULES, rule  # noqa: E402
 
 
@@ -318,6 +319,44 @@ def test_attention_that_returns_its_weights() -> None:
     assert model.graph.layers().keys() == {"attention.in_proj", "attention.out_proj"}
 
 
+# ---- statistics of recorded layer inputs
+
+
+class TokensAsImage(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.mix = nn.Embedding(20, 8), nn.Linear(8, 6)
+        self.conv, self.fc = nn.Conv2d(6, 4, 3, padding=1), nn.Linear(4, 3)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.mix(self.embed(ids))).transpose(1, 2).unflatten(2, (3, 4))
+        return self.fc(torch.relu(self.conv(x)).mean((2, 3)))
+
+
+def test_statistics_of_recorded_inputs_are_those_of_calibration() -> None:
+    torch.manual_seed(0)
+    net = TokensAsImage().eval()
+    ids = torch.randint(0, 20, (150, 12))
+    model = from_torch(net, ids[:1])
+    recorded = {}
+    for name in model.graph.layers():
+        module = net.get_submodule(name)
+        module.register_forward_hook(lambda m, x, y, name=name: recorded.update({name: x[0].detach()}))
+    with torch.no_grad():
+        net(ids)
+    with h5py.File("acts.h5", "w") as file:
+        for name, x in recorded.items():
+            file[name] = x.numpy()
+    want = pqnet.calibrate(model, ids.numpy())
+    assert set(want.layers) == {"embed", "mix", "conv", "fc"}
+    for activations in (recorded, "acts.h5", Path("acts.h5")):
+        got = statistics_from_activations(model, activations)
+        assert got.layers.keys() == want.layers.keys()
+        for name, moments in want.layers.items():
+            assert got.layers[name].count == moments.count
+            np.testing.assert_allclose(got.layers[name].mean, moments.mean, rtol=1e-4, atol=1e-6)
+
+
 # ---- parameters: forms, sharing, types
 
 
@@ -342,6 +381,15 @@ def test_a_module_called_twice_has_one_weight() -> None:
     graph = from_torch(Fn(lambda m, x: m.fc(m.fc(x)), fc=nn.Linear(3, 3)), torch.zeros(1, 3)).graph
     assert [n.name for n in graph.nodes] == ["fc", "fc_1"]
     assert graph.params.keys() == {"fc.weight", "fc.bias"}
+
+
+def test_a_layer_that_is_the_whole_module_is_called_after_its_operation() -> None:
+    for layer, x, name in [
+        (nn.Linear(3, 2), torch.zeros(1, 3), "linear"),
+        (nn.Conv2d(3, 2, 1), torch.zeros(1, 3, 4, 4), "conv2d"),
+        (nn.Embedding(3, 2), torch.zeros(1, 3, dtype=torch.int64), "embedding"),
+    ]:
+        assert list(from_torch(layer, x).graph.layers()) == [name]
 
 
 def test_weights_come_in_filter_form() -> None:

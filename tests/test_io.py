@@ -439,6 +439,9 @@ def test_arrays_of_plain_files(tmp_path: Path) -> None:
         "b": rng.standard_normal((3, 4)),
         "a/deep/er": rng.standard_normal((2, 2)).astype(np.float16),
         "a/x": np.float32(3).reshape(()),
+        "ids": rng.integers(0, 9, (3, 4)),
+        "bytes": np.arange(4, dtype=np.uint8),
+        "mask": rng.random((3, 4)) < 0.5,
     }
     with h5py.File(tmp_path / "a.h5", "w") as file:
         for name, array in arrays.items():
@@ -463,12 +466,16 @@ def plain_file(path: Path, fill: Callable[[h5py.File], None]) -> Path:
     [
         (lambda f: None, "the file holds no arrays"),
         (
-            lambda f: f.create_dataset("n", data=[1, 2]),
-            "'n': expected float16, float32 or float64 numbers, got int64",
+            lambda f: f.create_dataset("c", data=[1j]),
+            "'c': expected floats up to float64, integers or booleans, got complex128",
+        ),
+        (
+            lambda f: f.create_dataset("l", data=np.ones(2, np.longdouble)),
+            "'l': expected floats up to float64, integers or booleans, got float128",
         ),
         (
             lambda f: f.create_dataset("s", data=["a"]),
-            "'s': expected float16, float32 or float64 numbers, got object",
+            "'s': expected floats up to float64, integers or booleans, got object",
         ),
         (lambda f: f.__setitem__("t", np.dtype("f4")), "'t': expected .*got no dataset"),
         (lambda f: f.__setitem__("l", h5py.SoftLink("/x")), "'l' is a link to other data; store the array itself"),

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import pqnet
 from pqnet.fit.kmeans import _fill_empty, _Problem
+from pqnet.pipeline.moments import build_metric, row_moments
 
 
 def problem(rng, n, d, k, m):
@@ -177,3 +178,25 @@ def test_literal_e_step_of_kill_the_bits():
             literal[j] = np.linalg.norm(activations @ (blocks - centroids[:, j, None]).astype(np.float64), axis=0)
         pooled = pqnet.assign(blocks.T, centroids.T, metric=activations.T @ activations)
         assert np.array_equal(pooled, literal.argmin(0))
+        # The same through what quantize makes of inputs of two block positions.
+        rows = activations.reshape(1, samples // 2, 2 * d).astype(np.float32)
+        metric = build_metric("pooled", row_moments(rows, np.arange(2 * d), d))
+        assert np.array_equal(pqnet.assign(blocks.T, centroids.T, metric=metric), literal.argmin(0))
+
+
+def test_data_far_from_zero_loses_no_digits():
+    rng = np.random.default_rng(11)
+    near = rng.standard_normal((2000, 4)).astype(np.float32)
+    far = near + np.float32(1000)
+    codebook = far[:50] + np.float32(0.01)
+    distances = naive.distances(far, codebook)
+    chosen = distances[np.arange(2000), pqnet.assign(far, codebook)]
+    assert np.all(chosen <= distances.min(1) + 1e-3)
+    a, b = (pqnet.weighted_kmeans(v, 50, init=v[:50]) for v in (far - np.float32(1000), far))
+    assert b.error == pytest.approx(a.error, rel=1e-3)
+    assert np.abs(b.codebook - 1000).max() < 5
+
+
+def test_given_codebooks_are_not_handed_back():
+    init = np.eye(3, dtype=np.float32)
+    assert not np.shares_memory(pqnet.weighted_kmeans(np.eye(3), 3, init=init, n_iter=0).codebook, init)

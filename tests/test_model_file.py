@@ -121,7 +121,34 @@ def test_golden_inputs_are_those_of_numpy() -> None:
     assert np.array_equal(golden.inputs()["a"], rng.standard_normal(4, dtype=np.float32))
     assert golden.inputs()["m"].tolist() == [True, True]
     given = Golden.draw({"b": ValueInfo((2, 3)), "ids": ValueInfo((2,), "int64")}, arrays={"b": np.ones((2, 3))})
-    assert not given.shapes and given.seed is None and set(given.inputs()["ids"]) <= {0, 1}
+    assert not given.shapes and given.seed is None and given.inputs()["ids"].tolist() == [0, 0]  # for any table
+
+
+@pytest.mark.parametrize(
+    ("got", "want", "difference"),
+    [
+        ([1.0, 2.0], [1.0, 4.0], 0.5),
+        ([0.25, 0.0], [0.0, 0.0], 0.25),
+        ([1.0, np.nan, np.inf], [2.0, np.nan, np.inf], 0.5),
+        ([1.0, np.nan], [np.nan, 1.0], np.inf),
+        ([1.0, np.nan], [1.0, 1.0], np.inf),
+        ([1.0, np.inf], [1.0, -np.inf], np.inf),
+        ([1.0, 1e30], [1.0, np.inf], np.inf),
+        ([True, False], [True, True], 1.0),
+        ([], [], 0.0),
+    ],
+)
+def test_largest_difference(got: list[float], want: list[float], difference: float) -> None:
+    golden = Golden({}).with_outputs({"y": np.array(want), "z": np.ones(2)})
+    assert golden.largest_difference({"z": np.ones(2), "y": np.array(got)}) == difference
+
+
+def test_largest_difference_of_other_outputs() -> None:
+    golden = Golden({}).with_outputs({"y": np.ones((2, 3))})
+    with pytest.raises(PQNetError, match=r"outputs: expected the names \['y'\], got \['z'\]"):
+        golden.largest_difference({"z": np.ones((2, 3))})
+    with pytest.raises(PQNetError, match=r"output 'y': expected shape \(2, 3\), got \(3,\)"):
+        golden.largest_difference({"y": np.ones(3)})
 
 
 def test_unusable_golden_records(tmp_path: Path) -> None:

@@ -340,7 +340,7 @@ def test_unused_tokens_and_dead_inputs_do_not_break_metrics():
 def test_statistics_must_fit_the_network():
     model, other = small_net(), embedding_net()
     stats = pqnet.calibrate(other, np.zeros((2, 6), np.int64))
-    with pytest.raises(PQNetError, match="expected moments of shape .* for layer 'stem', got none; calibrate"):
+    with pytest.raises(PQNetError, match="expected moments of shape .* for layer 'grouped', got none; calibrate"):
         pqnet.quantize(model, RECIPE, stats, progress=False)
     wrong = Statistics({**pqnet.calibrate(model, DATA[:3]).layers, "fc": Moments(np.eye(3, dtype=np.float32)[None], 3)})
     with pytest.raises(PQNetError, match=r"for layer 'fc', got shape \(1, 3, 3\)"):

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils._pytree import tree_leaves
 
@@ -52,21 +51,20 @@ class TorchCommand:
         torch.manual_seed(args.seed)
         with _quiet():
             model = from_torch(module, _examples(args.input), dynamic_batch=not args.fixed_batch)
-        golden = model.record_golden(args.seed).golden
-        assert golden is not None
+        golden = model.draw_golden(args.seed)
         inputs = {name: torch.from_numpy(a) for name, a in golden.inputs().items()}
         keyword = any("=" in item for item in args.input)
         with torch.no_grad():
             result = module.eval()(**inputs) if keyword else module.eval()(*inputs.values())
         tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
-        outputs = {name: t.numpy() for name, t in zip(model.outputs, tensors, strict=True)}
-        worst = max(_difference(golden.outputs[name], want) for name, want in outputs.items())
+        recorded = golden.with_outputs({name: t.numpy() for name, t in zip(model.outputs, tensors, strict=True)})
+        worst = recorded.largest_difference(golden.outputs)
         if not worst <= AGREEMENT:
             raise PQNetError(
                 f"convert torch: outputs differ from PyTorch's by {worst:.3g}, expected at most {AGREEMENT}"
             )
         print(f"largest relative difference from PyTorch {worst:.2g}")
-        return Model(model.graph, golden.with_outputs(outputs))
+        return model.with_golden(recorded)
 
 
 @contextlib.contextmanager
@@ -130,13 +128,6 @@ def _examples(items: list[str]) -> Any:
     return named if names_given else tuple(named.values())
 
 
-def _difference(ours: np.ndarray, theirs: np.ndarray) -> float:
-    if ours.shape != theirs.shape:
-        raise PQNetError(f"convert torch: expected outputs of shape {theirs.shape}, got {ours.shape}")
-    a, b = ours.astype(np.float64), theirs.astype(np.float64)
-    return float(np.abs(a - b).max(initial=0) / (np.abs(b).max(initial=0) or 1.0))
-
-
 class PublishedCommand:
     """``pqnet convert kill-the-bits`` and ``pqf``: a published checkpoint of a ResNet."""
 
@@ -152,7 +143,7 @@ class PublishedCommand:
     def convert(self, args: argparse.Namespace) -> Model:
         """Read the file and record what the network gives."""
         model: Model = self.read(args.path, args.arch)
-        return model.record_golden(args.seed)
+        return model.with_golden(model.draw_golden(args.seed))
 
 
 torch_command = TorchCommand()

@@ -13,6 +13,7 @@ from pqnet.codecs import Packed
 from pqnet.errors import PQNetError
 from pqnet.graph import Graph
 from pqnet.graph.op import get_op, resolve_attrs
+from pqnet.graph.ops.elementwise import as_scalar, operand_dtype
 
 __all__ = ["TABLE", "TorchGraph", "to_torch"]
 
@@ -127,23 +128,18 @@ def _conv_transpose2d(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
     return out + p["bias"][:, None, None] if "bias" in p else out
 
 
-def _scalar(value: float, dtype: torch.dtype) -> int | float:
-    return int(value) if dtype == torch.int64 else value
+def _meeting(x: Sequence[Tensor], scalars: Sequence[float | None]) -> str:
+    return operand_dtype(["float32" if t.is_floating_point() else "int64" for t in x], scalars)
 
 
-def _meeting(x: Sequence[Tensor], scalars: Sequence[float | None]) -> torch.dtype:
-    """Return the dtype in which operands meet: int64, unless one is float or a scalar is no integer."""
-    whole = all(s is None or (math.isfinite(s) and s == round(s) and abs(s) < 2**63) for s in scalars)
-    return torch.int64 if whole and not any(t.is_floating_point() for t in x) else torch.float32
-
-
-def _binary(function: Callable[[Tensor, Tensor], Tensor], meet: torch.dtype | None = None) -> TorchOp:
+def _binary(function: Callable[[Tensor, Tensor], Tensor], meet: str | None = None) -> TorchOp:
     def run(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
         scalar = a["scalar"]
         dtype = meet or _meeting(x, [scalar])
-        operands = [tensor.to(dtype) for tensor in x]
+        operands = [tensor.to(DTYPES[dtype]) for tensor in x]
         if scalar is not None:
-            operands.insert(0 if a.get("reverse") else 1, torch.tensor(_scalar(scalar, dtype), dtype=dtype))
+            number = torch.tensor(as_scalar(scalar, dtype), dtype=DTYPES[dtype])
+            operands.insert(0 if a.get("reverse") else 1, number)
         return function(*operands)
 
     return run
@@ -157,19 +153,18 @@ def _unary(function: Callable[..., Tensor]) -> TorchOp:
 def _clamp(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
     ends = (a["min"], a["max"])
     dtype = _meeting(x, ends)
-    low, high = (None if end is None else _scalar(end, dtype) for end in ends)
-    return torch.clamp(x[0].to(dtype), low, high)
+    low, high = (None if end is None else as_scalar(end, dtype) for end in ends)
+    return torch.clamp(x[0].to(DTYPES[dtype]), low, high)
 
 
 def _where(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
     both_bool = x[1].dtype == x[2].dtype == torch.bool
-    dtype = torch.bool if both_bool else _meeting(x[1:], ())
+    dtype = DTYPES["bool" if both_bool else _meeting(x[1:], ())]
     return torch.where(x[0], x[1].to(dtype), x[2].to(dtype))
 
 
 def _full(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
-    dtype = DTYPES[a["dtype"]]
-    return torch.full(a["shape"], _scalar(a["value"], dtype), dtype=dtype)
+    return torch.full(a["shape"], as_scalar(a["value"], a["dtype"]), dtype=DTYPES[a["dtype"]])
 
 
 def _batch_norm(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
@@ -284,7 +279,7 @@ TABLE: dict[str, TorchOp] = {
     "add": _binary(torch.add),
     "sub": _binary(torch.sub),
     "mul": _binary(torch.mul),
-    "div": _binary(torch.div, torch.float32),
+    "div": _binary(torch.div, "float32"),
     "pow": _binary(torch.pow),
     "maximum": _binary(torch.maximum),
     "minimum": _binary(torch.minimum),

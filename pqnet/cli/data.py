@@ -1,4 +1,4 @@
-"""Arrays on the command line: reading .npy, .npz and .h5, writing .npy and .npz."""
+"""Arrays on the command line: reading .npy, .npz and .h5, running in batches, writing .npy and .npz."""
 
 import zipfile
 import zlib
@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from pqnet import PQNetError
+from pqnet import Model, PQNetError
 from pqnet.io import read_arrays, replaced
 
-__all__ = ["batches", "check_output", "read_inputs", "write_outputs"]
+__all__ = ["check_output", "read_inputs", "run_batches", "write_outputs"]
 
 
 def _read(path: str) -> dict[str, np.ndarray] | np.ndarray:
@@ -51,12 +51,27 @@ def read_inputs(items: Sequence[str], names: Sequence[str]) -> dict[str, np.ndar
     return out
 
 
-def batches(arrays: Mapping[str, np.ndarray], size: int) -> list[dict[str, np.ndarray]]:
-    """Cut arrays along axis 0."""
+def run_batches(
+    model: Model, arrays: Mapping[str, np.ndarray], size: int, threads: int | None = None
+) -> dict[str, np.ndarray]:
+    """Run a model on samples along axis 0, ``size`` at a time or as many as it takes, and join its outputs."""
     lengths = {a.shape[0] if a.ndim else 0 for a in arrays.values()}
     if len(lengths) != 1 or 0 in lengths:
         raise PQNetError(f"inputs: expected equally many samples, at least one, got {sorted(lengths)}")
-    return [{n: a[i : i + size] for n, a in arrays.items()} for i in range(0, lengths.pop(), size)]
+    samples = lengths.pop()
+    size = next((shape[0] for shape, _ in model.inputs.values() if shape and shape[0] is not None), size)
+    parts = []
+    for start in range(0, samples, size):
+        part = model.run({n: a[start : start + size] for n, a in arrays.items()}, threads=threads)
+        n = min(size, samples - start)
+        for name, output in part.items():
+            if samples > size and output.shape[:1] != (n,):
+                raise PQNetError(
+                    f"output {name!r}: expected one entry along axis 0 for each of the {n} samples of a batch, got "
+                    f"shape {output.shape}; run one batch: fewer samples, or all of them by --batch"
+                )
+        parts.append(part)
+    return parts[0] if len(parts) == 1 else {n: np.concatenate([part[n] for part in parts]) for n in parts[0]}
 
 
 def check_output(path: str, suffixes: tuple[str, ...]) -> None:

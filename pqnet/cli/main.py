@@ -85,6 +85,12 @@ def _quantize(sub: Any) -> None:
     add_common(p)
 
 
+def _add_batch(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--batch", type=at_least(1), default=32, help="samples at a time (default 32, or the model's fixed batch)"
+    )
+
+
 def _run(sub: Any) -> None:
     p = _command(
         sub,
@@ -95,7 +101,7 @@ def _run(sub: Any) -> None:
     )
     p.add_argument("model", help="pqnet model file")
     add_data(p, "--input", "input")
-    p.add_argument("--batch", type=at_least(1), default=32, help="samples at a time (default 32)")
+    _add_batch(p)
     p.add_argument("-o", "--output", required=True, help=".npy file to write; .npz for several outputs")
     add_common(p)
 
@@ -121,6 +127,7 @@ def _verify(sub: Any) -> None:
     p.add_argument("--tolerance", type=float, default=1e-3, help="of recorded outputs, relative (default 1e-3)")
     p.add_argument("--reference", help="model file to compare outputs with")
     add_data(p, "--input", "input for the comparison", required=False)
+    _add_batch(p)
     add_common(p)
 
 

@@ -20,12 +20,13 @@ class Parser(argparse.ArgumentParser):
         raise PQNetError(f"{message} (see {self.prog} -h)")
 
 
-def at_least(low: int) -> Callable[[str], int]:
-    """Return an argument type: integers from ``low`` on."""
+def at_least(low: int, at_most: int | None = None) -> Callable[[str], int]:
+    """Return an argument type: integers from ``low`` on, or up to ``at_most``."""
+    limits = f"of at least {low}" + ("" if at_most is None else f" and at most {at_most}")
 
     def number(text: str) -> int:
-        if not text.isdecimal() or int(text) < low:
-            raise argparse.ArgumentTypeError(f"expected an integer of at least {low}, got {text!r}")
+        if not text.isdecimal() or int(text) < low or (at_most is not None and int(text) > at_most):
+            raise argparse.ArgumentTypeError(f"expected an integer {limits}, got {text!r}")
         return int(text)
 
     return number
@@ -33,7 +34,9 @@ def at_least(low: int) -> Callable[[str], int]:
 
 def add_common(parser: argparse.ArgumentParser) -> None:
     """Add the options that every command has."""
-    parser.add_argument("--seed", type=at_least(0), default=0, help="of everything random (default 0)")
+    parser.add_argument(
+        "--seed", type=at_least(0, at_most=2**63 - 1), default=0, help="of everything random (default 0)"
+    )
     parser.add_argument("--threads", type=at_least(1), help="cores to use (default all); results do not depend on it")
 
 

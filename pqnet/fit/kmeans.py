@@ -47,6 +47,12 @@ class _Problem:
     def __init__(self, blocks: Any, weights: Any, metric: Any, groups: Any, threads: int | None) -> None:
         self.v = _check.float_array(blocks, "blocks", ndim=2)
         n, d = self.v.shape
+        # Distances do not change when all is moved, but float32 loses them if blocks lie far from zero.
+        mean = self.v.mean(0, dtype=np.float64)
+        far = np.square(mean).sum() > 4 * self.v.var(0, dtype=np.float64).sum()
+        self.shift = mean if far else np.zeros(d)
+        if far:
+            self.v = (self.v - mean).astype(np.float32)
         self.threads = default_threads(threads)
         if metric is None:
             if groups is not None:
@@ -225,7 +231,7 @@ def assign(
     """
     problem = _Problem(blocks, None, metric, groups, threads)
     words = _check.float_array(codebook, "codebook", shape=(None, problem.v.shape[1]))
-    problem.nearest(words)
+    problem.nearest((words - problem.shift).astype(np.float32))
     return problem.codes.astype(code_dtype(len(words)))
 
 
@@ -288,7 +294,8 @@ def weighted_kmeans(
     n_iter = _check.integer(n_iter, "n_iter", 0)
     rng = np.random.default_rng(_check.rng_seed(seed))
     with blas_limit(1):  # small products: threads would cost more, and could change the bits
-        return _lloyd(problem, _initial(problem, k, init, rng), n_iter)
+        found = _lloyd(problem, _initial(problem, k, init, rng), n_iter)
+    return found._replace(codebook=(found.codebook + problem.shift).astype(np.float32))
 
 
 def _lloyd(problem: _Problem, codebook: np.ndarray, n_iter: int) -> KMeansResult:
@@ -314,7 +321,8 @@ def _initial(problem: _Problem, k: int, init: Any, rng: np.random.Generator) -> 
             return np.ascontiguousarray(problem.v[rows])
         candidates = np.flatnonzero(problem.w > 0)
         return np.ascontiguousarray(problem.v[rng.choice(candidates, k, replace=len(candidates) < k)])
-    return _check.float_array(init, "init", shape=(k, problem.v.shape[1]))
+    words = _check.float_array(init, "init", shape=(k, problem.v.shape[1]))
+    return (words - problem.shift).astype(np.float32)
 
 
 def _plus_plus(problem: _Problem, k: int, rng: np.random.Generator) -> np.ndarray:

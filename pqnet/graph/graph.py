@@ -75,6 +75,9 @@ class Graph:
         for name, info in self.inputs.items():
             if info.dtype not in DTYPES:
                 raise PQNetError(f"input {name!r}: expected dtype {' or '.join(DTYPES)}, got {info.dtype!r}")
+        for name, info in self.inputs.items():
+            if wrong := [d for d in info.shape if isinstance(d, str) and not d.isidentifier()]:
+                raise error(f"input {name!r}", "sizes that are numbers or names of free symbols", describe(wrong[0]))
         for node in self.nodes:
             op = get_op(node.op)
             where = f"node {node.name!r} ({node.op})"
@@ -154,20 +157,22 @@ class Graph:
             if len(shape) != len(want):
                 raise PQNetError(f"input {name!r}: expected shape {_readable(want)}, got {shape}")
             for size, dim in zip(shape, want, strict=True):
-                if isinstance(dim, str) and symbols.setdefault(dim, size) == size and size > 0:
-                    continue
-                if size != dim:
-                    raise PQNetError(f"input {name!r}: expected shape {_readable(want)}, got {shape}")
+                expected = symbols.setdefault(dim, size) if isinstance(dim, str) else dim
+                if size != expected or size < 1:
+                    where = f" ({dim!r} is {expected} in another input)" if isinstance(dim, str) and size > 0 else ""
+                    raise PQNetError(f"input {name!r}: expected shape {_readable(want)}, got {shape}{where}")
         return symbols
 
     def layers(self) -> dict[str, Node]:
-        """Return the nodes whose weight a codec may replace, by name; a shared weight appears at its first user."""
-        seen: dict[str, str] = {}
-        return {
-            n.name: n
-            for n in self.nodes
-            if n.op in WEIGHT_OPS and seen.setdefault(n.params["weight"], n.name) == n.name
-        }
+        """Return the nodes whose weight a codec may replace, by name.
+
+        A weight that several of them share appears at its first user; one that is also used in another way does not.
+        """
+        uses = [(n, role, p) for n in self.nodes for role, p in n.params.items()]
+        first = {p: n for n, role, p in reversed(uses) if n.op in WEIGHT_OPS and role == "weight"}
+        other = {p for n, role, p in uses if not (n.op in WEIGHT_OPS and role == "weight")}
+        names = {n.name for p, n in first.items() if p not in other}
+        return {n.name: n for n in self.nodes if n.name in names}
 
 
 def param_info(param: Param) -> Info:
@@ -177,7 +182,7 @@ def param_info(param: Param) -> Info:
 
 
 def _readable(shape: Sequence[Dim]) -> str:
-    return "(" + ", ".join("any" if isinstance(d, str) else str(d) for d in shape) + ")"
+    return "(" + ", ".join("any > 0" if isinstance(d, str) else str(d) for d in shape) + ")"
 
 
 class GraphBuilder:

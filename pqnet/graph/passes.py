@@ -1,14 +1,16 @@
 """Rewrites that leave the function of a graph unchanged."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
+from itertools import chain, count
 
 import numpy as np
 
 from pqnet.codecs import Packed
-from pqnet.graph.graph import Graph, Node
+from pqnet.graph.graph import Graph, Node, Param
 
-__all__ = ["fold_norm_statistics", "merge_batch_norm"]
+__all__ = ["fold_norm_statistics", "merge_batch_norm", "separate_norm_statistics"]
 
 
 def _affine(graph: Graph, node: Node) -> tuple[np.ndarray, np.ndarray]:
@@ -32,22 +34,46 @@ def _prune(graph: Graph) -> Graph:
     return replace(graph, params={n: p for n, p in graph.params.items() if n in used})
 
 
+def _fresh(params: Mapping[str, Param], name: str) -> str:
+    """Return ``name``, with a number appended if a parameter has it."""
+    numbered = (f"{name}_{i}" for i in count(1))
+    return next(n for n in chain((name,), numbered) if n not in params)
+
+
+def _users(graph: Graph) -> Counter[str]:
+    return Counter(p for node in graph.nodes for p in node.params.values())
+
+
 def fold_norm_statistics(graph: Graph) -> Graph:
     """Return a graph whose batch norms hold only weight and bias, the running statistics folded into them.
 
     That is the form in which the papers store and count them. Folding is undone by measuring mean and variance of the
     norm's inputs again.
     """
-    params, nodes = dict(graph.params), []
+    params, nodes, users = dict(graph.params), [], _users(graph)
     for node in graph.nodes:
         if node.op == "batch_norm" and ("mean" in node.params or "var" in node.params):
-            scale, shift = _affine(graph, node)
-            names = {role: node.params.get(role, f"{node.name}.{role}") for role in ("weight", "bias")}
-            if any(sum(n in other.params.values() for other in graph.nodes) > 1 for n in names.values()):
-                names = {role: f"{node.name}.folded_{role}" for role in names}  # shared: leave the others theirs
-            params[names["weight"]] = scale.astype(np.float32)
-            params[names["bias"]] = shift.astype(np.float32)
+            names = {}
+            for role, values in zip(("weight", "bias"), _affine(graph, node), strict=True):
+                name = node.params.get(role)
+                names[role] = name if name and users[name] == 1 else _fresh(params, f"{node.name}.{role}")
+                params[names[role]] = values.astype(np.float32)
             node = replace(node, params=names, attrs={**node.attrs, "eps": 0.0})
+        nodes.append(node)
+    return _prune(replace(graph, nodes=nodes, params=params))
+
+
+def separate_norm_statistics(graph: Graph) -> Graph:
+    """Return a graph in which no two batch norms share running statistics, so that each can be measured again."""
+    params, nodes, users = dict(graph.params), [], _users(graph)
+    for node in graph.nodes:
+        if node.op == "batch_norm":
+            names = dict(node.params)
+            for role in ("mean", "var"):
+                if role in names and users[names[role]] > 1:
+                    names[role] = _fresh(params, f"{node.name}.{role}")
+                    params[names[role]] = graph.params[node.params[role]]
+            node = replace(node, params=names)
         nodes.append(node)
     return _prune(replace(graph, nodes=nodes, params=params))
 
@@ -58,7 +84,7 @@ def merge_batch_norm(graph: Graph) -> Graph:
     A norm after a packed layer stays: its scale cannot enter the codes.
     """
     users = Counter(v for node in graph.nodes for v in node.inputs) + Counter(graph.outputs.values())
-    shared = Counter(p for node in graph.nodes for p in node.params.values())
+    shared, shapes = _users(graph), graph.infer_shapes(graph.symbols)
     producers = {node.outputs[0]: i for i, node in enumerate(graph.nodes)}
     params, nodes, renamed = dict(graph.params), list(graph.nodes), {}
     dropped = set()
@@ -67,14 +93,21 @@ def merge_batch_norm(graph: Graph) -> Graph:
             continue
         at = producers[norm.inputs[0]]
         layer = nodes[at]
-        if layer.op not in ("conv2d", "conv_transpose2d", "linear") or any(
-            shared[p] > 1 or isinstance(graph.params[p], Packed) for p in layer.params.values()
+        # A linear layer writes its last axis, a norm works on axis 1: they meet if there are two.
+        channels_last = layer.op == "linear" and len(shapes[norm.inputs[0]].shape) != 2
+        if (
+            channels_last
+            or layer.op not in ("conv2d", "conv_transpose2d", "linear")
+            or any(shared[p] > 1 or isinstance(graph.params[p], Packed) for p in layer.params.values())
         ):
             continue
         scale, shift = _affine(graph, norm)
         weight = np.asarray(graph.params[layer.params["weight"]], np.float64)
         bias = np.asarray(graph.params[layer.params["bias"]], np.float64) if "bias" in layer.params else 0.0
-        names = {"weight": layer.params["weight"], "bias": layer.params.get("bias", f"{layer.name}.merged_bias")}
+        names = {
+            "weight": layer.params["weight"],
+            "bias": layer.params.get("bias") or _fresh(params, f"{layer.name}.bias"),
+        }
         params[names["weight"]] = (weight * scale.reshape(-1, *[1] * (weight.ndim - 1))).astype(np.float32)
         params[names["bias"]] = np.broadcast_to(bias * scale + shift, len(weight)).astype(np.float32)
         nodes[at] = replace(layer, params=names)

@@ -1,16 +1,12 @@
 """Bytes of a network, counted exactly as the papers count them."""
 
+import math
 from dataclasses import dataclass
 
-import numpy as np
-
 from pqnet.codecs import Packed
-from pqnet.graph.graph import WEIGHT_OPS, Graph
+from pqnet.graph.graph import Graph, Node, Param
 
 __all__ = ["LayerSize", "SizeReport", "measure_size"]
-
-# Running statistics fold into weight and bias: the papers neither store nor count them.
-FOLDED_ROLES = ("mean", "var")
 
 
 @dataclass(frozen=True)
@@ -60,25 +56,33 @@ class SizeReport:
 def measure_size(graph: Graph) -> SizeReport:
     """Count the bytes of a graph; a shared parameter counts once."""
     counted: dict[str, LayerSize] = {}
-    per_layer: dict[str, LayerSize] = {}
     for node in graph.nodes:
-        for role, name in node.params.items():
-            if node.op == "batch_norm" and role in FOLDED_ROLES:
-                continue
-            if name not in counted:
-                param = graph.params[name]
-                dense = 4 * int(np.prod(param.shape))
-                if isinstance(param, Packed):
-                    counted[name] = LayerSize(param.code_nbytes, param.codebook_nbytes, 0, dense)
-                else:
-                    counted[name] = LayerSize(0, 0, dense, dense)
-                if role == "weight" and node.op in WEIGHT_OPS:
-                    per_layer[node.name] = counted[name]
+        for name in node.params.values():
+            if node.op != "batch_norm":
+                counted[name] = _param_size(graph.params[name])
+        if node.op == "batch_norm" and node.params:
+            counted |= _norm_size(graph, node)
     sizes = counted.values()
     return SizeReport(
         sum(s.codes for s in sizes),
         sum(s.codebooks for s in sizes),
         sum(s.other for s in sizes),
         sum(s.dense for s in sizes),
-        per_layer,
+        {name: counted[node.params["weight"]] for name, node in graph.layers().items()},
     )
+
+
+def _param_size(param: Param) -> LayerSize:
+    dense = 4 * math.prod(param.shape)
+    if isinstance(param, Packed):
+        return LayerSize(param.code_nbytes, param.codebook_nbytes, 0, dense)
+    bytes_ = dense if param.dtype.kind == "f" else param.nbytes
+    return LayerSize(0, 0, bytes_, bytes_)
+
+
+def _norm_size(graph: Graph, node: Node) -> dict[str, LayerSize]:
+    """Count weight and bias of a batch norm, present or to be made when its running statistics are folded."""
+    channels = 4 * graph.params[next(iter(node.params.values()))].shape[0]
+    folds = "mean" in node.params or "var" in node.params
+    names = [node.params.get(r) or (f"{node.name}.{r}" if folds else None) for r in ("weight", "bias")]
+    return {name: LayerSize(0, 0, channels, channels) for name in names if name}

@@ -357,22 +357,23 @@ def _checked_index(index: Any) -> dict[str, Any]:
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Return the float arrays of an HDF5 file that pqnet did not write, such as activations recorded elsewhere.
+    """Return the arrays of an HDF5 file that pqnet did not write, such as activations recorded elsewhere.
 
     Parameters
     ----------
     path : str or path
-        HDF5 file of float16, float32 or float64 datasets; those in groups are named ``"group/name"``.
+        HDF5 file of datasets of floats up to float64, integers or booleans; those in groups are named
+        ``"group/name"``.
 
     Returns
     -------
     dict of str to array
-        In order of names and stored precision.
+        In order of names and with the stored dtypes.
 
     Raises
     ------
     FormatError
-        If the file is no HDF5 file, is damaged, or holds links or data that are not floats.
+        If the file is no HDF5 file, is damaged, or holds links or data that are not such numbers.
     PQNetError
         If the file is missing or cannot be read.
     """
@@ -387,14 +388,14 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     if not h5py.is_hdf5(name):
         raise FormatError(f"{name}: expected an HDF5 file, got {_content(first)}")
     try:
-        return _float_arrays(name)
+        return _plain_arrays(name)
     except FormatError as reason:
         raise FormatError(f"{name}: {reason}") from None
     except Exception as reason:  # h5py raises exceptions of many classes for malformed structures
         raise FormatError(f"{name}: the HDF5 data cannot be read: {reason}") from reason
 
 
-def _float_arrays(path: str) -> dict[str, np.ndarray]:
+def _plain_arrays(path: str) -> dict[str, np.ndarray]:
     arrays: dict[str, np.ndarray] = {}
     with h5py.File(path, "r") as file:
         links: dict[str, Any] = {}
@@ -405,9 +406,9 @@ def _float_arrays(path: str) -> dict[str, np.ndarray]:
             item = file[name]
             if isinstance(item, h5py.Group):
                 continue
-            if not isinstance(item, h5py.Dataset) or item.dtype.kind != "f" or item.dtype.itemsize > 8:
+            if not isinstance(item, h5py.Dataset) or item.dtype.kind not in "fiub" or item.dtype.itemsize > 8:
                 got = item.dtype if isinstance(item, h5py.Dataset) else "no dataset"
-                raise FormatError(f"{name!r}: expected float16, float32 or float64 numbers, got {got}")
+                raise FormatError(f"{name!r}: expected floats up to float64, integers or booleans, got {got}")
             if item.is_virtual or item.external:
                 raise FormatError(f"{name!r} keeps its data in another file; store the array itself")
             arrays[name] = np.asarray(item[()], item.dtype.newbyteorder("="))

@@ -14,7 +14,7 @@ from pqnet.graph.graph import Graph, Node, Param, ValueInfo
 from pqnet.graph.op import DTYPES, Attr, get_op
 from pqnet.io.container import Path, check_name, read_container, write_container
 
-__all__ = ["Golden", "load_graph", "save_graph"]
+__all__ = ["Golden", "load_graph", "relative_differences", "save_graph"]
 
 MAX_SIZE = 1 << 40  # of an axis
 MAX_DRAWN = 1 << 28  # float32 numbers that a golden record may draw: 1 GiB
@@ -74,8 +74,7 @@ class Golden:
         Parameters
         ----------
         inputs : dict of str to ValueInfo
-            All sizes known. Integer inputs become arrays of 0 and 1, which index any table of two rows; bool
-            inputs become True.
+            All sizes known. Integer inputs become zeros, which index any table; bool inputs become True.
         seed : int
         arrays : dict of str to array, optional
             Inputs to store as they are instead.
@@ -85,7 +84,7 @@ class Golden:
         PQNetError
             If the size of an input that has to be drawn is not a number.
         """
-        rng = np.random.default_rng(rng_seed(seed))
+        rng_seed(seed)
         shapes: dict[str, tuple[int, ...]] = {}
         stored = dict(arrays or {})
         for name, info in inputs.items():
@@ -95,7 +94,7 @@ class Golden:
             if info.dtype == "float32":
                 shapes[name] = shape
             else:
-                stored[name] = rng.integers(0, 2, shape) if info.dtype == "int64" else np.ones(shape, np.bool_)
+                stored[name] = np.zeros(shape, np.int64) if info.dtype == "int64" else np.ones(shape, np.bool_)
         return cls(shapes, seed if shapes else None, stored)
 
     def with_outputs(self, outputs: Mapping[str, np.ndarray]) -> Self:
@@ -107,6 +106,52 @@ class Golden:
         rng = np.random.default_rng(self.seed)
         drawn = {n: rng.standard_normal(shape, dtype=np.float32) for n, shape in self.shapes.items()}
         return {**drawn, **self.arrays}
+
+    def largest_difference(self, outputs: Mapping[str, np.ndarray]) -> float:
+        """Return the largest of `relative_differences` of outputs from the recorded ones."""
+        return max(relative_differences(outputs, self.outputs).values(), default=0.0)
+
+
+def relative_differences(outputs: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Compare the outputs of a network with those that are expected.
+
+    Parameters
+    ----------
+    outputs, expected : dict of str to array
+        The same names and shapes.
+
+    Returns
+    -------
+    dict of str to float
+        For each output the largest difference, relative to the largest finite magnitude of the expected array. Equal
+        infinities and NaN in the same places are no difference; where only one is finite it is infinite.
+
+    Raises
+    ------
+    PQNetError
+        If names or shapes differ.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from pqnet.io import relative_differences
+    >>> relative_differences({"y": np.array([1.0, np.nan])}, {"y": np.array([2.0, np.nan])})
+    {'y': 0.5}
+    """
+    if set(outputs) != set(expected):
+        raise error("outputs", f"the names {sorted(expected)}", sorted(outputs))
+    return {name: _relative_difference(name, outputs[name], want) for name, want in expected.items()}
+
+
+def _relative_difference(name: str, array: np.ndarray, want: np.ndarray) -> float:
+    if array.shape != want.shape:
+        raise error(f"output {name!r}", f"shape {want.shape}", array.shape)
+    a, b = array.astype(np.float64), want.astype(np.float64)
+    finite = np.isfinite(b)
+    if not np.isfinite(a[finite]).all() or not np.array_equal(a[~finite], b[~finite], equal_nan=True):
+        return math.inf
+    largest = np.abs(b[finite]).max(initial=0)
+    return float(np.abs(a[finite] - b[finite]).max(initial=0) / (largest or 1.0))
 
 
 def save_graph(path: Path, graph: Graph, golden: Golden | None = None) -> None:

@@ -36,7 +36,7 @@ class _Accumulator:
 
     def add(self, batches: list[Batch]) -> None:
         sweep(self.graph, batches, self.visit, self.threads)
-        self.samples += sum(len(next(iter(b.values()))) for b in batches)
+        self.samples += sum(max((len(a) for a in b.values() if a.ndim), default=1) for b in batches)
 
     def visit(self, node: Node, inputs: list[np.ndarray]) -> None:
         if node.name not in self.layers:

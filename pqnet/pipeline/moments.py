@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 METRICS = ("none", "pooled", "block")
-# Damping of a metric, as a share of its mean diagonal: directions that calibration never saw still cost a little.
+# Damping of block metrics, as a share of the mean diagonal: directions that calibration never saw cost a little.
 DAMPING = 1e-4
 # Larger inputs, and NaN, are those of a network that overflows: sums of their products would leave float32.
 LARGEST = 1e12
@@ -129,13 +129,16 @@ def diagonal_blocks(moment: np.ndarray, shape: tuple[int, ...], d: int, layout: 
 def build_metric(kind: str, blocks: np.ndarray) -> np.ndarray | None:
     """Turn mean second moments (G, M, d, d) into the metric of `pqnet.fit.fit_pq`.
 
-    ``none``: no metric. ``pooled``: their mean, as "And the Bit Goes Down" has it (its E-step over sampled
-    activations is a distance under this one matrix). ``block``: one matrix for each block position and group.
+    ``none``: no metric. ``pooled``: their mean, exactly as "And the Bit Goes Down" has it (its E-step over sampled
+    activations is a distance under this one matrix). ``block``: one matrix for each block position and group, damped
+    by 1e-4 of the mean diagonal of all, because one position sees little data and each codeword solves with few.
     """
     if _check.choice(kind, "metric", METRICS) == "none":
         return None
     d = blocks.shape[-1]
     pooled = blocks.mean((0, 1))
     level = np.trace(pooled) / d
-    damping = (DAMPING * level if level > 0 else 1.0) * np.eye(d)
-    return ((pooled if kind == "pooled" else blocks) + damping).astype(np.float32)
+    if level <= 0:  # a layer that only ever sees zeros
+        return np.eye(d, dtype=np.float32)
+    metric: np.ndarray = pooled if kind == "pooled" else blocks + DAMPING * level * np.eye(d)
+    return metric.astype(np.float32)

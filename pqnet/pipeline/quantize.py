@@ -13,7 +13,7 @@ from pqnet.codecs import FITTERS, Codec, Packed
 from pqnet.codecs.layout import block_columns
 from pqnet.errors import ConfigError
 from pqnet.graph import Graph, Node
-from pqnet.graph.passes import fold_norm_statistics
+from pqnet.graph.passes import fold_norm_statistics, separate_norm_statistics
 from pqnet.pipeline.batches import iterate_batches
 from pqnet.pipeline.moments import (
     METRICS,
@@ -26,7 +26,7 @@ from pqnet.pipeline.moments import (
 )
 from pqnet.pipeline.progress import progress_bar
 from pqnet.pipeline.recipe import Recipe, resolve_recipe
-from pqnet.pipeline.statistics import Statistics, check_layers
+from pqnet.pipeline.statistics import Statistics
 from pqnet.pipeline.sweep import sweep
 from pqnet.runtime import Model
 
@@ -42,6 +42,7 @@ class _Run:
     def __init__(
         self, graph: Graph, recipe: dict[str, Codec | None], metric: str, seed: int, threads: int, bar: "tqdm[Any]"
     ) -> None:
+        graph = separate_norm_statistics(graph)
         self.graph = replace(graph, params=dict(graph.params))
         self.codecs = {name: codec for name, codec in recipe.items() if codec is not None}
         self.metric, self.seed, self.threads, self.bar = metric, seed, threads, bar
@@ -73,9 +74,9 @@ class _Run:
         self.bar.update()
         return weight, fit.packed
 
-    def finish(self) -> Model:
+    def finish(self, reestimate_norm: bool) -> Model:
         graph = fold_norm_statistics(self.graph)
-        record = {"metric": self.metric, "seed": self.seed, "layers": self.report}
+        record = {"metric": self.metric, "seed": self.seed, "reestimate_norm": reestimate_norm, "layers": self.report}
         return Model(replace(graph, meta={**graph.meta, "quantization": record}))
 
 
@@ -157,12 +158,11 @@ class _FromData:
 
 def _from_statistics(run: _Run, statistics: Statistics) -> None:
     """Quantize every layer on its own, from the float network's moments."""
-    check_layers(run.graph, statistics)
-    for node in run.graph.layers().values():
-        if node.name not in run.codecs:
-            continue
-        codec, shape = run.codecs[node.name], tuple(run.graph.params[node.params["weight"]].shape)
-        moments = statistics.for_layer(node, shape)
+    layers = [node for node in run.graph.layers().values() if node.name in run.codecs]
+    shapes = [tuple(run.graph.params[node.params["weight"]].shape) for node in layers]
+    found = [statistics.for_layer(node, shape) for node, shape in zip(layers, shapes, strict=True)]  # all, before work
+    for node, shape, moments in zip(layers, shapes, found, strict=True):
+        codec = run.codecs[node.name]
         if node.op == "embedding":
             weight, packed = run.pack(node, None, _row_weights(run.metric, moments.mean * moments.count))
             _report_rows(run, node, weight, packed, moments.mean)
@@ -219,13 +219,13 @@ def quantize(
         A preset (``"small-blocks"``, ``"large-blocks"``, ``"transformer"``), or a codec for each layer, see `Recipe`.
     calibration : array, dict of arrays, iterable of either, or Statistics
         Data: layers are quantized in graph order, each from the inputs that the layers already quantized give it; the
-        whole takes about two forward passes, and memory for the activations of one layer for all samples.
+        whole takes about two forward passes, and memory for the values that later layers still need, of all samples.
         Statistics of `calibrate`: every layer on its own. None is enough for ``metric="none"``.
     metric : {"block", "pooled", "none"}
         What the search of codes minimises: ``none`` the error of the weights; ``pooled`` the output error under one
         d x d second moment for the layer, as "And the Bit Goes Down" does; ``block`` under one for each block position.
     reestimate_norm : bool
-        Measure the statistics of batch norms again behind the quantized layers; needs data.
+        Measure the statistics of all batch norms again, on what the quantized layers before them give; needs data.
     seed : int
     threads : int, optional
         Default: all cores. The bytes of the result do not depend on it.
@@ -276,4 +276,4 @@ def quantize(
         else:
             batches = list(iterate_batches(model.graph, calibration))
             sweep(run.graph, batches, _FromData(run, reestimate_norm).visit, run.threads)
-        return run.finish()
+        return run.finish(reestimate_norm)

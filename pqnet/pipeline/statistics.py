@@ -8,7 +8,7 @@ import numpy as np
 
 from pqnet import _check
 from pqnet.errors import FormatError, PQNetError
-from pqnet.graph import Graph, Node
+from pqnet.graph import Node
 from pqnet.io import read_container, write_container
 
 __all__ = ["Moments", "Statistics", "load_statistics"]
@@ -29,6 +29,10 @@ class Moments:
 
     mean: np.ndarray
     count: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mean", _check.float_array(self.mean, "Moments.mean", ndim=(1, 3)))
+        _check.integer(self.count, "Moments.count", 1)
 
 
 class Statistics:
@@ -89,12 +93,6 @@ def moment_shape(node: Node, shape: tuple[int, ...]) -> tuple[int, ...]:
         return (shape[0],)
     n_inputs = int(np.prod(shape[1:]))
     return (node.attrs.get("groups", 1), n_inputs, n_inputs)
-
-
-def check_layers(graph: Graph, statistics: Statistics) -> None:
-    """Raise PQNetError unless the statistics cover every layer of a graph."""
-    for node in graph.layers().values():
-        statistics.for_layer(node, tuple(graph.params[node.params["weight"]].shape))
 
 
 def _triangle(mean: np.ndarray) -> np.ndarray:

@@ -23,6 +23,8 @@ def sweep(graph: Graph, batches: Sequence[Batch], visit: Visit, threads: int) ->
     puts into ``graph.params`` is what the node then computes with. Nodes without inputs are not visited.
     """
     symbols = [graph.bind_symbols({n: a.shape for n, a in batch.items()}) for batch in batches]
+    for distinct in {tuple(s.items()): s for s in symbols}.values():
+        graph.infer_shapes(distinct)  # a network may fit some batch sizes only
     values: dict[str, list[np.ndarray]] = {name: [batch[name] for batch in batches] for name in graph.inputs}
     for node, done in zip(list(graph.nodes), values_to_free(graph), strict=True):
         if node.inputs:

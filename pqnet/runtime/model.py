@@ -19,6 +19,7 @@ from pqnet.runtime.execute import check_inputs, dense_param, run_graph, values_t
 
 __all__ = ["Model", "Signature", "load"]
 
+GOLDEN_BYTES = 8192
 Signature = dict[str, tuple[tuple[int | None, ...], str]]
 
 
@@ -95,7 +96,8 @@ class Model:
             Exactly the names of ``self.inputs``. Floats and integers become float32 where float32 is wanted;
             integers and booleans are never made from floats.
         threads : int, optional
-            Cores to use; default all. Any number of Python threads may call one model at once.
+            Cores to use; default all. Any number of Python threads may call one model at once. The last bits of large
+            products may depend on it, as BLAS decides.
 
         Returns
         -------
@@ -110,11 +112,12 @@ class Model:
         arrays = check_inputs(self._plan, inputs)
         with blas_limit(default_threads(threads)):
             outputs = run_graph(self._plan, self._free, arrays)
-        sources = [*arrays.values(), *(p for p in self._plan.params.values() if not isinstance(p, Packed))]
-        return {
-            name: out.copy() if any(np.may_share_memory(out, s) for s in sources) else np.asarray(out, order="C")
-            for name, out in outputs.items()
-        }
+        taken = [*arrays.values(), *(p for p in self._plan.params.values() if not isinstance(p, Packed))]
+        for name, out in outputs.items():
+            shared = not out.flags.writeable or any(np.may_share_memory(out, other) for other in taken)
+            outputs[name] = out.copy() if shared else np.asarray(out, order="C")
+            taken.append(outputs[name])
+        return outputs
 
     def size(self) -> SizeReport:
         """Return the bytes of the network as the papers count them."""
@@ -124,13 +127,18 @@ class Model:
         """Write the model to one HDF5 file; the file appears whole or not at all."""
         save_graph(path, self.graph, self.golden)
 
-    def record_golden(self, seed: int = 0) -> "Model":
-        """Return the model with a golden pair: seeded inputs and what this model gives for them now."""
+    def draw_golden(self, seed: int = 0) -> Golden:
+        """Return a golden pair: seeded inputs, and what this model gives for them now (on one thread)."""
         _check.rng_seed(seed)
         infos = self.graph.infer_shapes(self.graph.symbols)
         shapes = {name: ValueInfo(infos[name].shape, infos[name].dtype) for name in self.graph.inputs}
         golden = Golden.draw(shapes, seed)
-        return Model(self.graph, golden.with_outputs(self.run(golden.inputs())))
+        return golden.with_outputs(self.run(golden.inputs(), threads=1))
+
+    def with_golden(self, golden: Golden) -> "Model":
+        """Return the model with a golden pair for its file; one of over 8 KiB is left out: files stay small."""
+        nbytes = sum(a.nbytes for a in (*golden.arrays.values(), *golden.outputs.values()))
+        return Model(self.graph, golden if nbytes <= GOLDEN_BYTES else None)
 
     def __repr__(self) -> str:
         size = self.size()

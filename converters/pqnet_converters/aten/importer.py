@@ -157,8 +157,11 @@ class Importer:
         return self._stored[key]
 
     def layer_name(self, weight: Tensor) -> str:
-        """Return what users call a layer: its module's path, or its weight's name without the word weight."""
-        own = self.program.state_dict.get(f"{self.path}.weight")
+        """Return what users call a layer: its module's path, or its weight's name without the word weight.
+
+        The top module has no path: its layer is called after the operation.
+        """
+        own = self.program.state_dict.get(f"{self.path}.weight".lstrip("."))
         if weight.origin is None or (own is not None and self._named[_identity(own)] == weight.origin):
             return self.path
         return re.sub(r"[._]weight$", "", weight.origin)
