@@ -27,7 +27,7 @@ def top1(model: pqnet.Model, images: np.ndarray, labels: np.ndarray, batch: int)
     return 100 * float((np.concatenate(logits).argmax(1) == labels).mean())
 
 
-def cifar(test_images: int) -> None:
+def cifar(test_images: int, metrics: list[str]) -> None:
     import torch
 
     from pqnet_converters import from_torch
@@ -39,7 +39,7 @@ def cifar(test_images: int) -> None:
         model = from_torch(cifar_resnet_module(network), torch.zeros(2, 3, 32, 32))
         emit("cifar", network=network, preset="float32", top1=top1(model, images, labels, 100))
         for preset in ("small-blocks", "large-blocks"):
-            for metric in ("none", "pooled", "block"):
+            for metric in metrics:
                 start = time.perf_counter()
                 small = pqnet.quantize(model, preset, calibration, metric=metric, progress=False)
                 seconds = time.perf_counter() - start
@@ -84,9 +84,10 @@ def published() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--test-images", type=int, default=10000)
+    parser.add_argument("--metrics", nargs="*", default=["none", "pooled", "block"])
     args = parser.parse_args()
     emit("machine", **machine())
-    cifar(args.test_images)
+    cifar(args.test_images, args.metrics)
     published()
 
 

@@ -470,10 +470,6 @@ def plain_file(path: Path, fill: Callable[[h5py.File], None]) -> Path:
             "'c': expected floats up to float64, integers or booleans, got complex128",
         ),
         (
-            lambda f: f.create_dataset("l", data=np.ones(2, np.longdouble)),
-            "'l': expected floats up to float64, integers or booleans, got float128",
-        ),
-        (
             lambda f: f.create_dataset("s", data=["a"]),
             "'s': expected floats up to float64, integers or booleans, got object",
         ),

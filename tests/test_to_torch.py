@@ -46,7 +46,7 @@ def test_module_shares_decodes_and_names_parameters() -> None:
         ((), r"inputs: expected 1 tensors \(ids\), got 0"),
         ((torch.zeros(2),), r"input 'ids': expected a tensor of torch.int64, got torch.float32"),
         ((np.zeros(2, np.int64),), "input 'ids': expected a tensor of torch.int64, got ndarray"),
-        ((torch.zeros(2, 2, dtype=torch.int64),), r"input 'ids': expected shape \(any\), got \(2, 2\)"),
+        ((torch.zeros(2, 2, dtype=torch.int64),), r"input 'ids': expected shape \(any > 0\), got \(2, 2\)"),
     ],
 )
 def test_module_refuses_other_inputs(inputs: tuple[Any, ...], match: str) -> None:

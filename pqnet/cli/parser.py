@@ -37,7 +37,11 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=at_least(0, at_most=2**63 - 1), default=0, help="of everything random (default 0)"
     )
-    parser.add_argument("--threads", type=at_least(1), help="cores to use (default all); results do not depend on it")
+    parser.add_argument(
+        "--threads",
+        type=at_least(1),
+        help="cores to use (default all); quantization gives the same bytes for any number",
+    )
 
 
 def add_data(parser: argparse.ArgumentParser, flag: str, text: str, required: bool = True) -> None:

@@ -157,9 +157,10 @@ class Graph:
             if len(shape) != len(want):
                 raise PQNetError(f"input {name!r}: expected shape {_readable(want)}, got {shape}")
             for size, dim in zip(shape, want, strict=True):
+                free = isinstance(dim, str)
                 expected = symbols.setdefault(dim, size) if isinstance(dim, str) else dim
-                if size != expected or size < 1:
-                    where = f" ({dim!r} is {expected} in another input)" if isinstance(dim, str) and size > 0 else ""
+                if size != expected or (free and size < 1):
+                    where = f" ({dim!r} is {expected} in another input)" if free and size > 0 else ""
                     raise PQNetError(f"input {name!r}: expected shape {_readable(want)}, got {shape}{where}")
         return symbols
 
