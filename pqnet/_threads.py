@@ -37,8 +37,6 @@ _blas = _BlasState()
 
 @lru_cache(maxsize=1)
 def _controller() -> threadpoolctl.ThreadpoolController:
-    import scipy.linalg.blas  # noqa: F401  (so that SciPy's BLAS is among the controlled libraries)
-
     return threadpoolctl.ThreadpoolController()
 
 

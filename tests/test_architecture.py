@@ -20,7 +20,7 @@ TABLE: dict[str, set[str]] = {
     "pqnet/__main__.py": {"pqnet.cli"},
     "pqnet/errors.py": set(),
     "pqnet/_check.py": {"pqnet.errors", "numpy"},
-    "pqnet/_threads.py": {"pqnet.errors", "pqnet._check", "numba", "scipy", "threadpoolctl"},
+    "pqnet/_threads.py": {"pqnet.errors", "pqnet._check", "numba", "threadpoolctl"},
     "pqnet/kernels": {"numba", "numpy"},
     "pqnet/kernels/simd.py": {"llvmlite", "numba", "numpy"},
     "pqnet/codecs": {"pqnet._check", "pqnet.errors", "numpy"},

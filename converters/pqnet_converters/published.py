@@ -40,6 +40,12 @@ def _array(value: Any, where: str) -> np.ndarray:
     return np.ascontiguousarray(value.detach().numpy())
 
 
+def _layer(layers: Mapping[str, Layer], name: str, arch: str, where: str) -> Layer:
+    if name not in layers:
+        raise FormatError(f"{where}: no quantized layer of {arch}")
+    return layers[name]
+
+
 def _packed(layer: Layer, codes: Any, codebook: Any, where: str) -> PackedPQ:
     """Build a packed weight from codes of shape (O, M) and a codebook of shape (K, d)."""
     words = _array(codebook, f"{where} codebook")
@@ -92,9 +98,7 @@ def from_kill_the_bits(path: str | Path, arch: str) -> Model:
         if not isinstance(entry, dict):
             raise FormatError(f"{where}: expected a dict, got {type(entry).__name__}")
         if "centroids" in entry:
-            if name not in layers:
-                raise FormatError(f"{where}: no quantized layer of {arch}")
-            params[f"{name}.weight"] = _ktb_weight(layers[name], entry, where)
+            params[f"{name}.weight"] = _ktb_weight(_layer(layers, name, arch, where), entry, where)
         elif name == "fc_bias":
             params["fc.bias"] = _array(entry.get("bias"), where)
         elif unknown := set(entry) - set(NORM_FIELDS):
@@ -142,9 +146,8 @@ def from_pqf(path: str | Path, arch: str) -> Model:
         name, _, field = key.rpartition(".")
         where = f"{source}: {name}"
         if field == "codes_matrix":
-            if name not in layers:
-                raise FormatError(f"{where}: no quantized layer of {arch}")
-            params[f"{name}.weight"] = _packed(layers[name], value, data.get(f"{name}.codebook"), where)
+            layer = _layer(layers, name, arch, where)
+            params[f"{name}.weight"] = _packed(layer, value, data.get(f"{name}.codebook"), where)
         elif field != "codebook":
             params[key] = _array(value, f"{source}: {key}")
     return Model(resnet_graph(arch, params, source))

@@ -88,10 +88,6 @@ class Packed(ABC):
         """Bytes that the packed weight takes, in memory as in the file."""
         return self.code_nbytes + self.codebook_nbytes
 
-    @property
-    def ndim(self) -> int:
-        return len(self.shape)
-
     @abstractmethod
     def arrays(self) -> dict[str, np.ndarray]:
         """Return what a file stores: arrays by name."""

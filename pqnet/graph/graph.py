@@ -101,7 +101,7 @@ class Graph:
         for name, value in self.outputs.items():
             if value not in defined:
                 raise PQNetError(f"output {name!r}: value {value!r} is not defined")
-        used = {p for node in nodes for p in node.params.values()}
+        used = used_params(nodes)
         if unused := sorted(set(self.params) - used):
             raise PQNetError(f"parameters {unused[:5]} are used by no node")
         graph = replace(self, nodes=nodes, params=dict(self.params))
@@ -174,6 +174,11 @@ class Graph:
         other = {p for n, role, p in uses if not (n.op in WEIGHT_OPS and role == "weight")}
         names = {n.name for p, n in first.items() if p not in other}
         return {n.name: n for n in self.nodes if n.name in names}
+
+
+def used_params(nodes: Iterable[Node]) -> set[str]:
+    """Return the names of the parameters that nodes use."""
+    return {name for node in nodes for name in node.params.values()}
 
 
 def param_info(param: Param) -> Info:
@@ -251,6 +256,6 @@ class GraphBuilder:
 
     def build(self, outputs: Mapping[str, str], meta: Mapping[str, Any] | None = None) -> Graph:
         """Return the checked graph."""
-        used = {p for node in self.nodes for p in node.params.values()}
+        used = used_params(self.nodes)
         params = {n: p for n, p in self.params.items() if n in used}
         return Graph(self.inputs, dict(outputs), self.nodes, params, self.symbols, dict(meta or {})).validate()

@@ -8,7 +8,7 @@ from itertools import chain, count
 import numpy as np
 
 from pqnet.codecs import Packed
-from pqnet.graph.graph import Graph, Node, Param
+from pqnet.graph.graph import Graph, Node, Param, used_params
 
 __all__ = ["fold_norm_statistics", "merge_batch_norm", "separate_norm_statistics"]
 
@@ -30,7 +30,7 @@ def _affine(graph: Graph, node: Node) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _prune(graph: Graph) -> Graph:
-    used = {p for node in graph.nodes for p in node.params.values()}
+    used = used_params(graph.nodes)
     return replace(graph, params={n: p for n, p in graph.params.items() if n in used})
 
 
