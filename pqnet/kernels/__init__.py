@@ -36,5 +36,8 @@ def _cache_folder() -> Iterator[None]:
 
 
 with _cache_folder():
+    from pqnet.kernels import gemm as gemm
     from pqnet.kernels import kmeans as kmeans
     from pqnet.kernels import patches as patches
+    from pqnet.kernels import prepare as prepare
+    from pqnet.kernels import program as program

@@ -153,11 +153,173 @@ def _fused():
     return twin if config.DISABLE_JIT else fma
 
 
+def _head_mask(builder, vector, count):
+    """Return the LLVM mask of the lanes below ``count``."""
+    word = ir.IntType(32)
+    lanes = ir.Constant(ir.VectorType(word, WIDTH), list(range(WIDTH)))
+    empty = ir.Constant(ir.VectorType(word, WIDTH), ir.Undefined)
+    first = builder.insert_element(empty, builder.trunc(count, word), ir.Constant(word, 0))
+    spread = builder.shuffle_vector(first, empty, ir.Constant(ir.VectorType(word, WIDTH), [0] * WIDTH))
+    return builder.icmp_signed("<", lanes, spread)
+
+
+_MASKS = ir.VectorType(ir.IntType(1), WIDTH)
+
+
+def _head_loader():
+    def twin(array, index, count):
+        out = np.zeros(WIDTH, np.float32)
+        count = max(min(count, WIDTH), 0)
+        out[:count] = array[index : index + count]
+        return out
+
+    @intrinsic
+    def load_head(context, array, index, count):
+        def codegen(context, builder, signature, values):
+            pointer = _pointer(context, builder, signature.args[0], *values[:2], FLOATS)
+            kind = ir.FunctionType(FLOATS.llvm, [pointer.type, ir.IntType(32), _MASKS, FLOATS.llvm])
+            function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.masked.load.v{WIDTH}f32.p0")
+            zeros = ir.Constant(FLOATS.llvm, [0.0] * WIDTH)
+            mask = _head_mask(builder, FLOATS, values[2])
+            return builder.call(function, [pointer, ir.Constant(ir.IntType(32), 4), mask, zeros])
+
+        return FLOATS(array, types.intp, types.intp), codegen
+
+    return twin if config.DISABLE_JIT else load_head
+
+
+def _head_storer():
+    def twin(array, index, value, count):
+        count = max(min(count, WIDTH), 0)
+        array[index : index + count] = value[:count]
+
+    @intrinsic
+    def store_head(context, array, index, value, count):
+        def codegen(context, builder, signature, values):
+            pointer = _pointer(context, builder, signature.args[0], *values[:2], FLOATS)
+            kind = ir.FunctionType(ir.VoidType(), [FLOATS.llvm, pointer.type, ir.IntType(32), _MASKS])
+            function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.masked.store.v{WIDTH}f32.p0")
+            mask = _head_mask(builder, FLOATS, values[3])
+            builder.call(function, [values[2], pointer, ir.Constant(ir.IntType(32), 4), mask])
+            return context.get_dummy_value()
+
+        return types.void(array, types.intp, FLOATS, types.intp), codegen
+
+    return twin if config.DISABLE_JIT else store_head
+
+
+def _unary(name, twin):
+    """Return the lane-wise function of an LLVM intrinsic such as sqrt."""
+
+    @intrinsic
+    def operation(context, a):
+        def codegen(context, builder, signature, values):
+            kind = ir.FunctionType(FLOATS.llvm, [FLOATS.llvm])
+            function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}.v{WIDTH}f32")
+            return builder.call(function, values)
+
+        return FLOATS(FLOATS), codegen
+
+    return twin if config.DISABLE_JIT else operation
+
+
+def _larger_or_smaller(comparison, twin):
+    """Return maximum or minimum; NaN if either is, as NumPy's."""
+
+    @intrinsic
+    def operation(context, a, b):
+        def codegen(context, builder, signature, values):
+            a, b = values
+            chosen = builder.select(builder.fcmp_ordered(comparison, a, b), a, b)  # b if either is NaN
+            return builder.select(builder.fcmp_unordered("uno", a, a), a, chosen)
+
+        return FLOATS(FLOATS, FLOATS), codegen
+
+    return twin if config.DISABLE_JIT else operation
+
+
+def _exponent():
+    def twin(a):
+        return ((a.astype(np.int32) + 127) << 23).view(np.float32)
+
+    @intrinsic
+    def power_of_two(context, a):
+        def codegen(context, builder, signature, values):
+            def constant(number):
+                return ir.Constant(INTS.llvm, [number] * WIDTH)
+
+            whole = builder.fptosi(values[0], INTS.llvm)
+            return builder.bitcast(builder.shl(builder.add(whole, constant(127)), constant(23)), FLOATS.llvm)
+
+        return FLOATS(FLOATS), codegen
+
+    return twin if config.DISABLE_JIT else power_of_two
+
+
+def _summer():
+    def twin(a):
+        a = a.copy()
+        while a.size > 1:
+            a = a[: a.size // 2] + a[a.size // 2 :]
+        return a[0]
+
+    @intrinsic
+    def sum_lanes(context, a):
+        def codegen(context, builder, signature, values):
+            value, lanes = values[0], WIDTH
+            while lanes > 1:  # halves are added to halves: the order never depends on LLVM
+                lanes //= 2
+                word = ir.IntType(32)
+                halves = [
+                    builder.shuffle_vector(
+                        value, value, ir.Constant(ir.VectorType(word, lanes), list(range(start, start + lanes)))
+                    )
+                    for start in (0, lanes)
+                ]
+                value = builder.fadd(*halves)
+            return builder.extract_element(value, ir.Constant(ir.IntType(32), 0))
+
+        return types.float32(FLOATS), codegen
+
+    return twin if config.DISABLE_JIT else sum_lanes
+
+
+def _lane_copier(lanes):
+    """Return copy(source, i, target, j): exactly ``lanes`` floats, whatever WIDTH is."""
+
+    def twin(source, i, target, j):
+        target[j : j + lanes] = source[i : i + lanes]
+
+    @intrinsic
+    def copy(context, source, i, target, j):
+        def codegen(context, builder, signature, values):
+            kind = ir.VectorType(ir.FloatType(), lanes).as_pointer()
+            pointers = []
+            for at in (0, 2):
+                data = context.make_array(signature.args[at])(context, builder, values[at]).data
+                pointers.append(builder.bitcast(builder.gep(data, [values[at + 1]]), kind))
+            value = builder.load(pointers[0])
+            value.align = 4
+            builder.store(value, pointers[1]).align = 4
+            return context.get_dummy_value()
+
+        return types.void(source, types.intp, target, types.intp), codegen
+
+    return twin if config.DISABLE_JIT else copy
+
+
 load, store, splat = _loader(FLOATS), _storer(FLOATS), _splatter(FLOATS)
 load_int, store_int, splat_int = _loader(INTS), _storer(INTS), _splatter(INTS)
-add, subtract, multiply = (
-    _binary(FLOATS, name, twin) for name, twin in (("fadd", np.add), ("fsub", np.subtract), ("fmul", np.multiply))
+load_head, store_head = _head_loader(), _head_storer()  # the lanes below a count; loads give 0 in the others
+add, subtract, multiply, divide = (
+    _binary(FLOATS, name, twin)
+    for name, twin in (("fadd", np.add), ("fsub", np.subtract), ("fmul", np.multiply), ("fdiv", np.divide))
 )
+maximum, minimum = _larger_or_smaller(">", np.maximum), _larger_or_smaller("<", np.minimum)
+sqrt, round_even = _unary("sqrt", np.sqrt), _unary("rint", np.rint)
+sum_lanes = _summer()  # a float32
+power_of_two = _exponent()  # 2 ** a for whole a in -126..127
+copy4, copy8, copy16 = (_lane_copier(lanes) for lanes in (4, 8, 16))
 add_int = _binary(INTS, "add", np.add)
 fma = _fused()  # a * b + c
 select_less, select_less_int = _chooser(FLOATS), _chooser(INTS)

@@ -1,0 +1,3 @@
+"""How nodes become steps: one file a family of operations, registered by `builder.lowers`."""
+
+from pqnet.runtime.lower import products as products
