@@ -8,45 +8,42 @@ from pqnet.kernels.simd import WIDTH, add, fma, load, load_head, maximum, minimu
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def finish_row(sums, s, o, at, n, g, data, const):
-    # IN sums (.,) f4 from s: n sums of output o at dense positions at .. at + n; g: fields 11-22 of a layer step
-    # OUT data: the row of output o, nothing beside it
-    target = g[11] + o * g[12] + at
-    scale = splat(const[g[15] + o] if g[15] >= 0 else np.float32(1))
-    shift = splat(const[g[16] + o] if g[16] >= 0 else np.float32(0))
-    kind = g[21]
-    low = splat(np.float32(-np.inf) if kind not in (1, 2) else const[g[22]] if kind == 2 else np.float32(0))
-    high = splat(const[g[22] + 1] if kind == 2 else np.float32(np.inf))
-    whole = n // WIDTH * WIDTH
-    if g[17] < 0:
-        for j in range(0, whole, WIDTH):
-            v = fma(load(sums, s + j), scale, shift)
-            store(data, target + j, minimum(maximum(v, low), high))
-        if whole < n:
-            v = fma(load(sums, s + whole), scale, shift)
-            store_head(data, target + whole, minimum(maximum(v, low), high), n - whole)
-    else:
-        r = g[17] + o * g[18] + at
-        for j in range(0, whole, WIDTH):
-            v = add(fma(load(sums, s + j), scale, shift), load(data, r + j))
-            store(data, target + j, minimum(maximum(v, low), high))
-        if whole < n:
-            v = add(fma(load(sums, s + whole), scale, shift), load_head(data, r + whole, n - whole))
-            store_head(data, target + whole, minimum(maximum(v, low), high), n - whole)
-    if kind > 2:
-        activate_row(kind, data, target, n, const, g[22])
+def finish_rows(sums, s, step, rows, o, at, n, g, data, const):
+    # IN sums (.,) f4: rows x n sums, rows ``step`` apart from s, of outputs o.. at dense positions at .. at + n
+    # IN g: fields 11, 12 and 15-22 of a layer step; OUT data: the rows of these outputs, nothing beside them
+    out, out_step, scale_at, shift_at = g[11], g[12], g[15], g[16]
+    residual, residual_step, kind, parameters = g[17], g[18], g[21], g[22]
+    low = splat(np.float32(-np.inf) if kind not in (1, 2) else const[parameters] if kind == 2 else np.float32(0))
+    high = splat(const[parameters + 1] if kind == 2 else np.float32(np.inf))
+    for r in range(rows):
+        target = out + (o + r) * out_step + at
+        scale = splat(const[scale_at + o + r] if scale_at >= 0 else np.float32(1))
+        shift = splat(const[shift_at + o + r] if shift_at >= 0 else np.float32(0))
+        c = s + r * step
+        beside = residual + (o + r) * residual_step + at
+        for j in range(0, n, WIDTH):
+            v = fma(load(sums, c + j), scale, shift)
+            left = n - j
+            if residual >= 0:
+                v = add(v, load(data, beside + j) if left >= WIDTH else load_head(data, beside + j, left))
+            v = minimum(maximum(v, low), high)
+            if left >= WIDTH:
+                store(data, target + j, v)
+            else:
+                store_head(data, target + j, v, left)
+        if kind > 2:
+            activate_row(kind, data, target, n, const, parameters)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def finish_tile(sums, s, step, rows, o, b, q, n, g, data, const):
     # IN sums: rows x n sums, rows ``step`` apart, of outputs o.. at flat positions q.. of image b, junk columns and all
     pitch, width, image = g[9], g[10], g[13]
-    for r in range(rows):
-        p = q
-        while p < q + n:
-            y = p // pitch
-            column = p - y * pitch
-            if column < width:
-                count = min(width - column, q + n - p)
-                finish_row(sums, s + r * step + p - q, o + r, b * image + y * width + column, count, g, data, const)
-            p = (y + 1) * pitch
+    p = q
+    while p < q + n:
+        y = p // pitch
+        column = p - y * pitch
+        if column < width:
+            count = min(width - column, q + n - p)
+            finish_rows(sums, s + p - q, step, rows, o, b * image + y * width + column, count, g, data, const)
+        p = (y + 1) * pitch

@@ -8,36 +8,45 @@ weight never exists as a whole. Each sum runs over the pieces in their order, wh
 import numpy as np
 from numba import njit
 
-from pqnet.kernels.epilogue import finish_row
+from pqnet.kernels.epilogue import finish_rows
 from pqnet.kernels.simd import WIDTH, copy4, copy8, copy16, fma, load, load_head, splat, store, store_head, sum_lanes
 from pqnet.kernels.tile import LANES, ROWS, multiply_1, multiply_2, multiply_3
+
+FEW = WIDTH // 3  # positions that dot products compute faster than a vector
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def pack(x, image_step, image, pitch, width, p, n, rows, i0, index, data, target, t):
     # IN data: X[k, position] at x + image * image_step + y * pitch + column + index[i0 + k]; positions count the
-    # image * ... pixels of all images, ``image`` of them each in rows of ``width``
-    # OUT target from t: rows x LANES, row k holds positions p .. p + n
-    lane = 0
-    while lane < n:
-        b = (p + lane) // image
-        rest = (p + lane) - b * image
-        y = rest // width
-        column = rest - y * width
-        count = min(n - lane, width - column)
-        start = x + b * image_step + y * pitch + column
-        if count == LANES:
-            for k in range(rows):
-                at, to = start + index[i0 + k], t + k * LANES
-                store(target, to, load(data, at))
-                store(target, to + WIDTH, load(data, at + WIDTH))
-                store(target, to + 2 * WIDTH, load(data, at + 2 * WIDTH))
-        else:
+    # pixels of all images, ``image`` of them each in rows of ``width``
+    # OUT target from t: rows x LANES, row k holds positions p .. p + n; up to WIDTH more behind the last
+    b = p // image
+    y = (p - b * image) // width
+    column = p - b * image - y * width
+    start = x + b * image_step + y * pitch + column
+    if width - column >= n:
+        for k in range(rows):
+            at, to = start + index[i0 + k], t + k * LANES
+            store(target, to, load(data, at))
+            store(target, to + WIDTH, load(data, at + WIDTH))
+            store(target, to + 2 * WIDTH, load(data, at + 2 * WIDTH))
+        return
+    height = image // width
+    next_row, next_image = pitch - width, image_step - height * pitch
+    for k in range(rows):
+        # Whole vectors: what runs over the end of a row of pixels is overwritten by the next.
+        at, to, end, row = start + index[i0 + k], t + k * LANES, t + k * LANES + n, y
+        count = min(width - column, n)
+        while to < end:
             for j in range(0, count, WIDTH):
-                for k in range(rows):
-                    value = load(data, start + index[i0 + k] + j)
-                    store_head(target, t + k * LANES + lane + j, value, count - j)
-        lane += count
+                store(target, to + j, load(data, at + j))
+            to += count
+            at += count + next_row
+            row += 1
+            if row == height:
+                row = 0
+                at += next_image
+            count = min(width, end - to)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -47,36 +56,53 @@ def decode_panel(codes, first, step, outputs, n, wide, const, book, stride, d, t
     for r in range(outputs):
         to = t + r * row_step
         c = first + r * step
-        for m in range(n):
-            code = np.int64(codes[c + m])
-            if wide:
-                code = np.int64(codes[c + 2 * m]) | np.int64(codes[c + 2 * m + 1]) << 8
-            word = book + code * stride
-            if stride == 8:
-                copy8(const, word, target, to)
-            elif stride == 4:
-                copy4(const, word, target, to)
-            else:
+        if stride == 8 and not wide:
+            for m in range(0, n - 3, 4):
+                copy8(const, book + (np.int64(codes[c + m]) << 3), target, to)
+                copy8(const, book + (np.int64(codes[c + m + 1]) << 3), target, to + d)
+                copy8(const, book + (np.int64(codes[c + m + 2]) << 3), target, to + 2 * d)
+                copy8(const, book + (np.int64(codes[c + m + 3]) << 3), target, to + 3 * d)
+                to += 4 * d
+            for m in range(n & ~3, n):
+                copy8(const, book + (np.int64(codes[c + m]) << 3), target, to)
+                to += d
+        elif stride == 4 and not wide:
+            for m in range(n):
+                copy4(const, book + (np.int64(codes[c + m]) << 2), target, to)
+                to += d
+        else:
+            for m in range(n):
+                code = np.int64(codes[c + m])
+                if wide:
+                    code = np.int64(codes[c + 2 * m]) | np.int64(codes[c + 2 * m + 1]) << 8
                 for j in range(0, d, 16):
-                    copy16(const, word + j, target, to + j)
-            to += d
+                    copy16(const, book + code * stride + j, target, to + j)
+                to += d
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _dots(a, a0, row_step, x, x0, k, sums, s, step, fresh):
-    # One position: sums[s + r * step] (+)= sum_k A[r, k] * x[x0 + k], lanes along k
-    for r in range(ROWS):
+def _dots(a, a0, row_step, x, x0, column_step, columns, k, sums, s, step, fresh):
+    # A few positions: sums[s + r * step + c] (+)= sum_k A[r, k] * x[x0 + c * column_step + k], lanes along k
+    zero = splat(np.float32(0))
+    for r in range(0, ROWS, 2):
         row = a0 + r * row_step
-        u = splat(np.float32(0))
-        v = u
-        whole = k // (2 * WIDTH) * (2 * WIDTH)
-        for j in range(0, whole, 2 * WIDTH):
-            u = fma(load(a, row + j), load(x, x0 + j), u)
-            v = fma(load(a, row + j + WIDTH), load(x, x0 + j + WIDTH), v)
-        for j in range(whole, k, WIDTH):
-            u = fma(load_head(a, row + j, k - j), load_head(x, x0 + j, k - j), u)
-        total = sum_lanes(u) + sum_lanes(v)
-        sums[s + r * step] = total if fresh else sums[s + r * step] + total
+        for c in range(0, columns, 2):
+            at = x0 + c * column_step
+            u0, u1, v0, v1 = zero, zero, zero, zero
+            for j in range(0, k, WIDTH):
+                left = k - j
+                if left >= WIDTH:
+                    w0, w1 = load(a, row + j), load(a, row + row_step + j)
+                    x0_, x1_ = load(x, at + j), load(x, at + column_step + j)
+                else:
+                    w0, w1 = load_head(a, row + j, left), load_head(a, row + row_step + j, left)
+                    x0_, x1_ = load_head(x, at + j, left), load_head(x, at + column_step + j, left)
+                u0, u1, v0, v1 = fma(w0, x0_, u0), fma(w0, x1_, u1), fma(w1, x0_, v0), fma(w1, x1_, v1)
+            to = s + r * step + c
+            for i in range(4):
+                total = sum_lanes(u0 if i == 0 else u1 if i == 1 else v0 if i == 2 else v1)
+                place = to + (i & 1) + (i >> 1) * step
+                sums[place] = total if fresh else sums[place] + total
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -106,10 +132,13 @@ def gemm(task, g, data, const, codes, index, scratch):
             p = p_first + t * LANES
             pack(x, xb, image, pitch, width, p, min(LANES, p_last - p), rows, i0 + k_first, index, data, scratch,
                  t * piece * LANES)
-        single = (p_last - p_first) % LANES == 1
-        if single:
-            for j in range(rows):
-                scratch[column + j] = scratch[(n_tiles - 1) * piece * LANES + j * LANES]
+        # A last vector of few positions costs less as dot products: planes of 7 x 7 and 14 x 14 leave 1 and 4.
+        few = (p_last - p_first) % WIDTH
+        few = few if few <= FEW else 0
+        for c in range(few):
+            at = (n_tiles - 1) * piece * LANES + (p_last - p_first - few - (n_tiles - 1) * LANES) + c
+            for i in range(rows):
+                scratch[column + c * row_step + i] = scratch[at + i * LANES]
         for o in range(o_first, o_last, ROWS):
             if first_code >= 0:
                 c = first_code + (group * outputs + o) * code_row + k_first // d * code_bytes
@@ -125,14 +154,16 @@ def gemm(task, g, data, const, codes, index, scratch):
                 s = sums + ((o - o_first if k > piece else 0) * tiles + t * ROWS) * LANES
                 x0 = t * piece * LANES
                 add = np.int64(k_first > 0)
-                if n == 1 and single:
-                    _dots(a, a0, a_step, scratch, column, rows, scratch, s, LANES, k_first == 0)
-                elif n <= WIDTH:
-                    multiply_1(a, a0, a_step, 1, scratch, x0, rows, scratch, s, LANES, add)
-                elif n <= 2 * WIDTH:
-                    multiply_2(a, a0, a_step, 1, scratch, x0, rows, scratch, s, LANES, add)
-                else:
+                if few and t == n_tiles - 1:
+                    n -= few
+                    _dots(a, a0, a_step, scratch, column, row_step, few, rows, scratch, s + n, LANES, k_first == 0)
+                if n > 2 * WIDTH:
                     multiply_3(a, a0, a_step, 1, scratch, x0, rows, scratch, s, LANES, add)
+                elif n > WIDTH:
+                    multiply_2(a, a0, a_step, 1, scratch, x0, rows, scratch, s, LANES, add)
+                elif n > 0:
+                    multiply_1(a, a0, a_step, 1, scratch, x0, rows, scratch, s, LANES, add)
                 if last_piece:
-                    for r in range(min(ROWS, o_last - o)):
-                        finish_row(scratch, s + r * LANES, group * outputs + o + r, p, n, g, data, const)
+                    used = min(ROWS, o_last - o)
+                    n = min(LANES, p_last - p)
+                    finish_rows(scratch, s, LANES, used, group * outputs + o, p, n, g, data, const)

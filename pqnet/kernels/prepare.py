@@ -3,7 +3,7 @@
 import numpy as np
 from numba import njit
 
-from pqnet.kernels.simd import WIDTH, load, load_head, splat, store, store_head
+from pqnet.kernels.simd import WIDTH, keep, load, load_even, splat, store, store_head
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -17,6 +17,8 @@ def prepare(task, g, data, const, codes, index, scratch):
     channels, per_task = g[16], g[17]
     zero = splat(np.float32(0))
     for c in range(task * per_task, min((task + 1) * per_task, channels)):
+        end = out + (c + 1) * batch * phases * rows * columns
+        to = out + c * batch * phases * rows * columns
         for b in range(batch):
             for phase in range(phases):
                 py, px = index[table + 2 * phase], index[table + 2 * phase + 1]
@@ -24,22 +26,20 @@ def prepare(task, g, data, const, codes, index, scratch):
                 first = max(-((px - left) // sx), 0)
                 last = min((width - 1 - (px - left)) // sx + 1, columns)
                 for i in range(rows):
-                    to = out + (((c * batch + b) * phases + phase) * rows + i) * columns
                     y = i * sy + py - top
-                    inside = 0 <= y < height and last > first
-                    for j in range(0, first if inside else columns, WIDTH):
-                        store_head(data, to + j, zero, (first if inside else columns) - j)
-                    if not inside:
-                        continue
+                    inside = 0 <= y < height
                     start = x + c * channel + b * image + y * row + px - left
-                    if sx == 1:
-                        whole = first + (last - first) // WIDTH * WIDTH
-                        for j in range(first, whole, WIDTH):
-                            store(data, to + j, load(data, start + j))
-                        if whole < last:
-                            store_head(data, to + whole, load_head(data, start + whole, last - whole), last - whole)
-                    else:
+                    for j in range(0, columns, WIDTH):
+                        v = zero
+                        if inside and sx <= 2:
+                            # Loads may run over both ends of a row, into what is or was a value.
+                            v = load(data, start + j) if sx == 1 else load_even(data, start + 2 * j)
+                            v = keep(v, first - j, last - j)
+                        if to + j + WIDTH <= end:
+                            store(data, to + j, v)  # what runs over the end of the row is overwritten by the next
+                        else:
+                            store_head(data, to + j, v, columns - j)
+                    if inside and sx > 2:
                         for j in range(first, last):
                             data[to + j] = data[start + j * sx]
-                    for j in range(last, columns, WIDTH):
-                        store_head(data, to + j, zero, columns - j)
+                    to += columns

@@ -208,6 +208,23 @@ def _head_storer():
     return twin if config.DISABLE_JIT else store_head
 
 
+def _keeper():
+    def twin(a, first, last):
+        lanes = np.arange(WIDTH)
+        return np.where((lanes >= first) & (lanes < last), a, np.float32(0))
+
+    @intrinsic
+    def keep(context, a, first, last):
+        def codegen(context, builder, signature, values):
+            before, inside = (_head_mask(builder, FLOATS, count) for count in values[1:])
+            zeros = ir.Constant(FLOATS.llvm, [0.0] * WIDTH)
+            return builder.select(before, zeros, builder.select(inside, values[0], zeros))
+
+        return FLOATS(FLOATS, types.intp, types.intp), codegen
+
+    return twin if config.DISABLE_JIT else keep
+
+
 def _unary(name, twin):
     """Return the lane-wise function of an LLVM intrinsic such as sqrt."""
 
@@ -284,6 +301,25 @@ def _summer():
     return twin if config.DISABLE_JIT else sum_lanes
 
 
+def _even_loader():
+    def twin(array, index):
+        return array[index : index + 2 * WIDTH : 2].copy()
+
+    @intrinsic
+    def load_even(context, array, index):
+        def codegen(context, builder, signature, values):
+            first = _pointer(context, builder, signature.args[0], *values, FLOATS)
+            halves = [builder.load(first), builder.load(builder.gep(first, [ir.IntType(64)(1)]))]
+            for half in halves:
+                half.align = 4
+            lanes = ir.Constant(ir.VectorType(ir.IntType(32), WIDTH), [2 * i for i in range(WIDTH)])
+            return builder.shuffle_vector(*halves, lanes)
+
+        return FLOATS(array, types.intp), codegen
+
+    return twin if config.DISABLE_JIT else load_even
+
+
 def _lane_copier(lanes):
     """Return copy(source, i, target, j): exactly ``lanes`` floats, whatever WIDTH is."""
 
@@ -311,6 +347,8 @@ def _lane_copier(lanes):
 load, store, splat = _loader(FLOATS), _storer(FLOATS), _splatter(FLOATS)
 load_int, store_int, splat_int = _loader(INTS), _storer(INTS), _splatter(INTS)
 load_head, store_head = _head_loader(), _head_storer()  # the lanes below a count; loads give 0 in the others
+keep = _keeper()  # a in the lanes first <= lane < last, 0 in the others
+load_even = _even_loader()  # every other one of 2 * WIDTH floats
 add, subtract, multiply, divide = (
     _binary(FLOATS, name, twin)
     for name, twin in (("fadd", np.add), ("fsub", np.subtract), ("fmul", np.multiply), ("fdiv", np.divide))

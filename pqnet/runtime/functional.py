@@ -1,18 +1,33 @@
 """Single layers on plain arrays, with packed weights."""
 
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from pqnet import _check
-from pqnet._threads import blas_limit, default_threads
+from pqnet._threads import default_threads
 from pqnet.codecs import Packed
 from pqnet.graph import GraphBuilder, ValueInfo
-from pqnet.runtime.execute import run_graph, values_to_free
+from pqnet.runtime.engine import Engine
 
 __all__ = ["conv2d", "embedding", "linear"]
 
 MAX_STEP = 65535  # of stride, padding and dilation: no image is larger
+
+
+@dataclass(frozen=True)
+class _Same:
+    """A packed weight as a key: equal to itself only, and kept alive as long as its programs are."""
+
+    weight: Packed
+
+    def __hash__(self) -> int:
+        return id(self.weight)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.weight is self.weight
 
 
 def _pair(value: Any, name: str, low: int) -> tuple[int, int]:
@@ -22,16 +37,22 @@ def _pair(value: Any, name: str, low: int) -> tuple[int, int]:
     return _check.integer(pair[0], name, low, MAX_STEP), _check.integer(pair[1], name, low, MAX_STEP)
 
 
-def _layer(op: str, x: np.ndarray, packed: Any, bias: Any, threads: int | None, **attrs: Any) -> np.ndarray:
+@lru_cache(maxsize=64)
+def _engine(packed: _Same, op: str, shape: tuple[int, ...], dtype: str, attrs: tuple[tuple[str, Any], ...]) -> Engine:
+    builder = GraphBuilder({"x": ValueInfo(shape, dtype)})
+    return Engine(builder.build({"y": builder.add(op, "x", params={"weight": packed.weight}, **dict(attrs))}))
+
+
+def _layer(op: str, x: np.ndarray, packed: Any, bias: Any, threads: int | None, axis: int, **attrs: Any) -> np.ndarray:
     if not isinstance(packed, Packed):
         raise _check.error("packed", "a packed weight", _check.describe(packed), "codec.fit(weight) gives one")
-    params: dict[str, Any] = {"weight": packed}
     if bias is not None:
-        params["bias"] = _check.float_array(bias, "bias", shape=(packed.shape[0],))
-    builder = GraphBuilder({"x": ValueInfo(x.shape, x.dtype.name)})
-    graph = builder.build({"y": builder.add(op, "x", params=params, **attrs)})
-    with blas_limit(default_threads(threads)):
-        return run_graph(graph, values_to_free(graph), {"x": x})["y"]
+        bias = _check.float_array(bias, "bias", shape=(packed.shape[0],))
+    engine = _engine(_Same(packed), op, x.shape, x.dtype.name, tuple(attrs.items()))
+    out = engine.run({"x": x}, default_threads(threads))["y"]
+    if bias is not None:
+        out += bias.reshape(-1, 1, 1) if axis == 1 else bias
+    return out
 
 
 def linear(x: Any, packed: Packed, bias: Any = None, *, threads: int | None = None) -> np.ndarray:
@@ -55,7 +76,7 @@ def linear(x: Any, packed: Packed, bias: Any = None, *, threads: int | None = No
     >>> pqnet.linear(np.ones((5, 64)), packed).shape
     (5, 32)
     """
-    return _layer("linear", _check.float_array(x, "x", empty=True), packed, bias, threads)
+    return _layer("linear", _check.float_array(x, "x", empty=True), packed, bias, threads, -1)
 
 
 def conv2d(
@@ -98,6 +119,7 @@ def conv2d(
         packed,
         bias,
         threads,
+        1,
         stride=_pair(stride, "stride", 1),
         padding=(top, left, top, left),
         dilation=_pair(dilation, "dilation", 1),
@@ -124,4 +146,4 @@ def embedding(ids: Any, packed: Packed) -> np.ndarray:
     >>> pqnet.embedding([[3, 1, 4]], packed).shape
     (1, 3, 8)
     """
-    return _layer("embedding", _check.int_array(ids, "ids"), packed, None, None)
+    return _layer("embedding", _check.int_array(ids, "ids"), packed, None, None, -1)

@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 
 from pqnet import _check
-from pqnet._threads import blas_limit, default_threads
+from pqnet._threads import default_threads
 from pqnet.codecs import Packed
 from pqnet.errors import PQNetError
 from pqnet.graph import Graph, ValueInfo
 from pqnet.graph.passes import merge_batch_norm
 from pqnet.graph.size import SizeReport, measure_size
 from pqnet.io import Golden, load_graph, save_graph
-from pqnet.runtime.execute import check_inputs, dense_param, run_graph, values_to_free
+from pqnet.runtime.engine import Engine
+from pqnet.runtime.execute import check_inputs, dense_param
 
 __all__ = ["Model", "Signature", "load"]
 
@@ -52,8 +53,7 @@ class Model:
         self.golden = golden
         merged = merge_batch_norm(self.graph)
         params = {n: p if isinstance(p, Packed) else dense_param(p) for n, p in merged.params.items()}
-        self._plan = replace(merged, params=params)
-        self._free = values_to_free(self._plan)
+        self._engine = Engine(replace(merged, params=params))
 
     @property
     def inputs(self) -> Signature:
@@ -96,8 +96,8 @@ class Model:
             Exactly the names of ``self.inputs``. Floats and integers become float32 where float32 is wanted;
             integers and booleans are never made from floats.
         threads : int, optional
-            Cores to use; default all. Any number of Python threads may call one model at once. The last bits of large
-            products may depend on it, as BLAS decides.
+            Cores to use; default all. The result does not depend on it. Any number of Python threads may call one model
+            at once.
 
         Returns
         -------
@@ -109,15 +109,8 @@ class Model:
         PQNetError
             A missing or unknown name, wrong shape or dtype, NaN.
         """
-        arrays = check_inputs(self._plan, inputs)
-        with blas_limit(default_threads(threads)):
-            outputs = run_graph(self._plan, self._free, arrays)
-        taken = [*arrays.values(), *(p for p in self._plan.params.values() if not isinstance(p, Packed))]
-        for name, out in outputs.items():
-            shared = not out.flags.writeable or any(np.may_share_memory(out, other) for other in taken)
-            outputs[name] = out.copy() if shared else np.asarray(out, order="C")
-            taken.append(outputs[name])
-        return outputs
+        arrays = check_inputs(self.graph, inputs)
+        return self._engine.run(arrays, default_threads(threads))
 
     def size(self) -> SizeReport:
         """Return the bytes of the network as the papers count them."""

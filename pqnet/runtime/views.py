@@ -115,14 +115,14 @@ def place_buffers(buffers: Sequence[Buffer]) -> int:
     placed: list[Buffer] = []
     for buffer in sorted(buffers, key=lambda b: -b.size):
         size = -(-buffer.size // ALIGNMENT) * ALIGNMENT
-        at = 0
+        at = SLACK  # kernels may read a little before a value, too
         for other in sorted((p for p in placed if p.first <= buffer.last and buffer.first <= p.last), key=_start):
             if at + size <= other.offset:
                 break
             at = max(at, other.offset + -(-other.size // ALIGNMENT) * ALIGNMENT)
         buffer.offset = at
         placed.append(buffer)
-    return max((b.offset + b.size for b in placed), default=0)
+    return max((b.offset + b.size for b in placed), default=SLACK)
 
 
 def _start(buffer: Buffer) -> int:

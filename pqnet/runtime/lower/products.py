@@ -10,6 +10,7 @@ from pqnet.codecs.layout import block_columns
 from pqnet.graph import Node
 from pqnet.kernels.gemm import gemm
 from pqnet.kernels.prepare import prepare
+from pqnet.kernels.simd import WIDTH
 from pqnet.kernels.tile import LANES, ROWS
 from pqnet.runtime.builder import Builder, lowers
 from pqnet.runtime.lower.epilogue import absorb
@@ -19,6 +20,9 @@ __all__ = ["Product"]
 
 PIECE = 384  # of the reduction: a panel and three lines of each packed row stay in the first-level cache
 PACKED = 96 * 1024  # floats of packed positions a task: 384 KiB of the second-level cache
+# Cycles for each number of the reduction: packing a tile, decoding a panel of blocks of one, a register tile; of a task.
+PACK, DECODE, MULTIPLY, START = 5.0, 14.0, 12.5, 4000.0
+NARROW = 40  # columns of images of which packing would copy too short pieces
 SUMS = 48 * 1024  # floats of unfinished sums a task
 
 
@@ -82,6 +86,34 @@ def code_rows(packed: PackedPQ) -> np.ndarray:
     return np.ascontiguousarray(packed.codes).view(np.uint8)
 
 
+def gemm_blocks(k: int, d: int, outputs: int, groups: int, positions: int) -> tuple[list[int], int]:
+    """Return fields 30-38 of `kernels.gemm` and the floats of scratch: how the work is cut, from its sizes alone."""
+    pieces = -(-k // max(PIECE, d)) if k > PIECE + PIECE // 3 else 1
+    piece = -(-(k // d) // pieces) * d
+    total = -(-positions // LANES)
+    best: tuple[float, int, int] | None = None
+    for tiles in range(1, min(total, max(PACKED // (piece * LANES), 1), 12) + 1):
+        room = outputs if piece == k else max(SUMS // (tiles * LANES), ROWS)
+        for parts in (1, 2, 3, 4, 6, 8, 12, 16):
+            o_block = _up(-(-outputs // parts), ROWS)
+            if o_block > _up(room, ROWS) or (parts > 1 and o_block < 2 * ROWS):
+                continue
+            tasks = -(-total // tiles) * -(-outputs // o_block) * groups
+            panels = o_block // ROWS
+            task = tiles * PACK + panels * (DECODE / min(d, 8) + tiles * MULTIPLY) + START / k
+            cost = sum(-(-tasks // threads) * threads * task for threads in (2, 4))
+            best = min(best, (cost, tiles, o_block)) if best else (cost, tiles, o_block)
+    assert best is not None  # one output block of ROWS always fits
+    _, tiles, o_block = best
+    o_block = min(o_block, _up(outputs, ROWS))
+    q_tasks, o_tasks = -(-total // tiles), -(-outputs // o_block)
+    panel = tiles * piece * LANES + LANES
+    sums = panel + _up(ROWS * (piece + 16) + 64, 16)
+    column = sums + _up((o_block if piece < k else ROWS) * tiles * LANES, 16)
+    scratch = column + (WIDTH // 3 + 1) * (piece + 16) + 64
+    return [piece, o_block, tiles, o_tasks, positions, q_tasks, panel, sums, column], scratch
+
+
 def emit_gemm(b: Builder, p: Product) -> None:
     """Append decode + GEMM, or the dense product."""
     name, weight = p.node.params["weight"], p.weight
@@ -98,31 +130,15 @@ def emit_gemm(b: Builder, p: Product) -> None:
         rows = np.asarray(weight.decode() if isinstance(weight, Packed) else weight, np.float32).reshape(-1, k)
         # Behind the last output a tile reads rows of what follows; there is slack for them.
         own = [-1, b.constant((name, "dense"), lambda: np.concatenate([rows, np.zeros((ROWS, k), np.float32)])), 1, 0, 0, 0]
-    pieces = -(-k // max(PIECE, d)) if k > PIECE + PIECE // 3 else 1
-    piece = -(-(k // d) // pieces) * d
-    total = -(-p.positions // LANES)
-    most = max(PACKED // (piece * LANES), 1)
-    q_tasks = -(-total // min(most, 8))
-    tiles = -(-total // q_tasks)
-    q_tasks = -(-total // tiles)
-    wanted = max(-(-12 // (q_tasks * p.groups)), 1)
-    o_block = max(_up(-(-p.outputs // wanted), ROWS), 32)
-    if piece < k:
-        o_block = min(o_block, max(SUMS // (tiles * LANES) // ROWS * ROWS, ROWS))
-    o_block = min(o_block, _up(p.outputs, ROWS))
-    o_tasks = -(-p.outputs // o_block)
-    panel = tiles * piece * LANES
-    sums = panel + _up(ROWS * (piece + 16) + 64, 16)
-    column = sums + _up((o_block if piece < k else ROWS) * tiles * LANES, 16)
-    blocks = [piece, o_block, tiles, o_tasks, p.positions, q_tasks, panel, sums, column]
+    blocks, scratch = gemm_blocks(k, d, p.outputs, p.groups, p.positions)
     b.emit(
         gemm,
         p.node.name,
-        o_tasks * q_tasks * p.groups,
+        blocks[3] * blocks[5] * p.groups,
         [*p.fields(b, p.offsets[order]), *own, *blocks],
         reads=[p.x, *(v for v in p.tail if isinstance(v, View))],
         writes=[p.out],
-        scratch=column + piece + 64,
+        scratch=scratch,
         way="decode" if isinstance(weight, PackedPQ) else "dense",
     )
 
@@ -132,8 +148,13 @@ def _prepared(b: Builder, node: Node, x: View, kernel: tuple[int, int], size: tu
     a = b.attrs(node)
     (sh, sw), (dh, dw), (top, left) = a["stride"], a["dilation"], a["padding"][:2]
     taps = [(i * dh, j * dw) for i in range(kernel[0]) for j in range(kernel[1])]
-    phases = sorted({(y % sh, x % sw) for y, x in taps})
     rows, columns = (size[i] + (kernel[i] - 1) * a["dilation"][i] // a["stride"][i] for i in (0, 1))
+    # Narrow images get a copy for each column of the kernel, cut to the output's width: whole images are contiguous
+    # then. In wide ones a tap is a shift of the columns, and packing skips the margins.
+    narrow = columns > size[1] and size[1] < NARROW
+    places = [(y % sh, x if narrow else x % sw, y // sh, 0 if narrow else x // sw) for y, x in taps]
+    phases = sorted({place[:2] for place in places})
+    columns = size[1] if narrow else columns
     batch, channels, height, width = x.shape
     out = b.new((channels, batch, len(phases), rows, columns))
     per_task = max(-(-channels // 16), min(channels, -(-16384 // (batch * len(phases) * rows * columns))))
@@ -142,7 +163,7 @@ def _prepared(b: Builder, node: Node, x: View, kernel: tuple[int, int], size: tu
     fields += [sh, sw, batch, len(phases), b.indices(phases), channels, per_task]
     b.emit(prepare, f"{node.name} (padding)", tasks, fields, reads=[x], writes=[out])
     plane = rows * columns
-    offsets = [phases.index((y % sh, x % sw)) * plane + y // sh * columns + x // sw for y, x in taps]
+    offsets = [phases.index((py, px)) * plane + row * columns + column for py, px, row, column in places]
     return out, np.array(offsets)
 
 
@@ -164,7 +185,7 @@ def conv2d(b: Builder, node: Node, x: list[View]) -> View | None:
         channel, image_step, _, pitch = source.strides[:4]
     out = b.new((batch, o, height, width), (1, 0, 2, 3))
     image, flat = height * width, (height - 1) * pitch + width
-    if plain and (height == 1 or pitch == width):
+    if height == 1 or pitch == width:
         width = flat = pitch = image
         if batch == 1 or image_step == image:
             batch, image = 1, batch * image
