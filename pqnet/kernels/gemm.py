@@ -9,17 +9,19 @@ import numpy as np
 from numba import njit
 
 from pqnet.kernels.epilogue import finish_rows
-from pqnet.kernels.simd import WIDTH, copy4, copy8, copy16, fma, load, load_head, splat, store, store_head, sum_lanes
+from pqnet.kernels.simd import WIDTH, copy4, copy8, copy16, fma, load, load_head, prefetch, splat, store, store_head, sum_lanes
 from pqnet.kernels.tile import LANES, ROWS, multiply_1, multiply_2, multiply_3
 
+AHEAD = 4
 FEW = WIDTH // 3  # positions that dot products compute faster than a vector
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def pack(x, image_step, image, pitch, width, p, n, rows, i0, index, data, target, t):
+def pack(x, image_step, image, pitch, width, p, n, rows, i0, index, data, target, t, tile_step):
     # IN data: X[k, position] at x + image * image_step + y * pitch + column + index[i0 + k]; positions count the
     # pixels of all images, ``image`` of them each in rows of ``width``
-    # OUT target from t: rows x LANES, row k holds positions p .. p + n; up to WIDTH more behind the last
+    # OUT target from t: tiles of rows x LANES, tile_step apart, with positions p .. p + n; up to WIDTH more behind
+    # Row after row through all tiles: the source is read in long runs, which the cache fetches ahead.
     b = p // image
     y = (p - b * image) // width
     column = p - b * image - y * width
@@ -27,26 +29,39 @@ def pack(x, image_step, image, pitch, width, p, n, rows, i0, index, data, target
     if width - column >= n:
         for k in range(rows):
             at, to = start + index[i0 + k], t + k * LANES
-            store(target, to, load(data, at))
-            store(target, to + WIDTH, load(data, at + WIDTH))
-            store(target, to + 2 * WIDTH, load(data, at + 2 * WIDTH))
+            ahead = start + index[i0 + k + AHEAD] - at
+            for _ in range(0, n, LANES):
+                prefetch(data, at + ahead)
+                prefetch(data, at + ahead + 16)
+                prefetch(data, at + ahead + 32)
+                store(target, to, load(data, at))
+                store(target, to + WIDTH, load(data, at + WIDTH))
+                store(target, to + 2 * WIDTH, load(data, at + 2 * WIDTH))
+                at += LANES
+                to += tile_step
         return
     height = image // width
     next_row, next_image = pitch - width, image_step - height * pitch
     for k in range(rows):
-        # Whole vectors: what runs over the end of a row of pixels is overwritten by the next.
-        at, to, end, row = start + index[i0 + k], t + k * LANES, t + k * LANES + n, y
-        count = min(width - column, n)
-        while to < end:
-            for j in range(0, count, WIDTH):
-                store(target, to + j, load(data, at + j))
-            to += count
-            at += count + next_row
-            row += 1
-            if row == height:
-                row = 0
-                at += next_image
-            count = min(width, end - to)
+        at, row, left = start + index[i0 + k], y, width - column
+        for first in range(0, n, LANES):
+            # Whole vectors: what runs over the end of a row of pixels is overwritten by the next.
+            to = t + first // LANES * tile_step + k * LANES
+            end = to + min(LANES, n - first)
+            while to < end:
+                count = min(left, end - to)
+                for j in range(0, count, WIDTH):
+                    store(target, to + j, load(data, at + j))
+                to += count
+                at += count
+                left -= count
+                if left == 0:
+                    left = width
+                    at += next_row
+                    row += 1
+                    if row == height:
+                        row = 0
+                        at += next_image
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -128,15 +143,13 @@ def gemm(task, g, data, const, codes, index, scratch):
     for k_first in range(0, max(k, 1), piece):
         rows = min(piece, k - k_first)
         last_piece = k_first + piece >= k
-        for t in range(n_tiles):
-            p = p_first + t * LANES
-            pack(x, xb, image, pitch, width, p, min(LANES, p_last - p), rows, i0 + k_first, index, data, scratch,
-                 t * piece * LANES)
+        n = p_last - p_first
+        pack(x, xb, image, pitch, width, p_first, n, rows, i0 + k_first, index, data, scratch, 0, piece * LANES + LANES)
         # A last vector of few positions costs less as dot products: planes of 7 x 7 and 14 x 14 leave 1 and 4.
         few = (p_last - p_first) % WIDTH
         few = few if few <= FEW else 0
         for c in range(few):
-            at = (n_tiles - 1) * piece * LANES + (p_last - p_first - few - (n_tiles - 1) * LANES) + c
+            at = (n_tiles - 1) * (piece + 1) * LANES + (p_last - p_first - few - (n_tiles - 1) * LANES) + c
             for i in range(rows):
                 scratch[column + c * row_step + i] = scratch[at + i * LANES]
         for o in range(o_first, o_last, ROWS):
@@ -152,7 +165,7 @@ def gemm(task, g, data, const, codes, index, scratch):
                 p = p_first + t * LANES
                 n = min(LANES, p_last - p)
                 s = sums + ((o - o_first if k > piece else 0) * tiles + t * ROWS) * LANES
-                x0 = t * piece * LANES
+                x0 = t * (piece + 1) * LANES
                 add = np.int64(k_first > 0)
                 if few and t == n_tiles - 1:
                     n -= few

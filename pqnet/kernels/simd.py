@@ -320,6 +320,26 @@ def _even_loader():
     return twin if config.DISABLE_JIT else load_even
 
 
+def _prefetcher():
+    def twin(array, index):
+        pass
+
+    @intrinsic
+    def prefetch(context, array, index):
+        def codegen(context, builder, signature, values):
+            data = context.make_array(signature.args[0])(context, builder, values[0]).data
+            place = builder.bitcast(builder.gep(data, [values[1]]), ir.IntType(8).as_pointer())
+            word = ir.IntType(32)
+            kind = ir.FunctionType(ir.VoidType(), [place.type, word, word, word])
+            function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+            builder.call(function, [place, word(0), word(3), word(1)])
+            return context.get_dummy_value()
+
+        return types.void(array, types.intp), codegen
+
+    return twin if config.DISABLE_JIT else prefetch
+
+
 def _lane_copier(lanes):
     """Return copy(source, i, target, j): exactly ``lanes`` floats, whatever WIDTH is."""
 
@@ -348,6 +368,7 @@ load, store, splat = _loader(FLOATS), _storer(FLOATS), _splatter(FLOATS)
 load_int, store_int, splat_int = _loader(INTS), _storer(INTS), _splatter(INTS)
 load_head, store_head = _head_loader(), _head_storer()  # the lanes below a count; loads give 0 in the others
 keep = _keeper()  # a in the lanes first <= lane < last, 0 in the others
+prefetch = _prefetcher()  # bring the cache line of an element near; any index will do
 load_even = _even_loader()  # every other one of 2 * WIDTH floats
 add, subtract, multiply, divide = (
     _binary(FLOATS, name, twin)

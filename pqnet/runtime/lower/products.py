@@ -21,7 +21,7 @@ __all__ = ["Product"]
 PIECE = 384  # of the reduction: a panel and three lines of each packed row stay in the first-level cache
 PACKED = 96 * 1024  # floats of packed positions a task: 384 KiB of the second-level cache
 # Cycles for each number of the reduction: packing a tile, decoding a panel of blocks of one, a register tile; of a task.
-PACK, DECODE, MULTIPLY, START = 5.0, 14.0, 12.5, 4000.0
+PACK, DECODE, MULTIPLY, START = 10.0, 16.0, 12.5, 8000.0
 NARROW = 40  # columns of images of which packing would copy too short pieces
 SUMS = 48 * 1024  # floats of unfinished sums a task
 
@@ -107,7 +107,7 @@ def gemm_blocks(k: int, d: int, outputs: int, groups: int, positions: int) -> tu
     _, tiles, o_block = best
     o_block = min(o_block, _up(outputs, ROWS))
     q_tasks, o_tasks = -(-total // tiles), -(-outputs // o_block)
-    panel = tiles * piece * LANES + LANES
+    panel = tiles * (piece + 1) * LANES + LANES
     sums = panel + _up(ROWS * (piece + 16) + 64, 16)
     column = sums + _up((o_block if piece < k else ROWS) * tiles * LANES, 16)
     scratch = column + (WIDTH // 3 + 1) * (piece + 16) + 64
