@@ -41,3 +41,4 @@ with _cache_folder():
     from pqnet.kernels import patches as patches
     from pqnet.kernels import prepare as prepare
     from pqnet.kernels import program as program
+    from pqnet.kernels import winograd as winograd

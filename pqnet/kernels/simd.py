@@ -320,6 +320,27 @@ def _even_loader():
     return twin if config.DISABLE_JIT else load_even
 
 
+def _zip_storer():
+    def twin(array, index, a, b):
+        array[index : index + 2 * WIDTH : 2] = a
+        array[index + 1 : index + 2 * WIDTH : 2] = b
+
+    @intrinsic
+    def store_zipped(context, array, index, a, b):
+        def codegen(context, builder, signature, values):
+            target = _pointer(context, builder, signature.args[0], *values[:2], FLOATS)
+            for half in range(2):
+                pairs = [i // 2 + (WIDTH if i % 2 else 0) for i in range(half * WIDTH, (half + 1) * WIDTH)]
+                lanes = ir.Constant(ir.VectorType(ir.IntType(32), WIDTH), pairs)
+                value = builder.shuffle_vector(values[2], values[3], lanes)
+                builder.store(value, builder.gep(target, [ir.IntType(64)(half)])).align = 4
+            return context.get_dummy_value()
+
+        return types.void(array, types.intp, FLOATS, FLOATS), codegen
+
+    return twin if config.DISABLE_JIT else store_zipped
+
+
 def _prefetcher():
     def twin(array, index):
         pass
@@ -368,6 +389,7 @@ load, store, splat = _loader(FLOATS), _storer(FLOATS), _splatter(FLOATS)
 load_int, store_int, splat_int = _loader(INTS), _storer(INTS), _splatter(INTS)
 load_head, store_head = _head_loader(), _head_storer()  # the lanes below a count; loads give 0 in the others
 keep = _keeper()  # a in the lanes first <= lane < last, 0 in the others
+store_zipped = _zip_storer()  # a0 b0 a1 b1 ..: 2 * WIDTH floats
 prefetch = _prefetcher()  # bring the cache line of an element near; any index will do
 load_even = _even_loader()  # every other one of 2 * WIDTH floats
 add, subtract, multiply, divide = (

@@ -1,0 +1,243 @@
+"""3 x 3 convolutions of stride 1 by Winograd's F(2 x 2, 3 x 3): 16 products for 4 outputs instead of 36.
+
+    Y = A' [ (G g G') * (B' d B) ] A
+
+summed over channels between the brackets, for every 4 x 4 patch d, 2 apart, of the input; the 16 numbers of the
+transformed patches make 16 matrix products. What makes it right for codes: a spatial codeword of 9 m numbers is m
+whole filters, so the codebook is transformed once, when the model is loaded, and decoding reads transformed weights. Codewords
+of channels are transformed after decoding, d channels at a time.
+"""
+
+import numpy as np
+from numba import njit
+
+from pqnet.kernels.epilogue import finish_rows
+from pqnet.kernels.simd import WIDTH, add, copy16, load, load_even, multiply, splat, store, store_zipped, subtract
+from pqnet.kernels.tile import LANES, ROWS, multiply_1, multiply_2, multiply_3
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _transform_input(x, channel, image, pitch, high, across, p, n, c_first, c_last, data, target, row, plane):
+    # IN data: channel c of image b at x + c * channel + b * image, rows of ``pitch``; patches p .. p + n in the order
+    # image, ``high``, ``across``. OUT target: number xi of patch p + j, channel c at row + xi * plane + c * LANES + j
+    b = p // (high * across)
+    y = (p - b * high * across) // across
+    column = p - (b * high + y) * across
+    start = x + b * image + 2 * y * pitch + 2 * column
+    next_row, next_image = 2 * (pitch - across), image - 2 * high * pitch
+    for c in range(c_first, c_last):
+        lane, left, ty, patch = 0, across - column, y, start + c * channel
+        while lane < n:
+            count = min(left, n - lane)
+            for j in range(0, count, WIDTH):
+                at = patch + 2 * j
+                to = row + (c - c_first) * LANES + lane + j
+                # B' d down each column of the patch, then along the rows.
+                d0, d1 = load_even(data, at), load_even(data, at + pitch)
+                d2, d3 = load_even(data, at + 2 * pitch), load_even(data, at + 3 * pitch)
+                e0, f0, g0, h0 = subtract(d0, d2), add(d1, d2), subtract(d2, d1), subtract(d1, d3)
+                d0, d1 = load_even(data, at + 1), load_even(data, at + pitch + 1)
+                d2, d3 = load_even(data, at + 2 * pitch + 1), load_even(data, at + 3 * pitch + 1)
+                e1, f1, g1, h1 = subtract(d0, d2), add(d1, d2), subtract(d2, d1), subtract(d1, d3)
+                d0, d1 = load_even(data, at + 2), load_even(data, at + pitch + 2)
+                d2, d3 = load_even(data, at + 2 * pitch + 2), load_even(data, at + 3 * pitch + 2)
+                e2, f2, g2, h2 = subtract(d0, d2), add(d1, d2), subtract(d2, d1), subtract(d1, d3)
+                d0, d1 = load_even(data, at + 3), load_even(data, at + pitch + 3)
+                d2, d3 = load_even(data, at + 2 * pitch + 3), load_even(data, at + 3 * pitch + 3)
+                e3, f3, g3, h3 = subtract(d0, d2), add(d1, d2), subtract(d2, d1), subtract(d1, d3)
+                # Whole vectors: what runs over the end of a row of patches is overwritten by the next.
+                store(target, to, subtract(e0, e2))
+                store(target, to + plane, add(e1, e2))
+                store(target, to + 2 * plane, subtract(e2, e1))
+                store(target, to + 3 * plane, subtract(e1, e3))
+                store(target, to + 4 * plane, subtract(f0, f2))
+                store(target, to + 5 * plane, add(f1, f2))
+                store(target, to + 6 * plane, subtract(f2, f1))
+                store(target, to + 7 * plane, subtract(f1, f3))
+                store(target, to + 8 * plane, subtract(g0, g2))
+                store(target, to + 9 * plane, add(g1, g2))
+                store(target, to + 10 * plane, subtract(g2, g1))
+                store(target, to + 11 * plane, subtract(g1, g3))
+                store(target, to + 12 * plane, subtract(h0, h2))
+                store(target, to + 13 * plane, add(h1, h2))
+                store(target, to + 14 * plane, subtract(h2, h1))
+                store(target, to + 15 * plane, subtract(h1, h3))
+            lane += count
+            patch += 2 * count + next_row
+            left = across
+            ty += 1
+            if ty == high:
+                ty = 0
+                patch += next_image
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _decode_spatial(codes, first, n, wide, const, book, step, target, to):
+    # Codewords of step / 16 transformed filters each, one after the other
+    for m in range(n):
+        code = np.int64(codes[first + m])
+        if wide:
+            code = np.int64(codes[first + 2 * m]) | np.int64(codes[first + 2 * m + 1]) << 8
+        word = book + code * step
+        for j in range(0, step, 16):
+            copy16(const, word + j, target, to + j)
+        to += step
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _decode_channel(codes, first, tap, n, wide, const, book, step, d, target, to, plane):
+    # Nine codewords of d channels, codes ``tap`` bytes apart, make 16 x d transformed weights, numbers plane apart
+    half = splat(np.float32(0.5))
+    size = 2 if wide else 1
+    for m in range(n):
+        for c in range(0, d, WIDTH):
+            k = first + m * size
+            code = np.int64(codes[k]) | (np.int64(codes[k + 1]) << 8 if wide else 0)
+            g00 = load(const, book + code * step + c)
+            k = first + m * size + 1 * tap
+            code = np.int64(codes[k]) | (np.int64(codes[k + 1]) << 8 if wide else 0)
+            g01 = load(const, book + code * step + c)
+            k = first + m * size + 2 * tap
+            code = np.int64(codes[k]) | (np.int64(codes[k + 1]) << 8 if wide else 0)
+            g02 = load(const, book + code * step + c)
+            k = first + m * size + 3 * tap
+            code = np.int64(codes[k]) | (np.int64(codes[k + 1]) << 8 if wide else 0)
+            g10 = load(const, book + code * step + c)
+            k = first + m * size + 4 * tap
+            code = np.int64(codes[k]) | (np.int64(codes[k + 1]) << 8 if wide else 0)
+            g11 = load(const, book + code * step + c)
+            k = first + m * size + 5 * tap
+            code = np.int64(codes[k]) | (np.int64(codes[k + 1]) << 8 if wide else 0)
+            g12 = load(const, book + code * step + c)
+            k = first + m * size + 6 * tap
+            code = np.int64(codes[k]) | (np.int64(codes[k + 1]) << 8 if wide else 0)
+            g20 = load(const, book + code * step + c)
+            k = first + m * size + 7 * tap
+            code = np.int64(codes[k]) | (np.int64(codes[k + 1]) << 8 if wide else 0)
+            g21 = load(const, book + code * step + c)
+            k = first + m * size + 8 * tap
+            code = np.int64(codes[k]) | (np.int64(codes[k + 1]) << 8 if wide else 0)
+            g22 = load(const, book + code * step + c)
+            # G g down the columns, then along the rows
+            s, t = multiply(half, add(g00, g20)), multiply(half, g10)
+            p10, p20 = add(s, t), subtract(s, t)
+            s, t = multiply(half, add(g01, g21)), multiply(half, g11)
+            p11, p21 = add(s, t), subtract(s, t)
+            s, t = multiply(half, add(g02, g22)), multiply(half, g12)
+            p12, p22 = add(s, t), subtract(s, t)
+            at = to + m * d + c
+            s, t = multiply(half, add(g00, g02)), multiply(half, g01)
+            store(target, at, g00)
+            store(target, at + plane, add(s, t))
+            store(target, at + 2 * plane, subtract(s, t))
+            store(target, at + 3 * plane, g02)
+            s, t = multiply(half, add(p10, p12)), multiply(half, p11)
+            store(target, at + 4 * plane, p10)
+            store(target, at + 5 * plane, add(s, t))
+            store(target, at + 6 * plane, subtract(s, t))
+            store(target, at + 7 * plane, p12)
+            s, t = multiply(half, add(p20, p22)), multiply(half, p21)
+            store(target, at + 8 * plane, p20)
+            store(target, at + 9 * plane, add(s, t))
+            store(target, at + 10 * plane, subtract(s, t))
+            store(target, at + 11 * plane, p22)
+            s, t = multiply(half, add(g20, g22)), multiply(half, g21)
+            store(target, at + 12 * plane, g20)
+            store(target, at + 13 * plane, add(s, t))
+            store(target, at + 14 * plane, subtract(s, t))
+            store(target, at + 15 * plane, g22)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _finish(sums, s, rows, o, p, n, high, across, stage, g, data, const):
+    # A' m A of patches p .. p + n for ``rows`` outputs: number xi of row r at s + (xi * ROWS + r) * LANES
+    height, width, image = g[39], g[10], g[13]
+    first_image = p // (high * across)
+    first_row = (p - first_image * high * across) // across
+    first_column = p - (first_image * high + first_row) * across
+    for r in range(rows):
+        lane, b, ty, tx = 0, first_image, first_row, first_column
+        while lane < n:
+            count = min(across - tx, n - lane)
+            for j in range(0, count, WIDTH):
+                at = s + r * LANES + lane + j
+                m0, m1 = load(sums, at), load(sums, at + 4 * ROWS * LANES)
+                m2, m3 = load(sums, at + 8 * ROWS * LANES), load(sums, at + 12 * ROWS * LANES)
+                u0, v0 = add(add(m0, m1), m2), subtract(subtract(m1, m2), m3)
+                m0, m1 = load(sums, at + 1 * ROWS * LANES), load(sums, at + 5 * ROWS * LANES)
+                m2, m3 = load(sums, at + 9 * ROWS * LANES), load(sums, at + 13 * ROWS * LANES)
+                u1, v1 = add(add(m0, m1), m2), subtract(subtract(m1, m2), m3)
+                m0, m1 = load(sums, at + 2 * ROWS * LANES), load(sums, at + 6 * ROWS * LANES)
+                m2, m3 = load(sums, at + 10 * ROWS * LANES), load(sums, at + 14 * ROWS * LANES)
+                u2, v2 = add(add(m0, m1), m2), subtract(subtract(m1, m2), m3)
+                m0, m1 = load(sums, at + 3 * ROWS * LANES), load(sums, at + 7 * ROWS * LANES)
+                m2, m3 = load(sums, at + 11 * ROWS * LANES), load(sums, at + 15 * ROWS * LANES)
+                u3, v3 = add(add(m0, m1), m2), subtract(subtract(m1, m2), m3)
+                store_zipped(sums, stage + 2 * j, add(add(u0, u1), u2), subtract(subtract(u1, u2), u3))
+                below = stage + 2 * LANES + 2 * WIDTH
+                store_zipped(sums, below + 2 * j, add(add(v0, v1), v2), subtract(subtract(v1, v2), v3))
+            pixels = min(2 * count, width - 2 * tx)
+            at = b * image + 2 * ty * width + 2 * tx
+            finish_rows(sums, stage, 0, 1, o + r, at, pixels, g, data, const)
+            if 2 * ty + 1 < height:
+                finish_rows(sums, stage + 2 * LANES + 2 * WIDTH, 0, 1, o + r, at + width, pixels, g, data, const)
+            lane += count
+            tx = 0
+            ty += 1
+            if ty == high:
+                ty = 0
+                b += 1
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def winograd(task, g, data, const, codes, index, scratch):
+    # A layer step (fields 0-22) on planes padded by ``prepare`` to whole patches. 24 codes offset or -1: dense weight,
+    # transformed, [output][number][channel]; 25 codebook or dense weight, 26 d, 27 codeword stride, 28 bytes a code,
+    # 29 bytes a row of codes, 30 channels a piece of the sum, 31 channels a panel, 32 outputs a task, 33 tasks along
+    # the outputs, 34 patches in all, 35 rows and 36 columns of patches, 37 layout: 1 channel, 0 spatial, 38 channel
+    # step of the input, 39 height of the output, 40 scratch: panel, 41 scratch: sums, 42 scratch: two rows of pixels
+    x, image, pitch, channels, outputs = g[0], g[1], g[9], g[23], g[5]
+    first_code, book, d, stride, wide, code_row = g[24], g[25], g[26], g[27], g[28] == 2, g[29]
+    piece, chunk, o_block, o_tasks, patches, high, across = g[30], g[31], g[32], g[33], g[34], g[35], g[36]
+    channel_layout, channel, panel, sums, stage = g[37] == 1, g[38], g[40], g[41], g[42]
+    p = task // o_tasks * LANES
+    n = min(LANES, patches - p)
+    o_first = task % o_tasks * o_block
+    o_last = min(o_first + o_block, outputs)
+    plane = piece * LANES + WIDTH
+    size = 2 if wide else 1
+    for c_first in range(0, channels, piece):
+        c_last = min(c_first + piece, channels)
+        _transform_input(x, channel, image, pitch, high, across, p, n, c_first, c_last, data, scratch, 0, plane)
+        for o in range(o_first, o_last, ROWS):
+            used = min(ROWS, o_last - o)
+            s = sums + (16 * (o - o_first) * LANES if piece < channels else 0)
+            for c in range(c_first, c_last, chunk):
+                k = min(chunk, c_last - c)
+                if first_code < 0:
+                    a, a0, row_step, number, k_step = const, book + o * 16 * channels + c, 16 * channels, channels, 1
+                else:
+                    a, a0 = scratch, panel
+                    if channel_layout:
+                        row_step, number, k_step = 16 * (chunk + 16), chunk + 16, 1
+                    else:
+                        row_step, number, k_step = 16 * chunk + 16, 1, 16
+                    for r in range(used):
+                        row = first_code + (o + r) * code_row
+                        to = panel + r * row_step
+                        if channel_layout:
+                            _decode_channel(codes, row + c // d * size, channels // d * size, k // d, wide, const, book,
+                                            stride, d, scratch, to, number)
+                        else:
+                            _decode_spatial(codes, row + c * 9 // d * size, k * 9 // d, wide, const, book, stride,
+                                            scratch, to)
+                for xi in range(16):
+                    at, to, more = (c - c_first) * LANES + xi * plane, s + xi * ROWS * LANES, np.int64(c > 0)
+                    if n > 2 * WIDTH:
+                        multiply_3(a, a0 + xi * number, row_step, k_step, scratch, at, k, scratch, to, LANES, more)
+                    elif n > WIDTH:
+                        multiply_2(a, a0 + xi * number, row_step, k_step, scratch, at, k, scratch, to, LANES, more)
+                    else:
+                        multiply_1(a, a0 + xi * number, row_step, k_step, scratch, at, k, scratch, to, LANES, more)
+            if c_last == channels:
+                _finish(scratch, s, used, o, p, n, high, across, stage, g, data, const)
