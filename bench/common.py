@@ -12,6 +12,7 @@ import numba
 import numpy as np
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+REST = 0.05  # seconds; ONNX Runtime spins for about 1 ms, OpenMP of PyTorch for some
 
 
 def machine() -> dict[str, Any]:
@@ -42,3 +43,22 @@ def paired_medians(first: Callable[[], Any], second: Callable[[], Any], runs: in
             function()
             into.append(time.perf_counter() - start)
     return statistics.median(times[0]), statistics.median(times[1])
+
+
+def interleaved(functions: dict[str, Callable[[], Any]], runs: int, block: int = 5) -> dict[str, float]:
+    """Return the median seconds of each function over at least ``runs`` runs, taken in blocks in turn.
+
+    Engines keep their threads spinning for some milliseconds after a run, which would slow the next engine on the same
+    cores; so turns are blocks, and a block begins with a rest and one run that is not counted (caches, sleeping
+    threads). That every engine meets the same slow and fast phases of the machine is what the turns are for.
+    """
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(-(-runs // block)):
+        for name, function in functions.items():
+            time.sleep(REST)
+            function()
+            for _ in range(block):
+                start = time.perf_counter()
+                function()
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}

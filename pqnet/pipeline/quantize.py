@@ -151,7 +151,8 @@ class _FromData:
         count = sum(n for _, _, n in parts)
         mean = np.sum([total for total, _, _ in parts], axis=0) / count
         square = np.sum([squares for _, squares, _ in parts], axis=0) / count
-        var = np.maximum(square - mean**2, 0.0) * (count / max(count - 1, 1))
+        with np.errstate(invalid="ignore"):  # of infinite inputs, which the next layer names
+            var = np.maximum(square - mean**2, 0.0) * (count / max(count - 1, 1))
         self.run.graph.params[node.params["mean"]] = mean.astype(np.float32)
         self.run.graph.params[node.params["var"]] = var.astype(np.float32)
 

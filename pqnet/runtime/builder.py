@@ -12,10 +12,14 @@ from pqnet.graph import Graph, Node
 from pqnet.graph.op import Info, get_op, resolve_attrs
 from pqnet.runtime.views import SLACK, Buffer, View
 
-__all__ = ["LOWERINGS", "Builder", "Copy", "HostStep", "Step", "Store", "Upload", "aligned", "lowers"]
+__all__ = ["LOWERINGS", "Builder", "Choose", "Copy", "HostStep", "Step", "Store", "Upload", "aligned", "lowers"]
 
 Field = int | View
 LOWERINGS: dict[str, Callable[["Builder", Node, list[View]], View | tuple[View, ...] | None]] = {}
+
+
+# Picks one of the ways to run a layer; given the node, the shape of its input and the expected cost of each way.
+Choose = Callable[[Graph, Node, tuple[int, ...], Mapping[str, float]], str]
 
 
 def lowers(*ops: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -117,8 +121,8 @@ class Store:
 class Builder:
     """Collects the steps of one graph at known sizes."""
 
-    def __init__(self, graph: Graph, symbols: Mapping[str, int], store: Store) -> None:
-        self.graph, self.symbols, self.store = graph, dict(symbols), store
+    def __init__(self, graph: Graph, symbols: Mapping[str, int], store: Store, choose: Choose) -> None:
+        self.graph, self.symbols, self.store, self.choose = graph, dict(symbols), store, choose
         self.infos = graph.infer_shapes(symbols)
         self.steps: list[Step | HostStep | Upload | Copy] = []
         self.buffers: list[Buffer] = []

@@ -10,9 +10,11 @@ from pqnet._threads import blas_limit
 from pqnet.graph import Graph
 from pqnet.runtime.builder import Store
 from pqnet.runtime.plan import Plan, Workspace
+from pqnet.runtime.tuning import Tuner
 
 __all__ = ["Engine"]
 
+_TUNER = Tuner()
 PLANS = 16  # input shapes whose programs are kept
 
 
@@ -36,7 +38,7 @@ class Engine:
         key = tuple(sorted(symbols.items()))
         with self._lock:
             if key not in self._plans:
-                self._plans[key] = Plan(self.graph, symbols, self._store)
+                self._plans[key] = Plan(self.graph, symbols, self._store, _TUNER)
                 if len(self._plans) > PLANS:
                     self._plans.popitem(last=False)
             self._plans.move_to_end(key)

@@ -12,11 +12,12 @@ from pqnet.graph import Graph
 from pqnet.graph.op import Info
 from pqnet.kernels.program import DONE, STATE_WORDS, TICKET, kernel_address, run_steps
 from pqnet.runtime import lower as lower
-from pqnet.runtime.builder import LOWERINGS, Builder, Copy, HostStep, Step, Store, Upload, aligned
+from pqnet.runtime.builder import LOWERINGS, Builder, Choose, Copy, HostStep, Step, Store, Upload, aligned
 from pqnet.runtime.execute import dense_param, evaluate_node, node_params
+from pqnet.runtime.tuning import rule
 from pqnet.runtime.views import SLACK, View, place_buffers
 
-__all__ = ["Plan", "Workspace"]
+__all__ = ["Kernels", "Plan", "Workspace"]
 
 FIELDS = 48  # of a step's geometry
 
@@ -63,11 +64,13 @@ class Plan:
         Sizes of the free axes.
     store : Store
         Parameters as kernels read them, shared by the plans of a model.
+    choose : callable
+        Picks the way to run a layer, see `runtime.tuning`.
     """
 
-    def __init__(self, graph: Graph, symbols: Mapping[str, int], store: Store) -> None:
+    def __init__(self, graph: Graph, symbols: Mapping[str, int], store: Store, choose: Choose = rule) -> None:
         self.graph, self.symbols = graph, dict(symbols)
-        b = Builder(graph, symbols, store)
+        b = Builder(graph, symbols, store, choose)
         for node in graph.nodes:
             if not b.is_done(node):
                 _lower(b, node)

@@ -11,13 +11,20 @@ from pqnet.runtime.builder import Builder
 from pqnet.runtime.lower.product import Product, code_rows, codebook_floats, codeword_step, round_up
 from pqnet.runtime.views import View
 
-__all__ = ["emit_gemm"]
+__all__ = ["MULTIPLY", "emit_gemm", "gemm_cost"]
 
 PIECE = 384  # of the reduction: a panel and three lines of each packed row stay in the first-level cache
 PACKED = 96 * 1024  # floats of packed positions a task: 384 KiB of the second-level cache
 # Cycles for each number of the reduction: packing a tile, decoding a panel of blocks of one, a register tile; of a task.
 PACK, DECODE, MULTIPLY, START = 10.0, 16.0, 12.5, 8000.0
 SUMS = 48 * 1024  # floats of unfinished sums a task
+
+
+def gemm_cost(k: int, d: int, outputs: int, groups: int, positions: int) -> float:
+    """Return about how many cycles of one core the product takes."""
+    (_, o_block, tiles, o_tasks, _, q_tasks, *_), _ = gemm_blocks(k, d, outputs, groups, positions)
+    panels = -(-o_block // ROWS)
+    return groups * k * o_tasks * q_tasks * (tiles * PACK + panels * (DECODE / min(d, 8) + tiles * MULTIPLY))
 
 
 def gemm_blocks(k: int, d: int, outputs: int, groups: int, positions: int) -> tuple[list[int], int]:

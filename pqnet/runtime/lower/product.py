@@ -9,7 +9,7 @@ from pqnet.graph import Node
 from pqnet.runtime.builder import Builder
 from pqnet.runtime.views import View
 
-__all__ = ["Product", "code_rows", "codebook_floats", "codeword_step", "round_up"]
+__all__ = ["Product", "block_size", "code_rows", "codebook_floats", "codeword_step", "round_up"]
 
 
 @dataclass
@@ -53,6 +53,11 @@ class Product:
 def round_up(size: int, to: int) -> int:
     """Return the least multiple of ``to`` that is not below ``size``."""
     return -(-size // to) * to
+
+
+def block_size(weight: np.ndarray | Packed) -> int:
+    """Return d of a weight whose codes kernels read, 1 for any other."""
+    return weight.codec.d if isinstance(weight, PackedPQ) else 1
 
 
 def codeword_step(d: int) -> int:

@@ -8,9 +8,9 @@ from pqnet.graph import Node
 from pqnet.kernels.prepare import prepare
 from pqnet.runtime.builder import Builder, lowers
 from pqnet.runtime.lower.epilogue import absorb
-from pqnet.runtime.lower.gemm import emit_gemm
-from pqnet.runtime.lower.product import Product
-from pqnet.runtime.lower.winograd import emit_winograd, winograd_fits, winograd_pays
+from pqnet.runtime.lower.gemm import emit_gemm, gemm_cost
+from pqnet.runtime.lower.product import Product, block_size
+from pqnet.runtime.lower.winograd import emit_winograd, winograd_cost, winograd_fits
 from pqnet.runtime.views import View
 
 NARROW = 40  # columns of images of which packing would copy too short pieces
@@ -60,8 +60,11 @@ def conv2d(b: Builder, node: Node, x: list[View]) -> View | None:
     batch, _, height, width = b.info(node.outputs[0]).shape
     source = x[0] if x[0].strides[3] == 1 or x[0].shape[3] == 1 else b.dense(x[0], (1, 0, 2, 3))
     patches = (height + 1) // 2, (width + 1) // 2
-    fast = winograd_fits(weight, a) and winograd_pays(weight.shape, batch * patches[0] * patches[1])
-    if fast:
+    ways = {"decode": gemm_cost(prod(weight.shape[1:]), block_size(weight), o // groups, groups, batch * height * width)}
+    if winograd_fits(weight, a):
+        ways["winograd"] = winograd_cost(weight, batch * patches[0] * patches[1])
+    way = b.choose(b.graph, node, x[0].shape, ways)
+    if way == "winograd":
         source = _planes(b, node, source, (2 * patches[0] + 2, 2 * patches[1] + 2), [(0, 0)])
         channel, image_step, _, pitch = source.strides[:4]
         shifts = np.zeros(1, np.int64)
@@ -79,13 +82,13 @@ def conv2d(b: Builder, node: Node, x: list[View]) -> View | None:
     tail = absorb(b, node, fits, 1)
     own = tail.fields(b, node.name, 0 if tail.residual is None else tail.residual.strides[1])
     offsets = (np.arange(c)[:, None] * channel + shifts).reshape(-1)
-    rows = _Rows(batch, height, width, image_step, pitch, whole=not fast)
+    rows = _Rows(batch, height, width, image_step, pitch, whole=way != "winograd")
     product = Product(
         *(node, weight, source, rows.image_step, c * channel, offsets, o // groups, groups),
         *(rows.batch, (rows.height - 1) * rows.pitch + rows.width, rows.pitch, rows.width, rows.height * rows.width),
         *(out, out.strides[1], own),
     )
-    if fast:
+    if way == "winograd":
         emit_winograd(b, product, source, patches, height)
     else:
         emit_gemm(b, product)

@@ -11,15 +11,20 @@ from pqnet.kernels.simd import WIDTH
 from pqnet.kernels.tile import LANES, ROWS
 from pqnet.kernels.winograd import winograd
 from pqnet.runtime.builder import Builder
+from pqnet.runtime.lower.gemm import MULTIPLY
 from pqnet.runtime.lower.product import Product, code_rows, codebook_floats, codeword_step, round_up
 from pqnet.runtime.views import View
 
-__all__ = ["emit_winograd", "winograd_fits", "winograd_pays"]
+__all__ = ["emit_winograd", "winograd_cost", "winograd_fits"]
 
 TRANSFORM = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
 WHOLE = 128  # channels up to which transformed patches fit the second-level cache beside the rest
 PIECE, CHUNK = 64, 32
 OUTPUTS = 64
+
+# Cycles: the register tile with strided weights against the plain one; a weight's 16 numbers, a channel's 48 patches, an
+# output's 48 patches.
+STRIDED, DECODE_SPATIAL, DECODE_CHANNEL, PATCHES, FINISH = 1.2, 8.0, 14.0, 300.0, 600.0
 
 
 def winograd_fits(weight: np.ndarray | Packed, a: Attrs) -> bool:
@@ -32,9 +37,15 @@ def winograd_fits(weight: np.ndarray | Packed, a: Attrs) -> bool:
     return True
 
 
-def winograd_pays(shape: tuple[int, ...], patches: int) -> bool:
-    """Tell whether the algorithm is expected to be faster than the plain product."""
-    return patches >= LANES and min(shape[:2]) >= 16
+def winograd_cost(weight: np.ndarray | Packed, patches: int) -> float:
+    """Return about how many cycles of one core the convolution takes."""
+    outputs, channels = weight.shape[:2]
+    tasks, panels = -(-patches // LANES), -(-outputs // ROWS)
+    decode = 0.0
+    if isinstance(weight, PackedPQ):
+        decode = DECODE_CHANNEL if weight.codec.layout == "channel" else DECODE_SPATIAL
+    inner = panels * (16 * MULTIPLY * STRIDED + ROWS * decode)
+    return tasks * (channels * (inner + PATCHES) + outputs * FINISH)
 
 
 def transformed(filters: np.ndarray) -> np.ndarray:
