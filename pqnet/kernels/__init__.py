@@ -39,6 +39,7 @@ with _cache_folder():
     CACHE_FOLDER = config.CACHE_DIR
     from pqnet.kernels import gemm as gemm
     from pqnet.kernels import kmeans as kmeans
+    from pqnet.kernels import kmeans_rows as kmeans_rows
     from pqnet.kernels import patches as patches
     from pqnet.kernels import prepare as prepare
     from pqnet.kernels import program as program

@@ -1,197 +1,254 @@
 """k-means under a quadratic metric: half distance h(n, k) = (v - c)' G (v - c) / 2 with G = metric[group[n]].
 
 Written as h = half_norm[n] + offset[group[n], k] - y[n] . c[k] with y = G v, half_norm = v' G v / 2 and
-offset[m, k] = c[k]' G_m c[k] / 2, so that one kernel serves no metric, one metric and one metric a group.
+offset[m, k] = c[k]' G_m c[k] / 2, so that one kernel serves no metric, one metric and one metric a group; half_norm
+does not decide which codeword is nearest and is left out.
+
+Blocks are taken in tiles of TILE that share a metric, coordinate by coordinate: number j of lane l of tile t is
+x[(t * D + j) * TILE + l]. Codewords come negated and padded to KP > K by such of very large offset.
 """
 
 import numpy as np
 from numba import njit, prange
 
-from pqnet.kernels.simd import WIDTH, fma, load, select_less, select_less_int, splat, splat_int, store, store_int
-
-TILE = 2 * WIDTH  # blocks that are compared with the codebook at once
-
-
-@njit(cache=True, nogil=True, error_model="numpy", parallel=True)
-def transform_rows(v, group, metric, chunk, out_y, out_half_norm):
-    # IN v (N, D) f4, group (N,) i4, metric (M, D, D) f4; OUT y (N, D) f4, half_norm (N,) f4
-    n, d = v.shape
-    for c in prange((n + chunk - 1) // chunk):
-        for i in range(c * chunk, min((c + 1) * chunk, n)):
-            g = group[i]
-            total = np.float64(0.0)
-            for a in range(d):
-                s = np.float64(0.0)
-                for b in range(d):
-                    s += np.float64(metric[g, a, b]) * np.float64(v[i, b])
-                out_y[i, a] = s
-                total += s * np.float64(v[i, a])
-            out_half_norm[i] = np.float64(0.5) * total
+from pqnet.kernels.kmeans_search import GROUP, TILE, VECTORS, append_up_to, least_lane, search
+from pqnet.kernels.simd import (
+    WIDTH,
+    add,
+    fma,
+    load,
+    minimum,
+    multiply,
+    select_less,
+    splat,
+    store,
+    subtract,
+)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _nearest_in_tile(x, at, words, d, offset, out_half, out_codes, to):
-    # The lanes are two vectors of blocks, four codewords at a time: 8 running sums, 6 loads for 8 multiply-adds.
-    # IN x: coordinate j of the tile's blocks at x[at + j * TILE]; words: four codewords interleaved, negated
-    best0 = splat(np.float32(3.4e38))
-    best1 = best0
-    code0 = splat_int(np.int32(0))
-    code1 = code0
-    for q in range(offset.size // 4):
-        a0 = splat(offset[4 * q])
-        b0 = splat(offset[4 * q + 1])
-        c0 = splat(offset[4 * q + 2])
-        d0 = splat(offset[4 * q + 3])
-        a1, b1, c1, d1 = a0, b0, c0, d0
-        w = 4 * d * q
-        p = at
-        for _ in range(d):
-            x0, x1 = load(x, p), load(x, p + WIDTH)
-            s = splat(words[w])
-            a0, a1 = fma(s, x0, a0), fma(s, x1, a1)
-            s = splat(words[w + 1])
-            b0, b1 = fma(s, x0, b0), fma(s, x1, b1)
-            s = splat(words[w + 2])
-            c0, c1 = fma(s, x0, c0), fma(s, x1, c1)
-            s = splat(words[w + 3])
-            d0, d1 = fma(s, x0, d0), fma(s, x1, d1)
-            w += 4
-            p += TILE
-        # In the order of the codewords and only if less: ties keep the lowest index.
-        k = splat_int(np.int32(4 * q))
-        code0, best0 = select_less_int(a0, best0, k, code0), select_less(a0, best0, a0, best0)
-        code1, best1 = select_less_int(a1, best1, k, code1), select_less(a1, best1, a1, best1)
-        k = splat_int(np.int32(4 * q + 1))
-        code0, best0 = select_less_int(b0, best0, k, code0), select_less(b0, best0, b0, best0)
-        code1, best1 = select_less_int(b1, best1, k, code1), select_less(b1, best1, b1, best1)
-        k = splat_int(np.int32(4 * q + 2))
-        code0, best0 = select_less_int(c0, best0, k, code0), select_less(c0, best0, c0, best0)
-        code1, best1 = select_less_int(c1, best1, k, code1), select_less(c1, best1, c1, best1)
-        k = splat_int(np.int32(4 * q + 3))
-        code0, best0 = select_less_int(d0, best0, k, code0), select_less(d0, best0, d0, best0)
-        code1, best1 = select_less_int(d1, best1, k, code1), select_less(d1, best1, d1, best1)
-    store(out_half, to, best0)
-    store(out_half, to + WIDTH, best1)
-    store_int(out_codes, to, code0)
-    store_int(out_codes, to + WIDTH, code1)
+def _gather_tile(v, rows, t, out):
+    # IN rows (tiles * TILE,) i4, -1 where there is none, or of size 0: blocks in their own order
+    n, d = v.shape
+    first = t * TILE if rows.size == 0 else rows[t * TILE]
+    for lane in range(TILE):
+        row = t * TILE + lane
+        if rows.size:
+            row = rows[row]
+        row = row if 0 <= row < n else first  # an empty lane repeats the first: nothing changes in the tile
+        for j in range(d):
+            out[j * TILE + lane] = v[row, j]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _transform_tile(metric, x, tmp, out):
+    # OUT y = G v of a tile; sums in float64, TMP (TILE,) f8
+    d = metric.shape[0]
+    for a in range(d):
+        tmp[:] = 0.0
+        for b in range(d):
+            factor = np.float64(metric[a, b])
+            column = x[b * TILE : (b + 1) * TILE]
+            for lane in range(TILE):
+                tmp[lane] += factor * np.float64(column[lane])
+        column = out[a * TILE : (a + 1) * TILE]
+        for lane in range(TILE):
+            column[lane] = tmp[lane]
 
 
 @njit(cache=True, nogil=True, error_model="numpy", parallel=True)
 def nearest_in_tiles(
-    x, tile_group, tile_rows, half_norm, words, d, offset, chunk, tmp_half, tmp_codes, out_codes, out_half
+    v, rows, tile_group, metric, words, offset, ids, groups, chunk, tmp_x, tmp_half, tmp_sums, tmp_codes, out_codes
 ):
-    # IN x (tiles * D * TILE) f4, tile_group (tiles,) i4: the blocks of a tile share a metric, tile_rows (tiles, TILE)
-    # i4: their rows, -1 where there is none, words (KP * D) f4, offset (M, KP) f4 with KP = K padded by large offsets;
-    # TMP half (chunks, TILE) f4, codes (chunks, TILE) i4; OUT codes (N,) i4, half (N,) f4
+    # IN v (N, D) f4, rows (tiles * TILE,) i4: the blocks of the tiles (see _gather_tile), tile_group (tiles,) i4,
+    # metric (M, D, D) f4 or of size 0, words (KP * D) f4, offset (M, KP) f4, ids: the GROUP * groups codewords to look
+    # at, i4; TMP x (chunks, 2, D * TILE) f4, half (chunks, 2 * TILE) f4, sums (chunks, TILE) f8, codes (chunks, TILE)
+    # i4; OUT codes (N,) i4
+    n, d = v.shape
+    flat = offset.reshape(-1)
+    kp = offset.shape[1]
     tiles = tile_group.size
     for c in prange((tiles + chunk - 1) // chunk):
-        half, codes = tmp_half[c], tmp_codes[c]
+        codes, x = tmp_codes[c], tmp_x[c, 0]
         for t in range(c * chunk, min((c + 1) * chunk, tiles)):
-            _nearest_in_tile(x, t * d * TILE, words, d, offset[tile_group[t]], half, codes, 0)
+            _gather_tile(v, rows, t, x)
+            y = x
+            if metric.size:
+                y = tmp_x[c, 1]
+                _transform_tile(metric[tile_group[t]], x, tmp_sums[c], y)
+            search(y, 0, words, d, flat, tile_group[t] * kp, ids, groups, tmp_half[c], 0, tmp_half[c], TILE, codes)
             for lane in range(TILE):
-                row = tile_rows[t, lane]
-                if row >= 0:
+                row = t * TILE + lane
+                if rows.size:
+                    row = rows[row]
+                if 0 <= row < n:
                     out_codes[row] = codes[lane]
-                    out_half[row] = max(half[lane] + half_norm[row], np.float32(0.0))
 
 
 @njit(cache=True, nogil=True, error_model="numpy", parallel=True)
-def nearest_row_by_row(y, half_norm, group, codebook_t, offset, chunk, tmp, tmp_bits, out_codes, out_half):
-    # For metrics of so few blocks each that tiles would be mostly empty: here the lanes are codewords.
-    # IN y (N, D) f4, codebook_t (D, KP) f4, offset (M, KP) f4 with KP = K padded by +inf offsets;
-    # TMP tmp (chunks, KP) f4 and tmp_bits, the same memory as i4; OUT codes (N,) i4, half (N,) f4
-    n, d = y.shape
-    kp = codebook_t.shape[1]
-    top = np.int32(0x7FFFFFFF)
-    for c in prange((n + chunk - 1) // chunk):
-        h = tmp[c]
-        bits = tmp_bits[c]
-        for i in range(c * chunk, min((c + 1) * chunk, n)):
-            base = offset[group[i]]
-            norm = half_norm[i]
-            for k in range(kp):
-                h[k] = base[k] + norm
-            j = 0
-            while j + 4 <= d:  # four coordinates a pass: a fourth of the traffic on h
-                y0, y1, y2, y3 = y[i, j], y[i, j + 1], y[i, j + 2], y[i, j + 3]
-                c0, c1, c2, c3 = codebook_t[j], codebook_t[j + 1], codebook_t[j + 2], codebook_t[j + 3]
-                for k in range(kp):
-                    h[k] -= (y0 * c0[k] + y1 * c1[k]) + (y2 * c2[k] + y3 * c3[k])
-                j += 4
-            while j < d:
-                y0 = y[i, j]
-                c0 = codebook_t[j]
-                for k in range(kp):
-                    h[k] -= y0 * c0[k]
-                j += 1
-            # Non-negative floats order like their bits, and integer reductions vectorise in strict arithmetic.
-            least = top
-            for k in range(kp):
-                b = max(bits[k], np.int32(0))
-                least = min(least, b)
-            first = top
-            for k in range(kp):
-                where = np.int32(k) if max(bits[k], np.int32(0)) == least else top
-                first = min(first, where)
-            out_codes[i] = first
-            out_half[i] = max(h[first], np.float32(0.0))
-
-
-@njit(cache=True, nogil=True, error_model="numpy", parallel=True)
-def sum_by_code(rows, weights, codes, chunk, out_sums, out_mass):
-    # IN rows (N, D) f4, weights (N,) f4, codes (N,) i4;
-    # OUT sums (chunks, K, D) f8 and mass (chunks, K) f8: zeroed here, then added up by the caller
-    n, d = rows.shape
-    for c in prange((n + chunk - 1) // chunk):
-        sums = out_sums[c]
-        mass = out_mass[c]
-        sums[:] = 0.0
-        mass[:] = 0.0
-        for i in range(c * chunk, min((c + 1) * chunk, n)):
-            k = codes[i]
-            w = np.float64(weights[i])
-            mass[k] += w
-            for a in range(d):
-                sums[k, a] += w * np.float64(rows[i, a])
-
-
-@njit(cache=True, nogil=True, error_model="numpy", parallel=True)
-def weighted_error(v, weights, group, metric, codebook, codes, chunk, tmp, out_error):
-    # sum w (v - c)' G (v - c) for every chunk: TMP (chunks, 2, D) f4, OUT error (chunks,) f8. The difference comes
-    # first and the sum over blocks is in float64, so that float32 in between costs no digits by cancellation.
+def fill_tiles(
+    v, weights, rows, tile_group, metric, chunk, tmp_x, tmp_sums, out_x, out_v, out_weights, out_centre, out_radius, out_norm
+):
+    # IN as above; OUT x (tiles * D * TILE) f4: y, v the same of v itself or of size 0, weights (tiles * TILE) f4, 0 in
+    # empty lanes, centre (tiles, D) f4 and radius (tiles,) f4 of a ball that holds y, norm (chunks,) f8: sum w v' G v
     n, d = v.shape
-    for c in prange((n + chunk - 1) // chunk):
-        e, ge = tmp[c, 0], tmp[c, 1]
-        error = np.float64(0.0)
-        for i in range(c * chunk, min((c + 1) * chunk, n)):
-            g, k = metric[group[i]], codes[i]
-            for a in range(d):
-                e[a] = v[i, a] - codebook[k, a]
-                ge[a] = np.float32(0.0)
-            for b in range(d):  # G is symmetric: its rows along the contiguous axis
-                x = e[b]
-                for a in range(d):
-                    ge[a] += x * g[b, a]
-            total = np.float64(0.0)
-            for a in range(d):
-                total += np.float64(e[a]) * np.float64(ge[a])
-            error += np.float64(weights[i]) * max(total, np.float64(0.0))
-        out_error[c] = error
+    size = d * TILE
+    tiles = tile_group.size
+    for c in prange((tiles + chunk - 1) // chunk):
+        x, y, sums = tmp_x[c, 0], tmp_x[c, 1], tmp_sums[c]
+        norm = np.float64(0.0)
+        for t in range(c * chunk, min((c + 1) * chunk, tiles)):
+            _gather_tile(v, rows, t, x)
+            if metric.size:
+                _transform_tile(metric[tile_group[t]], x, sums, y)
+            else:
+                y[:] = x
+            out_x[t * size : (t + 1) * size] = y
+            if out_v.size:
+                out_v[t * size : (t + 1) * size] = x
+            w = out_weights[t * TILE : (t + 1) * TILE]
+            for lane in range(TILE):
+                row = rows[t * TILE + lane]
+                w[lane] = weights[row] if row >= 0 else np.float32(0.0)
+            sums[:] = 0.0
+            for j in range(d):
+                total = np.float64(0.0)
+                for lane in range(TILE):
+                    at = j * TILE + lane
+                    total += np.float64(y[at])
+                    norm += np.float64(w[lane]) * np.float64(x[at]) * np.float64(y[at])
+                middle = np.float32(total / TILE)
+                out_centre[t, j] = middle
+                for lane in range(TILE):
+                    off = np.float64(y[j * TILE + lane]) - np.float64(middle)
+                    sums[lane] += off * off
+            out_radius[t] = np.sqrt(sums.max()) * 1.000001
+        out_norm[c] = norm
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _list_candidates(slack, centre, radius, change, offset_change, change_size, margin, slip, tmp, ids):
+    # Lower bounds slack[k] <= min over the tile of h_k - h_nearest, brought from the codewords before to those of now,
+    # and the list of the codewords that they do not exclude; return its length. See `step`.
+    kp, d = slack.size, centre.size
+    r, zero, huge = splat(radius), splat(np.float32(0.0)), splat(np.float32(3.4e38))
+    down = huge  # minus the largest rise of any codeword that was nearest to a block of the tile: those of slack 0
+    for k in range(0, kp, WIDTH):
+        shift = load(offset_change, k)
+        for j in range(d):
+            shift = fma(splat(-centre[j]), load(change, j * kp + k), shift)
+        spread = multiply(r, load(change_size, k))
+        store(tmp, k, subtract(shift, spread))
+        down = minimum(down, select_less(zero, load(slack, k), huge, subtract(subtract(zero, shift), spread)))
+    down, limit = splat(least_lane(down) - slip), splat(margin)
+    n = 0
+    for k in range(0, kp, WIDTH):
+        bound = add(load(slack, k), add(load(tmp, k), down))
+        store(slack, k, bound)
+        n = append_up_to(ids, n, k, bound, limit)
+    return n
 
 
 @njit(cache=True, nogil=True, error_model="numpy", parallel=True)
-def shrink_distances(y, half_norm, group, weights, codeword, offset, chunk, out_least, out_sums):
-    # k-means++: IN codeword (D,) f4, offset (M,) f4 of that codeword;
-    # INOUT least (N,) f4: weighted half distance to the nearest codeword so far; OUT sums (chunks,) f8 of it
-    n, d = y.shape
-    for c in prange((n + chunk - 1) // chunk):
-        total = np.float64(0.0)
-        for i in range(c * chunk, min((c + 1) * chunk, n)):
-            s = half_norm[i] + offset[group[i]]
-            for a in range(d):
-                s -= y[i, a] * codeword[a]
-            s = max(s, np.float32(0.0)) * weights[i]
-            if s < out_least[i]:
-                out_least[i] = s
-            total += np.float64(out_least[i])
-        out_sums[c] = total
+def step(
+    x,
+    rows,
+    weights,
+    tile_group,
+    segment,
+    centre,
+    radius,
+    words,
+    offset,
+    change,
+    offset_change,
+    change_size,
+    margin,
+    slip,
+    bounded,
+    chunk,
+    tmp,
+    tmp_ids,
+    slack,
+    codes,
+    sums,
+    mass,
+    out_listed,
+):
+    # E-step of all tiles, with what the blocks that found another codeword change in the sums over codewords.
+    #
+    # The bounds: h_k - h_a of a block, a being its nearest codeword, is linear in y, so from one codebook to the next
+    # it changes by e_k - e_a - (y - centre) . (dc_k - dc_a) with e_k = d offset_k - centre . dc_k; the last term is at
+    # most radius * (|dc_k| + |dc_a|). A codeword whose bound stays above 0 is nearest to no block of the tile. Of those
+    # looked at the bound is exact again. Codes are the ones that looking at all codewords would give: margin and slip
+    # are larger than what float32 loses in two h, and in moving a bound.
+    #
+    # IN x, rows: tiles of y and of what is summed, weights (tiles * TILE,) f4, tile_group, segment (tiles,) i4: where
+    # the mass of a tile goes, centre, radius as above, words (KP * D) f4, offset (M, KP) f4, change (D * KP) f4,
+    # offset_change (M, KP) f4 and change_size (KP,) f4: codewords now minus those of the last step with bounds, bounded:
+    # whether to use and move the bounds;
+    # TMP (chunks, KP + TILE + KP * TILE) f4, the last KP being one if not bounded, ids (chunks, TILE + KP + GROUP) i4;
+    # INOUT slack (tiles, KP) f4, 0 at first and large for padding, codes (tiles * TILE,) i4, at first -1, sums
+    # (chunks, K, D) and mass (segments, K) f8, at first 0; OUT listed (chunks,) i8: codewords looked at
+    tiles, kp = tile_group.size, offset.shape[1]
+    d, k_all = centre.shape[1], mass.shape[1]
+    flat = offset.reshape(-1)
+    for c in prange((tiles + chunk - 1) // chunk):
+        bounds, best, kept = tmp[c, :kp], tmp[c, kp : kp + TILE], tmp[c, kp + TILE :]
+        found, ids = tmp_ids[c, :TILE], tmp_ids[c, TILE:]
+        total = sums[c]
+        listed = 0
+        n = k_all
+        for k in range(kp):
+            ids[k] = k
+        for t in range(c * chunk, min((c + 1) * chunk, tiles)):
+            g = tile_group[t]
+            if bounded:
+                n = _list_candidates(
+                    slack[t], centre[t], radius[t], change, offset_change[g], change_size, margin, slip, bounds, ids
+                )
+                for p in range(n, n + GROUP):
+                    ids[p] = kp - 1
+            listed += n
+            kept_step = TILE if bounded else 0
+            search(x, t * d * TILE, words, d, flat, g * kp, ids, (n + GROUP - 1) // GROUP, kept, kept_step, best, 0, found)
+            if bounded:
+                for p in range(n):
+                    least = subtract(load(kept, p * TILE), load(best, 0))
+                    for v in range(1, VECTORS):
+                        least = minimum(least, subtract(load(kept, p * TILE + v * WIDTH), load(best, v * WIDTH)))
+                    slack[t, ids[p]] = least_lane(least)
+            part = mass[segment[t]]
+            for lane in range(TILE):
+                now, before = found[lane], codes[t * TILE + lane]
+                if now != before:
+                    codes[t * TILE + lane] = now
+                    w = np.float64(weights[t * TILE + lane])
+                    at = t * d * TILE + lane
+                    part[now] += w
+                    for j in range(d):
+                        total[now, j] += w * np.float64(rows[at + j * TILE])
+                    if before >= 0:
+                        part[before] -= w
+                        for j in range(d):
+                            total[before, j] -= w * np.float64(rows[at + j * TILE])
+        out_listed[c] = listed
+
+
+@njit(cache=True, nogil=True, error_model="numpy", parallel=True)
+def sum_tiles(rows, weights, segment, codes, chunk, out_sums, out_mass):
+    # The sums of `step` from scratch; segments of different chunks are different
+    tiles, d = segment.size, out_sums.shape[2]
+    for c in prange((tiles + chunk - 1) // chunk):
+        total = out_sums[c]
+        total[:] = 0.0
+        for t in range(c * chunk, min((c + 1) * chunk, tiles)):
+            part = out_mass[segment[t]]
+            if t == c * chunk or segment[t] != segment[t - 1]:
+                part[:] = 0.0
+            for lane in range(TILE):
+                k = codes[t * TILE + lane]
+                w = np.float64(weights[t * TILE + lane])
+                part[k] += w
+                for j in range(d):
+                    total[k, j] += w * np.float64(rows[(t * d + j) * TILE + lane])

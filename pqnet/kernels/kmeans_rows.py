@@ -1,0 +1,178 @@
+"""What k-means does with blocks in their own order: surveys, sorting, metrics of few blocks, exact errors, seeds."""
+
+import numpy as np
+from numba import njit, prange
+
+
+@njit(cache=True, nogil=True, error_model="numpy", parallel=True)
+def survey(flat, period, chunk, out_sums, out_squares, out_largest):
+    # Column sums of a (N, D) array without leaving its memory order: period = 16 D numbers are 16 rows.
+    # IN flat (N * D) f4; OUT sums, squares (chunks, period) f8, largest (chunks, period) f4 of absolute values
+    n = flat.size
+    for c in prange((n + chunk * period - 1) // (chunk * period)):
+        sums, squares, largest = out_sums[c], out_squares[c], out_largest[c]
+        sums[:] = 0.0
+        squares[:] = 0.0
+        largest[:] = 0.0
+        for r in range(c * chunk, (c + 1) * chunk):
+            row = flat[r * period : min((r + 1) * period, n)]
+            for p in range(row.size):
+                x = row[p]
+                sums[p] += np.float64(x)
+                squares[p] += np.float64(x) * np.float64(x)
+                largest[p] = max(largest[p], abs(x))
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def sort_by_key(keys, order, tmp_start, out_order):
+    # One pass of a stable radix sort. IN keys (N,) i4 of the blocks, order (N,) i4 so far; TMP start (keys,) i8
+    tmp_start[:] = 0
+    for i in range(keys.size):
+        tmp_start[keys[i]] += 1
+    total = np.int64(0)
+    for k in range(tmp_start.size):
+        total, tmp_start[k] = total + tmp_start[k], total
+    for i in range(order.size):
+        row = order[i]
+        at = tmp_start[keys[row]]
+        out_order[at] = row
+        tmp_start[keys[row]] = at + 1
+
+
+@njit(cache=True, nogil=True, error_model="numpy", parallel=True)
+def number_cells(v, codes, codebook, axes, chunk, out_keys):
+    # Blocks of one cell lie near each other: their coarse codeword, and on which side of it they are on some axes.
+    # IN v (N, D) f4, codes (N,) i4, codebook (K, D) f4, axes (A,) i8; OUT keys (N,) i4 below K << A
+    for c in prange((len(v) + chunk - 1) // chunk):
+        for i in range(c * chunk, min((c + 1) * chunk, len(v))):
+            key = codes[i]
+            for a in axes:
+                key = 2 * key + (np.int32(1) if v[i, a] > codebook[codes[i], a] else np.int32(0))
+            out_keys[i] = key
+
+
+@njit(cache=True, nogil=True, error_model="numpy", parallel=True)
+def transform_rows(v, group, metric, chunk, out_y, out_half_norm):
+    # IN v (N, D) f4, group (N,) i4, metric (M, D, D) f4; OUT y (N, D) f4, half_norm (N,) f4
+    n, d = v.shape
+    for c in prange((n + chunk - 1) // chunk):
+        for i in range(c * chunk, min((c + 1) * chunk, n)):
+            g = group[i]
+            total = np.float64(0.0)
+            for a in range(d):
+                s = np.float64(0.0)
+                for b in range(d):
+                    s += np.float64(metric[g, a, b]) * np.float64(v[i, b])
+                out_y[i, a] = s
+                total += s * np.float64(v[i, a])
+            out_half_norm[i] = np.float64(0.5) * total
+
+
+@njit(cache=True, nogil=True, error_model="numpy", parallel=True)
+def nearest_row_by_row(y, half_norm, group, codebook_t, offset, chunk, tmp, tmp_bits, out_codes, out_half):
+    # For metrics of so few blocks each that tiles would be mostly empty: here the lanes are codewords.
+    # IN y (N, D) f4, codebook_t (D, KP) f4, offset (M, KP) f4 with KP = K padded by +inf offsets;
+    # TMP tmp (chunks, KP) f4 and tmp_bits, the same memory as i4; OUT codes (N,) i4, half (N,) f4
+    n, d = y.shape
+    kp = codebook_t.shape[1]
+    top = np.int32(0x7FFFFFFF)
+    for c in prange((n + chunk - 1) // chunk):
+        h = tmp[c]
+        bits = tmp_bits[c]
+        for i in range(c * chunk, min((c + 1) * chunk, n)):
+            base = offset[group[i]]
+            norm = half_norm[i]
+            for k in range(kp):
+                h[k] = base[k] + norm
+            j = 0
+            while j + 4 <= d:  # four coordinates a pass: a fourth of the traffic on h
+                y0, y1, y2, y3 = y[i, j], y[i, j + 1], y[i, j + 2], y[i, j + 3]
+                c0, c1, c2, c3 = codebook_t[j], codebook_t[j + 1], codebook_t[j + 2], codebook_t[j + 3]
+                for k in range(kp):
+                    h[k] -= (y0 * c0[k] + y1 * c1[k]) + (y2 * c2[k] + y3 * c3[k])
+                j += 4
+            while j < d:
+                y0 = y[i, j]
+                c0 = codebook_t[j]
+                for k in range(kp):
+                    h[k] -= y0 * c0[k]
+                j += 1
+            # Non-negative floats order like their bits, and integer reductions vectorise in strict arithmetic.
+            least = top
+            for k in range(kp):
+                b = max(bits[k], np.int32(0))
+                least = min(least, b)
+            first = top
+            for k in range(kp):
+                where = np.int32(k) if max(bits[k], np.int32(0)) == least else top
+                first = min(first, where)
+            out_codes[i] = first
+            out_half[i] = max(h[first], np.float32(0.0))
+
+
+@njit(cache=True, nogil=True, error_model="numpy", parallel=True)
+def sum_by_code(rows, weights, codes, chunk, out_sums, out_mass):
+    # IN rows (N, D) f4, weights (N,) f4, codes (N,) i4;
+    # OUT sums (chunks, K, D) f8 and mass (chunks, K) f8: zeroed here, then added up by the caller
+    n, d = rows.shape
+    for c in prange((n + chunk - 1) // chunk):
+        sums = out_sums[c]
+        mass = out_mass[c]
+        sums[:] = 0.0
+        mass[:] = 0.0
+        for i in range(c * chunk, min((c + 1) * chunk, n)):
+            k = codes[i]
+            w = np.float64(weights[i])
+            mass[k] += w
+            for a in range(d):
+                sums[k, a] += w * np.float64(rows[i, a])
+
+
+@njit(cache=True, nogil=True, error_model="numpy", parallel=True)
+def block_errors(v, weights, group, metric, codebook, codes, chunk, tmp, out_errors, out_sums):
+    # w (v - c)' G (v - c), metric of size 0 for G = 1: TMP (chunks, 2, D) f4, OUT errors (N,) f4, sums (chunks,) f8.
+    # The difference comes first and the sum over blocks is in float64, so that float32 in between costs no digits.
+    n, d = v.shape
+    for c in prange((n + chunk - 1) // chunk):
+        e, ge = tmp[c, 0], tmp[c, 1]
+        sums = np.float64(0.0)
+        for i in range(c * chunk, min((c + 1) * chunk, n)):
+            k = codes[i]
+            total = np.float64(0.0)
+            if metric.size == 0:
+                for a in range(d):
+                    x = v[i, a] - codebook[k, a]
+                    total += np.float64(x) * np.float64(x)
+            else:
+                g = metric[group[i]]
+                for a in range(d):
+                    e[a] = v[i, a] - codebook[k, a]
+                    ge[a] = np.float32(0.0)
+                for b in range(d):  # G is symmetric: its rows along the contiguous axis
+                    x = e[b]
+                    for a in range(d):
+                        ge[a] += x * g[b, a]
+                for a in range(d):
+                    total += np.float64(e[a]) * np.float64(ge[a])
+            total = np.float64(weights[i]) * max(total, np.float64(0.0))
+            out_errors[i] = total
+            sums += total
+        out_sums[c] = sums
+
+
+@njit(cache=True, nogil=True, error_model="numpy", parallel=True)
+def shrink_distances(y, half_norm, group, weights, codeword, offset, chunk, out_least, out_sums):
+    # k-means++: IN codeword (D,) f4, offset (M,) f4 of that codeword;
+    # INOUT least (N,) f4: weighted half distance to the nearest codeword so far; OUT sums (chunks,) f8 of it
+    n, d = y.shape
+    for c in prange((n + chunk - 1) // chunk):
+        total = np.float64(0.0)
+        for i in range(c * chunk, min((c + 1) * chunk, n)):
+            s = half_norm[i] + offset[group[i]]
+            for a in range(d):
+                s -= y[i, a] * codeword[a]
+            s = max(s, np.float32(0.0)) * weights[i]
+            if s < out_least[i]:
+                out_least[i] = s
+            total += np.float64(out_least[i])
+        out_sums[c] = total
