@@ -127,9 +127,10 @@ def test_blocks_without_weight_move_no_codeword():
 def test_empty_codewords_move_to_the_worst_blocks_in_one_pass():
     blocks = np.array([[0.0], [0.1], [5.0], [9.0], [20.0]])
     p = _Problem(blocks, None, None, None, None)
-    p.nearest(np.array([[0.0], [1e6], [1e6]], np.float32))
-    assert _fill_empty(p, 3)
-    assert p.codes.tolist() == [0, 0, 0, 2, 1]  # the largest errors: 20, then 9
+    codebook = np.array([[0.0], [1e6], [1e6]], np.float32)
+    codes = p.nearest(codebook)
+    assert _fill_empty(p, codebook, codes)
+    assert codes.tolist() == [0, 0, 0, 2, 1]  # the largest errors: 20, then 9
     result = pqnet.weighted_kmeans(blocks, 3, init=[[0.0], [1e6], [1e6]])
     assert result.error == pytest.approx(1.7**2 + 1.6**2 + 3.3**2)  # {0, 0.1, 5} {9} {20}
 

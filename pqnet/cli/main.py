@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pqnet import PQNetError, __version__
-from pqnet.cli import commands, convert, demo
+from pqnet.cli import bench, commands, convert, demo
 from pqnet.cli.parser import Parser, add_common, add_data, at_least
 
 __all__ = ["build_parser", "main"]
@@ -32,7 +32,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"pqnet {__version__}")
     sub = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
-    for add in (_convert, _calibrate, _quantize, _run, _inspect, _verify, _demo):
+    for add in (_convert, _calibrate, _quantize, _run, _inspect, _verify, _bench, _warmup, _demo):
         add(sub)
     return parser
 
@@ -128,6 +128,30 @@ def _verify(sub: Any) -> None:
     p.add_argument("--reference", help="model file to compare outputs with")
     add_data(p, "--input", "input for the comparison", required=False)
     _add_batch(p)
+    add_common(p)
+
+
+def _bench(sub: Any) -> None:
+    p = _command(
+        sub, "bench", bench.run, "time a model on random inputs, step by step if asked", "pqnet bench small.h5 --explain"
+    )
+    p.add_argument("model", help="pqnet model file")
+    p.add_argument("--batch", type=at_least(1), default=1, help="size of the free axes (default 1)")
+    p.add_argument("--runs", type=at_least(1), default=20, help="runs to take the median of (default 20)")
+    p.add_argument("--explain", action="store_true", help="print layer, way, time, share and bytes of every step")
+    add_common(p)
+
+
+def _warmup(sub: Any) -> None:
+    p = _command(
+        sub,
+        "warmup",
+        bench.warmup,
+        "compile the kernels that models need and measure the ways to run their layers, for images and first requests",
+        "pqnet warmup small.h5 --batch 1 --batch 8",
+    )
+    p.add_argument("model", nargs="+", help="pqnet model files")
+    p.add_argument("--batch", type=at_least(1), action="append", help="sizes of the free axes (default 1); repeatable")
     add_common(p)
 
 

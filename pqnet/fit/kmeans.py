@@ -1,7 +1,7 @@
 """Weighted k-means and nearest codewords under a quadratic metric, on plain arrays."""
 
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -9,16 +9,19 @@ from pqnet import _check
 from pqnet._threads import blas_limit, default_threads, parallel_kernels
 from pqnet.codecs.packing import code_dtype
 from pqnet.errors import PQNetError
+from pqnet.fit.tiles import Codewords, Tiles, group_tiles, worth_tiles
 from pqnet.kernels import kmeans as kernels
+from pqnet.kernels import kmeans_rows as rows
 
 __all__ = ["KMeansResult", "assign", "weighted_kmeans"]
 
 INITS = ("k-means++", "random")
-LANES = 16  # codebooks are padded to whole vectors
-FAR = np.float32(3.3e38)  # offset of a codeword that pads a codebook: never the nearest
 LARGEST = 1e37  # of half distances: far enough from the end of float32
 SERIAL_WORK = 2_000_000  # multiplications below which waking other threads costs more than it saves
+BOUND_WORK = 50_000_000  # multiplications of an iteration, and iterations, below which sorting costs more than it saves
+BOUND_STEPS = 4
 TOLERANCE = 1e-5  # stop when an iteration lowers the error by less than this share
+CANCELLED = 1e-7  # share of the blocks' norm below which an error is no longer a difference of sums
 
 
 class KMeansResult(NamedTuple):
@@ -42,57 +45,73 @@ class KMeansResult(NamedTuple):
 
 
 class _Problem:
-    """Checked blocks with their metric, and the buffers that every iteration reuses."""
+    """Checked blocks with their weights and metric."""
 
     def __init__(self, blocks: Any, weights: Any, metric: Any, groups: Any, threads: int | None) -> None:
-        self.v = _check.float_array(blocks, "blocks", ndim=2)
+        self.threads = default_threads(threads)
+        self.v = _blocks(blocks)
         n, d = self.v.shape
+        self.chunk = max(1024, -(-n // 256))
+        self.n_chunks = -(-n // self.chunk)
+        mean, self.variance, largest = self._survey()
         # Distances do not change when all is moved, but float32 loses them if blocks lie far from zero.
-        mean = self.v.mean(0, dtype=np.float64)
-        far = np.square(mean).sum() > 4 * self.v.var(0, dtype=np.float64).sum()
+        far = np.square(mean).sum() > 4 * self.variance.sum()
         self.shift = mean if far else np.zeros(d)
         if far:
             self.v = (self.v - mean).astype(np.float32)
-        self.threads = default_threads(threads)
-        if metric is None:
-            if groups is not None:
-                raise _check.error("groups", "None when metric is None", "an array", "pass metric of shape (M, D, D)")
-            self.metric = np.eye(d, dtype=np.float32)[None]
-        else:
-            self.metric = _check.float_array(metric, "metric", ndim=(2, 3))
-            if self.metric.shape[-2:] != (d, d):
-                raise _check.error("metric", f"shape ({d}, {d}) or (M, {d}, {d})", f"shape {self.metric.shape}")
-            if (self.metric.ndim == 3) != (groups is not None):
-                raise _check.error(
-                    "groups",
-                    "one entry a block exactly when metric has shape (M, D, D)",
-                    f"metric of shape {self.metric.shape} and groups {'given' if groups is not None else 'None'}",
-                )
-            _check_metric(self.metric)
-            self.metric = self.metric.reshape(-1, d, d)
-        m = len(self.metric)
-        self.group = (
-            np.zeros(n, np.int32)
-            if groups is None
-            else _check.index_array(groups, "groups", below=m, shape=(n,)).astype(np.int32)
-        )
+            largest = float(np.abs(self.v).max())
+        self._take_metric(metric, groups)
         self.w = np.ones(n, np.float32)
+        self.even_weights = True
         if weights is not None:
             self.w = _check.float_array(weights, "weights", shape=(n,))
             if self.w.min() < 0 or self.w.max() <= 0:
                 raise _check.error("weights", "non-negative numbers, not all zero", f"minimum {self.w.min()}")
-        self.chunk = max(1024, -(-n // 256))
-        self.n_chunks = -(-n // self.chunk)
+            # Whether sums of weights are exact in float64, so that what leaves a sum leaves nothing behind.
+            self.even_weights = n * float(self.w.max()) < 2.0**29 * float(self.w[self.w > 0].min())
+        # At most this much times the largest number of a codeword is y . c of any block, for every group.
+        spread = np.abs(self.metric).sum((1, 2), dtype=np.float64) if self.metric.size else np.array([float(d)])
+        self.steepest = spread * largest
+        self.check_range("blocks", float(self.steepest.max()) * largest)
+
+    def _survey(self) -> tuple[np.ndarray, np.ndarray, float]:
+        """Return means and variances of the coordinates and the largest magnitude; raise on what is not finite."""
+        n, d = self.v.shape
+        period = 16 * d
+        chunk = max(64, -(-n // (16 * 64)))
+        shape = (-(-n // (16 * chunk)), period)
+        sums, squares, largest = np.empty(shape), np.empty(shape), np.empty(shape, np.float32)
+        with self.kernels(4 * self.v.size):
+            rows.survey(self.v.reshape(-1), period, chunk, sums, squares, largest)
+        mean, square = (a.reshape(-1, d).sum(0) / n for a in (sums, squares))
+        if not np.isfinite(square).all():
+            _check.float_array(self.v, "blocks")  # raises
+        return mean, np.maximum(square - mean * mean, 0.0), float(largest.max())
+
+    def _take_metric(self, metric: Any, groups: Any) -> None:
+        n, d = self.v.shape
+        self.n_groups, self.group = 1, np.zeros(1, np.int32)
         if metric is None:
-            self.y, self.half_norm = self.v, 0.5 * np.einsum("nd,nd->n", self.v, self.v)
-        else:
-            self.y, self.half_norm = np.empty_like(self.v), np.empty(n, np.float32)
-            with self.kernels(n * d * d):
-                kernels.transform_rows(self.v, self.group, self.metric, self.chunk, self.y, self.half_norm)
-        self.steepest = d * float(np.abs(self.y).max())
-        self.check_range("blocks", self.steepest * float(np.abs(self.v).max()))
-        self.codes, self.half = np.empty(n, np.int32), np.empty(n, np.float32)
-        self.tiles = _Tiles(self.y, self.group, m) if _Tiles.worth(self.group, m) else None
+            if groups is not None:
+                raise _check.error("groups", "None when metric is None", "an array", "pass metric of shape (M, D, D)")
+            self.metric = np.empty((0, d, d), np.float32)
+            self.metric64 = np.eye(d).reshape(1, d * d)
+            return
+        metric = _check.float_array(metric, "metric", ndim=(2, 3))
+        if metric.shape[-2:] != (d, d):
+            raise _check.error("metric", f"shape ({d}, {d}) or (M, {d}, {d})", f"shape {metric.shape}")
+        if (metric.ndim == 3) != (groups is not None):
+            raise _check.error(
+                "groups",
+                "one entry a block exactly when metric has shape (M, D, D)",
+                f"metric of shape {metric.shape} and groups {'given' if groups is not None else 'None'}",
+            )
+        _check_metric(metric)
+        self.metric = metric.reshape(-1, d, d)
+        self.metric64 = self.metric.reshape(-1, d * d).astype(np.float64)
+        self.n_groups = len(self.metric)
+        if groups is not None:
+            self.group = _check.index_array(groups, "groups", below=self.n_groups, shape=(n,)).astype(np.int32)
 
     def check_range(self, name: str, largest: float) -> None:
         """Raise unless distances stay finite in float32: the kernel that compares them relies on it."""
@@ -105,87 +124,129 @@ class _Problem:
         """Enter the kernels with the threads that ``work`` multiplications are worth."""
         return parallel_kernels(self.threads if work > SERIAL_WORK else 1)
 
-    def offsets(self, codebook: np.ndarray) -> np.ndarray:
-        """Return c' G_m c / 2 for every group and codeword, float32 (M, K)."""
+    @property
+    def group_of_block(self) -> np.ndarray:
+        """Return the group of every block."""
+        return self.group if len(self.group) == len(self.v) else np.zeros(len(self.v), np.int32)
+
+    def codewords(self, codebook: np.ndarray) -> Codewords:
+        """Return the codebook with c' G_m c / 2 for every group and codeword."""
         c = codebook.astype(np.float64)
         d = c.shape[1]
         outer = (c[:, :, None] * c[:, None, :]).reshape(len(c), d * d)
-        offset = 0.5 * (self.metric.reshape(-1, d * d).astype(np.float64) @ outer.T)
-        self.check_range("codebook", max(float(np.abs(offset).max()), self.steepest * float(np.abs(codebook).max())))
-        return offset.astype(np.float32)
+        offset = 0.5 * (self.metric64 @ outer.T)
+        steepest = float(self.steepest.max())
+        self.check_range("codebook", max(float(np.abs(offset).max()), steepest * float(np.abs(codebook).max())))
+        return Codewords(codebook, offset.astype(np.float32))
 
-    def nearest(self, codebook: np.ndarray) -> None:
-        """E-step: fill ``codes`` and ``half``."""
-        k, d = codebook.shape
-        kp = -(-k // LANES) * LANES
-        words = np.zeros((kp, d), np.float32)
-        words[:k] = codebook
-        offset = np.full((len(self.metric), kp), FAR, np.float32)
-        offset[:, :k] = self.offsets(codebook)
-        with self.kernels(self.v.size * kp):
-            if self.tiles is None:
-                scratch = np.empty((self.n_chunks, kp), np.float32)
-                by_coordinate, bits = np.ascontiguousarray(words.T), scratch.view(np.int32)
-                out = self.codes, self.half
-                kernels.nearest_row_by_row(
-                    self.y, self.half_norm, self.group, by_coordinate, offset, self.chunk, scratch, bits, *out
-                )
-            else:
-                self.tiles.nearest(words, offset, self.half_norm, self.codes, self.half)
-
-    def error(self, codebook: np.ndarray) -> float:
-        """Return the weighted squared error of the current codes."""
-        partial, scratch = np.empty(self.n_chunks), np.empty((self.n_chunks, 2, self.v.shape[1]), np.float32)
-        out = scratch, partial
-        with self.kernels(self.v.size * self.v.shape[1]):
-            kernels.weighted_error(self.v, self.w, self.group, self.metric, codebook, self.codes, self.chunk, *out)
-        return float(partial.sum())
-
-
-class _Tiles:
-    """Blocks in the order of `kernels.nearest_in_tiles`: tiles of blocks with one metric, coordinate by coordinate."""
-
-    def __init__(self, y: np.ndarray, group: np.ndarray, n_groups: int) -> None:
-        counts = np.bincount(group, minlength=n_groups)
-        per_group = -(-counts // kernels.TILE)
-        self.group = np.repeat(np.arange(n_groups, dtype=np.int32), per_group)
-        order = np.argsort(group, kind="stable").astype(np.int32)
-        start = (np.cumsum(per_group) - per_group) * kernels.TILE - (np.cumsum(counts) - counts)
-        slots = np.full(len(self.group) * kernels.TILE, -1, np.int32)
-        slots[np.arange(len(group)) + start[group[order]]] = order
-        self.rows = slots.reshape(-1, kernels.TILE)
-        self.x = np.empty((len(self.group), y.shape[1], kernels.TILE), np.float32)
-        # An empty slot holds some block's numbers; its result is not stored.
-        np.copyto(self.x, y.take(np.maximum(slots, 0), 0).reshape(*self.rows.shape, -1).transpose(0, 2, 1))
-        self.chunk = max(32, -(-len(self.group) // 256))
-        shape = (-(-len(self.group) // self.chunk), kernels.TILE)
-        self.scratch = np.empty(shape, np.float32), np.empty(shape, np.int32)
-
-    @staticmethod
-    def worth(group: np.ndarray, n_groups: int) -> bool:
-        """Return whether tiles would be at least half full."""
-        tiles = (-(-np.bincount(group, minlength=n_groups) // kernels.TILE)).sum()
-        return bool(tiles * kernels.TILE <= max(2 * len(group), kernels.TILE))
-
-    def nearest(
-        self, words: np.ndarray, offset: np.ndarray, half_norm: np.ndarray, codes: np.ndarray, half: np.ndarray
-    ) -> None:
-        """Fill ``codes`` and ``half`` for codewords (KP, D) with their offsets (M, KP), KP a multiple of 4."""
-        kp, d = words.shape
-        interleaved = np.ascontiguousarray(-words.reshape(kp // 4, 4, d).transpose(0, 2, 1)).reshape(-1)
-        kernels.nearest_in_tiles(
-            self.x.reshape(-1),
-            self.group,
-            self.rows,
-            half_norm,
-            interleaved,
-            d,
-            offset,
-            self.chunk,
-            *self.scratch,
-            codes,
-            half,
+    def nearest(self, codebook: np.ndarray) -> np.ndarray:
+        """Return the nearest codeword of every block, int32."""
+        n, d = self.v.shape
+        now, codes = self.codewords(codebook), np.empty(n, np.int32)
+        if not worth_tiles(self.group, self.n_groups):
+            _Rows(self).nearest(now, codes)
+            return codes
+        slots, tile_group = np.empty(0, np.int32), np.zeros(-(-n // kernels.TILE), np.int32)
+        if self.n_groups > 1:
+            slots, tile_group = group_tiles(self.group, self.n_groups, np.arange(n, dtype=np.int32))
+        chunk = max(8, -(-len(tile_group) // 256))
+        chunks = -(-len(tile_group) // chunk)
+        scratch = (
+            np.empty((chunks, 2, d * kernels.TILE), np.float32),
+            np.empty((chunks, 2 * kernels.TILE), np.float32),
+            np.empty((chunks, kernels.TILE)),
+            np.empty((chunks, kernels.TILE), np.int32),
         )
+        words = now.words.reshape(-1), now.offset, now.ids, now.groups
+        with self.kernels(self.v.size * now.padded):
+            kernels.nearest_in_tiles(self.v, slots, tile_group, self.metric, *words, chunk, *scratch, codes)
+        return codes
+
+    def errors(self, codebook: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray, float]:
+        """Return the weighted squared error of every block, and their sum."""
+        n, d = self.v.shape
+        errors, partial = np.empty(n, np.float32), np.empty(self.n_chunks)
+        scratch = np.empty((self.n_chunks, 2, d), np.float32)
+        group = self.group_of_block if self.metric.size else self.group
+        with self.kernels(self.v.size * (d if self.metric.size else 4)):
+            rows.block_errors(
+                self.v, self.w, group, self.metric, codebook, codes, self.chunk, scratch, errors, partial
+            )
+        return errors, float(partial.sum())
+
+
+class _Store(Protocol):
+    """Blocks with their codes and the sums these make: `Tiles`, or `_Rows` where groups are too small for tiles."""
+
+    norm: float  # sum w v' G v
+
+    def step(self, codebook: np.ndarray) -> None: ...
+    def totals(self) -> tuple[np.ndarray, np.ndarray]: ...
+    def to_rows(self) -> np.ndarray: ...
+    def take(self, codes: np.ndarray) -> None: ...
+
+
+class _Rows:
+    """Blocks in their own order, for metrics of so few blocks each that tiles would be mostly empty."""
+
+    def __init__(self, problem: _Problem) -> None:
+        self.problem = problem
+        n, d = problem.v.shape
+        self.codes, self.group = np.empty(n, np.int32), problem.group_of_block
+        self.y, self.half_norm = _transformed(problem, problem.v, self.group)
+        self.norm = float(2 * (problem.w * self.half_norm.astype(np.float64)).sum())
+
+    def nearest(self, now: Codewords, codes: np.ndarray) -> None:
+        """Fill ``codes``."""
+        problem = self.problem
+        scratch, half = np.empty((problem.n_chunks, now.padded), np.float32), np.empty(len(codes), np.float32)
+        by_coordinate, bits = np.ascontiguousarray(-now.words.T), scratch.view(np.int32)
+        with problem.kernels(problem.v.size * now.padded):
+            rows.nearest_row_by_row(
+                self.y, self.half_norm, self.group, by_coordinate, now.offset, problem.chunk, scratch, bits, codes, half
+            )
+
+    def step(self, codebook: np.ndarray) -> None:
+        """E-step, see `Tiles`."""
+        self.k = len(codebook)
+        self.nearest(self.problem.codewords(codebook), self.codes)
+
+    def totals(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the sums of w G v and the weight of every (group, codeword), see `Tiles`."""
+        problem, k = self.problem, self.k
+        n, d = problem.v.shape
+        chunk = max(problem.chunk, -(-n // 64))
+        sums, mass = np.empty((-(-n // chunk), k, d)), np.empty((-(-n // chunk), k))
+        with problem.kernels(self.y.size):
+            rows.sum_by_code(self.y, problem.w, self.codes, chunk, sums, mass)
+        m = problem.n_groups
+        share = np.bincount(self.group.astype(np.int64) * k + self.codes, problem.w, m * k).reshape(m, k)
+        return sums.sum(0), share
+
+    def to_rows(self) -> np.ndarray:
+        """Return the codes."""
+        return self.codes.copy()
+
+    def take(self, codes: np.ndarray) -> None:
+        """Set other codes."""
+        self.codes[:] = codes
+
+
+def _blocks(value: Any) -> np.ndarray:
+    ready = isinstance(value, np.ndarray) and value.dtype == np.float32 and value.ndim == 2
+    if ready and value.size and value.flags.c_contiguous:
+        return value  # whether all are finite shows in the survey
+    return _check.float_array(value, "blocks", ndim=2)
+
+
+def _transformed(problem: _Problem, v: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return y = G v and v' G v / 2 of some blocks."""
+    if not problem.metric.size:
+        return v, 0.5 * np.einsum("nd,nd->n", v, v)
+    y, half_norm = np.empty_like(v), np.empty(len(v), np.float32)
+    with problem.kernels(v.size * v.shape[1]):
+        rows.transform_rows(v, group, problem.metric, problem.chunk, y, half_norm)
+    return y, half_norm
 
 
 def _check_metric(metric: np.ndarray) -> None:
@@ -231,8 +292,9 @@ def assign(
     """
     problem = _Problem(blocks, None, metric, groups, threads)
     words = _check.float_array(codebook, "codebook", shape=(None, problem.v.shape[1]))
-    problem.nearest((words - problem.shift).astype(np.float32))
-    return problem.codes.astype(code_dtype(len(words)))
+    with blas_limit(1):
+        codes = problem.nearest((words - problem.shift).astype(np.float32))
+    return codes.astype(code_dtype(len(words)))
 
 
 def weighted_kmeans(
@@ -299,26 +361,81 @@ def weighted_kmeans(
 
 
 def _lloyd(problem: _Problem, codebook: np.ndarray, n_iter: int) -> KMeansResult:
-    best = KMeansResult(codebook, problem.codes, np.inf, 0)
+    k = len(codebook)
+    store: _Store = _Rows(problem)
+    if worth_tiles(problem.group, problem.n_groups):
+        bounds = problem.v.size * k > BOUND_WORK and n_iter >= BOUND_STEPS
+        store = Tiles(problem, codebook, bounds=bounds)
+    best, lowest, updates = codebook, np.inf, 0
     for step in range(n_iter + 1):
-        problem.nearest(codebook)
-        # Exact, because float32 half distances could let the error creep up near convergence.
-        error = problem.error(codebook)
-        if error > best.error:
+        store.step(codebook)
+        sums = _Sums(problem, store)
+        # In float64: float32 half distances could let the error creep up near convergence.
+        error = sums.error(codebook)
+        if error <= CANCELLED * store.norm:
+            error = problem.errors(codebook, store.to_rows())[1]
+        if error > lowest:
             break
-        gain = best.error - error
-        best = KMeansResult(codebook, problem.codes.astype(code_dtype(len(codebook))), error, step)
-        if step == n_iter or (not _fill_empty(problem, len(codebook)) and gain <= TOLERANCE * error):
+        gain = lowest - error
+        best, lowest, updates = codebook, error, step
+        filled = False
+        if step < n_iter and not sums.mass.all():
+            codes = store.to_rows()
+            filled = _fill_empty(problem, codebook, codes)
+            if filled:
+                store.take(codes)
+                sums = _Sums(problem, store)
+        if step == n_iter or (not filled and gain <= TOLERANCE * error):
             break
-        codebook = _update(problem, codebook)
-    return best
+        codebook = sums.update(codebook)
+    codes = store.to_rows() if best is codebook and not filled else problem.nearest(best)
+    return KMeansResult(best, codes.astype(code_dtype(k)), problem.errors(best, codes)[1], updates)
+
+
+class _Sums:
+    """What error and M-step need of the blocks: sums over the members of every codeword."""
+
+    def __init__(self, problem: _Problem, store: _Store) -> None:
+        self.right, share = store.totals()
+        self.mass, self.norm = share.sum(0), store.norm
+        k, d = self.right.shape
+        self.shared = problem.n_groups == 1
+        if self.shared:
+            self.metric = problem.metric64.reshape(d, d)
+        else:
+            self.left = (share.T @ problem.metric64).reshape(k, d, d)
+
+    def error(self, codebook: np.ndarray) -> float:
+        """Return sum w (v - c)' G (v - c), up to what cancels."""
+        c = codebook.astype(np.float64)
+        if self.shared:
+            moved = c @ self.metric
+            return float(self.norm + (moved * (self.mass[:, None] * c - 2 * self.right)).sum())
+        moved = np.einsum("kij,kj->ki", self.left, c)
+        return float(self.norm + (c * (moved - 2 * self.right)).sum())
+
+    def update(self, codebook: np.ndarray) -> np.ndarray:
+        """M-step: the codeword that minimises the error of its members; one without weight stays where it is."""
+        used = self.mass > 0
+        out = codebook.astype(np.float64)
+        if self.shared:
+            out[used] = self.right[used] / self.mass[used, None]
+            return out.astype(np.float32)
+        # Directions that no member's metric sees stay at the old codeword: solve for the step, damped at rounding level.
+        d = out.shape[1]
+        scale = np.trace(self.left, axis1=1, axis2=2) / d
+        used &= scale > 0
+        step = self.right[used] - np.einsum("kij,kj->ki", self.left[used], out[used])
+        damped = self.left[used] + 1e-7 * scale[used, None, None] * np.eye(d)
+        out[used] += np.linalg.solve(damped, step[:, :, None])[:, :, 0]
+        return out.astype(np.float32)
 
 
 def _initial(problem: _Problem, k: int, init: Any, rng: np.random.Generator) -> np.ndarray:
     if init is None or isinstance(init, str):
         if _check.choice("k-means++" if init is None else init, "init", INITS) == "k-means++":
-            rows = _plus_plus(problem, k, rng)
-            return np.ascontiguousarray(problem.v[rows])
+            picked = _plus_plus(problem, k, rng)
+            return np.ascontiguousarray(problem.v[picked])
         candidates = np.flatnonzero(problem.w > 0)
         return np.ascontiguousarray(problem.v[rng.choice(candidates, k, replace=len(candidates) < k)])
     words = _check.float_array(init, "init", shape=(k, problem.v.shape[1]))
@@ -332,73 +449,47 @@ def _plus_plus(problem: _Problem, k: int, rng: np.random.Generator) -> np.ndarra
     """
     n, sample = len(problem.v), 64 * k
     pick = np.sort(rng.choice(n, sample, replace=False)) if n > sample else np.arange(n)
-    y, half_norm, group, w = (a[pick] for a in (problem.y, problem.half_norm, problem.group, problem.w))
+    v, w = problem.v[pick], problem.w[pick]
+    group = problem.group_of_block[pick]
+    y, half_norm = _transformed(problem, v, group)
     mass = w.astype(np.float64)
     if not mass.any():  # all the weight is on few blocks outside the sample
         return rng.choice(n, k, p=problem.w.astype(np.float64) / problem.w.sum(dtype=np.float64))
     n, chunk = len(pick), problem.chunk
     least, sums = np.full(n, np.inf, np.float32), np.empty(-(-n // chunk))
-    rows, draws = np.empty(k, np.int64), rng.random(k)
-    rows[0] = min(int(np.searchsorted(np.cumsum(mass), draws[0] * mass.sum(), side="right")), n - 1)
+    seeds, draws = np.empty(k, np.int64), rng.random(k)
+    seeds[0] = min(int(np.searchsorted(np.cumsum(mass), draws[0] * mass.sum(), side="right")), n - 1)
     with problem.kernels(y.size):
         for i in range(1, k):
-            word = problem.v[pick[rows[i - 1]]]
-            offset = problem.offsets(word[None])[:, 0]
-            kernels.shrink_distances(y, half_norm, group, w, word, offset, chunk, least, sums)
+            word = v[seeds[i - 1]]
+            offset = problem.codewords(word[None]).offset[:, 0].copy()
+            rows.shrink_distances(y, half_norm, group, w, word, offset, chunk, least, sums)
             edges = np.cumsum(sums)
             if edges[-1] <= 0:  # fewer distinct blocks than codewords
-                rows[i:] = rng.integers(0, n, k - i)
+                seeds[i:] = rng.integers(0, n, k - i)
                 break
             target = draws[i] * edges[-1]
             c = min(int(np.searchsorted(edges, target, side="right")), len(edges) - 1)
             part = np.cumsum(least[c * chunk : (c + 1) * chunk], dtype=np.float64)
             inside = int(np.searchsorted(part, target - (edges[c - 1] if c else 0.0), side="right"))
-            rows[i] = c * chunk + min(inside, len(part) - 1)
-    return pick[rows]
+            seeds[i] = c * chunk + min(inside, len(part) - 1)
+    return pick[seeds]
 
 
-def _fill_empty(problem: _Problem, k: int) -> bool:
+def _fill_empty(problem: _Problem, codebook: np.ndarray, codes: np.ndarray) -> bool:
     """Give every codeword without weight the block of largest error, in one pass; return whether any was given."""
-    mass = np.bincount(problem.codes, problem.w, k)
-    empty = np.flatnonzero(mass <= 0)
+    k = len(codebook)
+    empty = np.flatnonzero(np.bincount(codes, problem.w, k) <= 0)
     if not len(empty):
         return False
-    members = np.bincount(problem.codes[problem.w > 0], minlength=k)
-    error = problem.w * problem.half
+    members = np.bincount(codes[problem.w > 0], minlength=k)
+    error, _ = problem.errors(codebook, codes)
     filled = 0
     for row in np.argsort(-error, kind="stable"):
         if filled == len(empty) or error[row] <= 0:
             break
-        if members[problem.codes[row]] > 1:  # a cluster keeps its last member
-            members[problem.codes[row]] -= 1
-            problem.codes[row], problem.half[row] = empty[filled], 0.0
+        if members[codes[row]] > 1:  # a cluster keeps its last member
+            members[codes[row]] -= 1
+            codes[row] = empty[filled]
             filled += 1
     return filled > 0
-
-
-def _update(problem: _Problem, codebook: np.ndarray) -> np.ndarray:
-    """M-step: the codeword that minimises the error of its members; one without weight stays where it is."""
-    k, d = codebook.shape
-    shared = len(problem.metric) == 1
-    chunk = max(problem.chunk, -(-len(problem.v) // 64))
-    n_chunks = -(-len(problem.v) // chunk)
-    sums, mass = np.empty((n_chunks, k, d)), np.empty((n_chunks, k))
-    rows = problem.v if shared else problem.y
-    with problem.kernels(rows.size):
-        kernels.sum_by_code(rows, problem.w, problem.codes, chunk, sums, mass)
-    right, total = sums.sum(0), mass.sum(0)
-    used = total > 0
-    out = codebook.astype(np.float64)
-    if shared:
-        out[used] = right[used] / total[used, None]
-        return out.astype(np.float32)
-    m = len(problem.metric)
-    share = np.bincount(problem.codes.astype(np.int64) * m + problem.group, problem.w, k * m).reshape(k, m)
-    left = (share @ problem.metric.reshape(m, d * d).astype(np.float64)).reshape(k, d, d)
-    # Directions that no member's metric sees stay at the old codeword: solve for the step, damped at rounding level.
-    scale = np.trace(left, axis1=1, axis2=2) / d
-    used &= scale > 0
-    step = right[used] - np.einsum("kij,kj->ki", left[used], out[used])
-    damped = left[used] + 1e-7 * scale[used, None, None] * np.eye(d)
-    out[used] += np.linalg.solve(damped, step[:, :, None])[:, :, 0]
-    return out.astype(np.float32)

@@ -43,6 +43,7 @@ class Step:
     fields: Sequence[Field]
     scratch: int = 0
     way: str = ""
+    nbytes: int = 0  # of the values and parameters that it reads and writes
 
 
 @dataclass(eq=False)
@@ -187,11 +188,13 @@ class Builder:
         writes: Sequence[View],
         scratch: int = 0,
         way: str = "",
+        stored: int = 0,
     ) -> None:
-        """Append a step; ``scratch`` floats are needed by each thread."""
+        """Append a step; ``scratch`` floats are needed by each thread, ``stored`` bytes of parameters are read."""
         for view in (*reads, *writes):
             view.buffer.last = max(view.buffer.last, len(self.steps))
-        self.steps.append(Step(kernel, label, tasks, list(fields), scratch, way))
+        nbytes = stored + 4 * sum(view.size for view in (*reads, *writes))
+        self.steps.append(Step(kernel, label, tasks, list(fields), scratch, way or kernel.__name__, nbytes))
 
     def users(self, value: str) -> list[Node]:
         """Return the nodes that read a value, once for each time they do."""

@@ -2,14 +2,15 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import numpy as np
 
 from pqnet._threads import blas_limit
 from pqnet.graph import Graph
 from pqnet.runtime.builder import Store
-from pqnet.runtime.plan import Plan, Workspace
+from pqnet.runtime.plan import Plan, StepTime, Workspace
 from pqnet.runtime.tuning import Tuner
 
 __all__ = ["Engine"]
@@ -46,12 +47,23 @@ class Engine:
 
     def run(self, arrays: Mapping[str, np.ndarray], threads: int) -> dict[str, np.ndarray]:
         """Compute the outputs for checked inputs; new arrays."""
-        plan = self.plan(self.graph.bind_symbols({name: array.shape for name, array in arrays.items()}))
+        with self._space() as space, blas_limit(1):  # NumPy's products may not depend on the number of threads
+            return self._plan_for(arrays).run(arrays, space, threads)
+
+    def profile(self, arrays: Mapping[str, np.ndarray], threads: int, runs: int) -> list[StepTime]:
+        """Return the median seconds of every step alone, in the order of execution."""
+        with self._space() as space, blas_limit(1):
+            return self._plan_for(arrays).profile(arrays, space, threads, runs)
+
+    def _plan_for(self, arrays: Mapping[str, np.ndarray]) -> Plan:
+        return self.plan(self.graph.bind_symbols({name: array.shape for name, array in arrays.items()}))
+
+    @contextmanager
+    def _space(self) -> Iterator[Workspace]:
         with self._lock:
             space = self._spaces.pop() if self._spaces else Workspace()
         try:
-            with blas_limit(1):  # for what NumPy computes: its products may not depend on the number of threads
-                return plan.run(arrays, space, threads)
+            yield space
         finally:
             with self._lock:
                 self._spaces.append(space)

@@ -17,6 +17,7 @@ from pqnet.graph.size import SizeReport, measure_size
 from pqnet.io import Golden, load_graph, save_graph
 from pqnet.runtime.engine import Engine
 from pqnet.runtime.execute import check_inputs, dense_param
+from pqnet.runtime.plan import StepTime
 
 __all__ = ["Model", "Signature", "load"]
 
@@ -111,6 +112,27 @@ class Model:
         """
         arrays = check_inputs(self.graph, inputs)
         return self._engine.run(arrays, default_threads(threads))
+
+    def profile(
+        self, inputs: Mapping[str, Any], *, threads: int | None = None, runs: int = 20
+    ) -> list[StepTime]:
+        """Measure every step of a run alone.
+
+        Parameters
+        ----------
+        inputs : dict of str to array
+        threads : int, optional
+        runs : int
+
+        Returns
+        -------
+        list of StepTime
+            In the order of execution: what the step computes (``label``), in which way (``way``), median ``seconds``,
+            and the bytes of values and parameters that it reads and writes (``nbytes``; 0 if unknown).
+        """
+        arrays = check_inputs(self.graph, inputs)
+        self._engine.run(arrays, default_threads(threads))
+        return self._engine.profile(arrays, default_threads(threads), _check.integer(runs, "runs", 1))
 
     def size(self) -> SizeReport:
         """Return the bytes of the network as the papers count them."""

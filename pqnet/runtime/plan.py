@@ -1,9 +1,11 @@
 """A graph at known sizes as a program: compiled once for each input shape, then run without planning anything."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,7 +19,7 @@ from pqnet.runtime.execute import dense_param, evaluate_node, node_params
 from pqnet.runtime.tuning import rule
 from pqnet.runtime.views import SLACK, View, place_buffers
 
-__all__ = ["Kernels", "Plan", "Workspace"]
+__all__ = ["Kernels", "Plan", "StepTime", "Workspace"]
 
 FIELDS = 48  # of a step's geometry
 
@@ -36,6 +38,15 @@ class Workspace:
         self.scratch = [s for s in self.scratch if s.size >= scratch]
         while len(self.scratch) < threads:
             self.scratch.append(aligned(scratch, np.float32))
+
+
+class StepTime(NamedTuple):
+    """How long one step takes: what it computes, in which way, and the bytes that it reads and writes (0: unknown)."""
+
+    label: str
+    way: str
+    seconds: float
+    nbytes: int
 
 
 class Kernels:
@@ -147,11 +158,37 @@ class Plan:
         for future in waiting:  # one that comes late finds no task and touches nothing
             future.cancel()
 
+    def profile(self, inputs: Mapping[str, np.ndarray], space: Workspace, threads: int, runs: int) -> list[StepTime]:
+        """Return the median seconds of every step alone, in the order of execution."""
+        space.fit(self.floats, self.scratch, threads)
+        host = {**self.known, **inputs}
+        times = []
+        for segment in self.segments:
+            if isinstance(segment, Kernels):
+                for i, step in enumerate(segment.steps):
+                    seconds = _median(lambda s=segment, i=i: self.run_kernels(s, space, threads, i, i + 1), runs)  # type: ignore[misc]
+                    times.append(StepTime(step.label, step.way, seconds, step.nbytes))
+                continue
+            label = segment.value if isinstance(segment, Upload) else segment.label
+            way = {Upload: "upload", Copy: "copy", HostStep: "numpy"}[type(segment)]
+            seconds = _median(lambda s=segment: self._run_segment(s, host, space, threads), runs)  # type: ignore[misc]
+            times.append(StepTime(label, way, seconds, 0))
+        return times
+
     def kernel_steps(self) -> Iterator[tuple[Kernels, int, Step]]:
         """Yield every kernel step with its segment and place."""
         for segment in self.segments:
             if isinstance(segment, Kernels):
                 yield from ((segment, i, step) for i, step in enumerate(segment.steps))
+
+
+def _median(run: Callable[[], None], runs: int) -> float:
+    times = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
 
 
 def _lower(b: Builder, node: Any) -> None:

@@ -8,7 +8,7 @@ from pqnet.kernels.gemm import gemm
 from pqnet.kernels.simd import WIDTH
 from pqnet.kernels.tile import LANES, ROWS
 from pqnet.runtime.builder import Builder
-from pqnet.runtime.lower.product import Product, code_rows, codebook_floats, codeword_step, round_up
+from pqnet.runtime.lower.product import Product, code_rows, codebook_floats, codeword_step, round_up, stored_bytes
 from pqnet.runtime.views import View
 
 __all__ = ["MULTIPLY", "emit_gemm", "gemm_cost"]
@@ -81,4 +81,5 @@ def emit_gemm(b: Builder, p: Product) -> None:
         writes=[p.out],
         scratch=scratch,
         way="decode" if isinstance(weight, PackedPQ) else "dense",
+        stored=stored_bytes(weight),
     )

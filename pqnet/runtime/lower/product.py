@@ -9,7 +9,7 @@ from pqnet.graph import Node
 from pqnet.runtime.builder import Builder
 from pqnet.runtime.views import View
 
-__all__ = ["Product", "block_size", "code_rows", "codebook_floats", "codeword_step", "round_up"]
+__all__ = ["Product", "block_size", "code_rows", "codebook_floats", "codeword_step", "round_up", "stored_bytes"]
 
 
 @dataclass
@@ -76,3 +76,8 @@ def codebook_floats(packed: PackedPQ) -> np.ndarray:
 def code_rows(packed: PackedPQ) -> np.ndarray:
     """Return the codes row by row, as bytes."""
     return np.ascontiguousarray(packed.codes).view(np.uint8)
+
+
+def stored_bytes(weight: np.ndarray | Packed) -> int:
+    """Return the bytes that a kernel reads of a weight."""
+    return weight.nbytes if isinstance(weight, Packed) else 4 * int(np.prod(weight.shape))

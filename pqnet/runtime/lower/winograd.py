@@ -12,7 +12,7 @@ from pqnet.kernels.tile import LANES, ROWS
 from pqnet.kernels.winograd import winograd
 from pqnet.runtime.builder import Builder
 from pqnet.runtime.lower.gemm import MULTIPLY
-from pqnet.runtime.lower.product import Product, code_rows, codebook_floats, codeword_step, round_up
+from pqnet.runtime.lower.product import Product, code_rows, codebook_floats, codeword_step, round_up, stored_bytes
 from pqnet.runtime.views import View
 
 __all__ = ["emit_winograd", "winograd_cost", "winograd_fits"]
@@ -106,4 +106,5 @@ def emit_winograd(b: Builder, p: Product, planes: View, patches: tuple[int, int]
         writes=[p.out],
         scratch=stage + 6 * LANES + 8 * WIDTH,
         way="winograd",
+        stored=stored_bytes(weight),
     )
