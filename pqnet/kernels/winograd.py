@@ -195,23 +195,28 @@ def winograd(task, g, data, const, codes, index, scratch):
     # transformed, [output][number][channel]; 25 codebook or dense weight, 26 d, 27 codeword stride, 28 bytes a code,
     # 29 bytes a row of codes, 30 channels a piece of the sum, 31 channels a panel, 32 outputs a task, 33 tasks along
     # the outputs, 34 patches in all, 35 rows and 36 columns of patches, 37 layout: 1 channel, 0 spatial, 38 channel
-    # step of the input, 39 height of the output, 40 scratch: panel, 41 scratch: sums, 42 scratch: two rows of pixels
+    # step of the input, 39 height of the output, 40 scratch: panel, 41 scratch: sums, 42 scratch: two rows of pixels,
+    # 43 tiles of LANES patches a task
     x, image, pitch, channels, outputs = g[0], g[1], g[9], g[23], g[5]
     first_code, book, d, stride, wide, code_row = g[24], g[25], g[26], g[27], g[28] == 2, g[29]
     piece, chunk, o_block, o_tasks, patches, high, across = g[30], g[31], g[32], g[33], g[34], g[35], g[36]
     channel_layout, channel, panel, sums, stage = g[37] == 1, g[38], g[40], g[41], g[42]
-    p = task // o_tasks * LANES
-    n = min(LANES, patches - p)
+    tiles = g[43]
+    p_first = task // o_tasks * tiles * LANES
+    p_last = min(p_first + tiles * LANES, patches)
     o_first = task % o_tasks * o_block
     o_last = min(o_first + o_block, outputs)
     plane = piece * LANES + WIDTH
     size = 2 if wide else 1
     for c_first in range(0, channels, piece):
         c_last = min(c_first + piece, channels)
-        _transform_input(x, channel, image, pitch, high, across, p, n, c_first, c_last, data, scratch, 0, plane)
+        for p in range(p_first, p_last, LANES):
+            to = (p - p_first) // LANES * 16 * plane
+            n = min(LANES, p_last - p)
+            _transform_input(x, channel, image, pitch, high, across, p, n, c_first, c_last, data, scratch, to, plane)
         for o in range(o_first, o_last, ROWS):
             used = min(ROWS, o_last - o)
-            s = sums + (16 * (o - o_first) * LANES if piece < channels else 0)
+            s = sums + (16 * (o - o_first) * tiles * LANES if piece < channels else 0)
             for c in range(c_first, c_last, chunk):
                 k = min(chunk, c_last - c)
                 if first_code < 0:
@@ -231,13 +236,19 @@ def winograd(task, g, data, const, codes, index, scratch):
                         else:
                             _decode_spatial(codes, row + c * 9 // d * size, k * 9 // d, wide, const, book, stride,
                                             scratch, to)
-                for xi in range(16):
-                    at, to, more = (c - c_first) * LANES + xi * plane, s + xi * ROWS * LANES, np.int64(c > 0)
-                    if n > 2 * WIDTH:
-                        multiply_3(a, a0 + xi * number, row_step, k_step, scratch, at, k, scratch, to, LANES, more)
-                    elif n > WIDTH:
-                        multiply_2(a, a0 + xi * number, row_step, k_step, scratch, at, k, scratch, to, LANES, more)
-                    else:
-                        multiply_1(a, a0 + xi * number, row_step, k_step, scratch, at, k, scratch, to, LANES, more)
+                for p in range(p_first, p_last, LANES):
+                    n, tile, more = p_last - p, (p - p_first) // LANES, np.int64(c > 0)
+                    for xi in range(16):
+                        at = (tile * 16 + xi) * plane + (c - c_first) * LANES
+                        to, a1 = s + (tile * 16 + xi) * ROWS * LANES, a0 + xi * number
+                        if n > 2 * WIDTH:
+                            multiply_3(a, a1, row_step, k_step, scratch, at, k, scratch, to, LANES, more)
+                        elif n > WIDTH:
+                            multiply_2(a, a1, row_step, k_step, scratch, at, k, scratch, to, LANES, more)
+                        else:
+                            multiply_1(a, a1, row_step, k_step, scratch, at, k, scratch, to, LANES, more)
             if c_last == channels:
-                _finish(scratch, s, used, o, p, n, high, across, stage, g, data, const)
+                for p in range(p_first, p_last, LANES):
+                    to = s + (p - p_first) // LANES * 16 * ROWS * LANES
+                    n = min(LANES, p_last - p)
+                    _finish(scratch, to, used, o, p, n, high, across, stage, g, data, const)

@@ -19,7 +19,8 @@ __all__ = ["emit_winograd", "winograd_cost", "winograd_fits"]
 
 TRANSFORM = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
 WHOLE = 128  # channels up to which transformed patches fit the second-level cache beside the rest
-PIECE, CHUNK = 64, 32
+PIECE = 64
+CHUNK = {0: 32, 1: 64}  # channels of a decoded panel, by layout: spatial weights lie 16 apart, in more cache lines
 OUTPUTS = 64
 
 # Cycles: the register tile with strided weights against the plain one; a weight's 16 numbers, a channel's 48 patches, an
@@ -83,20 +84,21 @@ def emit_winograd(b: Builder, p: Product, planes: View, patches: tuple[int, int]
     unit = 1
     if isinstance(weight, PackedPQ):
         unit = weight.codec.d if weight.codec.layout == "channel" else weight.codec.d // 9
-    chunk = min(round_up(CHUNK, unit), channels)
+    layout = int(not isinstance(weight, PackedPQ) or weight.codec.layout == "channel")
+    chunk = min(round_up(CHUNK[layout], unit), channels)
     piece = channels if channels <= WHOLE else min(round_up(PIECE, lcm(unit, chunk)), channels)
     total = p.batch * patches[0] * patches[1]
-    p_tasks = -(-total // LANES)
-    wanted = max(-(-8 // p_tasks), 1)
+    tiles = min(2 if piece <= PIECE else 1, -(-total // LANES))
+    p_tasks = -(-total // (LANES * tiles))
+    wanted = max(-(-4 // p_tasks), 1)  # blocks of outputs repeat the transform
     o_block = min(round_up(-(-outputs // wanted), ROWS), round_up(outputs, ROWS))
     if piece < channels:
         o_block = min(o_block, OUTPUTS)
     o_tasks = -(-outputs // o_block)
-    panel = round_up(16 * (piece * LANES + WIDTH) + WIDTH, 16)
+    panel = round_up(16 * tiles * (piece * LANES + WIDTH) + WIDTH, 16)
     sums = panel + round_up(ROWS * 16 * (chunk + 16) + 64, 16)
-    stage = sums + 16 * (round_up(o_block, ROWS) if piece < channels else ROWS) * LANES + 64
-    layout = int(isinstance(weight, PackedPQ) and weight.codec.layout == "channel")
-    own = [piece, chunk, o_block, o_tasks, total, *patches, layout, planes.strides[0], height, panel, sums, stage]
+    stage = sums + 16 * tiles * (round_up(o_block, ROWS) if piece < channels else ROWS) * LANES + 64
+    own = [piece, chunk, o_block, o_tasks, total, *patches, layout, planes.strides[0], height, panel, sums, stage, tiles]
     b.emit(
         winograd,
         p.node.name,
