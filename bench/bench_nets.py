@@ -31,7 +31,7 @@ def bench(name: str, peers: list[str], runs: int, threads: int) -> None:
     for engine, run in engines.items():
         if (apart := float(np.abs(run() - want).max() / np.abs(want).max())) > TOLERANCE:
             raise AssertionError(f"{name}: outputs of {engine} and pqnet are {apart:.2g} of the largest one apart")
-    seconds = interleaved(engines, runs)
+    seconds, others = interleaved(engines, runs)
     emit(
         name,
         codes=codes,
@@ -39,6 +39,7 @@ def bench(name: str, peers: list[str], runs: int, threads: int) -> None:
         bytes=model.size().total,
         ms={engine: float(f"{1e3 * s:.4g}") for engine, s in seconds.items()},
         over_ours={peer: float(f"{seconds[peer] / seconds['pqnet']:.3g}") for peer in peers},
+        other_load=others,
     )
 
 

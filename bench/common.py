@@ -1,29 +1,40 @@
 """What every bench script shares: the machine's description, medians, JSON lines."""
 
+import importlib.metadata
 import json
+import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numba
-import numpy as np
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 REST = 0.05  # seconds; ONNX Runtime spins for about 1 ms, OpenMP of PyTorch for some
 
 
-def machine() -> dict[str, Any]:
-    """Return CPU, cores in use and versions."""
+def machine(packages: Iterable[str] = ()) -> dict[str, Any]:
+    """Return CPU, cores in use and versions, also of other packages."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
         fields = dict(line.split(":", 1) for line in info.read_text().split("\n\n")[0].splitlines() if ":" in line)
         names = {key.strip(): value.strip() for key, value in fields.items()}
         cpu = f"{names.get('model name', cpu)} family {names.get('cpu family')} model {names.get('model')}"
-    return {"cpu": cpu, "threads": numba.get_num_threads(), "numpy": np.__version__, "numba": numba.__version__}
+    versions = {name: importlib.metadata.version(name) for name in ("numpy", "numba", *packages)}
+    return {"cpu": cpu, "threads": numba.get_num_threads(), **versions}
+
+
+def busy_seconds() -> float:
+    """Return the CPU seconds that all processes of the machine have used; 0 where the system does not tell."""
+    stat = Path("/proc/stat")
+    if not stat.exists():
+        return 0.0
+    ticks = [int(field) for field in stat.read_text().splitlines()[0].split()[1:9]]
+    return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")  # all but idle and waiting for disks
 
 
 def emit(name: str, **figures: Any) -> None:
@@ -45,14 +56,20 @@ def paired_medians(first: Callable[[], Any], second: Callable[[], Any], runs: in
     return statistics.median(times[0]), statistics.median(times[1])
 
 
-def interleaved(functions: dict[str, Callable[[], Any]], runs: int, block: int = 5) -> dict[str, float]:
+def interleaved(
+    functions: dict[str, Callable[[], Any]], runs: int, block: int = 5
+) -> tuple[dict[str, float], float]:
     """Return the median seconds of each function over at least ``runs`` runs, taken in blocks in turn.
+
+    Also returned: the share of the CPU time meanwhile that other processes took. Above a few percent the figures are
+    no good.
 
     Engines keep their threads spinning for some milliseconds after a run, which would slow the next engine on the same
     cores; so turns are blocks, and a block begins with a rest and one run that is not counted (caches, sleeping
     threads). That every engine meets the same slow and fast phases of the machine is what the turns are for.
     """
     times: dict[str, list[float]] = {name: [] for name in functions}
+    own, all_busy = time.process_time(), busy_seconds()
     for _ in range(-(-runs // block)):
         for name, function in functions.items():
             time.sleep(REST)
@@ -61,4 +78,6 @@ def interleaved(functions: dict[str, Callable[[], Any]], runs: int, block: int =
                 start = time.perf_counter()
                 function()
                 times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
+    own, all_busy = time.process_time() - own, busy_seconds() - all_busy
+    others = max(0.0, 1 - own / all_busy) if all_busy else 0.0
+    return {name: statistics.median(values) for name, values in times.items()}, others

@@ -29,6 +29,7 @@ class GuardedSpace(Workspace):
     def fit(self, floats, scratch, threads):
         self.arena = aligned(floats + plans.SLACK, np.float32)
         self.arena[:] = GUARD
+        self._arrays.clear()
         self.scratch = [np.full(scratch, np.nan, np.float32) for _ in range(threads)]
 
 

@@ -12,6 +12,7 @@ from pqnet.errors import PQNetError
 from pqnet.fit.tiles import Codewords, Tiles, group_tiles, worth_tiles
 from pqnet.kernels import kmeans as kernels
 from pqnet.kernels import kmeans_rows as rows
+from pqnet.kernels.kmeans_search import TILE
 
 __all__ = ["KMeansResult", "assign", "weighted_kmeans"]
 
@@ -146,16 +147,16 @@ class _Problem:
         if not worth_tiles(self.group, self.n_groups):
             _Rows(self).nearest(now, codes)
             return codes
-        slots, tile_group = np.empty(0, np.int32), np.zeros(-(-n // kernels.TILE), np.int32)
+        slots, tile_group = np.empty(0, np.int32), np.zeros(-(-n // TILE), np.int32)
         if self.n_groups > 1:
             slots, tile_group = group_tiles(self.group, self.n_groups, np.arange(n, dtype=np.int32))
         chunk = max(8, -(-len(tile_group) // 256))
         chunks = -(-len(tile_group) // chunk)
         scratch = (
-            np.empty((chunks, 2, d * kernels.TILE), np.float32),
-            np.empty((chunks, 2 * kernels.TILE), np.float32),
-            np.empty((chunks, kernels.TILE)),
-            np.empty((chunks, kernels.TILE), np.int32),
+            np.empty((chunks, 2, d * TILE), np.float32),
+            np.empty((chunks, 2 * TILE), np.float32),
+            np.empty((chunks, TILE)),
+            np.empty((chunks, TILE), np.int32),
         )
         words = now.words.reshape(-1), now.offset, now.ids, now.groups
         with self.kernels(self.v.size * now.padded):
@@ -169,9 +170,7 @@ class _Problem:
         scratch = np.empty((self.n_chunks, 2, d), np.float32)
         group = self.group_of_block if self.metric.size else self.group
         with self.kernels(self.v.size * (d if self.metric.size else 4)):
-            rows.block_errors(
-                self.v, self.w, group, self.metric, codebook, codes, self.chunk, scratch, errors, partial
-            )
+            rows.block_errors(self.v, self.w, group, self.metric, codebook, codes, self.chunk, scratch, errors, partial)
         return errors, float(partial.sum())
 
 
@@ -191,7 +190,7 @@ class _Rows:
 
     def __init__(self, problem: _Problem) -> None:
         self.problem = problem
-        n, d = problem.v.shape
+        n = len(problem.v)
         self.codes, self.group = np.empty(n, np.int32), problem.group_of_block
         self.y, self.half_norm = _transformed(problem, problem.v, self.group)
         self.norm = float(2 * (problem.w * self.half_norm.astype(np.float64)).sum())
@@ -388,7 +387,7 @@ def _lloyd(problem: _Problem, codebook: np.ndarray, n_iter: int) -> KMeansResult
         if step == n_iter or (not filled and gain <= TOLERANCE * error):
             break
         codebook = sums.update(codebook)
-    codes = store.to_rows() if best is codebook and not filled else problem.nearest(best)
+    codes = store.to_rows() if best is codebook else problem.nearest(best)
     return KMeansResult(best, codes.astype(code_dtype(k)), problem.errors(best, codes)[1], updates)
 
 
@@ -421,7 +420,7 @@ class _Sums:
         if self.shared:
             out[used] = self.right[used] / self.mass[used, None]
             return out.astype(np.float32)
-        # Directions that no member's metric sees stay at the old codeword: solve for the step, damped at rounding level.
+        # Directions that no member's metric sees stay at the old codeword: solve for the step, damped as rounding.
         d = out.shape[1]
         scale = np.trace(self.left, axis1=1, axis2=2) / d
         used &= scale > 0

@@ -6,6 +6,7 @@ import numpy as np
 
 from pqnet.kernels import kmeans as kernels
 from pqnet.kernels import kmeans_rows as rows
+from pqnet.kernels.kmeans_search import GROUP, TILE
 
 if TYPE_CHECKING:
     from pqnet.fit.kmeans import _Problem
@@ -33,29 +34,29 @@ class Codewords:
         self.offset = np.full((len(offset), self.padded), FAR, np.float32)
         self.offset[:, :k] = offset
         self.ids = np.arange(self.padded, dtype=np.int32)
-        self.groups = -(-k // kernels.GROUP)
+        self.groups = -(-k // GROUP)
 
 
 def worth_tiles(group: np.ndarray, n_groups: int) -> bool:
     """Return whether tiles of blocks of one group would be at least half full."""
     if n_groups == 1:
         return True
-    tiles = (-(-np.bincount(group, minlength=n_groups) // kernels.TILE)).sum()
-    return bool(tiles * kernels.TILE <= max(2 * len(group), kernels.TILE))
+    tiles = (-(-np.bincount(group, minlength=n_groups) // TILE)).sum()
+    return bool(tiles * TILE <= max(2 * len(group), TILE))
 
 
 def group_tiles(group: np.ndarray, n_groups: int, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the row of every lane (-1: none) and the group of every tile, blocks of a group in the given order."""
     if n_groups == 1:
-        slots = np.full(-(-len(order) // kernels.TILE) * kernels.TILE, -1, np.int32)
+        slots = np.full(-(-len(order) // TILE) * TILE, -1, np.int32)
         slots[: len(order)] = order
-        return slots, np.zeros(len(slots) // kernels.TILE, np.int32)
+        return slots, np.zeros(len(slots) // TILE, np.int32)
     counts = np.bincount(group, minlength=n_groups)
-    per_group = -(-counts // kernels.TILE)
+    per_group = -(-counts // TILE)
     by_group = np.empty_like(order)
     rows.sort_by_key(group, order, np.empty(n_groups, np.int64), by_group)
-    start = (np.cumsum(per_group) - per_group) * kernels.TILE - (np.cumsum(counts) - counts)
-    slots = np.full(int(per_group.sum()) * kernels.TILE, -1, np.int32)
+    start = (np.cumsum(per_group) - per_group) * TILE - (np.cumsum(counts) - counts)
+    slots = np.full(int(per_group.sum()) * TILE, -1, np.int32)
     slots[np.arange(len(group)) + np.repeat(start, counts)] = by_group
     return slots, np.repeat(np.arange(n_groups, dtype=np.int32), per_group)
 
@@ -75,20 +76,18 @@ class Tiles:
         self.chunk = -(-tiles // CHUNKS)
         chunks = -(-tiles // self.chunk)
         padded = (k // LANES + 1) * LANES
-        self.bounds = bounds and (tiles + chunks * kernels.TILE) * padded * 4 <= BOUND_BYTES
-        self.x = np.empty(tiles * d * kernels.TILE, np.float32)
+        self.bounds = bounds and (tiles + chunks * TILE) * padded * 4 <= BOUND_BYTES
+        self.x = np.empty(tiles * d * TILE, np.float32)
         # The sums are over v where all blocks share a metric, else over G v.
         own = m == 1 and problem.metric.size
         self.summed = np.empty_like(self.x) if own else np.empty(0, np.float32)
         self.weights = np.empty(len(self.rows), np.float32)
         self.centre, self.radius = np.empty((tiles, d), np.float32), np.empty(tiles, np.float32)
         norm = np.empty(chunks)
-        scratch = np.empty((chunks, 2, d * kernels.TILE), np.float32), np.empty((chunks, kernels.TILE))
+        scratch = np.empty((chunks, 2, d * TILE), np.float32), np.empty((chunks, TILE))
         out = self.x, self.summed, self.weights, self.centre, self.radius, norm
         with problem.kernels(n * d * d):
-            kernels.fill_tiles(
-                problem.v, problem.w, self.rows, self.group, problem.metric, self.chunk, *scratch, *out
-            )
+            kernels.fill_tiles(problem.v, problem.w, self.rows, self.group, problem.metric, self.chunk, *scratch, *out)
         self.norm = float(norm.sum())
         if not own:
             self.summed = self.x
@@ -103,8 +102,8 @@ class Tiles:
         self.slack = np.zeros((tiles if self.bounds else 1, padded), np.float32)
         self.slack[:, k:] = 1e38
         kept = padded if self.bounds else 1
-        self.scratch = np.empty((chunks, padded + kernels.TILE * (1 + kept)), np.float32)
-        self.ids = np.empty((chunks, kernels.TILE + padded + kernels.GROUP), np.int32)
+        self.scratch = np.empty((chunks, padded + TILE * (1 + kept)), np.float32)
+        self.ids = np.empty((chunks, TILE + padded + GROUP), np.int32)
         self.listed = np.empty(chunks, np.int64)
         self.bounded_for: Codewords | None = None  # the codewords that the bounds are about
         self.pause = self.bad = 0
@@ -129,8 +128,9 @@ class Tiles:
         change = before.words.astype(np.float64) - now.words
         offset_change = (now.offset - before.offset.astype(np.float64)).astype(np.float32)
         size = (np.sqrt(np.square(change).sum(1)) * (1 + 1e-6)).astype(np.float32)
-        largest = max(float(np.abs(w.offset[:, : w.k]).max()) + problem.products(w.words) for w in (before, now))
-        loss = 2 * (d + 4) * ROUNDING * largest  # more than a half distance can be wrong by
+        # More than two half distances of a group can be wrong by.
+        largest = [np.abs(c.offset[:, : c.k]).max(1) + problem.steepest * np.abs(c.words).max() for c in (before, now)]
+        margin = 8 * (d + 4) * ROUNDING * np.maximum(*largest)
         with problem.kernels(problem.v.size * now.padded):
             kernels.step(
                 self.x,
@@ -145,8 +145,7 @@ class Tiles:
                 np.ascontiguousarray(change.T).astype(np.float32).reshape(-1),
                 offset_change,
                 size,
-                np.float32(4 * loss),
-                np.float32(4 * loss),
+                margin.astype(np.float32),
                 int(bounded),
                 self.chunk,
                 self.scratch,
@@ -169,12 +168,10 @@ class Tiles:
     def recount(self) -> None:
         """Make the sums anew from the codes."""
         with self.problem.kernels(self.x.size):
-            kernels.sum_tiles(
-                self.summed, self.weights, self.segment, self.codes, self.chunk, self.sums, self.mass
-            )
+            kernels.sum_tiles(self.summed, self.weights, self.segment, self.codes, self.chunk, self.sums, self.mass)
 
     def totals(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the sums of w v or, with a metric a group, w G v, (K, D), and the weight of every (group, codeword)."""
+        """Return the sums of w v (w G v with a metric a group), (K, D), and the weight of every (group, codeword)."""
         share = np.zeros((self.problem.n_groups, self.mass.shape[1]))
         if len(share) == 1:
             share[0] = self.mass.sum(0)
@@ -191,6 +188,6 @@ class Tiles:
 
     def take(self, codes: np.ndarray) -> None:
         """Set other codes, given in the order of the blocks."""
-        first = np.repeat(self.rows[:: kernels.TILE], kernels.TILE)
+        first = np.repeat(self.rows[::TILE], TILE)
         self.codes[:] = codes[np.where(self.rows >= 0, self.rows, first)]
         self.recount()

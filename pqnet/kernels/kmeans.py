@@ -87,11 +87,24 @@ def nearest_in_tiles(
 
 @njit(cache=True, nogil=True, error_model="numpy", parallel=True)
 def fill_tiles(
-    v, weights, rows, tile_group, metric, chunk, tmp_x, tmp_sums, out_x, out_v, out_weights, out_centre, out_radius, out_norm
+    v,
+    weights,
+    rows,
+    tile_group,
+    metric,
+    chunk,
+    tmp_x,
+    tmp_sums,
+    out_x,
+    out_v,
+    out_weights,
+    out_centre,
+    out_radius,
+    out_norm,
 ):
     # IN as above; OUT x (tiles * D * TILE) f4: y, v the same of v itself or of size 0, weights (tiles * TILE) f4, 0 in
     # empty lanes, centre (tiles, D) f4 and radius (tiles,) f4 of a ball that holds y, norm (chunks,) f8: sum w v' G v
-    n, d = v.shape
+    d = v.shape[1]
     size = d * TILE
     tiles = tile_group.size
     for c in prange((tiles + chunk - 1) // chunk):
@@ -127,7 +140,7 @@ def fill_tiles(
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _list_candidates(slack, centre, radius, change, offset_change, change_size, margin, slip, tmp, ids):
+def _list_candidates(slack, centre, radius, change, offset_change, change_size, margin, tmp, ids):
     # Lower bounds slack[k] <= min over the tile of h_k - h_nearest, brought from the codewords before to those of now,
     # and the list of the codewords that they do not exclude; return its length. See `step`.
     kp, d = slack.size, centre.size
@@ -140,7 +153,7 @@ def _list_candidates(slack, centre, radius, change, offset_change, change_size, 
         spread = multiply(r, load(change_size, k))
         store(tmp, k, subtract(shift, spread))
         down = minimum(down, select_less(zero, load(slack, k), huge, subtract(subtract(zero, shift), spread)))
-    down, limit = splat(least_lane(down) - slip), splat(margin)
+    down, limit = splat(least_lane(down) - margin), splat(margin)
     n = 0
     for k in range(0, kp, WIDTH):
         bound = add(load(slack, k), add(load(tmp, k), down))
@@ -164,7 +177,6 @@ def step(
     offset_change,
     change_size,
     margin,
-    slip,
     bounded,
     chunk,
     tmp,
@@ -180,13 +192,13 @@ def step(
     # The bounds: h_k - h_a of a block, a being its nearest codeword, is linear in y, so from one codebook to the next
     # it changes by e_k - e_a - (y - centre) . (dc_k - dc_a) with e_k = d offset_k - centre . dc_k; the last term is at
     # most radius * (|dc_k| + |dc_a|). A codeword whose bound stays above 0 is nearest to no block of the tile. Of those
-    # looked at the bound is exact again. Codes are the ones that looking at all codewords would give: margin and slip
-    # are larger than what float32 loses in two h, and in moving a bound.
+    # looked at the bound is exact again. Codes are the ones that looking at all codewords would give: the margin is
+    # larger than what float32 loses in two h or in moving a bound.
     #
     # IN x, rows: tiles of y and of what is summed, weights (tiles * TILE,) f4, tile_group, segment (tiles,) i4: where
     # the mass of a tile goes, centre, radius as above, words (KP * D) f4, offset (M, KP) f4, change (D * KP) f4,
-    # offset_change (M, KP) f4 and change_size (KP,) f4: codewords now minus those of the last step with bounds, bounded:
-    # whether to use and move the bounds;
+    # offset_change (M, KP) f4 and change_size (KP,) f4: codewords now minus those of the last step with bounds,
+    # margin (M,) f4, bounded: whether to use and move the bounds;
     # TMP (chunks, KP + TILE + KP * TILE) f4, the last KP being one if not bounded, ids (chunks, TILE + KP + GROUP) i4;
     # INOUT slack (tiles, KP) f4, 0 at first and large for padding, codes (tiles * TILE,) i4, at first -1, sums
     # (chunks, K, D) and mass (segments, K) f8, at first 0; OUT listed (chunks,) i8: codewords looked at
@@ -205,13 +217,15 @@ def step(
             g = tile_group[t]
             if bounded:
                 n = _list_candidates(
-                    slack[t], centre[t], radius[t], change, offset_change[g], change_size, margin, slip, bounds, ids
+                    slack[t], centre[t], radius[t], change, offset_change[g], change_size, margin[g], bounds, ids
                 )
                 for p in range(n, n + GROUP):
                     ids[p] = kp - 1
             listed += n
             kept_step = TILE if bounded else 0
-            search(x, t * d * TILE, words, d, flat, g * kp, ids, (n + GROUP - 1) // GROUP, kept, kept_step, best, 0, found)
+            search(
+                x, t * d * TILE, words, d, flat, g * kp, ids, (n + GROUP - 1) // GROUP, kept, kept_step, best, 0, found
+            )
             if bounded:
                 for p in range(n):
                     least = subtract(load(kept, p * TILE), load(best, 0))

@@ -29,7 +29,9 @@ class _Arrays:
         self.context, self.builder, self.signature, self.values = context, builder, signature, values
 
     def pointer(self, argument, *index):
-        array = self.context.make_array(self.signature.args[argument])(self.context, self.builder, self.values[argument])
+        array = self.context.make_array(self.signature.args[argument])(
+            self.context, self.builder, self.values[argument]
+        )
         at = array.data
         for step in index:
             at = self.builder.gep(at, [step])

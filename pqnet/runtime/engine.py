@@ -3,7 +3,7 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 
@@ -47,12 +47,14 @@ class Engine:
 
     def run(self, arrays: Mapping[str, np.ndarray], threads: int) -> dict[str, np.ndarray]:
         """Compute the outputs for checked inputs; new arrays."""
-        with self._space() as space, blas_limit(1):  # NumPy's products may not depend on the number of threads
-            return self._plan_for(arrays).run(arrays, space, threads)
+        plan = self._plan_for(arrays)
+        # What NumPy computes may not depend on the number of threads.
+        with self._space() as space, blas_limit(1) if plan.uses_blas else nullcontext():
+            return plan.run(arrays, space, threads)
 
     def profile(self, arrays: Mapping[str, np.ndarray], threads: int, runs: int) -> list[StepTime]:
         """Return the median seconds of every step alone, in the order of execution."""
-        with self._space() as space, blas_limit(1):
+        with self._space() as space:
             return self._plan_for(arrays).profile(arrays, space, threads, runs)
 
     def _plan_for(self, arrays: Mapping[str, np.ndarray]) -> Plan:

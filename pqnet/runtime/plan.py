@@ -21,6 +21,8 @@ from pqnet.runtime.views import SLACK, View, place_buffers
 
 __all__ = ["Kernels", "Plan", "StepTime", "Workspace"]
 
+BLAS_OPS = ("attention", "conv2d", "conv_transpose2d", "linear", "matmul")
+VIEWS = 1024  # NumPy views of the arena that a workspace keeps
 FIELDS = 48  # of a step's geometry
 
 
@@ -30,14 +32,23 @@ class Workspace:
     def __init__(self) -> None:
         self.arena = aligned(SLACK, np.float32)
         self.scratch: list[np.ndarray] = []
+        self._arrays: dict[View, np.ndarray] = {}
 
     def fit(self, floats: int, scratch: int, threads: int) -> None:
         """Make room for a plan; memory only grows."""
         if self.arena.size < floats + SLACK:
             self.arena = aligned(floats + SLACK, np.float32)
-        self.scratch = [s for s in self.scratch if s.size >= scratch]
-        while len(self.scratch) < threads:
-            self.scratch.append(aligned(scratch, np.float32))
+            self._arrays.clear()
+        if len(self.scratch) < threads or self.scratch[0].size < scratch:
+            self.scratch = [aligned(scratch, np.float32) for _ in range(max(threads, len(self.scratch)))]
+
+    def array(self, view: View) -> np.ndarray:
+        """Return a value as a NumPy view of the arena."""
+        if view not in self._arrays:
+            if len(self._arrays) > VIEWS:
+                self._arrays.clear()
+            self._arrays[view] = view.array(self.arena)
+        return self._arrays[view]
 
 
 class StepTime(NamedTuple):
@@ -99,6 +110,7 @@ class Plan:
             batch = list(steps)
             self.segments += [Kernels([s for s in batch if isinstance(s, Step)])] if compiled else batch  # type: ignore[arg-type]
         self.last_use = self._last_uses()
+        self.uses_blas = any(isinstance(s, HostStep) and s.node.op in BLAS_OPS for s in self.segments)
 
     def _last_uses(self) -> list[list[str]]:
         """Return for each segment the host values that nothing needs after it."""
@@ -126,7 +138,7 @@ class Plan:
 
     def _fetch(self, value: str, host: Mapping[str, np.ndarray], space: Workspace) -> np.ndarray:
         view = self.outputs[value]
-        return np.array(host[value] if view is None else view.array(space.arena), order="C")
+        return np.array(host[value] if view is None else space.array(view), order="C")
 
     def _run_segment(
         self, segment: Kernels | HostStep | Upload | Copy, host: dict[str, np.ndarray], space: Workspace, threads: int
@@ -134,12 +146,12 @@ class Plan:
         if isinstance(segment, Kernels):
             self.run_kernels(segment, space, threads, 0, len(segment.steps))
         elif isinstance(segment, Upload):
-            np.copyto(segment.view.array(space.arena), host[segment.value])
+            np.copyto(space.array(segment.view), host[segment.value])
         elif isinstance(segment, Copy):
-            np.copyto(segment.target.array(space.arena), segment.source.array(space.arena))
+            np.copyto(space.array(segment.target), space.array(segment.source))
         else:
             node = segment.node
-            arrays = [self.views[v].array(space.arena) if v in self.views and v not in host else host[v] for v in node.inputs]
+            arrays = [space.array(self.views[v]) if v in self.views and v not in host else host[v] for v in node.inputs]
             results = evaluate_node(node, arrays, node_params(self.graph, node), self.symbols)
             for value, result in zip(node.outputs, results, strict=True):
                 # A result may be a view of the arena, whose memory other values will use.
