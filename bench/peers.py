@@ -52,6 +52,9 @@ def torch_eager(graph: Graph, inputs: Mapping[str, np.ndarray], threads: int) ->
     return run
 
 
+PEERS = ("onnxruntime", "openvino", "torch")
+
+
 def make_peers(names: list[str], graph: Graph, inputs: Mapping[str, np.ndarray], threads: int) -> dict[str, Run]:
     """Return the engines by name, each with the float network ``graph`` loaded."""
     symbols = graph.bind_symbols({name: array.shape for name, array in inputs.items()})

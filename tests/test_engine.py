@@ -19,7 +19,7 @@ from pqnet.runtime.execute import run_graph, values_to_free
 from pqnet.runtime.plan import Plan, Workspace
 from pqnet.runtime.tuning import fixed
 
-WAYS = ("decode", "winograd", "lut", "rows")
+WAYS = ("decode", "winograd", "dots", "lut", "rows")
 GUARD = np.float32(-7.25e33)
 
 

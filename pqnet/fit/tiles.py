@@ -125,7 +125,7 @@ class Tiles:
         bounded = self.bounds and self.pause == 0
         self.pause = max(self.pause - 1, 0)
         before = now if self.bounded_for is None or not bounded else self.bounded_for
-        change = before.words.astype(np.float64) - now.words
+        change = now.words.astype(np.float64) - before.words
         offset_change = (now.offset - before.offset.astype(np.float64)).astype(np.float32)
         size = (np.sqrt(np.square(change).sum(1)) * (1 + 1e-6)).astype(np.float32)
         # More than two half distances of a group can be wrong by.
@@ -138,19 +138,19 @@ class Tiles:
                 self.weights,
                 self.group,
                 self.segment,
-                self.centre,
+                self.centre.reshape(-1),
                 self.radius,
                 now.words.reshape(-1),
                 now.offset,
                 np.ascontiguousarray(change.T).astype(np.float32).reshape(-1),
-                offset_change,
+                offset_change.reshape(-1),
                 size,
                 margin.astype(np.float32),
                 int(bounded),
                 self.chunk,
                 self.scratch,
                 self.ids,
-                self.slack,
+                self.slack.reshape(-1),
                 self.codes,
                 self.sums,
                 self.mass,

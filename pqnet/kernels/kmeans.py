@@ -140,24 +140,24 @@ def fill_tiles(
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _list_candidates(slack, centre, radius, change, offset_change, change_size, margin, tmp, ids):
-    # Lower bounds slack[k] <= min over the tile of h_k - h_nearest, brought from the codewords before to those of now,
-    # and the list of the codewords that they do not exclude; return its length. See `step`.
-    kp, d = slack.size, centre.size
+def _list_candidates(t, slack, centre, d, radius, change, offset_change, at, kp, change_size, margin, tmp, ids):
+    # Lower bounds slack[t, k] <= min over the tile of h_k - h_nearest, brought from the codewords before to those of
+    # now, and the list of the codewords that they do not exclude; return its length. See `step`.
     r, zero, huge = splat(radius), splat(np.float32(0.0)), splat(np.float32(3.4e38))
     down = huge  # minus the largest rise of any codeword that was nearest to a block of the tile: those of slack 0
     for k in range(0, kp, WIDTH):
-        shift = load(offset_change, k)
+        shift = load(offset_change, at + k)
         for j in range(d):
-            shift = fma(splat(-centre[j]), load(change, j * kp + k), shift)
+            shift = fma(splat(centre[t * d + j]), load(change, j * kp + k), shift)
         spread = multiply(r, load(change_size, k))
         store(tmp, k, subtract(shift, spread))
-        down = minimum(down, select_less(zero, load(slack, k), huge, subtract(subtract(zero, shift), spread)))
+        rise = subtract(subtract(zero, shift), spread)
+        down = minimum(down, select_less(zero, load(slack, t * kp + k), huge, rise))
     down, limit = splat(least_lane(down) - margin), splat(margin)
     n = 0
     for k in range(0, kp, WIDTH):
-        bound = add(load(slack, k), add(load(tmp, k), down))
-        store(slack, k, bound)
+        bound = add(load(slack, t * kp + k), add(load(tmp, k), down))
+        store(slack, t * kp + k, bound)
         n = append_up_to(ids, n, k, bound, limit)
     return n
 
@@ -196,14 +196,14 @@ def step(
     # larger than what float32 loses in two h or in moving a bound.
     #
     # IN x, rows: tiles of y and of what is summed, weights (tiles * TILE,) f4, tile_group, segment (tiles,) i4: where
-    # the mass of a tile goes, centre, radius as above, words (KP * D) f4, offset (M, KP) f4, change (D * KP) f4,
-    # offset_change (M, KP) f4 and change_size (KP,) f4: codewords now minus those of the last step with bounds,
+    # the mass of a tile goes, centre (tiles * D) f4, radius as above, words (KP * D) f4, offset (M, KP) f4, change (D * KP)
+    # f4, offset_change (M * KP) f4 and change_size (KP,) f4: negated codewords now minus those of the last step with bounds,
     # margin (M,) f4, bounded: whether to use and move the bounds;
     # TMP (chunks, KP + TILE + KP * TILE) f4, the last KP being one if not bounded, ids (chunks, TILE + KP + GROUP) i4;
-    # INOUT slack (tiles, KP) f4, 0 at first and large for padding, codes (tiles * TILE,) i4, at first -1, sums
+    # INOUT slack (tiles * KP) f4, 0 at first and large for padding, codes (tiles * TILE,) i4, at first -1, sums
     # (chunks, K, D) and mass (segments, K) f8, at first 0; OUT listed (chunks,) i8: codewords looked at
     tiles, kp = tile_group.size, offset.shape[1]
-    d, k_all = centre.shape[1], mass.shape[1]
+    k_all, d = sums.shape[1:]
     flat = offset.reshape(-1)
     for c in prange((tiles + chunk - 1) // chunk):
         bounds, best, kept = tmp[c, :kp], tmp[c, kp : kp + TILE], tmp[c, kp + TILE :]
@@ -217,7 +217,8 @@ def step(
             g = tile_group[t]
             if bounded:
                 n = _list_candidates(
-                    slack[t], centre[t], radius[t], change, offset_change[g], change_size, margin[g], bounds, ids
+                    *(t, slack, centre, d, radius[t], change, offset_change, g * kp, kp),
+                    *(change_size, margin[g], bounds, ids),
                 )
                 for p in range(n, n + GROUP):
                     ids[p] = kp - 1
@@ -231,19 +232,19 @@ def step(
                     least = subtract(load(kept, p * TILE), load(best, 0))
                     for v in range(1, VECTORS):
                         least = minimum(least, subtract(load(kept, p * TILE + v * WIDTH), load(best, v * WIDTH)))
-                    slack[t, ids[p]] = least_lane(least)
-            part = mass[segment[t]]
+                    slack[t * kp + ids[p]] = least_lane(least)
+            part = segment[t]
             for lane in range(TILE):
                 now, before = found[lane], codes[t * TILE + lane]
                 if now != before:
                     codes[t * TILE + lane] = now
                     w = np.float64(weights[t * TILE + lane])
                     at = t * d * TILE + lane
-                    part[now] += w
+                    mass[part, now] += w
                     for j in range(d):
                         total[now, j] += w * np.float64(rows[at + j * TILE])
                     if before >= 0:
-                        part[before] -= w
+                        mass[part, before] -= w
                         for j in range(d):
                             total[before, j] -= w * np.float64(rows[at + j * TILE])
         out_listed[c] = listed

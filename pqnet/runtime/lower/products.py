@@ -1,12 +1,15 @@
 """Convolutions and linear layers as layer steps, each by the way that suits it."""
 
+from collections.abc import Callable
 from math import prod
 
 import numpy as np
 
+from pqnet.codecs import Packed, PackedPQ
 from pqnet.graph import Node
 from pqnet.kernels.prepare import prepare
 from pqnet.runtime.builder import Builder, lowers
+from pqnet.runtime.lower.dots import dots_cost, emit_dots
 from pqnet.runtime.lower.epilogue import absorb
 from pqnet.runtime.lower.gemm import emit_gemm, gemm_cost
 from pqnet.runtime.lower.product import Product, block_size
@@ -60,7 +63,7 @@ def conv2d(b: Builder, node: Node, x: list[View]) -> View | None:
     batch, _, height, width = b.info(node.outputs[0]).shape
     source = x[0] if x[0].strides[3] == 1 or x[0].shape[3] == 1 else b.dense(x[0], (1, 0, 2, 3))
     patches = (height + 1) // 2, (width + 1) // 2
-    ways = {"decode": gemm_cost(prod(weight.shape[1:]), block_size(weight), o // groups, groups, batch * height * width)}
+    ways = _ways(weight, o // groups, groups, batch * height * width)
     if winograd_fits(weight, a):
         ways["winograd"] = winograd_cost(weight, batch * patches[0] * patches[1])
     way = b.choose(b.graph, node, x[0].shape, ways)
@@ -91,10 +94,21 @@ def conv2d(b: Builder, node: Node, x: list[View]) -> View | None:
     if way == "winograd":
         emit_winograd(b, product, source, patches, height)
     else:
-        emit_gemm(b, product)
+        EMIT[way](b, product)
     for absorbed in tail.nodes:
         b.finish(absorbed, out)
     return out
+
+
+EMIT: dict[str, Callable[[Builder, Product], None]] = {"decode": emit_gemm, "dots": emit_dots}
+
+
+def _ways(weight: np.ndarray | Packed, outputs: int, groups: int, positions: int) -> dict[str, float]:
+    """Return the ways to multiply any positions by a weight, with their expected costs."""
+    ways = {"decode": gemm_cost(prod(weight.shape[1:]), block_size(weight), outputs, groups, positions)}
+    if isinstance(weight, PackedPQ) and weight.codec.d <= 16 and positions <= 16:
+        ways["dots"] = dots_cost(weight, positions)
+    return ways
 
 
 class _Rows:
@@ -133,7 +147,8 @@ def linear(b: Builder, node: Node, x: list[View]) -> View | None:
     other = None if tail.residual is None else tail.residual.reshape((rows, o))
     offsets = np.arange(inputs) * flat.strides[1]
     own = tail.fields(b, node.name, 0 if other is None else other.strides[1])
-    emit_gemm(b, Product(node, weight, flat, 0, 0, offsets, o, 1, 1, rows, rows, rows, rows, out, rows, own))
+    way = b.choose(b.graph, node, x[0].shape, _ways(weight, o, 1, rows))
+    EMIT[way](b, Product(node, weight, flat, 0, 0, offsets, o, 1, 1, rows, rows, rows, rows, out, rows, own))
     for absorbed in tail.nodes:
         b.finish(absorbed, out)
     return out
