@@ -56,9 +56,7 @@ def paired_medians(first: Callable[[], Any], second: Callable[[], Any], runs: in
     return statistics.median(times[0]), statistics.median(times[1])
 
 
-def interleaved(
-    functions: dict[str, Callable[[], Any]], runs: int, block: int = 5
-) -> tuple[dict[str, float], float]:
+def interleaved(functions: dict[str, Callable[[], Any]], runs: int, block: int = 5) -> tuple[dict[str, float], float]:
     """Return the median seconds of each function over at least ``runs`` runs, taken in blocks in turn.
 
     Also returned: the share of the CPU time meanwhile that other processes took. Above a few percent the figures are

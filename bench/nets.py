@@ -76,7 +76,7 @@ STAGES += ((6, 232, 6, 2, 5), (6, 384, 2, 1, 3))
 
 
 def efficientnet_b3(size: int = 300) -> Graph:
-    """EfficientNet-B3 in shape: 1x1 and squeeze layers in channel blocks of 8 or 4, depthwise kernels one block each."""
+    """EfficientNet-B3 in shape: 1x1 and squeeze layers in channel blocks of 8 or 4, a depthwise kernel is a block."""
     draw = Draw(1)
     b = GraphBuilder({"input": ValueInfo(("batch", 3, size, size))}, {"batch": 1})
 

@@ -1,38 +1,16 @@
 """The engines that pqnet is compared with, all on the same number of threads: name -> function of nothing."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from onnx_graph import to_onnx
+from peers_load import LOADERS, Run
 
 from pqnet.graph import Graph
 from pqnet.graph.passes import merge_batch_norm
 
-Run = Callable[[], np.ndarray]
-
-
-def onnx_runtime(model: bytes | str, inputs: Mapping[str, np.ndarray], threads: int) -> Run:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()  # all graph optimizations are on by default
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    return lambda: session.run(None, dict(inputs))[0]
-
-
-def openvino(model: bytes | str, inputs: Mapping[str, np.ndarray], threads: int) -> Run:
-    import openvino as ov
-
-    config = {
-        "INFERENCE_PRECISION_HINT": "f32",
-        "INFERENCE_NUM_THREADS": threads,
-        "PERFORMANCE_HINT": "LATENCY",
-    }
-    core = ov.Core()
-    compiled = core.compile_model(core.read_model(model), "CPU", config)
-    request = compiled.create_infer_request()
-    return lambda: request.infer(dict(inputs), share_inputs=True, share_outputs=True)[0]
+PEERS = (*LOADERS, "torch")
 
 
 def torch_eager(graph: Graph, inputs: Mapping[str, np.ndarray], threads: int) -> Run:
@@ -52,16 +30,11 @@ def torch_eager(graph: Graph, inputs: Mapping[str, np.ndarray], threads: int) ->
     return run
 
 
-PEERS = ("onnxruntime", "openvino", "torch")
-
-
-def make_peers(names: list[str], graph: Graph, inputs: Mapping[str, np.ndarray], threads: int) -> dict[str, Run]:
+def make_peers(names: Iterable[str], graph: Graph, inputs: Mapping[str, np.ndarray], threads: int) -> dict[str, Run]:
     """Return the engines by name, each with the float network ``graph`` loaded."""
     symbols = graph.bind_symbols({name: array.shape for name, array in inputs.items()})
     model = to_onnx(graph, symbols).SerializeToString()
-    makers: dict[str, Callable[[], Run]] = {
-        "onnxruntime": lambda: onnx_runtime(model, inputs, threads),
-        "openvino": lambda: openvino(model, inputs, threads),
-        "torch": lambda: torch_eager(graph, inputs, threads),
+    return {
+        name: torch_eager(graph, inputs, threads) if name == "torch" else LOADERS[name](model, inputs, threads)
+        for name in names
     }
-    return {name: makers[name]() for name in names}

@@ -37,6 +37,14 @@ class Codewords:
         self.groups = -(-k // GROUP)
 
 
+def aligned(*shape: int) -> np.ndarray:
+    """Return a new float32 array that begins on a cache line: vectors that lie across two cost twice."""
+    size = int(np.prod(shape))
+    memory = np.empty(size + 16, np.float32)
+    start = -(memory.ctypes.data // 4) % 16
+    return memory[start : start + size].reshape(shape)
+
+
 def worth_tiles(group: np.ndarray, n_groups: int) -> bool:
     """Return whether tiles of blocks of one group would be at least half full."""
     if n_groups == 1:
@@ -77,7 +85,7 @@ class Tiles:
         chunks = -(-tiles // self.chunk)
         padded = (k // LANES + 1) * LANES
         self.bounds = bounds and (tiles + chunks * TILE) * padded * 4 <= BOUND_BYTES
-        self.x = np.empty(tiles * d * TILE, np.float32)
+        self.x = aligned(tiles * d * TILE)
         # The sums are over v where all blocks share a metric, else over G v.
         own = m == 1 and problem.metric.size
         self.summed = np.empty_like(self.x) if own else np.empty(0, np.float32)
@@ -99,10 +107,10 @@ class Tiles:
         self.segment_group = self.group[new]
         self.codes = np.full(len(self.rows), -1, np.int32)
         self.sums, self.mass = np.zeros((chunks, k, d)), np.zeros((len(self.segment_group), k))
-        self.slack = np.zeros((tiles if self.bounds else 1, padded), np.float32)
-        self.slack[:, k:] = 1e38
+        self.slack = aligned(tiles if self.bounds else 1, padded)
+        self.slack[:, :k], self.slack[:, k:] = 0.0, 1e38
         kept = padded if self.bounds else 1
-        self.scratch = np.empty((chunks, padded + TILE * (1 + kept)), np.float32)
+        self.scratch = aligned(chunks, padded + TILE * (1 + kept))
         self.ids = np.empty((chunks, TILE + padded + GROUP), np.int32)
         self.listed = np.empty(chunks, np.int64)
         self.bounded_for: Codewords | None = None  # the codewords that the bounds are about
@@ -125,9 +133,10 @@ class Tiles:
         bounded = self.bounds and self.pause == 0
         self.pause = max(self.pause - 1, 0)
         before = now if self.bounded_for is None or not bounded else self.bounded_for
-        change = now.words.astype(np.float64) - before.words
-        offset_change = (now.offset - before.offset.astype(np.float64)).astype(np.float32)
-        size = (np.sqrt(np.square(change).sum(1)) * (1 + 1e-6)).astype(np.float32)
+        moved = now.words.astype(np.float64) - before.words
+        change, offset_change, size = aligned(d, now.padded), aligned(*now.offset.shape), aligned(now.padded)
+        change[:], offset_change[:] = moved.T, now.offset.astype(np.float64) - before.offset
+        size[:] = np.sqrt(np.square(moved).sum(1)) * (1 + 1e-6)
         # More than two half distances of a group can be wrong by.
         largest = [np.abs(c.offset[:, : c.k]).max(1) + problem.steepest * np.abs(c.words).max() for c in (before, now)]
         margin = 8 * (d + 4) * ROUNDING * np.maximum(*largest)
@@ -142,7 +151,7 @@ class Tiles:
                 self.radius,
                 now.words.reshape(-1),
                 now.offset,
-                np.ascontiguousarray(change.T).astype(np.float32).reshape(-1),
+                change.reshape(-1),
                 offset_change.reshape(-1),
                 size,
                 margin.astype(np.float32),

@@ -14,8 +14,8 @@ from numba.extending import intrinsic
 
 from pqnet.kernels.simd import FLOATS, INTS, ISA, WIDTH
 
-VECTORS = 4 if ISA == "avx512" else 2
-GROUP = 4
+VECTORS = 2 if ISA == "avx512" else 2
+GROUP = 8
 TILE = VECTORS * WIDTH
 
 _WORD, _LONG = ir.IntType(32), ir.IntType(64)

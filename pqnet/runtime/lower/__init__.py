@@ -1,3 +1,4 @@
 """How nodes become steps: one file a family of operations, registered by `builder.lowers`."""
 
+from pqnet.runtime.lower import elementwise as elementwise
 from pqnet.runtime.lower import products as products

@@ -10,7 +10,7 @@ from pqnet.graph import Node
 from pqnet.runtime.builder import Builder
 from pqnet.runtime.views import View
 
-__all__ = ["ACTIVATIONS", "Epilogue", "absorb", "activation_of"]
+__all__ = ["ACTIVATIONS", "Epilogue", "absorb", "activation_of", "norm_factors"]
 
 # Kinds of kernels/activation.py.
 ACTIVATIONS = {
@@ -25,9 +25,8 @@ ACTIVATIONS = {
     "leaky_relu": 10,
     "elu": 11,
     "mish": 12,
-    "softplus": 13,
 }
-PARAMETERS = {"leaky_relu": ("negative_slope",), "elu": ("alpha",), "softplus": ("beta", "threshold")}
+PARAMETERS = {"leaky_relu": ("negative_slope",), "elu": ("alpha",)}
 
 
 @dataclass
@@ -46,7 +45,7 @@ class Epilogue:
         scale = -1 if self.scale is None else b.constant((name, "scale", tuple(n.name for n in self.nodes)), self._scale)
         shift = -1 if self.shift is None else b.constant((name, "shift", tuple(n.name for n in self.nodes)), self._shift)
         extra = self.parameters
-        at = b.constant(("activation", extra), lambda: extra) if extra else 0
+        at = b.constant(("activation", extra), lambda: (*extra, 0.0, 0.0))
         residual: int | View = -1 if self.residual is None else self.residual
         return [scale, shift, residual, residual_step, 0, 0, self.kind, at]
 
@@ -106,18 +105,18 @@ def absorb(b: Builder, node: Node, fits: Callable[[View], bool], channel_axis: i
     return out
 
 
-def _fold_norm(b: Builder, norm: Node, out: Epilogue) -> None:
-    roles = {role: None if (p := b.floats(norm, role)) is None else p.astype(np.float64) for role in norm.params}
-    factor = np.asarray(1.0) if roles.get("weight") is None else roles["weight"]
-    if roles.get("var") is not None:
-        factor = factor / np.sqrt(roles["var"] + b.attrs(norm)["eps"])
-    else:
-        factor = factor / np.sqrt(1.0 + b.attrs(norm)["eps"])
-    shift = np.asarray(0.0) if roles.get("bias") is None else roles["bias"]
-    if roles.get("mean") is not None:
-        shift = shift - roles["mean"] * factor
+def norm_factors(b: Builder, norm: Node) -> tuple[np.ndarray, np.ndarray]:
+    """Return factor and term, float64, one of each per channel, that a batch norm amounts to."""
     size = b.info(norm.inputs[0]).shape[1]
+    ones, zeros = np.ones(size), np.zeros(size)
+    roles = {role: p.astype(np.float64) for role in norm.params if (p := b.floats(norm, role)) is not None}
+    factor = roles.get("weight", ones) / np.sqrt(roles.get("var", ones) + b.attrs(norm)["eps"])
+    return factor, roles.get("bias", zeros) - roles.get("mean", zeros) * factor
+
+
+def _fold_norm(b: Builder, norm: Node, out: Epilogue) -> None:
+    factor, term = norm_factors(b, norm)
     before = 0.0 if out.shift is None else out.shift.astype(np.float64)
     scale = 1.0 if out.scale is None else out.scale.astype(np.float64)
-    out.shift = np.broadcast_to(before * factor + shift, size).astype(np.float32)
-    out.scale = np.broadcast_to(scale * factor, size).astype(np.float32)
+    out.shift = np.asarray(before * factor + term, np.float32)
+    out.scale = np.asarray(scale * factor, np.float32)
