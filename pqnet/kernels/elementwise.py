@@ -90,7 +90,7 @@ def elementwise(task, g, data, const, codes, index, scratch):
                 else:
                     kind, p = np.int64(index[f + 3]), index[f + 4]
                     for j in range(0, n, WIDTH):
-                        store(scratch, t + j, activate(kind, load(scratch, a + j), const[p], const[p + 1]))
+                        store(scratch, t + j, activate(kind, load(scratch, a + j), splat(const[p]), splat(const[p + 1])))
             for j in range(0, n, WIDTH):
                 if j + WIDTH <= n:
                     store(data, target + first + j, load(scratch, t + j))

@@ -76,12 +76,12 @@ def _eval_avg(x: Arrays, p: Params, a: Attrs) -> np.ndarray:
     if a["divisor"] is not None:
         out /= a["divisor"]
     else:
-        rows, columns = (_window_sizes(x[0].shape[2 + i], out.shape[2 + i], i, a) for i in (0, 1))
+        rows, columns = (window_sizes(x[0].shape[2 + i], out.shape[2 + i], i, a) for i in (0, 1))
         out /= rows[:, None] * columns
     return out
 
 
-def _window_sizes(size: int, windows: int, i: int, a: Attrs) -> np.ndarray:
+def window_sizes(size: int, windows: int, i: int, a: Attrs) -> np.ndarray:
     """Return how many pixels of axis ``i`` each window averages; never those beyond the padding (ceil_mode)."""
     start = np.arange(windows) * a["stride"][i] - a["padding"][i]
     stop = np.minimum(start + a["kernel"][i], size + a["padding"][2 + i])

@@ -1,0 +1,135 @@
+"""Times the table kernels standalone against np.dot and the multiply-add peak of a core.
+
+Usage: OPENBLAS_NUM_THREADS=1 python bench/lab/lut_lab.py [vector|rows|fit] ...
+"""
+
+import sys
+import time
+
+import numpy as np
+from numba import njit
+
+from pqnet.kernels.lut import lut
+from pqnet.kernels.program import DONE, STATE_WORDS, TICKET, kernel_address, run_steps
+from pqnet.kernels.simd import WIDTH, fma, splat, store
+from pqnet.runtime.builder import aligned
+from pqnet.runtime.lower.lut import LutPlan, plan_lut
+
+RNG = np.random.default_rng(0)
+
+
+@njit(error_model="numpy")
+def spin(n, out):
+    a = splat(np.float32(1.0001))
+    b, c, d, e, f, g, h, i, j, k, l, m = a, a, a, a, a, a, a, a, a, a, a, a
+    for _ in range(n):
+        b, c, d, e = fma(a, b, a), fma(a, c, a), fma(a, d, a), fma(a, e, a)
+        f, g, h, i = fma(a, f, a), fma(a, g, a), fma(a, h, a), fma(a, i, a)
+        j, k, l, m = fma(a, j, a), fma(a, k, a), fma(a, l, a), fma(a, m, a)
+    for at, v in enumerate((b, c, d, e, f, g, h, i, j, k, l, m)):
+        store(out, at * WIDTH, v)
+
+
+def best(function, seconds=0.3):
+    """Return the shortest time of a call in milliseconds."""
+    function()
+    times = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(times) < 5:
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return min(times) * 1e3
+
+
+def peak():
+    """Return vector multiply-adds a millisecond."""
+    out = np.zeros(12 * WIDTH, np.float32)
+    return 12 * 20000 / best(lambda: spin(20000, out))
+
+
+class Layer:
+    """A k x k convolution (stride 1, same padding) of one image, or a product with ``size`` positions."""
+
+    def __init__(self, c, o, size, kernel=3, k=256, d=8, **plan_options):
+        self.c, self.o, self.k, self.d = c, o, k, d
+        pad = kernel // 2
+        pitch = size + 2 * pad if kernel > 1 else size
+        rows = size + 2 * pad if kernel > 1 else 1
+        height = size if kernel > 1 else 1
+        plane = rows * pitch
+        self.data = aligned(c * plane + o * height * size + 128, np.float32)
+        self.data[: c * plane] = RNG.standard_normal(c * plane)
+        self.taps = np.array([y * pitch + x for y in range(kernel) for x in range(kernel)])
+        flat = (height - 1) * pitch + size
+        self.plan = plan_lut(np.arange(c) * plane, self.taps, k, d, o, 1, 1, flat, **plan_options)
+        self.book = RNG.standard_normal((k, d)).astype(np.float32)
+        stride = 4 if d <= 4 else 8 if d <= 8 else -(-d // 16) * 16
+        words = np.zeros((k + 8, stride), np.float32)
+        words[:k, :d] = self.book
+        self.const = aligned(words.size + 64, np.float32)
+        self.const[: words.size] = words.reshape(-1)
+        self.codes = RNG.integers(0, k, (o, len(self.taps), c // d))
+        p = self.plan
+        parts = [
+            self.codes[:, p.order, f : f + p.in_pass].transpose(0, 2, 1).reshape(-1) for f in range(0, c // d, p.in_pass)
+        ]
+        byte = 1 if k <= 256 else 2
+        flat_codes = np.concatenate(parts).astype(np.uint8 if byte == 1 else np.uint16).view(np.uint8)
+        self.code_bytes = aligned(flat_codes.size + 64, np.uint8)
+        self.code_bytes[: flat_codes.size] = flat_codes
+        n = [p.rows.size, p.tables.size, p.steps.size]
+        self.index = np.concatenate([p.rows, p.tables.reshape(-1), p.steps.reshape(-1)]).astype(np.int32)
+        image = height * size
+        self.image, self.out = image, c * plane
+        self.g = np.zeros((1, 48), np.int64)
+        shared = [0, 0, 0, 0, c * kernel**2, o, 1, 1, flat, pitch, size, self.out, image, image, size, -1, -1, -1]
+        self.g[0, : len(shared)] = shared
+        own = [0, 0, d, stride, -(-k // 8) * 8, 255 if byte == 1 else 65535, byte, p.blocks, 0, p.in_pass, p.taps, n[0]]
+        own += [len(p.tables), n[0] + n[1], *p.own]
+        self.g[0, 24 : 24 + len(own)] = own
+        self.scratch = aligned(p.scratch + 64, np.float32)
+        self.kernels, self.tasks = np.array([kernel_address(lut)]), np.array([p.tasks])
+        self.macs = o * c * kernel**2 * image
+
+    def run(self):
+        state = np.zeros(STATE_WORDS, np.int64)
+        run_steps(self.kernels, self.tasks, self.g, 1, self.data, self.const, self.code_bytes, self.index, self.scratch, state)
+
+    def check(self):
+        self.run()
+        got = self.data[self.out : self.out + self.o * self.image].reshape(self.o, -1)
+        weight = self.book[self.codes].reshape(self.o, -1)  # (tap, c)
+        g = self.g[0]
+        q = (np.arange(self.image) // g[10]) * g[9] + np.arange(self.image) % g[10]
+        at = (self.taps[:, None] + np.arange(self.c) * (self.out // self.c)).reshape(-1)
+        x = self.data[at[:, None] + q]
+        want = weight @ x
+        error = np.abs(got - want).max() / np.abs(want).max()
+        dot = best(lambda: weight @ x)
+        return error, dot
+
+
+SHAPES = [
+    (256, 256, 14, 3), (512, 512, 7, 3), (128, 128, 28, 3), (64, 64, 56, 3),
+    (256, 1024, 196, 1), (512, 2048, 49, 1), (768, 3072, 128, 1), (3072, 768, 128, 1), (512, 2048, 64, 1),
+]  # fmt: skip
+
+
+def main():
+    rate = peak()
+    print(f"{rate / 1e3:.2f} G vector fma/s = {rate * 1e3 * WIDTH * 2 / 1e9:.0f} GFLOP/s")
+    for c, o, size, kernel in SHAPES:
+        layer = Layer(c, o, size, kernel)
+        error, dot = layer.check()
+        ms = best(layer.run)
+        dense = layer.macs / WIDTH / rate
+        p = layer.plan
+        print(
+            f"{c}->{o} {size} k{kernel}: lut {ms:.3f} ms, peak {dense:.3f}, np.dot {dot:.3f}; lut/peak {ms / dense:.2f} model "
+            f"{p.cost / rate:.3f} tasks {p.tasks} V {p.own[1]} in_pass {p.in_pass} tables {p.tables.tolist()} err {error:.1e}"
+        )
+
+
+if __name__ == "__main__":
+    main()
