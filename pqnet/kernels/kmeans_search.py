@@ -1,9 +1,8 @@
-"""The inner loop of k-means: a tile of TILE blocks against a list of codewords, and what the list is made with.
+"""The inner loops of k-means: a tile of blocks against codewords, and what lists of codewords are made with.
 
-TILE blocks fill VECTORS vectors for each coordinate; GROUP codewords are compared at a time, so that the running sums
-and what they need just fit the register file, a load serves several multiply-adds and those are the limit. Codewords
-are taken from a list, because bounds leave out most of them. Numba cannot keep that many named vectors in a readable
-loop, hence LLVM code written out here.
+The blocks of a tile fill a few vectors for each coordinate, and several codewords are compared at a time, so that the
+running sums and what they need just fit the register file: a load serves several multiply-adds, and those are the
+limit. Numba cannot keep that many named vectors in a readable loop, hence LLVM code written out here.
 """
 
 import numpy as np
@@ -14,9 +13,9 @@ from numba.extending import intrinsic
 
 from pqnet.kernels.simd import FLOATS, INTS, ISA, WIDTH
 
-VECTORS = 2 if ISA == "avx512" else 2
-GROUP = 8
-TILE = VECTORS * WIDTH
+VECTORS, GROUP = 2, 8 if ISA == "avx512" else 4  # of a tile, and codewords at a time, where they come from a list
+ALL_VECTORS, ALL_GROUP = 4 if ISA == "avx512" else 2, 4  # and where all are looked at
+TILE, ALL_TILE = VECTORS * WIDTH, ALL_VECTORS * WIDTH
 
 _WORD, _LONG = ir.IntType(32), ir.IntType(64)
 _FIRST = ir.Constant(ir.VectorType(_WORD, WIDTH), [0] * WIDTH)
@@ -54,9 +53,9 @@ class _Arrays:
         self.builder.store(value, self.builder.bitcast(at, value.type.as_pointer())).align = 4
 
 
-def _sums(arrays, start, rows, initial, d, before):
-    """Emit the loop over coordinates: initial[w] + sum_j rows[w][j] * x[start + j * TILE + lane]; return the sums."""
-    b = arrays.builder
+def _sums(arrays, start, tile, factors, initial, d):
+    """Emit initial[w] + sum_j factors(j)[w] * x[start + j * tile + lane]; factors gives pointers. Return the sums."""
+    b, vectors, before = arrays.builder, tile // WIDTH, arrays.builder.block
     fma = cgutils.get_or_insert_function(
         b.module, ir.FunctionType(FLOATS.llvm, [FLOATS.llvm] * 3), f"llvm.fma.v{WIDTH}f32"
     )
@@ -64,18 +63,18 @@ def _sums(arrays, start, rows, initial, d, before):
     b.branch(body)
     b.position_at_end(body)
     j = b.phi(_LONG)
-    sums = [[b.phi(FLOATS.llvm) for _ in range(VECTORS)] for _ in rows]
-    row = b.gep(start, [b.mul(j, _LONG(TILE))])
-    x = [arrays.load(row, v * WIDTH) for v in range(VECTORS)]
+    sums = [[b.phi(FLOATS.llvm) for _ in range(vectors)] for _ in initial]
+    row = b.gep(start, [b.mul(j, _LONG(tile))])
+    x = [arrays.load(row, v * WIDTH) for v in range(vectors)]
     results = []
-    for word, total in zip(rows, sums, strict=True):
-        factor = arrays.splat(b.gep(word, [j]), FLOATS)
-        results.append([b.call(fma, [factor, x[v], total[v]]) for v in range(VECTORS)])
+    for pointer, total in zip(factors(j), sums, strict=True):
+        factor = arrays.splat(pointer, FLOATS)
+        results.append([b.call(fma, [factor, x[v], total[v]]) for v in range(vectors)])
     following = b.add(j, _LONG(1))
     j.add_incoming(_LONG(0), before)
     j.add_incoming(following, body)
     for first, total, result in zip(initial, sums, results, strict=True):
-        for v in range(VECTORS):
+        for v in range(vectors):
             total[v].add_incoming(first, before)
             total[v].add_incoming(result[v], body)
     b.cbranch(b.icmp_signed("<", following, d), body, after)
@@ -83,52 +82,77 @@ def _sums(arrays, start, rows, initial, d, before):
     return results
 
 
-def _search_code(context, b, signature, values):
-    arrays = _Arrays(context, b, signature, values)
-    x, at, words, d, offset, offset_at, ids, groups, kept, kept_step, best_out, best_at, code_out = range(13)
-    start = arrays.pointer(x, values[at])
-    lanes = FLOATS.llvm
-    entry = b.block
-    loop = b.append_basic_block("group")
+def _least(arrays, vectors, groups, compare):
+    """Emit the loop over groups of codewords: compare(q) gives their numbers and sums; return the least and its number.
+
+    In the order that codewords come in and only if less: ties keep the first.
+    """
+    b, lanes = arrays.builder, FLOATS.llvm
+    entry, loop = b.block, b.append_basic_block("group")
     b.branch(loop)
     b.position_at_end(loop)
     q = b.phi(_LONG)
-    best, code = [b.phi(lanes) for _ in range(VECTORS)], [b.phi(INTS.llvm) for _ in range(VECTORS)]
-    first = b.mul(q, _LONG(GROUP))
-    listed = [arrays.pointer(ids, first, _LONG(w)) for w in range(GROUP)]
-    numbers = [b.sext(b.load(pointer), _LONG) for pointer in listed]
-    initial = [arrays.splat(arrays.pointer(offset, values[offset_at], number), FLOATS) for number in numbers]
-    rows = [arrays.pointer(words, b.mul(number, values[d])) for number in numbers]
-    sums = _sums(arrays, start, rows, initial, values[d], b.block)
-    after = b.block
+    best, code = [b.phi(lanes) for _ in range(vectors)], [b.phi(INTS.llvm) for _ in range(vectors)]
     new_best, new_code = list(best), list(code)
-    for w in range(GROUP):  # in the order of the list and only if less: ties keep the first
-        number = arrays.splat(listed[w], INTS)
-        place = arrays.pointer(kept, b.mul(b.add(first, _LONG(w)), values[kept_step]))
-        for v in range(VECTORS):
-            less = b.fcmp_ordered("<", sums[w][v], new_best[v])
-            new_best[v] = b.select(less, sums[w][v], new_best[v])
+    for pointer, sums in compare(q):
+        number = arrays.splat(pointer, INTS)
+        for v in range(vectors):
+            less = b.fcmp_ordered("<", sums[v], new_best[v])
+            new_best[v] = b.select(less, sums[v], new_best[v])
             new_code[v] = b.select(less, number, new_code[v])
-            arrays.store(sums[w][v], place, v * WIDTH)
     following = b.add(q, _LONG(1))
     q.add_incoming(_LONG(0), entry)
-    q.add_incoming(following, after)
-    for v in range(VECTORS):
+    q.add_incoming(following, b.block)
+    for v in range(vectors):
         best[v].add_incoming(ir.Constant(lanes, [3.4e38] * WIDTH), entry)
-        best[v].add_incoming(new_best[v], after)
+        best[v].add_incoming(new_best[v], b.block)
         code[v].add_incoming(ir.Constant(INTS.llvm, [0] * WIDTH), entry)
-        code[v].add_incoming(new_code[v], after)
+        code[v].add_incoming(new_code[v], b.block)
     end = b.append_basic_block("end")
-    b.cbranch(b.icmp_signed("<", following, values[groups]), loop, end)
+    b.cbranch(b.icmp_signed("<", following, groups), loop, end)
     b.position_at_end(end)
-    for v in range(VECTORS):
-        arrays.store(new_best[v], arrays.pointer(best_out, values[best_at]), v * WIDTH)
-        arrays.store(new_code[v], arrays.pointer(code_out), v * WIDTH)
-    return context.get_dummy_value()
+    return new_best, new_code
+
+
+def _search_all():
+    def twin(x, words, d, offset, offset_at, ids, groups, code_out):
+        tile = x[: d * ALL_TILE].reshape(d, ALL_TILE).astype(np.float64)
+        rows = words[: groups * ALL_GROUP * d].reshape(groups, d, ALL_GROUP).transpose(0, 2, 1).reshape(-1, d)
+        sums = offset[offset_at : offset_at + len(rows), None] + rows.astype(np.float64) @ tile
+        code_out[:ALL_TILE] = ids[sums.astype(np.float32).argmin(0)]
+
+    def code(context, b, signature, values):
+        arrays = _Arrays(context, b, signature, values)
+        x, words, d, offset, offset_at, ids, groups, code_out = range(8)
+
+        def compare(q):
+            first = b.mul(q, _LONG(ALL_GROUP))
+            places = [arrays.pointer(offset, values[offset_at], first, _LONG(w)) for w in range(ALL_GROUP)]
+            start = arrays.pointer(words, b.mul(first, values[d]))
+
+            def factors(j):
+                row = b.gep(start, [b.mul(j, _LONG(ALL_GROUP))])
+                return [b.gep(row, [_LONG(w)]) for w in range(ALL_GROUP)]
+
+            initial = [arrays.splat(place, FLOATS) for place in places]
+            sums = _sums(arrays, arrays.pointer(x), ALL_TILE, factors, initial, values[d])
+            return [(arrays.pointer(ids, first, _LONG(w)), sums[w]) for w in range(ALL_GROUP)]
+
+        _, codes = _least(arrays, ALL_VECTORS, values[groups], compare)
+        for v in range(ALL_VECTORS):
+            arrays.store(codes[v], arrays.pointer(code_out), v * WIDTH)
+        return context.get_dummy_value()
+
+    @intrinsic
+    def search_all(context, x, words, d, offset, offset_at, ids, groups, code_out):
+        n = types.intp
+        return types.void(x, words, n, offset, n, ids, n, code_out), code
+
+    return twin if config.DISABLE_JIT else search_all
 
 
 def _search():
-    def twin(x, at, words, d, offset, offset_at, ids, groups, kept, kept_step, best_out, best_at, code_out):
+    def twin(x, at, words, d, offset, offset_at, ids, groups, kept, kept_step, best_out, code_out):
         tile = x[at : at + d * TILE].reshape(d, TILE).astype(np.float64)
         best, code = np.full(TILE, np.float32(3.4e38)), np.zeros(TILE, np.int32)
         for p in range(groups * GROUP):
@@ -136,15 +160,66 @@ def _search():
             sums = (offset[offset_at + ids[p]] + word @ tile).astype(np.float32)
             code[:], best[:] = np.where(sums < best, ids[p], code), np.minimum(sums, best)
             kept[p * kept_step : p * kept_step + TILE] = sums
-        best_out[best_at : best_at + TILE], code_out[:TILE] = best, code
+        best_out[:TILE], code_out[:TILE] = best, code
+
+    def code(context, b, signature, values):
+        arrays = _Arrays(context, b, signature, values)
+        x, at, words, d, offset, offset_at, ids, groups, kept, kept_step, best_out, code_out = range(12)
+
+        def compare(q):
+            first = b.mul(q, _LONG(GROUP))
+            listed = [arrays.pointer(ids, first, _LONG(w)) for w in range(GROUP)]
+            numbers = [b.sext(b.load(pointer), _LONG) for pointer in listed]
+            initial = [arrays.splat(arrays.pointer(offset, values[offset_at], n), FLOATS) for n in numbers]
+            rows = [arrays.pointer(words, b.mul(n, values[d])) for n in numbers]
+            start = arrays.pointer(x, values[at])
+            sums = _sums(arrays, start, TILE, lambda j: [b.gep(row, [j]) for row in rows], initial, values[d])
+            for w in range(GROUP):
+                place = arrays.pointer(kept, b.mul(b.add(first, _LONG(w)), values[kept_step]))
+                for v in range(VECTORS):
+                    arrays.store(sums[w][v], place, v * WIDTH)
+            return list(zip(listed, sums, strict=True))
+
+        best, codes = _least(arrays, VECTORS, values[groups], compare)
+        for v in range(VECTORS):
+            arrays.store(best[v], arrays.pointer(best_out), v * WIDTH)
+            arrays.store(codes[v], arrays.pointer(code_out), v * WIDTH)
+        return context.get_dummy_value()
 
     @intrinsic
-    def search(context, x, at, words, d, offset, offset_at, ids, groups, kept, kept_step, best_out, best_at, code_out):
+    def search(context, x, at, words, d, offset, offset_at, ids, groups, kept, kept_step, best_out, code_out):
         n = types.intp
-        signature = types.void(x, n, words, n, offset, n, ids, n, kept, n, best_out, n, code_out)
-        return signature, _search_code
+        return types.void(x, n, words, n, offset, n, ids, n, kept, n, best_out, code_out), code
 
     return twin if config.DISABLE_JIT else search
+
+
+def _least_lanes():
+    def twin(a, b, c, d, out):
+        out[:4] = [x.min() for x in (a, b, c, d)]
+
+    def code(context, b, signature, values):
+        def fold(first, second, run):  # lanes come in runs that belong together: the halves of each are compared
+            halves, lanes = [], list(range(2 * first.type.count if second is not None else first.type.count))
+            for part in (0, run // 2):
+                chosen = [lane for lane in lanes if part <= lane % run < part + run // 2]
+                mask = ir.Constant(ir.VectorType(_WORD, len(chosen)), chosen)
+                halves.append(b.shuffle_vector(first, first if second is None else second, mask))
+            return b.select(b.fcmp_ordered("<", *halves), *halves)
+
+        one, two = fold(values[0], values[1], WIDTH), fold(values[2], values[3], WIDTH)
+        all_four, run = fold(one, two, WIDTH // 2), WIDTH // 4
+        while run > 1:
+            all_four, run = fold(all_four, None, run), run // 2
+        arrays = _Arrays(context, b, signature, values)
+        arrays.store(all_four, arrays.pointer(4), 0)
+        return context.get_dummy_value()
+
+    @intrinsic
+    def least_lanes(context, a, b, c, d, out):
+        return types.void(FLOATS, FLOATS, FLOATS, FLOATS, out), code
+
+    return twin if config.DISABLE_JIT else least_lanes
 
 
 def _least_lane():
@@ -198,10 +273,15 @@ def _append():
     return twin if config.DISABLE_JIT else append_up_to
 
 
-# search(x, at, words, d, offset, offset_at, ids, groups, kept, kept_step, best_out, best_at, code_out):
-# h = offset[offset_at + k] + sum_j words[k * d + j] * x[at + j * TILE + lane] for the GROUP * groups codewords k of the
-# list ids; the least h and its k of every lane go to best_out[best_at:] and code_out[0:], and all h of the p-th listed
-# to kept[p * kept_step:] (kept_step 0: one tile of kept is written again and again, for who does not need them).
-search = _search()
+# h = offset[offset_at + k] + sum_j c[j] * x[at + j * tile + lane] for codewords c: the least of every lane and its k.
+#
+# search_all(x, words, d, offset, offset_at, ids, groups, code_out): ALL_GROUP * groups codewords in order, ALL_GROUP of
+# them interleaved in words, ids[k] = k; a tile of ALL_TILE.
+#
+# search(x, at, words, d, offset, offset_at, ids, groups, kept, kept_step, best_out, code_out): the GROUP * groups
+# codewords of the list ids, words row by row; a tile of TILE. All h of the p-th listed go to kept[p * kept_step:]
+# (kept_step 0: one tile of kept is written again and again, for who does not need them).
+search_all, search = _search_all(), _search()
 least_lane = _least_lane()
+least_lanes = _least_lanes()  # (a, b, c, d, out): the least lane of each to out[0:4]
 append_up_to = _append()  # (ids, at, first, values, limit): ids of lanes <= limit, counted from first; return the end

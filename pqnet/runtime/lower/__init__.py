@@ -1,6 +1,8 @@
 """How nodes become steps: one file a family of operations, registered by `builder.lowers`."""
 
 from pqnet.runtime.lower import axis as axis
+from pqnet.runtime.lower import depthwise as depthwise
 from pqnet.runtime.lower import elementwise as elementwise
 from pqnet.runtime.lower import pool as pool
 from pqnet.runtime.lower import products as products
+from pqnet.runtime.lower import shape as shape

@@ -1,0 +1,43 @@
+"""Operations that only look at values in another way: views of the same memory, as far as strides can say it."""
+
+from pqnet.graph import Node
+from pqnet.runtime.builder import Builder, lowers
+from pqnet.runtime.views import View
+
+
+@lowers("reshape")
+def reshape(b: Builder, node: Node, x: list[View]) -> View | None:
+    """Lower a reshape; a value that strides cannot give another shape is copied."""
+    shape = b.info(node.outputs[0]).shape
+    found = x[0].reshape(shape)
+    return found if found is not None else b.dense(x[0], range(len(x[0].shape))).reshape(shape)
+
+
+@lowers("permute")
+def permute(b: Builder, node: Node, x: list[View]) -> View | None:
+    """Lower a permutation of axes."""
+    return x[0].permute(b.attrs(node)["axes"])
+
+
+@lowers("slice")
+def slice_(b: Builder, node: Node, x: list[View]) -> View | None:
+    """Lower a slice."""
+    a = b.attrs(node)
+    taken = range(x[0].shape[a["axis"]])[slice(a["start"], a["stop"], a["step"])]
+    return x[0].slice(a["axis"], taken.start, len(taken), taken.step) if taken.step > 0 else None
+
+
+@lowers("split")
+def split(b: Builder, node: Node, x: list[View]) -> tuple[View, ...]:
+    """Lower a split."""
+    a, start, parts = b.attrs(node), 0, []
+    for size in a["sizes"]:
+        parts.append(x[0].slice(a["axis"], start, size))
+        start += size
+    return tuple(parts)
+
+
+@lowers("expand")
+def expand(b: Builder, node: Node, x: list[View]) -> View:
+    """Lower a broadcast."""
+    return x[0].expand(b.attrs(node)["shape"])
