@@ -9,10 +9,10 @@ from pqnet import _check
 from pqnet._threads import blas_limit, default_threads, parallel_kernels
 from pqnet.codecs.packing import code_dtype
 from pqnet.errors import PQNetError
-from pqnet.fit.tiles import Codewords, Tiles, group_tiles, worth_tiles
+from pqnet.fit.tiles import Codewords, Tiles, aligned, group_tiles, worth_tiles
 from pqnet.kernels import kmeans as kernels
 from pqnet.kernels import kmeans_rows as rows
-from pqnet.kernels.kmeans_search import TILE
+from pqnet.kernels.kmeans_search import ALL_GROUP, ALL_TILE
 
 __all__ = ["KMeansResult", "assign", "weighted_kmeans"]
 
@@ -134,8 +134,10 @@ class _Problem:
         """Return the codebook with c' G_m c / 2 for every group and codeword."""
         c = codebook.astype(np.float64)
         d = c.shape[1]
-        outer = (c[:, :, None] * c[:, None, :]).reshape(len(c), d * d)
-        offset = 0.5 * (self.metric64 @ outer.T)
+        if self.n_groups == 1:
+            offset = 0.5 * ((c @ self.metric64.reshape(d, d)) * c).sum(1)[None]
+        else:
+            offset = 0.5 * (self.metric64 @ (c[:, :, None] * c[:, None, :]).reshape(len(c), d * d).T)
         steepest = float(self.steepest.max())
         self.check_range("codebook", max(float(np.abs(offset).max()), steepest * float(np.abs(codebook).max())))
         return Codewords(codebook, offset.astype(np.float32))
@@ -144,23 +146,25 @@ class _Problem:
         """Return the nearest codeword of every block, int32."""
         n, d = self.v.shape
         now, codes = self.codewords(codebook), np.empty(n, np.int32)
-        if not worth_tiles(self.group, self.n_groups):
+        if not worth_tiles(self.group, self.n_groups, ALL_TILE):
             _Rows(self).nearest(now, codes)
             return codes
-        slots, tile_group = np.empty(0, np.int32), np.zeros(-(-n // TILE), np.int32)
+        slots, tile_group = np.empty(0, np.int32), np.zeros(-(-n // ALL_TILE), np.int32)
         if self.n_groups > 1:
-            slots, tile_group = group_tiles(self.group, self.n_groups, np.arange(n, dtype=np.int32))
+            slots, tile_group = group_tiles(self.group, self.n_groups, np.arange(n, dtype=np.int32), ALL_TILE)
         chunk = max(8, -(-len(tile_group) // 256))
-        chunks = -(-len(tile_group) // chunk)
+        shape = (-(-len(tile_group) // chunk), ALL_TILE)
         scratch = (
-            np.empty((chunks, 2, d * TILE), np.float32),
-            np.empty((chunks, 2 * TILE), np.float32),
-            np.empty((chunks, TILE)),
-            np.empty((chunks, TILE), np.int32),
+            aligned(shape[0], 2, d * ALL_TILE),
+            np.empty(shape),
+            np.empty(shape, np.int64),
+            np.empty(shape, np.int32),
         )
-        words = now.words.reshape(-1), now.offset, now.ids, now.groups
+        ids, groups = np.arange(now.padded, dtype=np.int32), -(-now.k // ALL_GROUP)
+        words = now.interleaved(), now.offset, ids, groups
         with self.kernels(self.v.size * now.padded):
-            kernels.nearest_in_tiles(self.v, slots, tile_group, self.metric, *words, chunk, *scratch, codes)
+            flat = self.v.reshape(-1)
+            kernels.nearest_in_tiles(flat, slots, tile_group, self.metric, *words, chunk, *scratch, codes)
         return codes
 
     def errors(self, codebook: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray, float]:

@@ -6,7 +6,7 @@ import numpy as np
 
 from pqnet.kernels import kmeans as kernels
 from pqnet.kernels import kmeans_rows as rows
-from pqnet.kernels.kmeans_search import GROUP, TILE
+from pqnet.kernels.kmeans_search import ALL_GROUP, GROUP, TILE
 
 if TYPE_CHECKING:
     from pqnet.fit.kmeans import _Problem
@@ -19,7 +19,8 @@ ROUNDING = float(np.finfo(np.float32).eps)
 CHUNKS = 64  # partial sums over the blocks are that many
 COARSE, AXES = 64, 6  # what blocks are sorted by: a coarse codeword, and sides of it
 BOUND_BYTES = 1 << 28  # memory that bounds may take
-PAYS, PAUSE = 0.75, 4  # share of the codewords above which bounds do not pay, and iterations until they are tried again
+SETTLED = 0.09  # share of blocks that find another codeword in an iteration, above which bounds do not pay
+PAYS, PAUSE = 0.5, 4  # share of the codewords above which bounds do not pay, and iterations until they are tried again
 EVEN = 1e4  # ratio of weights up to which sums may be changed by what moves
 
 
@@ -33,8 +34,13 @@ class Codewords:
         np.negative(codebook, out=self.words[:k])
         self.offset = np.full((len(offset), self.padded), FAR, np.float32)
         self.offset[:, :k] = offset
-        self.ids = np.arange(self.padded, dtype=np.int32)
-        self.groups = -(-k // GROUP)
+        self.largest = float(np.abs(codebook).max())
+        self.largest_offset = np.abs(offset).max(1)
+
+    def interleaved(self) -> np.ndarray:
+        """Return the words in the order of `kernels.nearest_in_tiles`."""
+        parts = self.words.reshape(-1, ALL_GROUP, self.words.shape[1])
+        return np.ascontiguousarray(parts.transpose(0, 2, 1)).reshape(-1)
 
 
 def aligned(*shape: int) -> np.ndarray:
@@ -45,26 +51,26 @@ def aligned(*shape: int) -> np.ndarray:
     return memory[start : start + size].reshape(shape)
 
 
-def worth_tiles(group: np.ndarray, n_groups: int) -> bool:
+def worth_tiles(group: np.ndarray, n_groups: int, tile: int = TILE) -> bool:
     """Return whether tiles of blocks of one group would be at least half full."""
     if n_groups == 1:
         return True
-    tiles = (-(-np.bincount(group, minlength=n_groups) // TILE)).sum()
-    return bool(tiles * TILE <= max(2 * len(group), TILE))
+    tiles = (-(-np.bincount(group, minlength=n_groups) // tile)).sum()
+    return bool(tiles * tile <= max(2 * len(group), tile))
 
 
-def group_tiles(group: np.ndarray, n_groups: int, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def group_tiles(group: np.ndarray, n_groups: int, order: np.ndarray, tile: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the row of every lane (-1: none) and the group of every tile, blocks of a group in the given order."""
     if n_groups == 1:
-        slots = np.full(-(-len(order) // TILE) * TILE, -1, np.int32)
+        slots = np.full(-(-len(order) // tile) * tile, -1, np.int32)
         slots[: len(order)] = order
-        return slots, np.zeros(len(slots) // TILE, np.int32)
+        return slots, np.zeros(len(slots) // tile, np.int32)
     counts = np.bincount(group, minlength=n_groups)
-    per_group = -(-counts // TILE)
+    per_group = -(-counts // tile)
     by_group = np.empty_like(order)
     rows.sort_by_key(group, order, np.empty(n_groups, np.int64), by_group)
-    start = (np.cumsum(per_group) - per_group) * TILE - (np.cumsum(counts) - counts)
-    slots = np.full(int(per_group.sum()) * TILE, -1, np.int32)
+    start = (np.cumsum(per_group) - per_group) * tile - (np.cumsum(counts) - counts)
+    slots = np.full(int(per_group.sum()) * tile, -1, np.int32)
     slots[np.arange(len(group)) + np.repeat(start, counts)] = by_group
     return slots, np.repeat(np.arange(n_groups, dtype=np.int32), per_group)
 
@@ -79,7 +85,7 @@ class Tiles:
         order = np.arange(n, dtype=np.int32)
         if bounds:
             order = self._near_together(codebook, order)
-        self.rows, self.group = group_tiles(problem.group, m, order)
+        self.rows, self.group = group_tiles(problem.group, m, order, TILE)
         tiles = len(self.group)
         self.chunk = -(-tiles // CHUNKS)
         chunks = -(-tiles // self.chunk)
@@ -90,12 +96,14 @@ class Tiles:
         own = m == 1 and problem.metric.size
         self.summed = np.empty_like(self.x) if own else np.empty(0, np.float32)
         self.weights = np.empty(len(self.rows), np.float32)
-        self.centre, self.radius = np.empty((tiles, d), np.float32), np.empty(tiles, np.float32)
+        self.centre, self.radius = np.empty(tiles * d, np.float32), np.empty(tiles, np.float32)
         norm = np.empty(chunks)
-        scratch = np.empty((chunks, 2, d * TILE), np.float32), np.empty((chunks, TILE))
+        scratch = aligned(chunks, 2, d * TILE), np.empty((chunks, 2, TILE)), np.empty((chunks, TILE), np.int64)
         out = self.x, self.summed, self.weights, self.centre, self.radius, norm
         with problem.kernels(n * d * d):
-            kernels.fill_tiles(problem.v, problem.w, self.rows, self.group, problem.metric, self.chunk, *scratch, *out)
+            kernels.fill_tiles(
+                problem.v.reshape(-1), problem.w, self.rows, self.group, problem.metric, self.chunk, *scratch, *out
+            )
         self.norm = float(norm.sum())
         if not own:
             self.summed = self.x
@@ -112,9 +120,10 @@ class Tiles:
         kept = padded if self.bounds else 1
         self.scratch = aligned(chunks, padded + TILE * (1 + kept))
         self.ids = np.empty((chunks, TILE + padded + GROUP), np.int32)
-        self.listed = np.empty(chunks, np.int64)
+        self.listed, self.moved = np.empty(chunks, np.int64), np.empty(chunks, np.int64)
+        self.changes = aligned(d * padded), aligned(m * padded), aligned(padded)
         self.bounded_for: Codewords | None = None  # the codewords that the bounds are about
-        self.pause = self.bad = 0
+        self.pause, self.bad, self.settled = 0, 0, False
 
     def _near_together(self, codebook: np.ndarray, order: np.ndarray) -> np.ndarray:
         problem = self.problem
@@ -129,17 +138,14 @@ class Tiles:
     def step(self, codebook: np.ndarray) -> None:
         """E-step: find the codes, and the sums over codewords that they make."""
         problem, now = self.problem, self.problem.codewords(codebook)
-        d = codebook.shape[1]
-        bounded = self.bounds and self.pause == 0
+        bounded = self.bounds and self.settled and self.pause == 0
         self.pause = max(self.pause - 1, 0)
         before = now if self.bounded_for is None or not bounded else self.bounded_for
-        moved = now.words.astype(np.float64) - before.words
-        change, offset_change, size = aligned(d, now.padded), aligned(*now.offset.shape), aligned(now.padded)
-        change[:], offset_change[:] = moved.T, now.offset.astype(np.float64) - before.offset
-        size[:] = np.sqrt(np.square(moved).sum(1)) * (1 + 1e-6)
+        change, offset_change, size = self.changes
+        rows.codeword_changes(now.words, now.offset, before.words, before.offset, change, offset_change, size)
         # More than two half distances of a group can be wrong by.
-        largest = [np.abs(c.offset[:, : c.k]).max(1) + problem.steepest * np.abs(c.words).max() for c in (before, now)]
-        margin = 8 * (d + 4) * ROUNDING * np.maximum(*largest)
+        largest = [c.largest_offset + problem.steepest * c.largest for c in (before, now)]
+        margin = 8 * (codebook.shape[1] + 4) * ROUNDING * np.maximum(*largest)
         with problem.kernels(problem.v.size * now.padded):
             kernels.step(
                 self.x,
@@ -147,12 +153,12 @@ class Tiles:
                 self.weights,
                 self.group,
                 self.segment,
-                self.centre.reshape(-1),
+                self.centre,
                 self.radius,
                 now.words.reshape(-1),
                 now.offset,
-                change.reshape(-1),
-                offset_change.reshape(-1),
+                change,
+                offset_change,
                 size,
                 margin.astype(np.float32),
                 int(bounded),
@@ -164,9 +170,11 @@ class Tiles:
                 self.sums,
                 self.mass,
                 self.listed,
+                self.moved,
             )
         if not problem.even_weights:
             self.recount()
+        self.settled |= self.moved.sum() < SETTLED * len(self.codes)
         if bounded:
             first, self.bounded_for = self.bounded_for is None, now
             share = self.listed.sum() / (now.k * len(self.group))

@@ -15,7 +15,7 @@ VECTORS = 8  # of positions that a tap's weight is loaded for
 WIDE = 3 * WIDTH  # rows of at least as many columns are finished one by one
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def _fill_row(data, start, first, last, sx, target, to):
     # OUT target[to + j] = data[start + j * sx] for first <= j < last
     if sx > 2:
@@ -30,7 +30,7 @@ def _fill_row(data, start, first, last, sx, target, to):
             store_head(target, to + j, v, last - j)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def _sum_taps(scratch, n, const, weight, taps, index, shifts, sums):
     # OUT scratch from ``sums``: n sums of taps over the plane at 0, up to VECTORS vectors more
     zero = splat(np.float32(0))
@@ -61,7 +61,7 @@ def _sum_taps(scratch, n, const, weight, taps, index, shifts, sums):
         store(scratch, s + 3 * WIDTH, a3)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def depthwise(task, g, data, const, codes, index, scratch):
     # IN data: images of g[23] x g[24] pixels, padded by g[25] rows above and g[26] columns on the left
     # IN const from g[5]: weights (channels, taps); index from g[3]: shifts of the taps; from g[30]: g[29] phases

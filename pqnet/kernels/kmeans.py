@@ -11,7 +11,17 @@ x[(t * D + j) * TILE + l]. Codewords come negated and padded to KP > K by such o
 import numpy as np
 from numba import njit, prange
 
-from pqnet.kernels.kmeans_search import GROUP, TILE, VECTORS, append_up_to, least_lane, search
+from pqnet.kernels.kmeans_search import (
+    ALL_TILE,
+    GROUP,
+    TILE,
+    VECTORS,
+    append_up_to,
+    least_lane,
+    least_lanes,
+    search,
+    search_all,
+)
 from pqnet.kernels.simd import (
     WIDTH,
     add,
@@ -23,71 +33,73 @@ from pqnet.kernels.simd import (
     splat,
     store,
     subtract,
+    sum_lanes,
 )
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _gather_tile(v, rows, t, out):
-    # IN rows (tiles * TILE,) i4, -1 where there is none, or of size 0: blocks in their own order
-    n, d = v.shape
-    first = t * TILE if rows.size == 0 else rows[t * TILE]
-    for lane in range(TILE):
-        row = t * TILE + lane
+def _gather_tile(flat, d, rows, t, tile, tmp_start, out):
+    # IN flat (N * D) f4, rows (tiles * tile,) i4, -1 where there is none, or of size 0: blocks in their own order.
+    # An empty lane repeats the first: nothing changes in the tile. TMP start (tile,) i8
+    n = flat.size // d
+    first = t * tile if rows.size == 0 else rows[t * tile]
+    for lane in range(tile):
+        row = t * tile + lane
         if rows.size:
             row = rows[row]
-        row = row if 0 <= row < n else first  # an empty lane repeats the first: nothing changes in the tile
-        for j in range(d):
-            out[j * TILE + lane] = v[row, j]
+        tmp_start[lane] = d * (row if 0 <= row < n else first)
+    for j in range(d):
+        for lane in range(tile):
+            out[j * tile + lane] = flat[tmp_start[lane] + j]
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _transform_tile(metric, x, tmp, out):
-    # OUT y = G v of a tile; sums in float64, TMP (TILE,) f8
+def _transform_tile(metric, x, tile, tmp, out):
+    # OUT y = G v of a tile; sums in float64, TMP (tile,) f8
     d = metric.shape[0]
     for a in range(d):
         tmp[:] = 0.0
         for b in range(d):
             factor = np.float64(metric[a, b])
-            column = x[b * TILE : (b + 1) * TILE]
-            for lane in range(TILE):
+            column = x[b * tile : (b + 1) * tile]
+            for lane in range(tile):
                 tmp[lane] += factor * np.float64(column[lane])
-        column = out[a * TILE : (a + 1) * TILE]
-        for lane in range(TILE):
+        column = out[a * tile : (a + 1) * tile]
+        for lane in range(tile):
             column[lane] = tmp[lane]
 
 
 @njit(cache=True, nogil=True, error_model="numpy", parallel=True)
 def nearest_in_tiles(
-    v, rows, tile_group, metric, words, offset, ids, groups, chunk, tmp_x, tmp_half, tmp_sums, tmp_codes, out_codes
+    flat, rows, tile_group, metric, words, offset, ids, groups, chunk, tmp_x, tmp_sums, tmp_start, tmp_codes, out_codes
 ):
-    # IN v (N, D) f4, rows (tiles * TILE,) i4: the blocks of the tiles (see _gather_tile), tile_group (tiles,) i4,
-    # metric (M, D, D) f4 or of size 0, words (KP * D) f4, offset (M, KP) f4, ids: the GROUP * groups codewords to look
-    # at, i4; TMP x (chunks, 2, D * TILE) f4, half (chunks, 2 * TILE) f4, sums (chunks, TILE) f8, codes (chunks, TILE)
-    # i4; OUT codes (N,) i4
-    n, d = v.shape
-    flat = offset.reshape(-1)
-    kp = offset.shape[1]
+    # IN flat (N * D) f4, rows (tiles * ALL_TILE,) i4: the blocks of the tiles (see _gather_tile), tile_group (tiles,)
+    # i4, metric (M, D, D) f4 or of size 0, words (KP * D) f4: ALL_GROUP codewords interleaved, offset (M, KP) f4, ids:
+    # 0, 1, ... i4, groups of codewords; TMP x (chunks, 2, D * ALL_TILE) f4, sums (chunks, ALL_TILE) f8, start the same
+    # i8, codes the same i4; OUT codes (N,) i4
+    d = metric.shape[2]
+    offsets, kp = offset.reshape(-1), offset.shape[1]
     tiles = tile_group.size
     for c in prange((tiles + chunk - 1) // chunk):
-        codes, x = tmp_codes[c], tmp_x[c, 0]
+        codes, x, y = tmp_codes[c], tmp_x[c, 0], tmp_x[c, 0]
+        if metric.size:
+            y = tmp_x[c, 1]
         for t in range(c * chunk, min((c + 1) * chunk, tiles)):
-            _gather_tile(v, rows, t, x)
-            y = x
+            _gather_tile(flat, d, rows, t, ALL_TILE, tmp_start[c], x)
             if metric.size:
-                y = tmp_x[c, 1]
-                _transform_tile(metric[tile_group[t]], x, tmp_sums[c], y)
-            search(y, 0, words, d, flat, tile_group[t] * kp, ids, groups, tmp_half[c], 0, tmp_half[c], TILE, codes)
-            for lane in range(TILE):
-                row = t * TILE + lane
+                _transform_tile(metric[tile_group[t]], x, ALL_TILE, tmp_sums[c], y)
+            search_all(y, words, d, offsets, tile_group[t] * kp, ids, groups, codes)
+            for lane in range(ALL_TILE):
+                row = t * ALL_TILE + lane
                 if rows.size:
                     row = rows[row]
-                if 0 <= row < n:
+                if 0 <= row < out_codes.size:
                     out_codes[row] = codes[lane]
 
 
 @njit(cache=True, nogil=True, error_model="numpy", parallel=True)
 def fill_tiles(
-    v,
+    flat,
     weights,
     rows,
     tile_group,
@@ -95,6 +107,7 @@ def fill_tiles(
     chunk,
     tmp_x,
     tmp_sums,
+    tmp_start,
     out_x,
     out_v,
     out_weights,
@@ -102,18 +115,19 @@ def fill_tiles(
     out_radius,
     out_norm,
 ):
-    # IN as above; OUT x (tiles * D * TILE) f4: y, v the same of v itself or of size 0, weights (tiles * TILE) f4, 0 in
-    # empty lanes, centre (tiles, D) f4 and radius (tiles,) f4 of a ball that holds y, norm (chunks,) f8: sum w v' G v
-    d = v.shape[1]
+    # IN as above, in tiles of TILE; TMP sums (chunks, 2, TILE); OUT x (tiles * D * TILE) f4: y, v the same of v itself
+    # or of size 0, weights (tiles * TILE) f4, 0 in empty lanes, centre (tiles * D) f4 and radius (tiles,) f4 of a ball
+    # that holds y, norm (chunks,) f8: sum w v' G v
+    d = metric.shape[2]
     size = d * TILE
     tiles = tile_group.size
     for c in prange((tiles + chunk - 1) // chunk):
-        x, y, sums = tmp_x[c, 0], tmp_x[c, 1], tmp_sums[c]
-        norm = np.float64(0.0)
+        x, y, sums, norms = tmp_x[c, 0], tmp_x[c, 1], tmp_sums[c, 0], tmp_sums[c, 1]
+        norms[:] = 0.0
         for t in range(c * chunk, min((c + 1) * chunk, tiles)):
-            _gather_tile(v, rows, t, x)
+            _gather_tile(flat, d, rows, t, TILE, tmp_start[c], x)
             if metric.size:
-                _transform_tile(metric[tile_group[t]], x, sums, y)
+                _transform_tile(metric[tile_group[t]], x, TILE, sums, y)
             else:
                 y[:] = x
             out_x[t * size : (t + 1) * size] = y
@@ -125,18 +139,17 @@ def fill_tiles(
                 w[lane] = weights[row] if row >= 0 else np.float32(0.0)
             sums[:] = 0.0
             for j in range(d):
-                total = np.float64(0.0)
+                total = load(y, j * TILE)
+                for v in range(1, VECTORS):
+                    total = add(total, load(y, j * TILE + v * WIDTH))
+                middle = sum_lanes(total) / np.float32(TILE)  # rounded: any centre will do
+                out_centre[t * d + j] = middle
                 for lane in range(TILE):
-                    at = j * TILE + lane
-                    total += np.float64(y[at])
-                    norm += np.float64(w[lane]) * np.float64(x[at]) * np.float64(y[at])
-                middle = np.float32(total / TILE)
-                out_centre[t, j] = middle
-                for lane in range(TILE):
-                    off = np.float64(y[j * TILE + lane]) - np.float64(middle)
-                    sums[lane] += off * off
+                    at = np.float64(y[j * TILE + lane])
+                    sums[lane] += (at - np.float64(middle)) ** 2
+                    norms[lane] += np.float64(w[lane]) * at * np.float64(x[j * TILE + lane])
             out_radius[t] = np.sqrt(sums.max()) * 1.000001
-        out_norm[c] = norm
+        out_norm[c] = norms.sum()
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -160,6 +173,15 @@ def _list_candidates(t, slack, centre, d, radius, change, offset_change, at, kp,
         store(slack, t * kp + k, bound)
         n = append_up_to(ids, n, k, bound, limit)
     return n
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _above(kept, best, p):
+    # h of the p-th listed codeword less that of the nearest, the least of the lanes that fall together
+    least = subtract(load(kept, p * TILE), load(best, 0))
+    for v in range(1, VECTORS):
+        least = minimum(least, subtract(load(kept, p * TILE + v * WIDTH), load(best, v * WIDTH)))
+    return least
 
 
 @njit(cache=True, nogil=True, error_model="numpy", parallel=True)
@@ -186,6 +208,7 @@ def step(
     sums,
     mass,
     out_listed,
+    out_moved,
 ):
     # E-step of all tiles, with what the blocks that found another codeword change in the sums over codewords.
     #
@@ -196,12 +219,13 @@ def step(
     # larger than what float32 loses in two h or in moving a bound.
     #
     # IN x, rows: tiles of y and of what is summed, weights (tiles * TILE,) f4, tile_group, segment (tiles,) i4: where
-    # the mass of a tile goes, centre (tiles * D) f4, radius as above, words (KP * D) f4, offset (M, KP) f4, change (D * KP)
-    # f4, offset_change (M * KP) f4 and change_size (KP,) f4: negated codewords now minus those of the last step with bounds,
-    # margin (M,) f4, bounded: whether to use and move the bounds;
-    # TMP (chunks, KP + TILE + KP * TILE) f4, the last KP being one if not bounded, ids (chunks, TILE + KP + GROUP) i4;
+    # the mass of a tile goes, centre (tiles * D) f4, radius as above, words (KP * D) f4, offset (M, KP) f4, change
+    # (D * KP) f4, offset_change (M * KP) f4, change_size (KP,) f4: negated codewords now minus those of the last step
+    # with bounds, margin (M,) f4, bounded: whether to use and move the bounds;
+    # TMP (chunks, KP + TILE + KP * TILE) f4, the last KP being 1 if not bounded, ids (chunks, TILE + KP + GROUP) i4;
     # INOUT slack (tiles * KP) f4, 0 at first and large for padding, codes (tiles * TILE,) i4, at first -1, sums
-    # (chunks, K, D) and mass (segments, K) f8, at first 0; OUT listed (chunks,) i8: codewords looked at
+    # (chunks, K, D) and mass (segments, K) f8, at first 0;
+    # OUT listed, moved (chunks,) i8: codewords looked at, lanes with another codeword than before
     tiles, kp = tile_group.size, offset.shape[1]
     k_all, d = sums.shape[1:]
     flat = offset.reshape(-1)
@@ -209,7 +233,7 @@ def step(
         bounds, best, kept = tmp[c, :kp], tmp[c, kp : kp + TILE], tmp[c, kp + TILE :]
         found, ids = tmp_ids[c, :TILE], tmp_ids[c, TILE:]
         total = sums[c]
-        listed = 0
+        listed, moved = 0, 0
         n = k_all
         for k in range(kp):
             ids[k] = k
@@ -224,19 +248,18 @@ def step(
                     ids[p] = kp - 1
             listed += n
             kept_step = TILE if bounded else 0
-            search(
-                x, t * d * TILE, words, d, flat, g * kp, ids, (n + GROUP - 1) // GROUP, kept, kept_step, best, 0, found
-            )
+            search(x, t * d * TILE, words, d, flat, g * kp, ids, (n + GROUP - 1) // GROUP, kept, kept_step, best, found)
             if bounded:
-                for p in range(n):
-                    least = subtract(load(kept, p * TILE), load(best, 0))
-                    for v in range(1, VECTORS):
-                        least = minimum(least, subtract(load(kept, p * TILE + v * WIDTH), load(best, v * WIDTH)))
-                    slack[t * kp + ids[p]] = least_lane(least)
+                for p in range(0, n, 4):
+                    a, b = _above(kept, best, p), _above(kept, best, p + 1)
+                    least_lanes(a, b, _above(kept, best, p + 2), _above(kept, best, p + 3), bounds)
+                    for i in range(4):
+                        slack[t * kp + ids[p + i]] = bounds[i]
             part = segment[t]
             for lane in range(TILE):
                 now, before = found[lane], codes[t * TILE + lane]
                 if now != before:
+                    moved += 1
                     codes[t * TILE + lane] = now
                     w = np.float64(weights[t * TILE + lane])
                     at = t * d * TILE + lane
@@ -247,7 +270,7 @@ def step(
                         mass[part, before] -= w
                         for j in range(d):
                             total[before, j] -= w * np.float64(rows[at + j * TILE])
-        out_listed[c] = listed
+        out_listed[c], out_moved[c] = listed, moved
 
 
 @njit(cache=True, nogil=True, error_model="numpy", parallel=True)

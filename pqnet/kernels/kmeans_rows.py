@@ -176,3 +176,20 @@ def shrink_distances(y, half_norm, group, weights, codeword, offset, chunk, out_
                 out_least[i] = s
             total += np.float64(out_least[i])
         out_sums[c] = total
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def codeword_changes(words, offset, words_before, offset_before, out_change, out_offset, out_size):
+    # IN words (KP, D), offset (M, KP) f4, now and before; OUT change (D * KP) f4, offset (M * KP) f4: differences,
+    # size (KP,) f4: their length, rounded up
+    kp, d = words.shape
+    for k in range(kp):
+        size = np.float64(0.0)
+        for j in range(d):
+            change = np.float64(words[k, j]) - np.float64(words_before[k, j])
+            out_change[j * kp + k] = change
+            size += change * change
+        out_size[k] = np.sqrt(size) * 1.000001
+    for g in range(len(offset)):
+        for k in range(kp):
+            out_offset[g * kp + k] = offset[g, k] - offset_before[g, k]

@@ -22,7 +22,7 @@ from pqnet.kernels.elementwise import (
     elementwise,
 )
 from pqnet.kernels.simd import WIDTH
-from pqnet.runtime.builder import Builder, lowers
+from pqnet.runtime.builder import LOWERINGS, Builder, lowers
 from pqnet.runtime.lower.epilogue import activation_of, norm_factors
 from pqnet.runtime.views import View
 
@@ -142,6 +142,8 @@ def chain(b: Builder, node: Node, x: list[View]) -> View | None:
     taken, value = [node], node.outputs[0]
     while len(set(map(id, users := b.users(value)))) == 1 and not b.is_output(value) and not steps.full():
         user = users[0]
+        if LOWERINGS.get(user.op) is not chain:
+            break
         others = [v for v in user.inputs if v != value]
         shapes = broadcast_shape(*(b.info(v).shape for v in user.inputs))
         if shapes != steps.shape or not all(b.place(v) or v in b.known for v in others) or b.is_done(user):
