@@ -10,10 +10,10 @@ import numpy as np
 from numba import njit
 
 from pqnet.kernels.lut import lut
-from pqnet.kernels.program import DONE, STATE_WORDS, TICKET, kernel_address, run_steps
+from pqnet.kernels.program import STATE_WORDS, kernel_address, run_steps
 from pqnet.kernels.simd import WIDTH, fma, splat, store
 from pqnet.runtime.builder import aligned
-from pqnet.runtime.lower.lut import LutPlan, plan_lut
+from pqnet.runtime.lower.lut import lut_codes, plan_lut
 
 RNG = np.random.default_rng(0)
 
@@ -54,40 +54,35 @@ class Layer:
     def __init__(self, c, o, size, kernel=3, k=256, d=8, **plan_options):
         self.c, self.o, self.k, self.d = c, o, k, d
         pad = kernel // 2
-        pitch = size + 2 * pad if kernel > 1 else size
-        rows = size + 2 * pad if kernel > 1 else 1
+        pitch = size + 2 * pad
         height = size if kernel > 1 else 1
-        plane = rows * pitch
+        plane = (height + 2 * pad) * pitch
         self.data = aligned(c * plane + o * height * size + 128, np.float32)
         self.data[: c * plane] = RNG.standard_normal(c * plane)
         self.taps = np.array([y * pitch + x for y in range(kernel) for x in range(kernel)])
-        flat = (height - 1) * pitch + size
-        self.plan = plan_lut(np.arange(c) * plane, self.taps, k, d, o, 1, 1, flat, **plan_options)
+        self.plan = p = plan_lut(np.arange(c) * plane, self.taps, k, d, o, 1, height, size, pitch, **plan_options)
         self.book = RNG.standard_normal((k, d)).astype(np.float32)
         stride = 4 if d <= 4 else 8 if d <= 8 else -(-d // 16) * 16
         words = np.zeros((k + 8, stride), np.float32)
         words[:k, :d] = self.book
         self.const = aligned(words.size + 64, np.float32)
         self.const[: words.size] = words.reshape(-1)
-        self.codes = RNG.integers(0, k, (o, len(self.taps), c // d))
-        p = self.plan
-        parts = [
-            self.codes[:, p.order, f : f + p.in_pass].transpose(0, 2, 1).reshape(-1) for f in range(0, c // d, p.in_pass)
-        ]
-        byte = 1 if k <= 256 else 2
-        flat_codes = np.concatenate(parts).astype(np.uint8 if byte == 1 else np.uint16).view(np.uint8)
+        self.codes = RNG.integers(0, k, (o, len(self.taps) * (c // d))).astype(np.uint8 if k <= 256 else np.uint16)
+        flat_codes = lut_codes(self.codes, 1, p)
         self.code_bytes = aligned(flat_codes.size + 64, np.uint8)
         self.code_bytes[: flat_codes.size] = flat_codes
-        n = [p.rows.size, p.tables.size, p.steps.size]
-        self.index = np.concatenate([p.rows, p.tables.reshape(-1), p.steps.reshape(-1)]).astype(np.int32)
+        parts = [p.rows, p.tables.reshape(-1), p.groups.reshape(-1), p.steps.reshape(-1)]
+        at = np.cumsum([0, *(part.size for part in parts)])
+        self.index = np.concatenate(parts).astype(np.int32)
         image = height * size
         self.image, self.out = image, c * plane
         self.g = np.zeros((1, 48), np.int64)
-        shared = [0, 0, 0, 0, c * kernel**2, o, 1, 1, flat, pitch, size, self.out, image, image, size, -1, -1, -1]
+        shared = [0, 0, 0, 0, c * kernel**2, o, 1, 1, 0, pitch, size, self.out, image, image, size, -1, -1, -1]
         self.g[0, : len(shared)] = shared
-        own = [0, 0, d, stride, -(-k // 8) * 8, 255 if byte == 1 else 65535, byte, p.blocks, 0, p.in_pass, p.taps, n[0]]
-        own += [len(p.tables), n[0] + n[1], *p.own]
-        self.g[0, 24 : 24 + len(own)] = own
+        size, mask = self.codes.itemsize, (1 << 8 * self.codes.itemsize) - 1
+        own = [0, 0, d, stride, -(-k // 8) * 8, mask, size, p.blocks, 0, p.in_pass, p.taps]
+        own += [at[1], len(p.tables), at[2], len(p.groups), at[3], *p.own]
+        self.g[0, 24:] = own
         self.scratch = aligned(p.scratch + 64, np.float32)
         self.kernels, self.tasks = np.array([kernel_address(lut)]), np.array([p.tasks])
         self.macs = o * c * kernel**2 * image
@@ -99,7 +94,7 @@ class Layer:
     def check(self):
         self.run()
         got = self.data[self.out : self.out + self.o * self.image].reshape(self.o, -1)
-        weight = self.book[self.codes].reshape(self.o, -1)  # (tap, c)
+        weight = self.book[self.codes].reshape(self.o, -1)  # (o, tap, c)
         g = self.g[0]
         q = (np.arange(self.image) // g[10]) * g[9] + np.arange(self.image) % g[10]
         at = (self.taps[:, None] + np.arange(self.c) * (self.out // self.c)).reshape(-1)
@@ -127,7 +122,8 @@ def main():
         p = layer.plan
         print(
             f"{c}->{o} {size} k{kernel}: lut {ms:.3f} ms, peak {dense:.3f}, np.dot {dot:.3f}; lut/peak {ms / dense:.2f} model "
-            f"{p.cost / rate:.3f} tasks {p.tasks} V {p.own[1]} in_pass {p.in_pass} tables {p.tables.tolist()} err {error:.1e}"
+            f"{p.cost / rate:.3f} tasks {p.tasks} V {p.own[2]} lane pitch {p.own[1]} in_pass {p.in_pass} "
+            f"tables {p.tables.tolist()} shifts {len(p.groups)} err {error:.1e}"
         )
 
 

@@ -4,3 +4,4 @@ from pqnet.fit.kmeans import KMeansResult as KMeansResult
 from pqnet.fit.kmeans import assign as assign
 from pqnet.fit.kmeans import weighted_kmeans as weighted_kmeans
 from pqnet.fit.pq import fit_pq as fit_pq
+from pqnet.fit.scalar import scalar_kmeans as scalar_kmeans

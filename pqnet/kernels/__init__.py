@@ -43,9 +43,11 @@ with _cache_folder():
     from pqnet.kernels import gemm as gemm
     from pqnet.kernels import kmeans as kmeans
     from pqnet.kernels import kmeans_rows as kmeans_rows
+    from pqnet.kernels import lut as lut
     from pqnet.kernels import norm as norm
     from pqnet.kernels import patches as patches
     from pqnet.kernels import pool as pool
     from pqnet.kernels import prepare as prepare
     from pqnet.kernels import program as program
+    from pqnet.kernels import scalar as scalar
     from pqnet.kernels import winograd as winograd

@@ -56,12 +56,13 @@ def _emit(b: Builder, node: Node, x: View) -> View:
     pitch = max(max(needed - first, last) for first, last, needed in across.values())
     extra = (kh - 1) * dh // sh
     margin = max(first for first, _, _ in across.values())
-    phases = [(py, px, *across[px][:2]) for py in down for px in across]
+    phases = [(py, px) for py in down for px in across]
     bands = -(-out_height // max(BAND // len(phases) // pitch - extra, 4))
     band = -(-out_height // bands)
     plane = round_up((band + extra) * pitch + margin, WIDTH)
     places = [(i * dh, j * dw) for i in range(kh) for j in range(kw)]
-    order = {(py, px): i for i, (py, px, *_) in enumerate(phases)}
+    order = {phase: i for i, phase in enumerate(phases)}
+    table = [(py, px, *across[px][:2]) for py, px in phases]
     shifts = [order[i % sh, j % sw] * plane + i // sh * pitch + j // sw for i, j in places]
 
     out = b.new((batch, channels, out_height, width), (1, 0, 2, 3))
@@ -77,7 +78,7 @@ def _emit(b: Builder, node: Node, x: View) -> View:
     reach = round_up(band * pitch, VECTORS * WIDTH)
     fields: list[int | View] = [x, x.strides[0], x.strides[1], b.indices(shifts), kh * kw, filters, channels, batch]
     fields += [band, pitch, width, out, out.strides[1], out_height * width, out_height, *own, height, columns]
-    fields += [*a["padding"][:2], sh, sw, len(phases), b.indices(phases), plane, per_task, sums, x.strides[2], extra]
+    fields += [*a["padding"][:2], sh, sw, len(phases), b.indices(table), plane, per_task, sums, x.strides[2], extra]
     reads = [x] if tail.residual is None else [x, tail.residual]
     b.emit(
         depthwise,

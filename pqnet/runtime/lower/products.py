@@ -13,6 +13,7 @@ from pqnet.runtime.lower.dots import dots_cost, emit_dots
 from pqnet.runtime.lower.epilogue import absorb
 from pqnet.runtime.lower.gemm import emit_gemm, gemm_cost
 from pqnet.runtime.lower.product import Product, block_size
+from pqnet.runtime.lower.tables import emit_lut, lut_cost
 from pqnet.runtime.lower.winograd import emit_winograd, winograd_cost, winograd_fits
 from pqnet.runtime.views import View
 
@@ -35,7 +36,7 @@ def _planes(
 
 
 def _tap_planes(
-    b: Builder, node: Node, x: View, kernel: tuple[int, ...], size: tuple[int, int]
+    b: Builder, node: Node, x: View, kernel: tuple[int, ...], size: tuple[int, int], narrow: bool
 ) -> tuple[View, np.ndarray]:
     """Emit the planes in which every tap is a shift of the output's positions; return them and the shifts."""
     a = b.attrs(node)
@@ -44,7 +45,7 @@ def _tap_planes(
     rows, columns = size[0] + (kernel[0] - 1) * dh // sh, size[1] + (kernel[1] - 1) * dw // sw
     # Narrow images get a copy for each column of the kernel, cut to the output's width: whole images are contiguous
     # then. In wide ones a tap is a shift of the columns, and packing skips the margins.
-    narrow = columns > size[1] and size[1] < NARROW
+    narrow = narrow and columns > size[1] and size[1] < NARROW
     columns = size[1] if narrow else columns
     places = [(y % sh, x if narrow else x % sw, y // sh, 0 if narrow else x // sw) for y, x in taps]
     phases = sorted({place[:2] for place in places})
@@ -63,7 +64,12 @@ def conv2d(b: Builder, node: Node, x: list[View]) -> View | None:
     batch, _, height, width = b.info(node.outputs[0]).shape
     source = x[0] if x[0].strides[3] == 1 or x[0].shape[3] == 1 else b.dense(x[0], (1, 0, 2, 3))
     patches = (height + 1) // 2, (width + 1) // 2
+    plain = tuple(kernel) == (1, 1) and tuple(a["stride"]) == (1, 1) and not any(a["padding"])
     ways = _ways(weight, o // groups, groups, batch * height * width)
+    pitch = width + (kernel[1] - 1) * a["dilation"][1]
+    if isinstance(weight, PackedPQ) and (plain or (tuple(a["stride"]) == (1, 1) and tuple(a["dilation"]) == (1, 1))):
+        size = (1, batch * height * width) if plain else (height, width)
+        ways["lut"] = lut_cost(weight, o // groups, groups if plain else groups * batch, size, size[1] if plain else pitch)
     if winograd_fits(weight, a):
         ways["winograd"] = winograd_cost(weight, batch * patches[0] * patches[1])
     way = b.choose(b.graph, node, x[0].shape, ways)
@@ -71,11 +77,11 @@ def conv2d(b: Builder, node: Node, x: list[View]) -> View | None:
         source = _planes(b, node, source, (2 * patches[0] + 2, 2 * patches[1] + 2), [(0, 0)])
         channel, image_step, _, pitch = source.strides[:4]
         shifts = np.zeros(1, np.int64)
-    elif tuple(kernel) == (1, 1) and tuple(a["stride"]) == (1, 1) and not any(a["padding"]):
+    elif plain:
         image_step, channel, pitch = source.strides[:3]
         shifts = np.zeros(1, np.int64)
     else:
-        source, shifts = _tap_planes(b, node, source, tuple(kernel), (height, width))
+        source, shifts = _tap_planes(b, node, source, tuple(kernel), (height, width), narrow=way != "lut")
         channel, image_step, _, pitch = source.strides[:4]
     out = b.new((batch, o, height, width), (1, 0, 2, 3))
 
@@ -100,7 +106,7 @@ def conv2d(b: Builder, node: Node, x: list[View]) -> View | None:
     return out
 
 
-EMIT: dict[str, Callable[[Builder, Product], None]] = {"decode": emit_gemm, "dots": emit_dots}
+EMIT: dict[str, Callable[[Builder, Product], None]] = {"decode": emit_gemm, "dots": emit_dots, "lut": emit_lut}
 
 
 def _ways(weight: np.ndarray | Packed, outputs: int, groups: int, positions: int) -> dict[str, float]:
@@ -147,7 +153,10 @@ def linear(b: Builder, node: Node, x: list[View]) -> View | None:
     other = None if tail.residual is None else tail.residual.reshape((rows, o))
     offsets = np.arange(inputs) * flat.strides[1]
     own = tail.fields(b, node.name, 0 if other is None else other.strides[1])
-    way = b.choose(b.graph, node, x[0].shape, _ways(weight, o, 1, rows))
+    ways = _ways(weight, o, 1, rows)
+    if isinstance(weight, PackedPQ):
+        ways["lut"] = lut_cost(weight, o, 1, (1, rows), rows)
+    way = b.choose(b.graph, node, x[0].shape, ways)
     EMIT[way](b, Product(node, weight, flat, 0, 0, offsets, o, 1, 1, rows, rows, rows, rows, out, rows, own))
     for absorbed in tail.nodes:
         b.finish(absorbed, out)

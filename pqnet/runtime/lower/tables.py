@@ -1,0 +1,65 @@
+"""The vector LUT as a way to run a layer."""
+
+from functools import lru_cache
+
+import numpy as np
+
+from pqnet.codecs import PackedPQ
+from pqnet.codecs.layout import block_columns
+from pqnet.kernels.lut import lut
+from pqnet.kernels.tile import ROWS
+from pqnet.runtime.builder import Builder
+from pqnet.runtime.lower.lut import LutPlan, lut_codes, plan_lut
+from pqnet.runtime.lower.product import Product, codebook_floats, codeword_step, round_up, stored_bytes
+from pqnet.runtime.views import View
+
+__all__ = ["emit_lut", "lut_cost"]
+
+
+@lru_cache(maxsize=256)
+def _cut(
+    inputs: tuple[int, ...], taps: tuple[int, ...], k: int, d: int, outputs: int, sizes: tuple[int, int, int, int]
+) -> LutPlan:
+    return plan_lut(np.array(inputs), np.array(taps), k, d, outputs, *sizes)
+
+
+def lut_cost(weight: PackedPQ, outputs: int, images: int, size: tuple[int, int], pitch: int) -> float:
+    """Return about how many cycles of one core a layer takes by tables; the taps are those of a k x k kernel."""
+    channel = weight.codec.layout == "channel" and len(weight.shape) == 4
+    taps = [y * pitch + x for y in range(weight.shape[2]) for x in range(weight.shape[3])] if channel else [0]
+    reduction = int(np.prod(weight.shape[1:])) // len(taps)
+    sizes = (images, *size, pitch)
+    plan = _cut(tuple(range(reduction)), tuple(taps), weight.codec.k, weight.codec.d, outputs, sizes)
+    return plan.cost / 2  # two multiply-adds a cycle
+
+
+def emit_lut(b: Builder, p: Product) -> None:
+    """Append the step; in ``channel`` layout the positions lie on planes on which a tap is a shift."""
+    weight = p.weight
+    assert isinstance(weight, PackedPQ)
+    name, codec, size = p.node.params["weight"], weight.codec, weight.codes.itemsize
+    if codec.layout == "channel" and len(weight.shape) == 4:
+        offsets = p.offsets.reshape(weight.shape[1], -1)
+        inputs, taps = offsets[:, 0] - offsets[0, 0], offsets[0]
+    else:
+        inputs, taps = p.offsets[block_columns(weight.shape, codec.layout)], np.zeros(1, np.int64)
+    sizes = (p.groups * p.batch, p.image // p.width, p.width, p.pitch)
+    plan = _cut(tuple(map(int, inputs)), tuple(map(int, taps)), codec.k, codec.d, p.outputs, sizes)
+    own = [
+        b.code_bytes((name, "lut", plan.in_pass, str(plan.shifts)), lambda: lut_codes(weight.codes, p.groups, plan)),
+        b.constant((name, "codebook"), lambda: codebook_floats(weight)),
+        *(codec.d, codeword_step(codec.d), round_up(codec.k, ROWS), (1 << 8 * size) - 1, size, plan.blocks),
+        *(b.indices(plan.rows), plan.in_pass, plan.taps, b.indices(plan.tables.reshape(-1)), len(plan.tables)),
+        *(b.indices(plan.groups.reshape(-1)), len(plan.groups), b.indices(plan.steps.reshape(-1)), *plan.own),
+    ]
+    b.emit(
+        lut,
+        p.node.name,
+        plan.tasks,
+        [*p.fields(b, p.offsets)[:24], *own],
+        reads=[p.x, *(v for v in p.tail if isinstance(v, View))],
+        writes=[p.out],
+        scratch=plan.scratch + 64,
+        way="lut",
+        stored=stored_bytes(weight),
+    )
