@@ -37,6 +37,7 @@ def _cache_folder() -> Iterator[None]:
 
 with _cache_folder():
     CACHE_FOLDER = config.CACHE_DIR
+    from pqnet.kernels import attention as attention
     from pqnet.kernels import depthwise as depthwise
     from pqnet.kernels import dots as dots
     from pqnet.kernels import elementwise as elementwise

@@ -1,5 +1,6 @@
 """How nodes become steps: one file a family of operations, registered by `builder.lowers`."""
 
+from pqnet.runtime.lower import attention as attention
 from pqnet.runtime.lower import axis as axis
 from pqnet.runtime.lower import depthwise as depthwise
 from pqnet.runtime.lower import elementwise as elementwise
