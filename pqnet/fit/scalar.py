@@ -1,5 +1,6 @@
 """k-means of numbers: on sorted values with prefix sums, and its exact optimum."""
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,6 @@ import numpy as np
 from pqnet import _check
 from pqnet._threads import default_threads, parallel_kernels
 from pqnet.codecs.packing import code_dtype
-from pqnet.errors import PQNetError
 from pqnet.fit.kmeans import KMeansResult
 from pqnet.kernels import scalar as kernels
 
@@ -16,7 +16,7 @@ __all__ = ["scalar_kmeans"]
 METHODS = ("exact", "lloyd")
 UPDATES = 1000  # Lloyd stops long before
 SEEDS = 64  # values that k-means++ looks at for each codeword
-LARGEST_TABLE = 1 << 30  # bytes of the table of the exact method
+BINS, FEW = 64, 512  # bins for each codeword, and values for each above which bins are worth it
 SERIAL = 1 << 14  # values below which waking other threads costs more than it saves
 
 
@@ -83,7 +83,7 @@ def scalar_kmeans(
     Raises
     ------
     PQNetError
-        Wrong shape or dtype, NaN, k > N, negative weights; a table of more than 1 GB for method "exact".
+        Wrong shape or dtype, NaN, k > N, negative weights.
 
     Examples
     --------
@@ -119,40 +119,59 @@ def _result(codebook: np.ndarray, v: np.ndarray, w: np.ndarray | None, updates: 
 
 
 def _best_edges(data: _Sorted, k: int, threads: int) -> np.ndarray:
+    """Return the edges of the best partition of all.
+
+    Where there are many values, the same recursion over bins of them tells first where the edges can be: a partition
+    along bins bounds the error from above, and one that leaves out the bins in which edges lie from below.
+    """
     n = len(data.v)
-    if (k - 2) * (n + 1) * 4 > LARGEST_TABLE:
-        raise PQNetError(f"values: the exact method needs a table of k x {n} distinct values; use method='lloyd'")
-    if k == 1:
-        return np.array([0, n])
-    # Any partition bounds the error of the best: what is above it need not be looked at.
-    quantiles = np.searchsorted(data.mass, data.mass[-1] * (np.arange(k) + 0.5) / k)
-    start, _ = _lloyd(data, np.unique(data.v[np.minimum(quantiles, n - 1)]))
-    bound = data.error(data.edges(start)) * (1 + 1e-9) + 1e-12 * data.second[-1]
-    # The first clusters from the left and the others from the right: both see only a part of the values.
-    forward = data.mass, data.first, data.second
-    backward = [np.ascontiguousarray((a[-1] - a)[::-1]) for a in forward]
     with parallel_kernels(threads if n > SERIAL else 1):
-        left, left_edges = _prefixes(forward, k // 2, bound)
-        right, right_edges = _prefixes(backward, k - k // 2, bound)
-    middle = int(np.argmin(left + right[::-1]))
-    edges = [middle]
-    for row in left_edges[::-1]:
-        edges.append(int(row[edges[-1]]))
-    mirrored = [n - middle]
-    for row in right_edges[::-1]:
-        mirrored.append(int(row[mirrored[-1]]))
-    return np.array([0, *edges[::-1], *(n - m for m in mirrored[1:]), n])
+        sums = data.mass, data.first, data.second
+        everywhere = np.tile([0, n], (k, 1))
+        if n <= FEW * k:
+            return _partition(sums, everywhere)
+        bins = np.arange(BINS * k + 1) * n // (BINS * k)
+        forward = [a[bins] for a in sums]
+        start = bins[_partition(forward, np.tile([0, len(bins) - 1], (k, 1)))]
+        codebook, _ = _lloyd(data, data.means(start))
+        bound = data.error(data.edges(codebook)) * (1 + 1e-9) + 1e-12 * data.second[-1]
+        backward = [np.ascontiguousarray((a[-1] - a)[::-1]) for a in forward]
+        left, right = _below(forward, k), _below(backward, k)
+        windows = everywhere
+        for i in range(k - 1):  # the edge after i + 1 clusters
+            possible = np.flatnonzero(left[i, :-1] + right[k - 2 - i, -2::-1] <= bound)
+            windows[i] = bins[possible[0]], bins[possible[-1] + 1]
+        return _partition(sums, windows)
 
 
-def _prefixes(sums: Any, k: int, bound: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return the least error of every prefix in k clusters, and for 2..k clusters where the last of them begins."""
+def _below(sums: Any, k: int) -> np.ndarray:
+    """Return bounds from below, in up to k - 1 clusters, for every prefix that ends in or before a bin."""
     n = len(sums[0])
-    table, cost, before, tmp = np.empty((k - 1, n), np.int32), np.empty(n), np.empty(n), np.empty(2 * n)
+    out, unused = np.empty((max(k - 1, 1), n)), np.empty(n, np.int32)
+    kernels.one_cluster(*sums, out[0])
+    for before, cost in itertools.pairwise(out):
+        kernels.one_cluster_more(*sums, 1, before, 0, 0, cost, unused)
+    return out
+
+
+def _partition(sums: Any, windows: np.ndarray) -> np.ndarray:
+    """Return the edges of the best partition whose i-th inner edge lies in the i-th window."""
+    n = len(sums[0]) - 1
+    cost = np.empty(n + 1)
     kernels.one_cluster(*sums, cost)
-    for row in table:
-        before, cost = cost, before
-        kernels.one_cluster_more(*sums, before, bound, tmp, tmp.view(np.int64), cost, row)
-    return cost, table
+    at, end = windows[0]
+    cost, table = cost[at : end + 1], []
+    if len(windows) == 1:
+        return np.array([0, n])
+    for low, high in [*windows[1:-1], (n, n)]:
+        before, before_at = cost, at
+        at, cost, places = low, np.empty(high - low + 1), np.empty(high - low + 1, np.int32)
+        kernels.one_cluster_more(*sums, 0, before, before_at, at, cost, places)
+        table.append((at, places))
+    edges = [n]
+    for at, places in table[::-1]:
+        edges.append(int(places[edges[-1] - at]))
+    return np.array([0, *edges[::-1]])
 
 
 def _lloyd(data: _Sorted, codebook: np.ndarray) -> tuple[np.ndarray, int]:

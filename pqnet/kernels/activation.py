@@ -7,7 +7,7 @@ Kinds and their parameters (a, b): 1 relu, 2 clamp(low, high), 3 silu, 4 sigmoid
 import numpy as np
 from numba import njit
 
-from pqnet.kernels.functions import erf_argument, exp, tanh, twice_atanh
+from pqnet.kernels.functions import erf_argument, exp, one_plus_exp, tanh, twice_atanh
 from pqnet.kernels.simd import (
     WIDTH,
     add,
@@ -60,6 +60,8 @@ def activate(kind, v, a, b):
             return t
         # exp(u) - 1 = tanh(u / 2) (exp(u) + 1), which loses nothing near 0
         return fma(multiply(t, add(exp(u), one)), a, positive)
+    if kind < 7:  # by the logistic function
+        return divide(one if kind == 4 else v, one_plus_exp(u))
     e = exp(u)
     if kind == 12:  # tanh(log(1 + e)) = n / (n + 2)
         n = multiply(e, add(e, splat(np.float32(2.0))))
@@ -68,13 +70,20 @@ def activate(kind, v, a, b):
         scaled = multiply(v, a)
         y = add(maximum(scaled, zero), twice_atanh(divide(e, add(e, splat(np.float32(2.0))))))
         return select_less(b, scaled, v, divide(y, a))
-    return divide(one if kind == 4 else v, add(one, e))
+    return v
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def activate_row(kind, array, i, n, const, p):
     # INOUT array[i : i + n]; IN const[p], const[p + 1]: the parameters, if the kind has any
     a, b = splat(const[p]), splat(const[p + 1])
+    if kind == 3:  # the most frequent one, without a choice for each vector
+        zero = splat(np.float32(0.0))
+        whole = i + n // WIDTH * WIDTH
+        for j in range(i, whole, WIDTH):
+            v = load(array, j)
+            store(array, j, divide(v, one_plus_exp(subtract(zero, v))))
+        i, n = whole, i + n - whole
     for j in range(i, i + n, WIDTH):
         left = i + n - j
         v = activate(kind, load(array, j) if left >= WIDTH else load_head(array, j, left), a, b)

@@ -59,7 +59,9 @@ mantissa = _parts_of_bits(
 @njit(cache=True, nogil=True, error_model="numpy")
 def exp(v):
     # exp(r) for |r| <= ln(2) / 2, times 2**n in two steps: n passes what one factor can be at both ends
-    v = minimum(maximum(v, splat(np.float32(-104.0))), splat(np.float32(89.0)))
+    low, high = splat(np.float32(-104.0)), splat(np.float32(89.0))
+    v = select_less(v, low, low, v)  # one instruction each, and NaN stays
+    v = select_less(high, v, high, v)
     n = round_even(multiply(v, splat(LOG2E)))
     r = fma(n, splat(-LN2_LOW), fma(n, splat(-LN2_HIGH), v))
     p = fma(splat(np.float32(1.9875691500e-4)), r, splat(np.float32(1.3981999507e-3)))
@@ -70,6 +72,23 @@ def exp(v):
     p = fma(multiply(p, r), r, add(r, splat(np.float32(1.0))))
     half = round_even(multiply(n, splat(np.float32(0.5))))
     return multiply(multiply(p, power_of_two(half)), power_of_two(subtract(n, half)))
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def one_plus_exp(v):
+    # 1 + exp(v): what is below the least normal number does not count, infinity is the factor 2**128
+    low, high = splat(np.float32(-87.0)), splat(np.float32(89.0))
+    v = select_less(v, low, low, v)
+    v = select_less(high, v, high, v)
+    n = round_even(multiply(v, splat(LOG2E)))
+    r = fma(n, splat(-LN2_LOW), fma(n, splat(-LN2_HIGH), v))
+    p = fma(splat(np.float32(1.9875691500e-4)), r, splat(np.float32(1.3981999507e-3)))
+    p = fma(p, r, splat(np.float32(8.3334519073e-3)))
+    p = fma(p, r, splat(np.float32(4.1665795894e-2)))
+    p = fma(p, r, splat(np.float32(1.6666665459e-1)))
+    p = fma(p, r, splat(np.float32(0.5)))
+    p = fma(multiply(p, r), r, add(r, splat(np.float32(1.0))))
+    return fma(p, power_of_two(n), splat(np.float32(1.0)))
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

@@ -12,31 +12,34 @@ shifted in registers.
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
-from numba.core import config
+from numba.core import cgutils, config
 from numba.extending import intrinsic
 
 from pqnet.kernels.epilogue import finish_rows
-from pqnet.kernels.simd import FLOATS, ISA, WIDTH, load, store
+from pqnet.kernels.simd import FLOATS, ISA, WIDTH, load, splat, store
 from pqnet.kernels.tile import LANES, ROWS, multiply_1, multiply_2, multiply_3
 
 DEEP = 8 if ISA == "avx512" else 6  # vectors of an output in registers, and as many again for a group of codes
+
+CHUNK = 4 * WIDTH  # lanes of inputs that are copied together
 
 _BYTE, _HALF, _WORD, _LONG = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 
 
 def _loop(builder, n, name):
-    """Open a loop over 0 .. n with n > 0; return its counter and a function that closes it."""
-    before, body = builder.block, builder.append_basic_block(name)
-    builder.branch(body)
-    builder.position_at_end(body)
+    """Open a loop over 0 .. n; return its counter and a function that closes it."""
+    before = builder.block
+    head, body, after = (builder.append_basic_block(f"{name}{part}") for part in ("", ".body", ".end"))
+    builder.branch(head)
+    builder.position_at_end(head)
     counter = builder.phi(_LONG)
     counter.add_incoming(_LONG(0), before)
+    builder.cbranch(builder.icmp_signed("<", counter, n), body, after)
+    builder.position_at_end(body)
 
     def close():
-        following = builder.add(counter, _LONG(1))
-        counter.add_incoming(following, builder.block)
-        after = builder.append_basic_block(f"{name}.end")
-        builder.cbranch(builder.icmp_signed("<", following, n), body, after)
+        counter.add_incoming(builder.add(counter, _LONG(1)), builder.block)
+        builder.branch(head)
         builder.position_at_end(after)
 
     return counter, close
@@ -48,11 +51,11 @@ def _adder_function(module, vectors):
     if name in module.globals:
         return module.globals[name]
     floats, bytes_, words = ir.FloatType().as_pointer(), _BYTE.as_pointer(), _WORD.as_pointer()
-    arguments = [floats, bytes_, _LONG, _WORD, words, _LONG, words, _LONG, _LONG, _LONG, floats, _LONG, _LONG]
+    arguments = [floats, bytes_, _LONG, _WORD, _LONG, words, _LONG, words, _LONG, _LONG, _LONG, floats, _LONG, _LONG]
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), arguments), name)
     function.linkage = "internal"
     function.attributes.add("noinline")
-    table, codes, size, mask, groups, n_groups, steps, count, lanes, outputs, sums, step, fresh = function.args
+    table, codes, size, mask, whole_codes, groups, n_groups, steps, count, lanes, outputs, sums, step, fresh = function.args
     builder = ir.IRBuilder(function.append_basic_block("entry"))
     kind = FLOATS.llvm
     zeros = ir.Constant(kind, [0.0] * WIDTH)
@@ -69,9 +72,7 @@ def _adder_function(module, vectors):
         value.align = 4
         return value
 
-    def add_codes(first, n, width):
-        for v in range(vectors + 1):
-            builder.store(zeros, parts[v])
+    def add_codes(into, first, n, width):
         j, close = _loop(builder, n, "code")
         position = builder.load(at)
         half = builder.load(builder.bitcast(builder.gep(codes, [position]), _HALF.as_pointer()))
@@ -82,7 +83,7 @@ def _adder_function(module, vectors):
         start = builder.add(builder.mul(code, builder.load(entry)), builder.load(builder.gep(entry, [_LONG(1)])))
         row = builder.gep(table, [builder.zext(start, _LONG)])
         for v in range(width):
-            builder.store(builder.fadd(builder.load(parts[v]), loaded(place(row, v))), parts[v])
+            builder.store(builder.fadd(builder.load(into[v]), loaded(place(row, v))), into[v])
         close()
 
     output, close_outputs = _loop(builder, outputs, "output")
@@ -94,30 +95,30 @@ def _adder_function(module, vectors):
         with old:
             for v in range(vectors):
                 builder.store(loaded(place(target, v)), totals[v])
+    add_codes(totals, _LONG(0), builder.mul(whole_codes, count), vectors)
     group, close_groups = _loop(builder, n_groups, "group")
     entry = builder.gep(groups, [builder.mul(group, _LONG(3))])
-    shift, each, first = (
-        builder.sext(builder.load(builder.gep(entry, [_LONG(i)])), _LONG) for i in range(3)
-    )
+    shift, each, first = (builder.sext(builder.load(builder.gep(entry, [_LONG(i)])), _LONG) for i in range(3))
     n = builder.mul(each, count)
+    for v in range(vectors + 1):
+        builder.store(zeros, parts[v])
     spills = builder.icmp_signed(">", builder.add(lanes, shift), _LONG(vectors * WIDTH))
-    with builder.if_else(builder.and_(spills, builder.icmp_signed("!=", shift, _LONG(0)))) as (longer, plain):
+    with builder.if_else(spills) as (longer, plain):
         with longer:
-            add_codes(first, n, vectors + 1)
+            add_codes(parts, first, n, vectors + 1)
         with plain:
-            add_codes(first, n, vectors)
+            add_codes(parts, first, n, vectors)
     done = builder.append_basic_block("shifted")
-    whole = builder.append_basic_block("whole")
-    choice = builder.switch(shift, whole)
-    for by in range(WIDTH):
-        block = whole if by == 0 else builder.append_basic_block(f"by{by}")
+    blocks = [builder.append_basic_block(f"by{by}") for by in range(1, WIDTH)]
+    choice = builder.switch(shift, blocks[0])
+    for by, block in enumerate(blocks, 1):
         builder.position_at_end(block)
-        if by:
+        if by > 1:
             choice.add_case(_LONG(by), block)
         picked = ir.Constant(ir.VectorType(_WORD, WIDTH), list(range(by, by + WIDTH)))
         values = [builder.load(part) for part in parts]
         for v in range(vectors):
-            shifted = builder.shuffle_vector(values[v], values[v + 1], picked) if by else values[v]
+            shifted = builder.shuffle_vector(values[v], values[v + 1], picked)
             builder.store(builder.fadd(builder.load(totals[v]), shifted), totals[v])
         builder.branch(done)
     builder.position_at_end(done)
@@ -130,21 +131,25 @@ def _adder_function(module, vectors):
 
 
 def _adder(vectors):
-    """Return add_rows(table, t, codes, c, size, mask, index, groups, n_groups, steps, count, lanes, outputs, sums, a,
-    step, fresh): ``outputs`` rows of ``vectors`` vectors, ``step`` apart from sums[a], each (+)= its codes' table rows.
+    """Return add_rows(table, t, codes, c, size, mask, index, whole, groups, n_groups, steps, count, lanes, outputs,
+    sums, a, step, fresh): ``outputs`` rows of ``vectors`` vectors, ``step`` apart from sums[a], each (+)= the table rows
+    of its codes.
 
-    Group i of the codes is index[groups + 3 * i ..] = (shift, codes a block, first step); step j is index[steps + 2 *
-    j ..] = (distance of the table's rows, place of its first). Of the sums, ``lanes`` lanes count.
+    The codes of an output are those without a shift, ``whole`` for each of ``count`` blocks, then n_groups groups with
+    one: index[groups + 3 * i ..] = (shift, codes a block, first step). Step j is index[steps + 2 * j ..] = (distance of
+    the table's rows, place of its first). Of the sums, ``lanes`` lanes count.
     """
 
-    def twin(table, t, codes, c, size, mask, index, groups, n_groups, steps, count, lanes, outputs, sums, a, step, fresh):
+    def twin(
+        table, t, codes, c, size, mask, index, whole, groups, n_groups, steps, count, lanes, outputs, sums, a, step, fresh
+    ):
         width = vectors * WIDTH
+        listed = [(0, whole, 0)] + [tuple(index[groups + 3 * i : groups + 3 * i + 3]) for i in range(n_groups)]
         for o in range(outputs):
             out = sums[a + o * step : a + o * step + width]
             total = np.zeros(width, np.float32) if fresh else out.copy()
-            for i in range(n_groups):
-                shift, each, first = (int(v) for v in index[groups + 3 * i : groups + 3 * i + 3])
-                more = WIDTH if shift and lanes + shift > width else 0
+            for shift, each, first in listed:
+                more = WIDTH if lanes + shift > width and shift else 0
                 part = np.zeros(width + WIDTH, np.float32)
                 for j in range(first, first + each * count):
                     code = (int(codes[c]) | int(codes[c + 1]) << 8) & mask
@@ -156,20 +161,21 @@ def _adder(vectors):
 
     @intrinsic
     def add_rows(
-        context, table, t, codes, c, size, mask, index, groups, n_groups, steps, count, lanes, outputs, sums, a, step, fresh
-    ):
+        context, table, t, codes, c, size, mask, index, whole, groups, n_groups, steps, count, lanes, outputs, sums, a, step,
+        fresh,
+    ):  # fmt: skip
         def codegen(context, builder, signature, values):
             def pointer(array, at):
                 data = context.make_array(signature.args[array])(context, builder, values[array]).data
                 return builder.gep(data, [values[at]])
 
-            arguments = [pointer(0, 1), pointer(2, 3), values[4], builder.trunc(values[5], _WORD), pointer(6, 7)]
-            arguments += [values[8], pointer(6, 9), *values[10:13], pointer(13, 14), *values[15:]]
+            arguments = [pointer(0, 1), pointer(2, 3), values[4], builder.trunc(values[5], _WORD), values[7]]
+            arguments += [pointer(6, 8), values[9], pointer(6, 10), *values[11:14], pointer(14, 15), *values[16:]]
             builder.call(_adder_function(builder.module, vectors), arguments)
             return context.get_dummy_value()
 
         i = types.intp
-        return types.void(table, i, codes, i, i, i, index, i, i, i, i, i, i, sums, i, i, i), codegen
+        return types.void(table, i, codes, i, i, i, index, i, i, i, i, i, i, i, sums, i, i, i), codegen
 
     return twin if config.DISABLE_JIT else add_rows
 
@@ -178,44 +184,132 @@ _add_1, _add_2, _add_3, _add_4, _add_5, _add_6 = (_adder(v) for v in range(1, 7)
 _add_7, _add_8 = (_adder(v) for v in (7, 8)) if DEEP == 8 else (_add_6, _add_6)
 
 
+def _table_function(module, vectors):
+    """Return the LLVM function of `_table_builder`."""
+    name = f"pqnet_lut_table_{vectors}x{WIDTH}"
+    if name in module.globals:
+        return module.globals[name]
+    floats = ir.FloatType().as_pointer()
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [floats, _LONG, floats, floats, _LONG]), name)
+    function.linkage = "internal"
+    function.attributes.add("noinline")
+    words, n, x, table, step = function.args
+    builder = ir.IRBuilder(function.append_basic_block("entry"))
+    kind, none = FLOATS.llvm, ir.Constant(ir.VectorType(_WORD, WIDTH), [0] * WIDTH)
+    fma = cgutils.get_or_insert_function(module, ir.FunctionType(kind, [kind] * 3), f"llvm.fma.v{WIDTH}f32")
+    lanes = []
+    for j in range(8):
+        for v in range(vectors):
+            value = builder.load(builder.bitcast(builder.gep(x, [_LONG(j * CHUNK + v * WIDTH)]), kind.as_pointer()))
+            value.align = 4
+            lanes.append(value)
+    at_once = 8 // vectors
+    turn, close = _loop(builder, builder.sdiv(n, _LONG(at_once)), "words")
+    word = builder.gep(words, [builder.mul(turn, _LONG(8 * at_once))])
+    sums = [ir.Constant(kind, [0.0] * WIDTH)] * 8
+    for j in range(8):
+        for i in range(at_once):
+            number = builder.insert_element(
+                ir.Constant(kind, ir.Undefined), builder.load(builder.gep(word, [_LONG(8 * i + j)])), _WORD(0)
+            )
+            spread = builder.shuffle_vector(number, ir.Constant(kind, ir.Undefined), none)
+            for v in range(vectors):
+                s = i * vectors + v
+                sums[s] = builder.call(fma, [spread, lanes[j * vectors + v], sums[s]]) if j else builder.fmul(
+                    spread, lanes[v]
+                )
+    for i in range(at_once):
+        row = builder.gep(table, [builder.mul(builder.add(builder.mul(turn, _LONG(at_once)), _LONG(i)), step)])
+        for v in range(vectors):
+            target = builder.bitcast(builder.gep(row, [_LONG(v * WIDTH)]), kind.as_pointer())
+            builder.store(sums[i * vectors + v], target).align = 4
+    close()
+    builder.ret_void()
+    return function
+
+
+def _table_builder(vectors):
+    """Return build(words, w, n, x, x0, table, t, step): table[t + k * step + lane] = word k . x, for words of eight.
+
+    Word k is words[w + 8 * k ..], number j of x is x[x0 + j * CHUNK + lane]; n is a multiple of 8. The inputs stay in
+    registers and the words pass by: without a loop over the eight, which would cost as much as its multiply-adds.
+    """
+
+    def twin(words, w, n, x, x0, table, t, step):
+        width = vectors * WIDTH
+        inputs = np.stack([x[x0 + j * CHUNK : x0 + j * CHUNK + width] for j in range(8)])
+        for k in range(n):
+            table[t + k * step : t + k * step + width] = words[w + 8 * k : w + 8 * k + 8] @ inputs
+
+    @intrinsic
+    def build(context, words, w, n, x, x0, table, t, step):
+        def codegen(context, builder, signature, values):
+            def pointer(array, at):
+                data = context.make_array(signature.args[array])(context, builder, values[array]).data
+                return builder.gep(data, [values[at]])
+
+            arguments = [pointer(0, 1), values[2], pointer(3, 4), pointer(5, 6), values[7]]
+            builder.call(_table_function(builder.module, vectors), arguments)
+            return context.get_dummy_value()
+
+        i = types.intp
+        return types.void(words, i, i, x, i, table, i, i), codegen
+
+    return twin if config.DISABLE_JIT else build
+
+
+_table_1, _table_2 = _table_builder(1), _table_builder(2)
+
+
 @njit(cache=True, nogil=True, error_model="numpy")
-def _copy_lanes(data, start, pitch, lane_pitch, q, n, target, t):
-    # OUT target from t: lanes q .. q + n, up to WIDTH - 1 more behind; lane y * lane_pitch + column is
+def _copy_lanes(data, start, pitch, lane_pitch, column, n, target, t):
+    # OUT target from t: n lanes from ``column`` on, up to WIDTH - 1 more behind; lane y * lane_pitch + column is
     # data[start + y * pitch + column]
-    y = q // lane_pitch
-    column = q - y * lane_pitch
     done = 0
     while done < n:
         count = min(lane_pitch - column, n - done)
-        at = start + y * pitch + column
         for j in range(0, count, WIDTH):  # what runs over the end of a row is overwritten by the next
-            store(target, t + done + j, load(data, at + j))
+            store(target, t + done + j, load(data, start + column + j))
         done += count
         column = 0
-        y += 1
+        start += pitch
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _build(data, start, pitch, lane_pitch, q, d, rows, index, const, book, stride, words, scratch, packed, t, step, lanes):
     # OUT scratch from t: rows ``step`` apart, row k = sum_j codeword_k[j] * (lanes q .. of input index[rows + j]) for
-    # ``lanes`` lanes and ``words`` codewords, multiples of WIDTH and ROWS; TMP d * LANES and a vector from packed
-    for lane in range(0, lanes, LANES):
-        left = lanes - lane
+    # ``lanes`` lanes and ``words`` codewords, multiples of WIDTH and ROWS; TMP max(d, 8) * CHUNK and a vector from packed
+    eight = stride == 8
+    chunk = CHUNK if eight else LANES
+    if eight:
+        for j in range(d * CHUNK, 8 * CHUNK, WIDTH):
+            store(scratch, packed + j, splat(np.float32(0)))
+    for lane in range(0, lanes, chunk):
+        n = min(lanes - lane, chunk)
+        y = (q + lane) // lane_pitch
+        column = q + lane - y * lane_pitch
         for j in range(d):
-            _copy_lanes(data, start + index[rows + j], pitch, lane_pitch, q + lane, min(left, LANES), scratch,
-                        packed + j * LANES)
+            at = start + index[rows + j] + y * pitch
+            _copy_lanes(data, at, pitch, lane_pitch, column, n, scratch, packed + j * chunk)
+        to = t + lane
+        if eight:
+            for v in range(0, n - WIDTH, 2 * WIDTH):
+                _table_2(const, book, words, scratch, packed + v, scratch, to + v, step)
+            if n // WIDTH % 2:
+                _table_1(const, book, words, scratch, packed + n - WIDTH, scratch, to + n - WIDTH, step)
+            continue
         for k in range(0, words, ROWS):
-            word, to = book + k * stride, t + k * step + lane
-            if left > 2 * WIDTH:
-                multiply_3(const, word, stride, 1, scratch, packed, d, scratch, to, step, 0)
-            elif left > WIDTH:
-                multiply_2(const, word, stride, 1, scratch, packed, d, scratch, to, step, 0)
+            word, row = book + k * stride, to + k * step
+            if n > 2 * WIDTH:
+                multiply_3(const, word, stride, 1, scratch, packed, d, scratch, row, step, 0)
+            elif n > WIDTH:
+                multiply_2(const, word, stride, 1, scratch, packed, d, scratch, row, step, 0)
             else:
-                multiply_1(const, word, stride, 1, scratch, packed, d, scratch, to, step, 0)
+                multiply_1(const, word, stride, 1, scratch, packed, d, scratch, row, step, 0)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _accumulate(s, t, codes, c, size, mask, index, p, ng, steps, count, n, outputs, a, vectors, fresh):
+def _accumulate(s, t, codes, c, size, mask, index, whole, p, ng, steps, count, n, outputs, a, vectors, fresh):
     # INOUT s from a: ``outputs`` rows of ``vectors`` vectors, n lanes of which count, row o (+)= its codes' table rows
     chunks = (vectors + DEEP - 1) // DEEP
     v = 0
@@ -223,21 +317,21 @@ def _accumulate(s, t, codes, c, size, mask, index, p, ng, steps, count, n, outpu
         width = (vectors - v + chunks - chunk - 1) // (chunks - chunk)
         x, y, m, z = t + v * WIDTH, a + v * WIDTH, n - v * WIDTH, vectors * WIDTH
         if width == 8:
-            _add_8(s, x, codes, c, size, mask, index, p, ng, steps, count, m, outputs, s, y, z, fresh)
+            _add_8(s, x, codes, c, size, mask, index, whole, p, ng, steps, count, m, outputs, s, y, z, fresh)
         elif width == 7:
-            _add_7(s, x, codes, c, size, mask, index, p, ng, steps, count, m, outputs, s, y, z, fresh)
+            _add_7(s, x, codes, c, size, mask, index, whole, p, ng, steps, count, m, outputs, s, y, z, fresh)
         elif width == 6:
-            _add_6(s, x, codes, c, size, mask, index, p, ng, steps, count, m, outputs, s, y, z, fresh)
+            _add_6(s, x, codes, c, size, mask, index, whole, p, ng, steps, count, m, outputs, s, y, z, fresh)
         elif width == 5:
-            _add_5(s, x, codes, c, size, mask, index, p, ng, steps, count, m, outputs, s, y, z, fresh)
+            _add_5(s, x, codes, c, size, mask, index, whole, p, ng, steps, count, m, outputs, s, y, z, fresh)
         elif width == 4:
-            _add_4(s, x, codes, c, size, mask, index, p, ng, steps, count, m, outputs, s, y, z, fresh)
+            _add_4(s, x, codes, c, size, mask, index, whole, p, ng, steps, count, m, outputs, s, y, z, fresh)
         elif width == 3:
-            _add_3(s, x, codes, c, size, mask, index, p, ng, steps, count, m, outputs, s, y, z, fresh)
+            _add_3(s, x, codes, c, size, mask, index, whole, p, ng, steps, count, m, outputs, s, y, z, fresh)
         elif width == 2:
-            _add_2(s, x, codes, c, size, mask, index, p, ng, steps, count, m, outputs, s, y, z, fresh)
+            _add_2(s, x, codes, c, size, mask, index, whole, p, ng, steps, count, m, outputs, s, y, z, fresh)
         else:
-            _add_1(s, x, codes, c, size, mask, index, p, ng, steps, count, m, outputs, s, y, z, fresh)
+            _add_1(s, x, codes, c, size, mask, index, whole, p, ng, steps, count, m, outputs, s, y, z, fresh)
         v += width
 
 
@@ -246,7 +340,8 @@ def lut(task, g, data, const, codes, index, scratch):
     # A layer step (fields 0-22). 24 codes: [group][pass][output][shift][block of the pass][tap of that shift],
     # 25 codebook, 26 d, 27 codeword stride, 28 codewords (up to a multiple of ROWS), 29 mask of a code, 30 bytes a
     # code, 31 blocks of a group, 32 index: offsets of their d inputs each, 33 blocks a pass, 34 taps, 35 index:
-    # (first row of pixels, lanes, place) of each table of a block, 36 tables a block, 37 index: shifts, 38 shifts,
+    # (first row of pixels, lanes, place) of each table of a block, 36 tables a block, 37 index:
+    # shifts, 38 shifts,
     # 39 index: steps, 40 floats of the tables of a block, 41 lanes of a row of pixels, 42 vectors a tile, 43 tiles an
     # image, 44 tiles a task, 45 outputs a task (of a group), 46 tasks along the outputs, 47 scratch: tables; the sums
     # follow them; scratch from 0: packed inputs
@@ -257,6 +352,9 @@ def lut(task, g, data, const, codes, index, scratch):
     shifts, n_shifts, steps, block_floats, lane_pitch = g[37], g[38], g[39], g[40], g[41]
     vectors, image_tiles, task_tiles, o_block, o_tasks, t = g[42], g[43], g[44], g[45], g[46], g[47]
     a = t + in_pass * block_floats
+    whole = taps
+    for i in range(n_shifts):
+        whole -= index[shifts + 3 * i + 1]
     height = image_size // width
     flat = (height - 1) * lane_pitch + width
     o_first = task % o_tasks * o_block
@@ -278,8 +376,8 @@ def lut(task, g, data, const, codes, index, scratch):
                     _build(data, start + index[entry] * pitch, pitch, lane_pitch, q, d, rows + (block + i) * d, index,
                            const, book, stride, words, scratch, 0, t + i * block_floats + index[entry + 2],
                            index[entry + 1], index[entry + 1] - (vectors - used) * WIDTH)
-            _accumulate(scratch, t, codes, code + o_first * count * taps * size, size, mask, index, shifts, n_shifts,
-                        steps, count, n, o_count, a, used, np.int64(block == 0))
+            _accumulate(scratch, t, codes, code + o_first * count * taps * size, size, mask, index, whole, shifts,
+                        n_shifts, steps, count, n, o_count, a, used, np.int64(block == 0))
             code += outputs * count * taps * size
         p = q
         while p < q + n:

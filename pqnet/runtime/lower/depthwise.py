@@ -5,7 +5,7 @@ from math import prod
 import numpy as np
 
 from pqnet.graph import Node
-from pqnet.kernels.depthwise import VECTORS, depthwise
+from pqnet.kernels.depthwise import COLUMNS, DOWN, VECTORS, depthwise
 from pqnet.kernels.simd import WIDTH
 from pqnet.runtime.builder import Builder, lowers
 from pqnet.runtime.lower import products
@@ -13,7 +13,7 @@ from pqnet.runtime.lower.epilogue import absorb
 from pqnet.runtime.lower.product import round_up
 from pqnet.runtime.views import View
 
-BAND = 4096  # floats of a band's padded input: half of a first-level cache
+BAND = 2560  # floats of a band's padded input, of which there are two in the first-level cache
 TASKS = 64
 
 
@@ -74,11 +74,14 @@ def _emit(b: Builder, node: Node, x: View) -> View:
     own = tail.fields(b, node.name, 0 if tail.residual is None else tail.residual.strides[1])
     filters = b.constant((node.params["weight"], "filters"), lambda: b.floats(node, "weight"))
     per_task = max(-(-channels // TASKS), min(channels, -(-16384 // (batch * height * columns))))
-    sums = round_up(len(phases) * plane, 16)
-    reach = round_up(band * pitch, VECTORS * WIDTH)
+    sums = round_up(2 * len(phases) * plane, 16)
+    # Sums run over their end, and the last shift is added to the last position computed.
+    reach = round_up(band * pitch, VECTORS * WIDTH) + max(shifts) + (2 * COLUMNS + 1) * WIDTH + pitch
+    reach = round_up(reach, WIDTH)
     fields: list[int | View] = [x, x.strides[0], x.strides[1], b.indices(shifts), kh * kw, filters, channels, batch]
     fields += [band, pitch, width, out, out.strides[1], out_height * width, out_height, *own, height, columns]
     fields += [*a["padding"][:2], sh, sw, len(phases), b.indices(table), plane, per_task, sums, x.strides[2], extra]
+    fields += [kh if kh in DOWN and (sh, sw, dh) == (1, 1, 1) else 0, kw, dw, reach]
     reads = [x] if tail.residual is None else [x, tail.residual]
     b.emit(
         depthwise,
@@ -87,8 +90,7 @@ def _emit(b: Builder, node: Node, x: View) -> View:
         fields,
         reads=reads,
         writes=[out],
-        # The last shift is added to the last position computed: reads run over the planes, into the sums or behind.
-        scratch=sums + reach + max(shifts) + WIDTH,
+        scratch=sums + 2 * reach,
         stored=4 * prod(weight.shape),
     )
     for absorbed in tail.nodes:

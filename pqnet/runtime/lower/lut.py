@@ -5,7 +5,7 @@ from math import ceil
 
 import numpy as np
 
-from pqnet.kernels.lut import DEEP
+from pqnet.kernels.lut import CHUNK, DEEP
 from pqnet.kernels.simd import WIDTH
 from pqnet.kernels.tile import LANES, ROWS
 
@@ -120,7 +120,7 @@ def plan_lut(
     """
     blocks = inputs.size // d
     at_once = blocks_a_pass(k, taps.size, blocks) if in_pass is None else in_pass
-    reach = width + max(int(t) % pitch for t in taps)
+    reach = min(width + max(int(t) % pitch for t in taps), pitch)
     pitches = {reach, _up(reach, 8), _up(reach, WIDTH)} if lane_pitch is None else {lane_pitch}
     best: LutPlan | None = None
     best_time = 0.0
@@ -165,22 +165,23 @@ def _cut(
         for tap, (row, column) in zip(order[s:e], places[s:e], strict=True):
             steps[tap] = (step, floats, (row - places[s][0]) * lane_pitch + column)
         floats += words * step
-    by_shift: dict[int, list[int]] = {}
+    by_shift: dict[int, list[int]] = {0: []}
     for tap in order:
         by_shift.setdefault(steps[tap][2] % WIDTH, []).append(tap)
     groups, all_steps = [], []
     for shift, same in sorted(by_shift.items()):
-        groups.append((shift, len(same), len(all_steps)))
+        if shift:
+            groups.append((shift, len(same), len(all_steps)))
         for i in range(in_pass):
             all_steps += [(steps[t][0], i * floats + steps[t][1] + steps[t][2] - shift) for t in same]
     tiles, o_tasks = ceil(total / vectors), ceil(outputs / o_block)
     task_tiles = ceil(images * tiles * o_tasks / 64)
     tasks = ceil(images * tiles / task_tiles) * o_tasks
-    place = _up(d * LANES + WIDTH, 16)
+    place = _up(max(d * LANES, 8 * CHUNK) + WIDTH, 16)
     passes = ceil(blocks / in_pass)
     rows = sum(step for _, step, _ in tables) / WIDTH - len(tables) * vectors  # vectors beside those of the tile
     built = images * o_tasks * (len(tables) * total + tiles * rows)
-    added = images * outputs * (total * taps.size + tiles * sum(n for shift, n, _ in groups if shift))
+    added = images * outputs * (total * taps.size + tiles * sum(n for _, n, _ in groups))
     chunks = ceil(vectors / DEEP)
     cost = (
         built * blocks * k * (BUILD + DEPTH * d)
@@ -194,7 +195,7 @@ def _cut(
         [by_shift[shift] for shift in sorted(by_shift)],
         inputs.astype(np.int32),
         np.array(tables, np.int32),
-        np.array(groups, np.int32),
+        np.array(groups, np.int32).reshape(-1),
         np.array(all_steps, np.int32),
         [floats, lane_pitch, vectors, tiles, task_tiles, o_block, o_tasks, place],
         tasks,
