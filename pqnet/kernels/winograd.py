@@ -12,8 +12,24 @@ import numpy as np
 from numba import njit
 
 from pqnet.kernels.epilogue import finish_rows
-from pqnet.kernels.simd import WIDTH, add, copy16, load, load_even, multiply, splat, store, store_zipped, subtract
+from pqnet.kernels.simd import (
+    WIDTH,
+    add,
+    copy16,
+    fma,
+    load,
+    load_even,
+    load_head,
+    multiply,
+    splat,
+    store,
+    store_zipped,
+    subtract,
+    sum_lanes,
+)
 from pqnet.kernels.tile import LANES, ROWS, multiply_1, multiply_2, multiply_3
+
+FEW = WIDTH // 8  # patches that are computed one by one
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -190,18 +206,50 @@ def _finish(sums, s, rows, o, p, n, high, across, stage, g, data, const):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
+def _one_patch(a, a0, row_step, number, k_step, x, x0, plane, k, rows, spare, sums, s, more):
+    # One patch, whose transformed inputs are x[x0 + xi * plane + c * LANES]: sums[s + (xi * ROWS + r) * LANES] (+)=
+    # sum_c A[r, xi, c] * input; lanes are the 16 numbers if they lie together in A, else channels. TMP sums from spare
+    for xi in range(16):
+        for c in range(k):
+            to = c * 16 + xi if k_step == 16 else xi * k + c
+            sums[spare + to] = x[x0 + xi * plane + c * LANES]
+    for r in range(rows):
+        row = a0 + r * row_step
+        place = s + r * LANES
+        if k_step == 16:
+            for half in range(0, 16, WIDTH):
+                total = splat(np.float32(0))
+                for c in range(k):
+                    total = fma(load(a, row + c * 16 + half), load(sums, spare + c * 16 + half), total)
+                store(sums, spare + 16 * k + half, total)
+        else:
+            for xi in range(16):
+                total = splat(np.float32(0))
+                for c in range(0, k, WIDTH):
+                    left, at = k - c, row + xi * number + c
+                    if left >= WIDTH:
+                        total = fma(load(a, at), load(sums, spare + xi * k + c), total)
+                    else:
+                        total = fma(load_head(a, at, left), load_head(sums, spare + xi * k + c, left), total)
+                sums[spare + 16 * k + xi] = sum_lanes(total)
+        for xi in range(16):
+            at = place + xi * ROWS * LANES
+            sums[at] = sums[spare + 16 * k + xi] + (sums[at] if more else np.float32(0))
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
 def winograd(task, g, data, const, codes, index, scratch):
     # A layer step (fields 0-22) on planes padded by ``prepare`` to whole patches. 24 codes offset or -1: dense weight,
     # transformed, [output][number][channel]; 25 codebook or dense weight, 26 d, 27 codeword stride, 28 bytes a code,
     # 29 bytes a row of codes, 30 channels a piece of the sum, 31 channels a panel, 32 outputs a task, 33 tasks along
     # the outputs, 34 patches in all, 35 rows and 36 columns of patches, 37 layout: 1 channel, 0 spatial, 38 channel
     # step of the input, 39 height of the output, 40 scratch: panel, 41 scratch: sums, 42 scratch: two rows of pixels,
-    # 43 tiles of LANES patches a task
+    # 43 tiles of LANES patches a task, 44 scratch: a patch
     x, image, pitch, channels, outputs = g[0], g[1], g[9], g[23], g[5]
     first_code, book, d, stride, wide, code_row = g[24], g[25], g[26], g[27], g[28] == 2, g[29]
     piece, chunk, o_block, o_tasks, patches, high, across = g[30], g[31], g[32], g[33], g[34], g[35], g[36]
     channel_layout, channel, panel, sums, stage = g[37] == 1, g[38], g[40], g[41], g[42]
-    tiles = g[43]
+    tiles, spare = g[43], g[44]
     p_first = task // o_tasks * tiles * LANES
     p_last = min(p_first + tiles * LANES, patches)
     o_first = task % o_tasks * o_block
@@ -238,6 +286,13 @@ def winograd(task, g, data, const, codes, index, scratch):
                                             scratch, to)
                 for p in range(p_first, p_last, LANES):
                     n, tile, more = p_last - p, (p - p_first) // LANES, np.int64(c > 0)
+                    if n % WIDTH <= FEW and n < LANES:  # planes of 14 x 14 leave one patch
+                        for i in range(n - n % WIDTH, n):
+                            at = tile * 16 * plane + (c - c_first) * LANES + i
+                            to = s + tile * 16 * ROWS * LANES + i
+                            _one_patch(a, a0, row_step, number, k_step, scratch, at, plane, k, used, spare, scratch, to,
+                                       more)
+                        n -= n % WIDTH
                     for xi in range(16):
                         at = (tile * 16 + xi) * plane + (c - c_first) * LANES
                         to, a1 = s + (tile * 16 + xi) * ROWS * LANES, a0 + xi * number
@@ -245,7 +300,7 @@ def winograd(task, g, data, const, codes, index, scratch):
                             multiply_3(a, a1, row_step, k_step, scratch, at, k, scratch, to, LANES, more)
                         elif n > WIDTH:
                             multiply_2(a, a1, row_step, k_step, scratch, at, k, scratch, to, LANES, more)
-                        else:
+                        elif n > 0:
                             multiply_1(a, a1, row_step, k_step, scratch, at, k, scratch, to, LANES, more)
             if c_last == channels:
                 for p in range(p_first, p_last, LANES):

@@ -98,7 +98,8 @@ def emit_winograd(b: Builder, p: Product, planes: View, patches: tuple[int, int]
     panel = round_up(16 * tiles * (piece * LANES + WIDTH) + WIDTH, 16)
     sums = panel + round_up(ROWS * 16 * (chunk + 16) + 64, 16)
     stage = sums + 16 * tiles * (round_up(o_block, ROWS) if piece < channels else ROWS) * LANES + 64
-    own = [piece, chunk, o_block, o_tasks, total, *patches, layout, planes.strides[0], height, panel, sums, stage, tiles]
+    spare = round_up(stage + 6 * LANES + 8 * WIDTH, 16)
+    own = [piece, chunk, o_block, o_tasks, total, *patches, layout, planes.strides[0], height, panel, sums, stage, tiles, spare]
     b.emit(
         winograd,
         p.node.name,
@@ -106,7 +107,7 @@ def emit_winograd(b: Builder, p: Product, planes: View, patches: tuple[int, int]
         [*p.fields(b, p.offsets)[:23], channels, *_weight_fields(b, p.node, weight), *own],
         reads=[planes, *(v for v in p.tail if isinstance(v, View))],
         writes=[p.out],
-        scratch=stage + 6 * LANES + 8 * WIDTH,
+        scratch=spare + 16 * (chunk + 2),
         way="winograd",
         stored=stored_bytes(weight),
     )
