@@ -40,8 +40,9 @@ def untouched(plan, arena):
         for view in (f for f in step.fields if hasattr(f, "buffer")):
             free[view.buffer.offset : view.buffer.offset + view.buffer.size] = False
     for segment in plan.segments:
-        if isinstance(segment, plans.Upload):
-            free[segment.view.buffer.offset : segment.view.buffer.offset + segment.view.buffer.size] = False
+        if isinstance(segment, plans.Upload | plans.Copy):
+            buffer = segment.view.buffer if isinstance(segment, plans.Upload) else segment.target.buffer
+            free[buffer.offset : buffer.offset + buffer.size] = False
     return bool((arena[free] == GUARD).all())
 
 
