@@ -1,4 +1,4 @@
-"""Programs: every way to run a layer against the NumPy meaning of the operation, memory that stays untouched, threads."""
+"""Programs: every way to run a layer against the NumPy meaning of the operation, untouched memory, threads."""
 
 import os
 import subprocess
@@ -75,7 +75,14 @@ def convolutions(draw):
     k = draw(st.sampled_from([1, 2, 7, 16, 256, 257, 4096]))
     k = min(k, o * c * kernel[0] * kernel[1] // d)
     dense = draw(st.integers(0, 5)) == 0
-    return draw(st.integers(1, 9)), size, shape, attrs, None if dense else (d, k, layout), draw(st.integers(0, 2**32 - 1))
+    return (
+        draw(st.integers(1, 9)),
+        size,
+        shape,
+        attrs,
+        None if dense else (d, k, layout),
+        draw(st.integers(0, 2**32 - 1)),
+    )
 
 
 def conv_graph(batch, size, shape, attrs, packed, seed, tail):

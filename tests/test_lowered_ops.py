@@ -37,7 +37,7 @@ def check(builder, outputs, inputs, kernels=True):
 
 
 FUNCTIONS = {
-    **dict.fromkeys(("relu", "sigmoid", "tanh", "silu", "hardsigmoid", "hardswish", "mish", "gelu"), {}),
+    **{op: {} for op in ("relu", "sigmoid", "tanh", "silu", "hardsigmoid", "hardswish", "mish", "gelu")},
     "clamp": {"min": -0.5, "max": 1.5},
     "leaky_relu": {"negative_slope": 0.1},
     "elu": {"alpha": 0.7},
@@ -151,16 +151,27 @@ def test_pooling(op, kernel, stride, padding, size, flag):
 
 
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("sizes", [((2, 3), 50, 50, 8, 8), ((1, 12), 128, 128, 64, 64), ((2,), 7, 9, 5, 11), ((1, 2), 70, 70, 12, 3)])
+@pytest.mark.parametrize(
+    "sizes", [((2, 3), 50, 50, 8, 8), ((1, 12), 128, 128, 64, 64), ((2,), 7, 9, 5, 11), ((1, 2), 70, 70, 12, 3)]
+)
 def test_attention(sizes, causal):
     lead, queries, keys, inner, outer = sizes
-    inputs = {"q": floats((*lead, queries, inner)), "k": floats((*lead, keys, inner)), "v": floats((*lead, keys, outer))}
+    inputs = {
+        "q": floats((*lead, queries, inner)),
+        "k": floats((*lead, keys, inner)),
+        "v": floats((*lead, keys, outer)),
+    }
     b = GraphBuilder({name: ValueInfo(a.shape) for name, a in inputs.items()})
     check(b, {"y": b.add("attention", *inputs, causal=causal)}, inputs)
 
 
 def test_attention_with_masks():
-    inputs = {"q": floats((2, 3, 20, 8)), "k": floats((2, 3, 31, 8)), "v": floats((2, 3, 31, 8)), "m": floats((2, 1, 20, 31))}
+    inputs = {
+        "q": floats((2, 3, 20, 8)),
+        "k": floats((2, 3, 31, 8)),
+        "v": floats((2, 3, 31, 8)),
+        "m": floats((2, 1, 20, 31)),
+    }
     inputs["m"][inputs["m"] > 1] = -np.inf
     inputs["m"][0, 0, 3] = -np.inf  # a query that may attend to nothing
     b = GraphBuilder({name: ValueInfo(a.shape) for name, a in inputs.items()})

@@ -1,4 +1,4 @@
-"""The commands ``bench`` and ``warmup``: how long a model takes and why, and kernels compiled before they are needed."""
+"""The commands ``bench`` and ``warmup``: how long a model takes and why, and kernels compiled in advance."""
 
 import argparse
 import statistics
@@ -34,7 +34,8 @@ def run(args: argparse.Namespace) -> None:
         model.run(inputs, threads=args.threads)
         times.append(time.perf_counter() - start)
     first, *rest = times
-    print(f"first run {first * 1e3:.1f} ms, then median {statistics.median(rest) * 1e3:.3f} ms, min {min(rest) * 1e3:.3f} ms")
+    median, least = statistics.median(rest) * 1e3, min(rest) * 1e3
+    print(f"first run {first * 1e3:.1f} ms, then median {median:.3f} ms, min {least:.3f} ms")
     if not args.explain:
         return
     steps = model.profile(inputs, threads=args.threads, runs=args.runs)

@@ -133,7 +133,11 @@ def _verify(sub: Any) -> None:
 
 def _bench(sub: Any) -> None:
     p = _command(
-        sub, "bench", bench.run, "time a model on random inputs, step by step if asked", "pqnet bench small.h5 --explain"
+        sub,
+        "bench",
+        bench.run,
+        "time a model on random inputs, step by step if asked",
+        "pqnet bench small.h5 --explain",
     )
     p.add_argument("model", help="pqnet model file")
     p.add_argument("--batch", type=at_least(1), default=1, help="size of the free axes (default 1)")

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import llvmlite.binding as llvm
 from numba.core import config
 from numba.misc import appdirs
 
@@ -36,7 +37,7 @@ def _cache_folder() -> Iterator[None]:
 
 
 with _cache_folder():
-    CACHE_FOLDER = config.CACHE_DIR
+    CACHE_FOLDER, HOST = config.CACHE_DIR, llvm.get_host_cpu_name()
     from pqnet.kernels import attention as attention
     from pqnet.kernels import depthwise as depthwise
     from pqnet.kernels import dots as dots

@@ -1,7 +1,7 @@
 """Scaled dot-product attention: queries are the lanes, from the scores to the result.
 
-For a head and LANES queries: scores[key][query] by the register tile, softmax down the keys, then the sum of the values,
-again by the register tile. The scores never leave the cache.
+For a head and LANES queries: scores[key][query] by the register tile, softmax down the keys, then the sum of the
+values, again by the register tile. The scores never leave the cache.
 """
 
 import numpy as np

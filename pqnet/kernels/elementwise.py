@@ -1,7 +1,7 @@
 """Chains of element-wise operations in one pass: a small machine whose registers are pieces of PIECE lanes.
 
-An instruction works on a whole piece, so that choosing what to do costs little, and pieces stay in the first-level cache
-from the operands to the result.
+An instruction works on a whole piece, so that choosing what to do costs little; pieces stay in the first-level
+cache from the operands to the result.
 """
 
 import numpy as np
@@ -90,7 +90,9 @@ def elementwise(task, g, data, const, codes, index, scratch):
                 else:
                     kind, p = np.int64(index[f + 3]), index[f + 4]
                     for j in range(0, n, WIDTH):
-                        store(scratch, t + j, activate(kind, load(scratch, a + j), splat(const[p]), splat(const[p + 1])))
+                        store(
+                            scratch, t + j, activate(kind, load(scratch, a + j), splat(const[p]), splat(const[p + 1]))
+                        )
             for j in range(0, n, WIDTH):
                 if j + WIDTH <= n:
                     store(data, target + first + j, load(scratch, t + j))

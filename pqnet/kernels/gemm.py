@@ -9,7 +9,19 @@ import numpy as np
 from numba import njit
 
 from pqnet.kernels.epilogue import finish_rows
-from pqnet.kernels.simd import WIDTH, copy4, copy8, copy16, fma, load, load_head, prefetch, splat, store, store_head, sum_lanes
+from pqnet.kernels.simd import (
+    WIDTH,
+    copy4,
+    copy8,
+    copy16,
+    fma,
+    load,
+    load_head,
+    prefetch,
+    splat,
+    store,
+    sum_lanes,
+)
 from pqnet.kernels.tile import LANES, ROWS, multiply_1, multiply_2, multiply_3
 
 AHEAD = 4
@@ -126,7 +138,7 @@ def gemm(task, g, data, const, codes, index, scratch):
     # stride, 28 bytes a code, 29 bytes a row of codes, 30 length of a piece of the reduction (a multiple of d),
     # 31 outputs a task (a multiple of ROWS), 32 tiles a task, 33 tasks along the outputs of a group, 34 positions in
     # all, 35 tasks along the positions, 36 scratch: panel, 37 scratch: sums, 38 scratch: column
-    x, xb, xg, i0, k, outputs, batch = g[0], g[1], g[2], g[3], g[4], g[5], g[7]
+    x, xb, xg, i0, k, outputs = g[0], g[1], g[2], g[3], g[4], g[5]
     pitch, width, image = g[9], g[10], g[13]
     first_code, weight, d, stride, code_bytes, code_row = g[24], g[25], g[26], g[27], g[28], g[29]
     piece, o_block, tiles, o_tasks, positions, q_tasks = g[30], g[31], g[32], g[33], g[34], g[35]
@@ -156,8 +168,21 @@ def gemm(task, g, data, const, codes, index, scratch):
             if first_code >= 0:
                 c = first_code + (group * outputs + o) * code_row + k_first // d * code_bytes
                 used = min(ROWS, outputs - o)  # the other rows of the tile are computed from what is there and dropped
-                decode_panel(codes, c, code_row, used, rows // d, code_bytes == 2, const, weight, stride, d, scratch,
-                             panel, row_step)
+                decode_panel(
+                    codes,
+                    c,
+                    code_row,
+                    used,
+                    rows // d,
+                    code_bytes == 2,
+                    const,
+                    weight,
+                    stride,
+                    d,
+                    scratch,
+                    panel,
+                    row_step,
+                )
                 a, a0, a_step = scratch, panel, row_step
             else:
                 a, a0, a_step = const, weight + (group * outputs + o) * k + k_first, k

@@ -25,15 +25,13 @@ _WORD, _LONG = ir.IntType(32), ir.IntType(64)
 
 def _accumulate(builder, context, signature, values, vectors):
     """Emit the loop over k; return the ROWS x vectors sums."""
-    a, a0, row_step, k_step, x, x0, k = values[:7]
+    _, a0, row_step, k_step, _, x0, k = values[:7]
     data = [context.make_array(signature.args[i])(context, builder, values[i]).data for i in (0, 4)]
     rows = [builder.gep(data[0], [builder.add(a0, builder.mul(row_step, _LONG(r)))]) for r in range(ROWS)]
     start = builder.gep(data[1], [x0])
     lanes = FLOATS.llvm
     zeros, none = ir.Constant(lanes, [0.0] * WIDTH), ir.Constant(ir.VectorType(_WORD, WIDTH), [0] * WIDTH)
-    fma = cgutils.get_or_insert_function(
-        builder.module, ir.FunctionType(lanes, [lanes] * 3), f"llvm.fma.v{WIDTH}f32"
-    )
+    fma = cgutils.get_or_insert_function(builder.module, ir.FunctionType(lanes, [lanes] * 3), f"llvm.fma.v{WIDTH}f32")
     before = builder.block
     body, after = builder.append_basic_block("tile.k"), builder.append_basic_block("tile.end")
     builder.cbranch(builder.icmp_signed(">", k, _LONG(0)), body, after)

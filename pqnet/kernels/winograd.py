@@ -4,8 +4,8 @@
 
 summed over channels between the brackets, for every 4 x 4 patch d, 2 apart, of the input; the 16 numbers of the
 transformed patches make 16 matrix products. What makes it right for codes: a spatial codeword of 9 m numbers is m
-whole filters, so the codebook is transformed once, when the model is loaded, and decoding reads transformed weights. Codewords
-of channels are transformed after decoding, d channels at a time.
+whole filters, so the codebook is transformed once, when the model is loaded, and decoding reads transformed weights.
+Codewords of channels are transformed after decoding, d channels at a time.
 """
 
 import numpy as np
@@ -279,19 +279,33 @@ def winograd(task, g, data, const, codes, index, scratch):
                         row = first_code + (o + r) * code_row
                         to = panel + r * row_step
                         if channel_layout:
-                            _decode_channel(codes, row + c // d * size, channels // d * size, k // d, wide, const, book,
-                                            stride, d, scratch, to, number)
+                            _decode_channel(
+                                codes,
+                                row + c // d * size,
+                                channels // d * size,
+                                k // d,
+                                wide,
+                                const,
+                                book,
+                                stride,
+                                d,
+                                scratch,
+                                to,
+                                number,
+                            )
                         else:
-                            _decode_spatial(codes, row + c * 9 // d * size, k * 9 // d, wide, const, book, stride,
-                                            scratch, to)
+                            _decode_spatial(
+                                codes, row + c * 9 // d * size, k * 9 // d, wide, const, book, stride, scratch, to
+                            )
                 for p in range(p_first, p_last, LANES):
                     n, tile, more = p_last - p, (p - p_first) // LANES, np.int64(c > 0)
                     if n % WIDTH <= FEW and n < LANES:  # planes of 14 x 14 leave one patch
                         for i in range(n - n % WIDTH, n):
                             at = tile * 16 * plane + (c - c_first) * LANES + i
                             to = s + tile * 16 * ROWS * LANES + i
-                            _one_patch(a, a0, row_step, number, k_step, scratch, at, plane, k, used, spare, scratch, to,
-                                       more)
+                            _one_patch(
+                                a, a0, row_step, number, k_step, scratch, at, plane, k, used, spare, scratch, to, more
+                            )
                         n -= n % WIDTH
                     for xi in range(16):
                         at = (tile * 16 + xi) * plane + (c - c_first) * LANES

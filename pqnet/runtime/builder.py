@@ -106,7 +106,7 @@ class Pool:
 def aligned(size: int, dtype: type) -> np.ndarray:
     """Return zeros on a 64-byte boundary."""
     item = np.dtype(dtype).itemsize
-    raw = np.zeros(size + 64 // item, dtype)
+    raw: np.ndarray = np.zeros(size + 64 // item, dtype)
     start = (-raw.ctypes.data % 64) // item
     return raw[start : start + size]
 

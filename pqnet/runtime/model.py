@@ -113,9 +113,7 @@ class Model:
         arrays = check_inputs(self.graph, inputs)
         return self._engine.run(arrays, default_threads(threads))
 
-    def profile(
-        self, inputs: Mapping[str, Any], *, threads: int | None = None, runs: int = 20
-    ) -> list[StepTime]:
+    def profile(self, inputs: Mapping[str, Any], *, threads: int | None = None, runs: int = 20) -> list[StepTime]:
         """Measure every step of a run alone.
 
         Parameters

@@ -4,6 +4,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -65,14 +66,12 @@ class Kernels:
 
     def __init__(self, steps: Sequence[Step]) -> None:
         self.steps = steps
-        addresses = [kernel_address(step.kernel) for step in steps]
+        addresses: list[Any] = [kernel_address(step.kernel) for step in steps]  # type: ignore[no-untyped-call]
         self.kernels: Any = addresses if callable(addresses[0]) else np.array(addresses, np.int64)
         self.tasks = np.array([step.tasks for step in steps], np.int64)
         self.geometry = np.zeros((len(steps), FIELDS), np.int64)
         for row, step in zip(self.geometry, steps, strict=True):
-            row[: len(step.fields)] = [
-                f.buffer.offset + f.offset if isinstance(f, View) else f for f in step.fields
-            ]
+            row[: len(step.fields)] = [f.buffer.offset + f.offset if isinstance(f, View) else f for f in step.fields]
 
 
 class Plan:
@@ -161,10 +160,19 @@ class Plan:
         """Run kernel steps first .. last of a segment on up to ``threads`` threads, this one included."""
         state = aligned(STATE_WORDS, np.int64)
         state[TICKET], state[DONE] = first << 32, 0
-        shared = (segment.kernels, segment.tasks, segment.geometry, last, space.arena, self.const, self.codes, self.index)
+        shared = (
+            segment.kernels,
+            segment.tasks,
+            segment.geometry,
+            last,
+            space.arena,
+            self.const,
+            self.codes,
+            self.index,
+        )
         extra = threads - 1 if segment.tasks[first:last].max() > 1 else 0
         waiting: list[Future[None]] = [
-            helpers().submit(run_steps, *shared, space.scratch[i + 1], state) for i in range(extra)
+            helpers().submit(partial(run_steps, *shared, space.scratch[i + 1], state)) for i in range(extra)
         ]
         run_steps(*shared, space.scratch[0], state)
         for future in waiting:  # one that comes late finds no task and touches nothing

@@ -9,7 +9,6 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-import llvmlite.binding as llvm
 import numpy as np
 
 from pqnet import kernels
@@ -48,7 +47,7 @@ class Tuner:
 
     def __call__(self, graph: Graph, node: Node, shape: tuple[int, ...], ways: Mapping[str, float]) -> str:
         forced = os.environ.get("PQNET_WAY")
-        if forced in ways:
+        if forced is not None and forced in ways:
             return forced
         least = min(ways.values())
         likely = sorted(way for way in ways if ways[way] <= DOUBT * least)
@@ -84,14 +83,14 @@ class Tuner:
 
 
 def _table_path() -> Path:
-    cpu = hashlib.sha256(f"{llvm.get_host_cpu_name()} {platform.processor()} {os.cpu_count()}".encode()).hexdigest()
+    cpu = hashlib.sha256(f"{kernels.HOST} {platform.processor()} {os.cpu_count()}".encode()).hexdigest()
     return Path(kernels.CACHE_FOLDER) / f"ways-{cpu[:12]}.json"
 
 
 def _seconds(graph: Graph, node: Node, shape: tuple[int, ...], way: str) -> float:
     """Return the time of one layer alone, run by one way."""
-    from pqnet.runtime.plan import Kernels, Plan, Workspace  # a plan chooses ways, a choice runs plans
     from pqnet.runtime.builder import Store
+    from pqnet.runtime.plan import Kernels, Plan, Workspace  # a plan chooses ways, a choice runs plans
 
     builder = GraphBuilder({"x": ValueInfo(shape)})
     params = {role: graph.params[name] for role, name in node.params.items()}

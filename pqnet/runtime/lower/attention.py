@@ -40,7 +40,18 @@ def lower_attention(b: Builder, node: Node, x: list[View]) -> View | None:
     fields: list[int | View] = [q, k, v, out]
     for view in (q, k, v, out):
         fields += [view.strides[0], view.strides[1], view.strides[3]]
-    fields += [heads, queries, keys, inner, outer, b.constant(("scalar", scale), lambda: scale), int(a["causal"]), *mask]
+    fields += [
+        heads,
+        queries,
+        keys,
+        inner,
+        outer,
+        b.constant(("scalar", scale), lambda: scale),
+        int(a["causal"]),
+        *mask,
+    ]
     scratch = (inner + keys + 3 * ROWS) * LANES
-    b.emit(attention, node.name, batch * heads * -(-queries // LANES), fields, reads=reads, writes=[out], scratch=scratch)
+    b.emit(
+        attention, node.name, batch * heads * -(-queries // LANES), fields, reads=reads, writes=[out], scratch=scratch
+    )
     return out.reshape(b.info(node.outputs[0]).shape)

@@ -13,7 +13,7 @@ from pqnet.runtime.lower.epilogue import absorb
 from pqnet.runtime.lower.product import round_up
 from pqnet.runtime.views import View
 
-BAND = 2560  # floats of a band's padded input, of which there are two in the first-level cache
+BAND = 3072  # floats of a band's padded input: it and the sums fit in a first-level cache
 TASKS = 64
 
 
@@ -74,14 +74,13 @@ def _emit(b: Builder, node: Node, x: View) -> View:
     own = tail.fields(b, node.name, 0 if tail.residual is None else tail.residual.strides[1])
     filters = b.constant((node.params["weight"], "filters"), lambda: b.floats(node, "weight"))
     per_task = max(-(-channels // TASKS), min(channels, -(-16384 // (batch * height * columns))))
-    sums = round_up(2 * len(phases) * plane, 16)
+    sums = round_up(len(phases) * plane, 16)
     # Sums run over their end, and the last shift is added to the last position computed.
     reach = round_up(band * pitch, VECTORS * WIDTH) + max(shifts) + (2 * COLUMNS + 1) * WIDTH + pitch
-    reach = round_up(reach, WIDTH)
     fields: list[int | View] = [x, x.strides[0], x.strides[1], b.indices(shifts), kh * kw, filters, channels, batch]
     fields += [band, pitch, width, out, out.strides[1], out_height * width, out_height, *own, height, columns]
     fields += [*a["padding"][:2], sh, sw, len(phases), b.indices(table), plane, per_task, sums, x.strides[2], extra]
-    fields += [kh if kh in DOWN and (sh, sw, dh) == (1, 1, 1) else 0, kw, dw, reach]
+    fields += [kh if kh == kw and kh in DOWN and (sh, sw, dh) == (1, 1, 1) else 0, dw]
     reads = [x] if tail.residual is None else [x, tail.residual]
     b.emit(
         depthwise,
@@ -90,7 +89,7 @@ def _emit(b: Builder, node: Node, x: View) -> View:
         fields,
         reads=reads,
         writes=[out],
-        scratch=sums + 2 * reach,
+        scratch=sums + reach,
         stored=4 * prod(weight.shape),
     )
     for absorbed in tail.nodes:

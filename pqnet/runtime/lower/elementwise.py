@@ -166,7 +166,9 @@ def _emit(b: Builder, chain: _Chain, label: str) -> View | None:
     order = whole[0].order() if whole else tuple(range(len(chain.shape)))
     operands = [o.laid_out(b, chain.shape, order) for o in chain.operands]
     out = b.new(chain.shape, order)
-    sizes, steps = _collapse([chain.shape[a] for a in order], [[s[a] for a in order] for s in (out.strides, *(o.strides for o in operands))])
+    sizes, steps = _collapse(
+        [chain.shape[a] for a in order], [[s[a] for a in order] for s in (out.strides, *(o.strides for o in operands))]
+    )
     if len(sizes) > 4:
         return None
     sizes = [1] * (4 - len(sizes)) + sizes

@@ -42,8 +42,12 @@ class Epilogue:
 
     def fields(self, b: Builder, name: str, residual_step: int) -> list[int | View]:
         """Return fields 15-22; ``residual_step`` is the distance of two outputs in the residual."""
-        scale = -1 if self.scale is None else b.constant((name, "scale", tuple(n.name for n in self.nodes)), self._scale)
-        shift = -1 if self.shift is None else b.constant((name, "shift", tuple(n.name for n in self.nodes)), self._shift)
+        scale = (
+            -1 if self.scale is None else b.constant((name, "scale", tuple(n.name for n in self.nodes)), self._scale)
+        )
+        shift = (
+            -1 if self.shift is None else b.constant((name, "shift", tuple(n.name for n in self.nodes)), self._shift)
+        )
         extra = self.parameters
         at = b.constant(("activation", extra), lambda: (*extra, 0.0, 0.0))
         residual: int | View = -1 if self.residual is None else self.residual

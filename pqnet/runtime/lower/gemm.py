@@ -15,7 +15,7 @@ __all__ = ["MULTIPLY", "emit_gemm", "gemm_cost"]
 
 PIECE = 384  # of the reduction: a panel and three lines of each packed row stay in the first-level cache
 PACKED = 96 * 1024  # floats of packed positions a task: 384 KiB of the second-level cache
-# Cycles for each number of the reduction: packing a tile, decoding a panel of blocks of one, a register tile; of a task.
+# Cycles for each number of the reduction: packing a tile, decoding a panel in blocks of one, a register tile; a task.
 PACK, DECODE, MULTIPLY, START = 10.0, 16.0, 12.5, 8000.0
 SUMS = 48 * 1024  # floats of unfinished sums a task
 
@@ -70,7 +70,14 @@ def emit_gemm(b: Builder, p: Product) -> None:
         d, order = 1, np.arange(k)
         rows = np.asarray(weight.decode() if isinstance(weight, Packed) else weight, np.float32).reshape(-1, k)
         # Behind the last output a tile reads rows of what follows; there is slack for them.
-        own = [-1, b.constant((name, "dense"), lambda: np.concatenate([rows, np.zeros((ROWS, k), np.float32)])), 1, 0, 0, 0]
+        own = [
+            -1,
+            b.constant((name, "dense"), lambda: np.concatenate([rows, np.zeros((ROWS, k), np.float32)])),
+            1,
+            0,
+            0,
+            0,
+        ]
     blocks, scratch = gemm_blocks(k, d, p.outputs, p.groups, p.positions)
     b.emit(
         gemm,

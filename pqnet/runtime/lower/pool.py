@@ -1,5 +1,6 @@
 """Pooling by windows."""
 
+from functools import partial
 from math import prod
 
 import numpy as np
@@ -32,7 +33,7 @@ def window_pool(b: Builder, node: Node, x: list[View]) -> View | None:
         sizes = [window_sizes((height, width)[i], (rows, columns)[i], i, a) for i in (0, 1)]
         if a["divisor"] is not None:
             sizes = [np.full(rows, a["divisor"], np.float32), np.ones(columns, np.float32)]
-        factors = [b.constant((node.name, i, tuple(source.shape)), lambda i=i: 1 / sizes[i]) for i in (0, 1)]
+        factors = [b.constant((node.name, i, source.shape), partial(np.reciprocal, sizes[i])) for i in (0, 1)]
     planes = channels * batch
     per_task = max(-(-planes // TASKS), min(planes, -(-WORK // (high * across))))
     out = b.new((batch, channels, rows, columns), (1, 0, 2, 3))

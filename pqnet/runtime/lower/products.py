@@ -69,7 +69,9 @@ def conv2d(b: Builder, node: Node, x: list[View]) -> View | None:
     pitch = width + (kernel[1] - 1) * a["dilation"][1]
     if isinstance(weight, PackedPQ) and (plain or (tuple(a["stride"]) == (1, 1) and tuple(a["dilation"]) == (1, 1))):
         size = (1, batch * height * width) if plain else (height, width)
-        ways["lut"] = lut_cost(weight, o // groups, groups if plain else groups * batch, size, size[1] if plain else pitch)
+        ways["lut"] = lut_cost(
+            weight, o // groups, groups if plain else groups * batch, size, size[1] if plain else pitch
+        )
     if winograd_fits(weight, a):
         ways["winograd"] = winograd_cost(weight, batch * patches[0] * patches[1])
     way = b.choose(b.graph, node, x[0].shape, ways)

@@ -23,8 +23,8 @@ PIECE = 64
 CHUNK = {0: 32, 1: 64}  # channels of a decoded panel, by layout: spatial weights lie 16 apart, in more cache lines
 OUTPUTS = 64
 
-# Cycles: the register tile with strided weights against the plain one; a weight's 16 numbers, a channel's 48 patches, an
-# output's 48 patches.
+# Cycles: the register tile with strided weights against the plain one; a weight's 16 numbers, a channel's 48 patches,
+# an output's 48 patches.
 STRIDED, DECODE_SPATIAL, DECODE_CHANNEL, PATCHES, FINISH = 1.2, 8.0, 14.0, 300.0, 600.0
 
 
@@ -52,7 +52,7 @@ def winograd_cost(weight: np.ndarray | Packed, patches: int) -> float:
 def transformed(filters: np.ndarray) -> np.ndarray:
     """Return G g G' of filters (..., 3, 3), shape (..., 16)."""
     numbers = TRANSFORM @ filters.astype(np.float64) @ TRANSFORM.T
-    return numbers.astype(np.float32).reshape(*filters.shape[:-2], 16)
+    return np.asarray(numbers, np.float32).reshape(*filters.shape[:-2], 16)
 
 
 def _weight_fields(b: Builder, node: Node, weight: np.ndarray | Packed) -> list[int | View]:
@@ -99,7 +99,22 @@ def emit_winograd(b: Builder, p: Product, planes: View, patches: tuple[int, int]
     sums = panel + round_up(ROWS * 16 * (chunk + 16) + 64, 16)
     stage = sums + 16 * tiles * (round_up(o_block, ROWS) if piece < channels else ROWS) * LANES + 64
     spare = round_up(stage + 6 * LANES + 8 * WIDTH, 16)
-    own = [piece, chunk, o_block, o_tasks, total, *patches, layout, planes.strides[0], height, panel, sums, stage, tiles, spare]
+    own = [
+        piece,
+        chunk,
+        o_block,
+        o_tasks,
+        total,
+        *patches,
+        layout,
+        planes.strides[0],
+        height,
+        panel,
+        sums,
+        stage,
+        tiles,
+        spare,
+    ]
     b.emit(
         winograd,
         p.node.name,
