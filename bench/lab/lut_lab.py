@@ -1,6 +1,6 @@
 """Times the table kernels standalone against np.dot and the multiply-add peak of a core.
 
-Usage: OPENBLAS_NUM_THREADS=1 python bench/lab/lut_lab.py [vector|rows|fit] ...
+Usage: OPENBLAS_NUM_THREADS=1 python bench/lab/lut_lab.py [vector] [rows]
 """
 
 import sys
@@ -10,10 +10,11 @@ import numpy as np
 from numba import njit
 
 from pqnet.kernels.lut import lut
+from pqnet.kernels.lut_rows import fill_tables, look_up_outputs
 from pqnet.kernels.program import STATE_WORDS, kernel_address, run_steps
 from pqnet.kernels.simd import WIDTH, fma, splat, store
 from pqnet.runtime.builder import aligned
-from pqnet.runtime.lower.lut import lut_codes, plan_lut
+from pqnet.runtime.lower.lut import lut_codes, plan_lut, plan_rows, rows_codebook, rows_codes
 
 RNG = np.random.default_rng(0)
 
@@ -21,12 +22,12 @@ RNG = np.random.default_rng(0)
 @njit(error_model="numpy")
 def spin(n, out):
     a = splat(np.float32(1.0001))
-    b, c, d, e, f, g, h, i, j, k, l, m = a, a, a, a, a, a, a, a, a, a, a, a
+    b, c, d, e, f, g, h, i, j, k, p, m = a, a, a, a, a, a, a, a, a, a, a, a
     for _ in range(n):
         b, c, d, e = fma(a, b, a), fma(a, c, a), fma(a, d, a), fma(a, e, a)
         f, g, h, i = fma(a, f, a), fma(a, g, a), fma(a, h, a), fma(a, i, a)
-        j, k, l, m = fma(a, j, a), fma(a, k, a), fma(a, l, a), fma(a, m, a)
-    for at, v in enumerate((b, c, d, e, f, g, h, i, j, k, l, m)):
+        j, k, p, m = fma(a, j, a), fma(a, k, a), fma(a, p, a), fma(a, m, a)
+    for at, v in enumerate((b, c, d, e, f, g, h, i, j, k, p, m)):
         store(out, at * WIDTH, v)
 
 
@@ -54,9 +55,9 @@ class Layer:
     def __init__(self, c, o, size, kernel=3, k=256, d=8, **plan_options):
         self.c, self.o, self.k, self.d = c, o, k, d
         pad = kernel // 2
-        pitch = size + 2 * pad
+        pitch = size + pad  # the margin on the right of a row is that on the left of the next
         height = size if kernel > 1 else 1
-        plane = (height + 2 * pad) * pitch
+        plane = (height + 2 * pad) * pitch + 2 * pad
         self.data = aligned(c * plane + o * height * size + 128, np.float32)
         self.data[: c * plane] = RNG.standard_normal(c * plane)
         self.taps = np.array([y * pitch + x for y in range(kernel) for x in range(kernel)])
@@ -89,7 +90,8 @@ class Layer:
 
     def run(self):
         state = np.zeros(STATE_WORDS, np.int64)
-        run_steps(self.kernels, self.tasks, self.g, 1, self.data, self.const, self.code_bytes, self.index, self.scratch, state)
+        arrays = self.data, self.const, self.code_bytes, self.index, self.scratch
+        run_steps(self.kernels, self.tasks, self.g, 1, *arrays, state)
 
     def check(self):
         self.run()
@@ -111,7 +113,55 @@ SHAPES = [
 ]  # fmt: skip
 
 
-def main():
+class Rows:
+    """A product with a few positions."""
+
+    def __init__(self, inputs, outputs, positions=1, k=256, d=8):
+        m = inputs // d
+        self.plan = p = plan_rows(m, k, d, outputs, 1, positions)
+        self.book = RNG.standard_normal((k, d)).astype(np.float32)
+        self.codes = RNG.integers(0, k, (outputs, m)).astype(np.uint8 if k <= 256 else np.uint16)
+        self.const = aligned(p.words * d + 64, np.float32)
+        self.const[: p.words * d] = rows_codebook(self.book).reshape(-1)
+        codes = rows_codes(self.codes, 1)
+        self.code_bytes = aligned(codes.size + 64, np.uint8)
+        self.code_bytes[: codes.size] = codes
+        self.index = (np.arange(inputs) * positions).astype(np.int32)
+        x, out = inputs * positions, outputs * positions
+        self.data = aligned(x + out + p.floats + 80, np.float32)
+        self.data[:x] = RNG.standard_normal(x)
+        self.g = np.zeros((2, 48), np.int64)
+        shared = [0, 0, 0, 0, inputs, outputs, 1, 1, *[positions] * 3, x, *[positions] * 3]
+        self.g[:, : len(shared)] = shared
+        self.g[:, 15:19] = -1
+        tables = -(-(x + out) // 16) * 16
+        self.g[0, 24:32] = [1, 0, *p.filled, tables]
+        self.g[1, 24:33] = [0, *p.looked_up, tables]
+        self.scratch = aligned(p.scratch + 64, np.float32)
+        self.kernels = np.array([kernel_address(fill_tables), kernel_address(look_up_outputs)])
+        self.tasks = np.array([p.fill_tasks, p.tasks])
+        self.shape = inputs, outputs, positions
+
+    def run(self, steps=2):
+        state = np.zeros(STATE_WORDS, np.int64)
+        arrays = self.data, self.const, self.code_bytes, self.index, self.scratch
+        run_steps(self.kernels, self.tasks, self.g, steps, *arrays, state)
+
+    def check(self):
+        self.run()
+        inputs, outputs, positions = self.shape
+        x = self.data[: inputs * positions].reshape(inputs, positions)
+        got = self.data[inputs * positions :][: outputs * positions].reshape(outputs, positions)
+        weight = self.book[self.codes].reshape(outputs, -1)
+        want = weight @ x
+        dot = best(lambda: weight @ x)
+        return np.abs(got - want).max() / np.abs(want).max(), dot
+
+
+ROWS = [(768, 3072, 1), (3072, 768, 1), (2048, 1000, 1), (768, 3072, 2), (768, 3072, 4)]
+
+
+def vector():
     rate = peak()
     print(f"{rate / 1e3:.2f} G vector fma/s = {rate * 1e3 * WIDTH * 2 / 1e9:.0f} GFLOP/s")
     for c, o, size, kernel in SHAPES:
@@ -121,11 +171,27 @@ def main():
         dense = layer.macs / WIDTH / rate
         p = layer.plan
         print(
-            f"{c}->{o} {size} k{kernel}: lut {ms:.3f} ms, peak {dense:.3f}, np.dot {dot:.3f}; lut/peak {ms / dense:.2f} model "
-            f"{p.cost / rate:.3f} tasks {p.tasks} V {p.own[2]} lane pitch {p.own[1]} in_pass {p.in_pass} "
+            f"{c}->{o} {size} k{kernel}: lut {ms:.3f} ms, peak {dense:.3f}, np.dot {dot:.3f}; "
+            f"lut/peak {ms / dense:.2f} model {p.cost / rate:.3f} "
+            f"tasks {p.tasks} V {p.own[2]} lane pitch {p.own[1]} in_pass {p.in_pass} "
             f"tables {p.tables.tolist()} shifts {len(p.groups)} err {error:.1e}"
         )
 
 
+def rows():
+    for inputs, outputs, positions in ROWS:
+        layer = Rows(inputs, outputs, positions)
+        error, dot = layer.check()
+        us, fill = 1e3 * best(layer.run), 1e3 * best(lambda layer=layer: layer.run(1))
+        codes = layer.codes.size * positions
+        p = layer.plan
+        print(
+            f"{inputs}->{outputs} x{positions}: {us:.1f} us of which tables {fill:.1f}; "
+            f"{(us - fill) * 1e3 / codes:.3f} ns a look-up, np.dot {dot * 1e3:.1f} us, "
+            f"tasks {p.fill_tasks} + {p.tasks}, model {p.cost / 2.4e3:.1f} us, err {error:.1e}"
+        )
+
+
 if __name__ == "__main__":
-    main()
+    for name in sys.argv[1:] or ("vector", "rows"):
+        {"vector": vector, "rows": rows}[name]()

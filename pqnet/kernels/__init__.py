@@ -46,6 +46,7 @@ with _cache_folder():
     from pqnet.kernels import kmeans as kmeans
     from pqnet.kernels import kmeans_rows as kmeans_rows
     from pqnet.kernels import lut as lut
+    from pqnet.kernels import lut_rows as lut_rows
     from pqnet.kernels import norm as norm
     from pqnet.kernels import patches as patches
     from pqnet.kernels import pool as pool

@@ -5,8 +5,8 @@ then adds the row of its code, one vector addition in place of d multiply-adds. 
 convolution only shifts the lanes, so that the table of a block of channels serves all taps that lie close together.
 
 Loads that straddle cache lines would cost as much again. So the lanes get a row pitch of their own, at best a whole
-number of vectors; the codes of taps with equal shift modulo the vector are added up on aligned vectors, and their sum is
-shifted in registers.
+number of vectors; the codes of taps with equal shift modulo the vector are added up on aligned vectors, and their sum
+is shifted in registers.
 """
 
 import numpy as np
@@ -55,7 +55,7 @@ def _adder_function(module, vectors):
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), arguments), name)
     function.linkage = "internal"
     function.attributes.add("noinline")
-    table, codes, size, mask, whole_codes, groups, n_groups, steps, count, lanes, outputs, sums, step, fresh = function.args
+    table, codes, size, mask, whole, groups, n_groups, steps, count, lanes, outputs, sums, step, fresh = function.args
     builder = ir.IRBuilder(function.append_basic_block("entry"))
     kind = FLOATS.llvm
     zeros = ir.Constant(kind, [0.0] * WIDTH)
@@ -95,7 +95,7 @@ def _adder_function(module, vectors):
         with old:
             for v in range(vectors):
                 builder.store(loaded(place(target, v)), totals[v])
-    add_codes(totals, _LONG(0), builder.mul(whole_codes, count), vectors)
+    add_codes(totals, _LONG(0), builder.mul(whole, count), vectors)
     group, close_groups = _loop(builder, n_groups, "group")
     entry = builder.gep(groups, [builder.mul(group, _LONG(3))])
     shift, each, first = (builder.sext(builder.load(builder.gep(entry, [_LONG(i)])), _LONG) for i in range(3))
@@ -131,22 +131,19 @@ def _adder_function(module, vectors):
 
 
 def _adder(vectors):
-    """Return add_rows(table, t, codes, c, size, mask, index, whole, groups, n_groups, steps, count, lanes, outputs,
-    sums, a, step, fresh): ``outputs`` rows of ``vectors`` vectors, ``step`` apart from sums[a], each (+)= the table rows
-    of its codes.
+    """Return add_rows(s, t, codes, c, index, g, whole, count, lanes, outputs, a, step, fresh).
 
-    The codes of an output are those without a shift, ``whole`` for each of ``count`` blocks, then n_groups groups with
-    one: index[groups + 3 * i ..] = (shift, codes a block, first step). Step j is index[steps + 2 * j ..] = (distance of
-    the table's rows, place of its first). Of the sums, ``lanes`` lanes count.
+    INOUT s: ``outputs`` rows of ``vectors`` vectors, ``step`` apart from a, each (+)= the rows of its codes in the
+    tables at t. The codes of an output, from c, are those without a shift, ``whole`` for each of ``count`` blocks, then g[38]
+    groups with one: index[g[37] + 3 * i ..] = (shift, codes a block, first step). Step j is index[g[39] + 2 * j ..] =
+    (distance of the table's rows, place of its first). Of the sums, ``lanes`` lanes count.
     """
 
-    def twin(
-        table, t, codes, c, size, mask, index, whole, groups, n_groups, steps, count, lanes, outputs, sums, a, step, fresh
-    ):
-        width = vectors * WIDTH
-        listed = [(0, whole, 0)] + [tuple(index[groups + 3 * i : groups + 3 * i + 3]) for i in range(n_groups)]
+    def twin(s, t, codes, c, index, g, whole, count, lanes, outputs, a, step, fresh):
+        width, mask, size, steps = vectors * WIDTH, int(g[29]), int(g[30]), int(g[39])
+        listed = [(0, whole, 0)] + [tuple(index[g[37] + 3 * i : g[37] + 3 * i + 3]) for i in range(g[38])]
         for o in range(outputs):
-            out = sums[a + o * step : a + o * step + width]
+            out = s[a + o * step : a + o * step + width]
             total = np.zeros(width, np.float32) if fresh else out.copy()
             for shift, each, first in listed:
                 more = WIDTH if lanes + shift > width and shift else 0
@@ -154,28 +151,27 @@ def _adder(vectors):
                 for j in range(first, first + each * count):
                     code = (int(codes[c]) | int(codes[c + 1]) << 8) & mask
                     at = t + code * int(index[steps + 2 * j]) + int(index[steps + 2 * j + 1])
-                    part[: width + more] += table[at : at + width + more]
+                    part[: width + more] += s[at : at + width + more]
                     c += size
                 total += part[shift : shift + width]
             out[:] = total
 
     @intrinsic
-    def add_rows(
-        context, table, t, codes, c, size, mask, index, whole, groups, n_groups, steps, count, lanes, outputs, sums, a, step,
-        fresh,
-    ):  # fmt: skip
+    def add_rows(context, s, t, codes, c, index, g, whole, count, lanes, outputs, a, step, fresh):
         def codegen(context, builder, signature, values):
             def pointer(array, at):
                 data = context.make_array(signature.args[array])(context, builder, values[array]).data
-                return builder.gep(data, [values[at]])
+                return builder.gep(data, [at])
 
-            arguments = [pointer(0, 1), pointer(2, 3), values[4], builder.trunc(values[5], _WORD), values[7]]
-            arguments += [pointer(6, 8), values[9], pointer(6, 10), *values[11:14], pointer(14, 15), *values[16:]]
+            mask, size, groups, n_groups, steps = (builder.load(pointer(5, _LONG(f))) for f in (29, 30, 37, 38, 39))
+            _, t, _, c, _, _, whole, count, lanes, outputs, a, step, fresh = values
+            arguments = [pointer(0, t), pointer(2, c), size, builder.trunc(mask, _WORD), whole, pointer(4, groups)]
+            arguments += [n_groups, pointer(4, steps), count, lanes, outputs, pointer(0, a), step, fresh]
             builder.call(_adder_function(builder.module, vectors), arguments)
             return context.get_dummy_value()
 
         i = types.intp
-        return types.void(table, i, codes, i, i, i, index, i, i, i, i, i, i, i, sums, i, i, i), codegen
+        return types.void(s, i, codes, i, index, g, i, i, i, i, i, i, i), codegen
 
     return twin if config.DISABLE_JIT else add_rows
 
@@ -215,9 +211,10 @@ def _table_function(module, vectors):
             spread = builder.shuffle_vector(number, ir.Constant(kind, ir.Undefined), none)
             for v in range(vectors):
                 s = i * vectors + v
-                sums[s] = builder.call(fma, [spread, lanes[j * vectors + v], sums[s]]) if j else builder.fmul(
-                    spread, lanes[v]
-                )
+                if j:
+                    sums[s] = builder.call(fma, [spread, lanes[j * vectors + v], sums[s]])
+                else:
+                    sums[s] = builder.fmul(spread, lanes[v])
     for i in range(at_once):
         row = builder.gep(table, [builder.mul(builder.add(builder.mul(turn, _LONG(at_once)), _LONG(i)), step)])
         for v in range(vectors):
@@ -276,62 +273,68 @@ def _copy_lanes(data, start, pitch, lane_pitch, column, n, target, t):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _build(data, start, pitch, lane_pitch, q, d, rows, index, const, book, stride, words, scratch, packed, t, step, lanes):
-    # OUT scratch from t: rows ``step`` apart, row k = sum_j codeword_k[j] * (lanes q .. of input index[rows + j]) for
-    # ``lanes`` lanes and ``words`` codewords, multiples of WIDTH and ROWS; TMP max(d, 8) * CHUNK and a vector from packed
+def _build(rows, start, q, step, lanes, t, g, data, const, index, s):
+    # OUT s from t: rows ``step`` apart, row k = sum_j codeword_k[j] * (lanes q .. of input index[rows + j]), ``lanes``
+    # lanes, a multiple of WIDTH; TMP s[: max(d, 8) * CHUNK + WIDTH]
+    pitch, lane_pitch, book, d, stride, words = g[9], g[41], g[25], g[26], g[27], g[28]
     eight = stride == 8
     chunk = CHUNK if eight else LANES
     if eight:
         for j in range(d * CHUNK, 8 * CHUNK, WIDTH):
-            store(scratch, packed + j, splat(np.float32(0)))
+            store(s, j, splat(np.float32(0)))
     for lane in range(0, lanes, chunk):
         n = min(lanes - lane, chunk)
         y = (q + lane) // lane_pitch
         column = q + lane - y * lane_pitch
         for j in range(d):
-            at = start + index[rows + j] + y * pitch
-            _copy_lanes(data, at, pitch, lane_pitch, column, n, scratch, packed + j * chunk)
+            _copy_lanes(data, start + index[rows + j] + y * pitch, pitch, lane_pitch, column, n, s, j * chunk)
+        if eight and d < 8:  # the last copy may have run into the zeros
+            store(s, d * CHUNK, splat(np.float32(0)))
         to = t + lane
         if eight:
             for v in range(0, n - WIDTH, 2 * WIDTH):
-                _table_2(const, book, words, scratch, packed + v, scratch, to + v, step)
+                _table_2(const, book, words, s, v, s, to + v, step)
             if n // WIDTH % 2:
-                _table_1(const, book, words, scratch, packed + n - WIDTH, scratch, to + n - WIDTH, step)
+                _table_1(const, book, words, s, n - WIDTH, s, to + n - WIDTH, step)
             continue
         for k in range(0, words, ROWS):
             word, row = book + k * stride, to + k * step
             if n > 2 * WIDTH:
-                multiply_3(const, word, stride, 1, scratch, packed, d, scratch, row, step, 0)
+                multiply_3(const, word, stride, 1, s, 0, d, s, row, step, 0)
             elif n > WIDTH:
-                multiply_2(const, word, stride, 1, scratch, packed, d, scratch, row, step, 0)
+                multiply_2(const, word, stride, 1, s, 0, d, s, row, step, 0)
             else:
-                multiply_1(const, word, stride, 1, scratch, packed, d, scratch, row, step, 0)
+                multiply_1(const, word, stride, 1, s, 0, d, s, row, step, 0)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _accumulate(s, t, codes, c, size, mask, index, whole, p, ng, steps, count, n, outputs, a, vectors, fresh):
+def _accumulate(s, t, codes, c, index, g, count, n, outputs, a, vectors, fresh):
     # INOUT s from a: ``outputs`` rows of ``vectors`` vectors, n lanes of which count, row o (+)= its codes' table rows
+    whole = g[34]
+    for i in range(g[38]):
+        whole -= index[g[37] + 3 * i + 1]
+    step = vectors * WIDTH
     chunks = (vectors + DEEP - 1) // DEEP
     v = 0
     for chunk in range(chunks):
         width = (vectors - v + chunks - chunk - 1) // (chunks - chunk)
-        x, y, m, z = t + v * WIDTH, a + v * WIDTH, n - v * WIDTH, vectors * WIDTH
+        x, y, m = t + v * WIDTH, a + v * WIDTH, n - v * WIDTH
         if width == 8:
-            _add_8(s, x, codes, c, size, mask, index, whole, p, ng, steps, count, m, outputs, s, y, z, fresh)
+            _add_8(s, x, codes, c, index, g, whole, count, m, outputs, y, step, fresh)
         elif width == 7:
-            _add_7(s, x, codes, c, size, mask, index, whole, p, ng, steps, count, m, outputs, s, y, z, fresh)
+            _add_7(s, x, codes, c, index, g, whole, count, m, outputs, y, step, fresh)
         elif width == 6:
-            _add_6(s, x, codes, c, size, mask, index, whole, p, ng, steps, count, m, outputs, s, y, z, fresh)
+            _add_6(s, x, codes, c, index, g, whole, count, m, outputs, y, step, fresh)
         elif width == 5:
-            _add_5(s, x, codes, c, size, mask, index, whole, p, ng, steps, count, m, outputs, s, y, z, fresh)
+            _add_5(s, x, codes, c, index, g, whole, count, m, outputs, y, step, fresh)
         elif width == 4:
-            _add_4(s, x, codes, c, size, mask, index, whole, p, ng, steps, count, m, outputs, s, y, z, fresh)
+            _add_4(s, x, codes, c, index, g, whole, count, m, outputs, y, step, fresh)
         elif width == 3:
-            _add_3(s, x, codes, c, size, mask, index, whole, p, ng, steps, count, m, outputs, s, y, z, fresh)
+            _add_3(s, x, codes, c, index, g, whole, count, m, outputs, y, step, fresh)
         elif width == 2:
-            _add_2(s, x, codes, c, size, mask, index, whole, p, ng, steps, count, m, outputs, s, y, z, fresh)
+            _add_2(s, x, codes, c, index, g, whole, count, m, outputs, y, step, fresh)
         else:
-            _add_1(s, x, codes, c, size, mask, index, whole, p, ng, steps, count, m, outputs, s, y, z, fresh)
+            _add_1(s, x, codes, c, index, g, whole, count, m, outputs, y, step, fresh)
         v += width
 
 
@@ -340,50 +343,59 @@ def lut(task, g, data, const, codes, index, scratch):
     # A layer step (fields 0-22). 24 codes: [group][pass][output][shift][block of the pass][tap of that shift],
     # 25 codebook, 26 d, 27 codeword stride, 28 codewords (up to a multiple of ROWS), 29 mask of a code, 30 bytes a
     # code, 31 blocks of a group, 32 index: offsets of their d inputs each, 33 blocks a pass, 34 taps, 35 index:
-    # (first row of pixels, lanes, place) of each table of a block, 36 tables a block, 37 index:
-    # shifts, 38 shifts,
-    # 39 index: steps, 40 floats of the tables of a block, 41 lanes of a row of pixels, 42 vectors a tile, 43 tiles an
-    # image, 44 tiles a task, 45 outputs a task (of a group), 46 tasks along the outputs, 47 scratch: tables; the sums
-    # follow them; scratch from 0: packed inputs
+    # (first row of pixels, lanes, place) of each table of a block, 36 tables a block, 37 index: (shift, taps, first
+    # step) of each group of shifted taps, 38 such groups, 39 index: steps, 40 floats of the tables of a block, 41 lanes
+    # of a row of pixels, 42 vectors a tile at most, 43 tiles an image, 44 tiles a task, 45 outputs a task (of a group),
+    # 46 tasks along the outputs, 47 scratch: tables; the sums follow them; scratch from 0: packed inputs
     x, xb, xg, outputs, groups, batch = g[0], g[1], g[2], g[5], g[6], g[7]
-    pitch, width, image_size = g[9], g[10], g[13]
-    first_code, book, d, stride, words, mask, size = g[24], g[25], g[26], g[27], g[28], g[29], g[30]
-    blocks, rows, in_pass, taps, tables, n_tables = g[31], g[32], g[33], g[34], g[35], g[36]
-    shifts, n_shifts, steps, block_floats, lane_pitch = g[37], g[38], g[39], g[40], g[41]
-    vectors, image_tiles, task_tiles, o_block, o_tasks, t = g[42], g[43], g[44], g[45], g[46], g[47]
+    pitch, width, image_size, size = g[9], g[10], g[13], g[30]
+    d, blocks, rows, in_pass, taps, tables, n_tables = g[26], g[31], g[32], g[33], g[34], g[35], g[36]
+    block_floats, lane_pitch, vectors, image_tiles, task_tiles = g[40], g[41], g[42], g[43], g[44]
+    o_block, o_tasks, t = g[45], g[46], g[47]
     a = t + in_pass * block_floats
-    whole = taps
-    for i in range(n_shifts):
-        whole -= index[shifts + 3 * i + 1]
     height = image_size // width
     flat = (height - 1) * lane_pitch + width
+    total = (flat + WIDTH - 1) // WIDTH
     o_first = task % o_tasks * o_block
     o_count = min(o_block, outputs - o_first)
     first = task // o_tasks * task_tiles
     for tile in range(first, min(first + task_tiles, groups * batch * image_tiles)):
         group = tile // (batch * image_tiles)
         image = tile // image_tiles - group * batch
-        q = tile % image_tiles * vectors * WIDTH
-        n = min(vectors * WIDTH, flat - q)
-        used = (n + WIDTH - 1) // WIDTH
+        part = tile % image_tiles
+        used = (part + 1) * total // image_tiles - part * total // image_tiles
+        q = part * total // image_tiles * WIDTH
+        n = min(used * WIDTH, flat - q)
         start = x + group * xg + image * xb
-        code = first_code + group * blocks * outputs * taps * size
+        code = g[24] + group * blocks * outputs * taps * size
         for block in range(0, blocks, in_pass):
             count = min(in_pass, blocks - block)
             for i in range(count):
-                for j in range(n_tables):
-                    entry = tables + 3 * j
-                    _build(data, start + index[entry] * pitch, pitch, lane_pitch, q, d, rows + (block + i) * d, index,
-                           const, book, stride, words, scratch, 0, t + i * block_floats + index[entry + 2],
-                           index[entry + 1], index[entry + 1] - (vectors - used) * WIDTH)
-            _accumulate(scratch, t, codes, code + o_first * count * taps * size, size, mask, index, whole, shifts,
-                        n_shifts, steps, count, n, o_count, a, used, np.int64(block == 0))
+                for entry in range(tables, tables + 3 * n_tables, 3):
+                    top, step, place = index[entry], index[entry + 1], t + i * block_floats + index[entry + 2]
+                    lanes = step - (vectors - used) * WIDTH
+                    _build(
+                        rows + (block + i) * d,
+                        start + top * pitch,
+                        q,
+                        step,
+                        lanes,
+                        place,
+                        g,
+                        data,
+                        const,
+                        index,
+                        scratch,
+                    )
+            c = code + o_first * count * taps * size
+            _accumulate(scratch, t, codes, c, index, g, count, n, o_count, a, used, np.int64(block == 0))
             code += outputs * count * taps * size
         p = q
         while p < q + n:
             y = p // lane_pitch
             column = p - y * lane_pitch
             if column < width:
-                finish_rows(scratch, a + p - q, used * WIDTH, o_count, group * outputs + o_first,
-                            image * image_size + y * width + column, min(width - column, q + n - p), g, data, const)
+                at, some = image * image_size + y * width + column, min(width - column, q + n - p)
+                o = group * outputs + o_first
+                finish_rows(scratch, a + p - q, used * WIDTH, o_count, o, at, some, g, data, const)
             p = (y + 1) * lane_pitch

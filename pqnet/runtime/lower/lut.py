@@ -1,5 +1,9 @@
-"""Plan-time half of `kernels.lut` and `kernels.lut_rows`: which tables a layer needs, how its work is cut, and its codes in the right order."""
+"""Plan-time half of `kernels.lut` and `kernels.lut_rows`.
 
+Which tables a layer needs, how its work is cut, its codes in the order in which they are read.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
 
@@ -18,9 +22,9 @@ PARTS = (1, 2, 3, 4)  # of the outputs, each with its own tables
 TASKS = 64  # at most
 TABLES = 150 * 1024  # floats of tables that stay in the second-level cache
 CACHE = 200 * 1024  # of tables and sums
-# Fitted times, in vector multiply-adds at their peak: of a table, a codeword and each of its d numbers, an input; a code
-# and each vector of its row; a group of shifted codes and each of its vectors; a vector of sums loaded and stored from
-# the second-level cache and from the third; a task.
+# Fitted times, in vector multiply-adds at their peak: of a vector of a table, a codeword, each of its d numbers, an
+# input; of the sums, a code and each vector of its row, a group of shifted codes and each of its vectors, a vector
+# loaded and stored in the second-level cache and in the third; of a task.
 WORD, NUMBER, INPUT = 3.0, 1.1, 15.0
 CODE, ROW, SHIFT, SHIFTED, NEAR, FAR, TASK = 6.0, 2.7, 8.0, 2.0, 2.0, 10.0, 5000.0
 
@@ -120,102 +124,128 @@ def plan_lut(
     lane_pitch, vectors, in_pass, parts : int, optional
         What to use instead of the choice.
     """
-    blocks, words = inputs.size // d, _up(k, ROWS)
     order = [int(t) for t in np.argsort(taps, kind="stable")]
-    places = [divmod(int(taps[t]), pitch) for t in order]
-    reach = min(width + max(column for _, column in places), pitch)
+    layer = _Layer(inputs, order, [divmod(int(taps[t]), pitch) for t in order], k, d, outputs, images, height, width)
+    reach = min(width + max(column for _, column in layer.places), pitch)
     pitches = {reach, _up(reach, WIDTH)} if height > 1 else {reach}
     best: tuple[float, float, int, int, int, int] | None = None
     for lane in sorted(pitches) if lane_pitch is None else [lane_pitch]:
-        total = ceil(((height - 1) * lane + width) / WIDTH)
-        for v in [v for v in VECTORS if v <= total] if vectors is None else [min(vectors, total)]:
-            tiles = ceil(total / v)
-            if vectors is None and v > 1 and ceil(total / tiles) < v:  # a smaller tile gives as few of them
-                continue
-            runs = _share(places, lane, v * WIDTH)
-            floats = words * sum(step for _, _, step in runs)
-            shifts = [((row - places[s][0]) * lane + column) % WIDTH for s, e, _ in runs for row, column in places[s:e]]
-            n_shifted, n_groups = np.count_nonzero(shifts), len({*shifts} - {0})
-            around = sum(step for _, _, step in runs) / WIDTH - len(runs) * v  # vectors of tables beside the tile's
-            built = images * (len(runs) * total + tiles * around)
-            rows = images * outputs * (total * taps.size + tiles * n_shifted)
-            chunks = images * outputs * tiles * ceil(v / DEEP)
-            for n in (
-                (n for n in IN_PASS if n == 1 or (n <= blocks and n * floats <= TABLES))
-                if in_pass is None
-                else [in_pass]
-            ):
-                passes = ceil(blocks / n)
-                for part in (p for p in PARTS if p == 1 or outputs >= 128 * p) if parts is None else [parts]:
+        total = layer.vectors(lane)
+        # Tiles of equal size, as many as those of this one.
+        even = {ceil(total / ceil(total / v)) for v in VECTORS}
+        for v in sorted(even) if vectors is None else [min(vectors, total)]:
+            floats, cost = layer.costs(lane, v)
+            fitting = [n for n in IN_PASS if n == 1 or (n <= layer.blocks and n * floats <= TABLES)]
+            for n in fitting if in_pass is None else [in_pass]:
+                for part in [p for p in PARTS if p == 1 or outputs >= 128 * p] if parts is None else [parts]:
                     o_block = ceil(outputs / part)
-                    sums = NEAR if n * floats + o_block * v * WIDTH <= CACHE else FAR
-                    tasks = images * tiles * part
-                    cost = (
-                        part * built * blocks * (k * (WORD + NUMBER * d) + INPUT * d)
-                        + blocks * (rows * ROW + chunks * taps.size * CODE)
-                        + passes * images * outputs * total * (sums + SHIFTED * n_groups)
-                        + passes * chunks * SHIFT * n_groups
-                        + tasks * TASK
-                    )
-                    time = (ceil(tasks / 2) * 2 + ceil(tasks / 4) / 4) * cost / tasks  # of two threads, a bit of four
-                    if n * floats > TABLES:
-                        time *= n * floats / TABLES
+                    work = cost(n, part, n * floats + o_block * v * WIDTH > CACHE)
+                    tasks = images * ceil(total / v) * part
+                    time = (ceil(tasks / 2) * 2 + ceil(tasks / 4) / 4) * work / tasks  # of two threads, a bit of four
+                    time *= max(n * floats / TABLES, 1)
                     if best is None or time < best[0]:
-                        best = (time, cost, lane, v, n, o_block)
+                        best = (time, work, lane, v, n, o_block)
     assert best is not None
-    return _cut(inputs, order, places, words, d, outputs, images, height, width, best)
+    return layer.cut(*best[1:])
 
 
-def _cut(
-    inputs: np.ndarray,
-    order: list[int],
-    places: list[tuple[int, int]],
-    words: int,
-    d: int,
-    outputs: int,
-    images: int,
-    height: int,
-    width: int,
-    choice: tuple[float, float, int, int, int, int],
-) -> LutPlan:
-    """Return the plan for a choice of (-, cost, lane pitch, vectors, blocks a pass, outputs a task)."""
-    _, cost, lane_pitch, vectors, in_pass, o_block = choice
-    tables, steps, floats = [], {}, 0
-    for s, e, step in _share(places, lane_pitch, vectors * WIDTH):
-        tables.append((places[s][0], step, floats))
-        for tap, (row, column) in zip(order[s:e], places[s:e], strict=True):
-            steps[tap] = (step, floats, (row - places[s][0]) * lane_pitch + column)
-        floats += words * step
-    by_shift: dict[int, list[int]] = {0: []}
-    for tap in order:
-        by_shift.setdefault(steps[tap][2] % WIDTH, []).append(tap)
-    groups, all_steps = [], []
-    for shift, same in sorted(by_shift.items()):
-        if shift:
-            groups.append((shift, len(same), len(all_steps)))
-        for i in range(in_pass):
-            all_steps += [(steps[t][0], i * floats + steps[t][1] + steps[t][2] - shift) for t in same]
-    total = ceil(((height - 1) * lane_pitch + width) / WIDTH)
-    tiles, o_tasks = ceil(total / vectors), ceil(outputs / o_block)
-    task_tiles = ceil(images * tiles * o_tasks / TASKS)
-    place = _up(max(d * LANES, 8 * CHUNK) + WIDTH, 16)
-    return LutPlan(
-        inputs.size // d,
-        in_pass,
-        [by_shift[shift] for shift in sorted(by_shift)],
-        inputs.astype(np.int32),
-        np.array(tables, np.int32).reshape(-1, 3),
-        np.array(groups, np.int32).reshape(-1, 3),
-        np.array(all_steps, np.int32).reshape(-1, 2),
-        [floats, lane_pitch, vectors, tiles, task_tiles, o_block, o_tasks, place],
-        ceil(images * tiles / task_tiles) * o_tasks,
-        place + in_pass * floats + o_block * vectors * WIDTH + LANES,
-        cost,
-    )
+@dataclass
+class _Layer:
+    """Sizes of a layer: `plan_lut`'s arguments, its taps ascending as (row, column)."""
+
+    inputs: np.ndarray
+    order: list[int]
+    places: list[tuple[int, int]]
+    k: int
+    d: int
+    outputs: int
+    images: int
+    height: int
+    width: int
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of inputs that have tables."""
+        return self.inputs.size // self.d
+
+    def vectors(self, lane_pitch: int) -> int:
+        """Return the vectors of an image's positions."""
+        return ceil(((self.height - 1) * lane_pitch + self.width) / WIDTH)
+
+    def costs(self, lane_pitch: int, v: int) -> tuple[int, Callable[[int, int, bool], float]]:
+        """Return for tiles of ``v`` vectors the floats of a block's tables, and a function that gives the cost.
+
+        Its arguments: blocks a pass, parts of the outputs, whether tables and sums are too many for the cache.
+        """
+        runs = _share(self.places, lane_pitch, v * WIDTH)
+        lanes = sum(step for _, _, step in runs)
+        shifts = [
+            ((row - self.places[s][0]) * lane_pitch + column) % WIDTH
+            for s, e, _ in runs
+            for row, column in self.places[s:e]
+        ]
+        shifted, groups = sum(shift > 0 for shift in shifts), len({*shifts} - {0})
+        total, taps = self.vectors(lane_pitch), len(self.places)
+        tiles = ceil(total / v)
+        tables = self.images * (len(runs) * total + tiles * (lanes / WIDTH - len(runs) * v)) * self.blocks
+        rows = self.images * self.outputs * (total * taps + tiles * shifted)
+        chunks = self.images * self.outputs * tiles * ceil(v / DEEP)
+        sums = self.images * self.outputs * total
+
+        def cost(in_pass: int, parts: int, far: bool) -> float:
+            passes = ceil(self.blocks / in_pass)
+            return (
+                parts * tables * (self.k * (WORD + NUMBER * self.d) + INPUT * self.d)
+                + self.blocks * (rows * ROW + chunks * taps * CODE)
+                + passes * sums * ((FAR if far else NEAR) + SHIFTED * groups)
+                + passes * chunks * SHIFT * groups
+                + self.images * tiles * parts * TASK
+            )
+
+        return _up(self.k, ROWS) * lanes, cost
+
+    def cut(self, cost: float, lane_pitch: int, vectors: int, in_pass: int, o_block: int) -> LutPlan:
+        """Return the plan for a choice."""
+        tables, steps, floats = [], {}, 0
+        for s, e, step in _share(self.places, lane_pitch, vectors * WIDTH):
+            top = self.places[s][0]
+            tables.append((top, step, floats))
+            for tap, (row, column) in zip(self.order[s:e], self.places[s:e], strict=True):
+                steps[tap] = (step, floats, (row - top) * lane_pitch + column)
+            floats += _up(self.k, ROWS) * step
+        by_shift: dict[int, list[int]] = {0: []}
+        for tap in self.order:
+            by_shift.setdefault(steps[tap][2] % WIDTH, []).append(tap)
+        groups: list[tuple[int, int, int]] = []
+        all_steps: list[tuple[int, int]] = []
+        for shift, same in sorted(by_shift.items()):
+            if shift:
+                groups.append((shift, len(same), len(all_steps)))
+            for i in range(in_pass):
+                all_steps += [(steps[t][0], i * floats + steps[t][1] + steps[t][2] - shift) for t in same]
+        tiles, o_tasks = ceil(self.vectors(lane_pitch) / vectors), ceil(self.outputs / o_block)
+        task_tiles = ceil(self.images * tiles * o_tasks / TASKS)
+        place = _up(max(self.d * LANES, 8 * CHUNK) + WIDTH, 16)
+        return LutPlan(
+            self.blocks,
+            in_pass,
+            [by_shift[shift] for shift in sorted(by_shift)],
+            self.inputs.astype(np.int32),
+            np.array(tables, np.int32).reshape(-1, 3),
+            np.array(groups, np.int32).reshape(-1, 3),
+            np.array(all_steps, np.int32).reshape(-1, 2),
+            [floats, lane_pitch, vectors, tiles, task_tiles, o_block, o_tasks, place],
+            ceil(self.images * tiles / task_tiles) * o_tasks,
+            place + in_pass * floats + o_block * vectors * WIDTH + LANES,
+            cost,
+        )
 
 
 def lut_codes(codes: np.ndarray, groups: int, plan: LutPlan) -> np.ndarray:
-    """Return codes (O, M) as bytes in the order of `kernels.lut`: group, pass, output, shift, block of the pass, tap."""
+    """Return codes (O, M) as bytes in the order of `kernels.lut`.
+
+    That is group, pass, output, shift, block of the pass, tap.
+    """
     cube = codes.reshape(groups, -1, plan.taps, plan.blocks)  # ``channel`` blocks are in (ky, kx, c) order
     parts = []
     for first in range(0, plan.blocks, plan.in_pass):
@@ -226,9 +256,9 @@ def lut_codes(codes: np.ndarray, groups: int, plan: LutPlan) -> np.ndarray:
 
 
 NEAREST = 6 * 1024  # floats of tables that stay in the first-level cache
-# In cycles: a table's vector multiply-add, an input, a look-up of one position and of four, the epilogue of an output of
-# several, two steps.
-FILL, TAKE, LOOK_1, LOOK_4, LAST, STEPS = 1.1, 4.0, 1.0, 1.3, 20.0, 8000.0
+# Fitted times, in cycles: a table's vector multiply-add, an input; a look-up of one position and of four, the epilogue
+# of an output of several; the two steps.
+FILL, TAKE, LOOK_1, LOOK_4, LAST, STEPS = 1.9, 4.0, 1.15, 1.75, 20.0, 6000.0
 
 
 @dataclass

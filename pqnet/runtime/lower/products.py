@@ -13,7 +13,7 @@ from pqnet.runtime.lower.dots import dots_cost, emit_dots
 from pqnet.runtime.lower.epilogue import absorb
 from pqnet.runtime.lower.gemm import emit_gemm, gemm_cost
 from pqnet.runtime.lower.product import Product, block_size
-from pqnet.runtime.lower.tables import emit_lut, lut_cost
+from pqnet.runtime.lower.tables import ROW_POSITIONS, emit_lut, emit_rows, lut_cost, rows_cost
 from pqnet.runtime.lower.winograd import emit_winograd, winograd_cost, winograd_fits
 from pqnet.runtime.views import View
 
@@ -99,6 +99,8 @@ def conv2d(b: Builder, node: Node, x: list[View]) -> View | None:
         *(rows.batch, (rows.height - 1) * rows.pitch + rows.width, rows.pitch, rows.width, rows.height * rows.width),
         *(out, out.strides[1], own),
     )
+    if way == "rows" and (rows.batch, rows.height) != (1, 1):
+        way = "decode"
     if way == "winograd":
         emit_winograd(b, product, source, patches, height)
     else:
@@ -108,7 +110,12 @@ def conv2d(b: Builder, node: Node, x: list[View]) -> View | None:
     return out
 
 
-EMIT: dict[str, Callable[[Builder, Product], None]] = {"decode": emit_gemm, "dots": emit_dots, "lut": emit_lut}
+EMIT: dict[str, Callable[[Builder, Product], None]] = {
+    "decode": emit_gemm,
+    "dots": emit_dots,
+    "lut": emit_lut,
+    "rows": emit_rows,
+}
 
 
 def _ways(weight: np.ndarray | Packed, outputs: int, groups: int, positions: int) -> dict[str, float]:
@@ -116,6 +123,8 @@ def _ways(weight: np.ndarray | Packed, outputs: int, groups: int, positions: int
     ways = {"decode": gemm_cost(prod(weight.shape[1:]), block_size(weight), outputs, groups, positions)}
     if isinstance(weight, PackedPQ) and weight.codec.d <= 16 and positions <= 16:
         ways["dots"] = dots_cost(weight, positions)
+    if isinstance(weight, PackedPQ) and positions <= ROW_POSITIONS:
+        ways["rows"] = rows_cost(weight, outputs, groups, positions)
     return ways
 
 

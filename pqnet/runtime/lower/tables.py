@@ -1,4 +1,4 @@
-"""The vector LUT as a way to run a layer."""
+"""Tables as a way to run a layer: vectors of many positions, or numbers of a few."""
 
 from functools import lru_cache
 
@@ -7,13 +7,16 @@ import numpy as np
 from pqnet.codecs import PackedPQ
 from pqnet.codecs.layout import block_columns
 from pqnet.kernels.lut import lut
+from pqnet.kernels.lut_rows import fill_tables, look_up_outputs
 from pqnet.kernels.tile import ROWS
 from pqnet.runtime.builder import Builder
-from pqnet.runtime.lower.lut import LutPlan, lut_codes, plan_lut
+from pqnet.runtime.lower.lut import LutPlan, RowsPlan, lut_codes, plan_lut, plan_rows, rows_codebook, rows_codes
 from pqnet.runtime.lower.product import Product, codebook_floats, codeword_step, round_up, stored_bytes
 from pqnet.runtime.views import View
 
-__all__ = ["emit_lut", "lut_cost"]
+__all__ = ["ROW_POSITIONS", "emit_lut", "emit_rows", "lut_cost", "rows_cost"]
+
+ROW_POSITIONS = 4  # at most, of scalar tables
 
 
 @lru_cache(maxsize=256)
@@ -61,5 +64,40 @@ def emit_lut(b: Builder, p: Product) -> None:
         writes=[p.out],
         scratch=plan.scratch + 64,
         way="lut",
+        stored=stored_bytes(weight),
+    )
+
+
+def _rows_plan(weight: PackedPQ, outputs: int, groups: int, positions: int) -> RowsPlan:
+    blocks = weight.n_blocks // weight.shape[0]
+    return plan_rows(blocks, weight.codec.k, weight.codec.d, outputs, groups, positions)
+
+
+def rows_cost(weight: PackedPQ, outputs: int, groups: int, positions: int) -> float:
+    """Return about how many cycles of one core a layer takes by scalar tables."""
+    return _rows_plan(weight, outputs, groups, positions).cost
+
+
+def emit_rows(b: Builder, p: Product) -> None:
+    """Append the two steps; the positions, at most ROW_POSITIONS, are contiguous."""
+    weight = p.weight
+    assert isinstance(weight, PackedPQ)
+    name, codec = p.node.params["weight"], weight.codec
+    plan = _rows_plan(weight, p.outputs, p.groups, p.positions)
+    tables = b.new((plan.floats,))
+    shared = p.fields(b, p.offsets[block_columns(weight.shape, codec.layout)])
+    book = b.constant((name, "rows codebook"), lambda: rows_codebook(weight.codebook.astype(np.float32)))
+    fields = [*shared, 1, book, *plan.filled, tables]
+    b.emit(fill_tables, f"{p.node.name} (tables)", plan.fill_tasks, fields, reads=[p.x], writes=[tables], way="rows")
+    codes = b.code_bytes((name, "rows turns"), lambda: rows_codes(weight.codes, p.groups))
+    b.emit(
+        look_up_outputs,
+        p.node.name,
+        plan.tasks,
+        [*shared, codes, *plan.looked_up, tables],
+        reads=[tables, *(v for v in p.tail if isinstance(v, View))],
+        writes=[p.out],
+        scratch=plan.scratch + 64,
+        way="rows",
         stored=stored_bytes(weight),
     )
