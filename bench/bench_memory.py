@@ -33,7 +33,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         files = Files(folder, args.net)
         for engine in engines:
-            files.first_run(engine, args.threads)
+            files.first_run(engine, args.threads, warm=False)
         files.check(engines)
         for engine in engines:
             runs = [files.first_run(engine, args.threads) for _ in range(args.runs)]

@@ -1,6 +1,6 @@
 """From the start of a process to the first result of a network: seconds of wall time, in fresh processes in turn.
 
-``pqnet_empty_cache`` starts with no compiled kernels at all, ``pqnet`` with those of the run before.
+``pqnet_empty_cache`` (one run) starts with no compiled kernels at all, ``pqnet`` with those of the run before.
 
 Example: ``python bench/bench_start.py --net resnet50-spatial --runs 7``
 """
@@ -9,7 +9,7 @@ import argparse
 import statistics
 import tempfile
 
-from common import emit, machine
+from common import OtherLoad, emit, machine
 from fresh import Files
 from nets import NETS
 from peers_load import LOADERS
@@ -26,18 +26,19 @@ def main() -> None:
     args = parser.parse_args()
     emit("machine", **machine(args.peers) | {"threads": args.threads})
     engines = ["pqnet", *args.peers]
-    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as cache:
-        files = Files(folder, args.net)
-        empty = files.first_run("pqnet", args.threads, cache).seconds
+    with tempfile.TemporaryDirectory() as folder:
+        files, load = Files(folder, args.net), OtherLoad()
+        empty = files.first_run("pqnet", args.threads, warm=False).seconds
         for engine in engines:
-            files.first_run(engine, args.threads, cache)
+            files.first_run(engine, args.threads)
         files.check(engines)
         times: dict[str, list[float]] = {engine: [] for engine in engines}
         for _ in range(args.runs):
             for engine, into in times.items():
-                into.append(files.first_run(engine, args.threads, cache).seconds)
+                into.append(files.first_run(engine, args.threads).seconds)
     seconds = {"pqnet_empty_cache": empty} | {engine: statistics.median(values) for engine, values in times.items()}
-    emit("start", net=args.net, seconds={name: float(f"{s:.4g}") for name, s in seconds.items()})
+    rounded = {name: float(f"{s:.4g}") for name, s in seconds.items()}
+    emit("start", net=args.net, seconds=rounded, other_load=load.share())
 
 
 if __name__ == "__main__":

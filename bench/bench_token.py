@@ -24,13 +24,13 @@ TOLERANCE = 1e-4
 
 
 @njit(cache=True, fastmath=True)
-def table(x, codebook):
+def table(x: np.ndarray, codebook: np.ndarray) -> np.ndarray:
     # IN x (M*d,) f4, codebook (K, d) f4; OUT (M, K) f4: products of every group of inputs with every codeword
     return np.dot(x.reshape(-1, codebook.shape[1]), codebook.T)
 
 
 @njit(cache=True, parallel=True, fastmath=True)
-def add_by_groups(lut, codes, threads):
+def add_by_groups(lut: np.ndarray, codes: np.ndarray, threads: int) -> np.ndarray:
     # IN lut (M, K) f4, codes (M, O) u1; OUT (O,) f4
     groups, outputs = codes.shape
     partial = np.zeros((threads, outputs), np.float32)
@@ -42,7 +42,7 @@ def add_by_groups(lut, codes, threads):
 
 
 @njit(cache=True, parallel=True, fastmath=True)
-def add_by_outputs(lut, codes, threads):
+def add_by_outputs(lut: np.ndarray, codes: np.ndarray, threads: int) -> np.ndarray:
     # IN lut (M, K) f4, codes (M, O) u1; OUT (O,) f4
     groups, outputs = codes.shape
     out = np.zeros(outputs, np.float32)

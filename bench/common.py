@@ -25,16 +25,29 @@ def machine(packages: Iterable[str] = ()) -> dict[str, Any]:
         names = {key.strip(): value.strip() for key, value in fields.items()}
         cpu = f"{names.get('model name', cpu)} family {names.get('cpu family')} model {names.get('model')}"
     versions = {name: importlib.metadata.version(name) for name in ("numpy", "numba", *packages)}
-    return {"cpu": cpu, "threads": numba.get_num_threads(), **versions}
+    # Asking Numba itself would start its OpenMP threads, beside which PyTorch takes three times as long.
+    return {"cpu": cpu, "threads": numba.config.NUMBA_NUM_THREADS, **versions}
 
 
-def busy_seconds() -> float:
-    """Return the CPU seconds that all processes of the machine have used; 0 where the system does not tell."""
-    stat = Path("/proc/stat")
-    if not stat.exists():
-        return 0.0
-    ticks = [int(field) for field in stat.read_text().splitlines()[0].split()[1:9]]
-    return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")  # all but idle and waiting for disks
+class OtherLoad:
+    """Watches what other processes than this one and its children do to the machine."""
+
+    def __init__(self) -> None:
+        self._start = self._used()
+
+    def _used(self) -> tuple[float, float]:
+        """Return the CPU seconds of this process with its children, and of all; 0 where the system does not tell."""
+        stat = Path("/proc/stat")
+        if not stat.exists():
+            return 0.0, 0.0
+        ticks = [int(field) for field in stat.read_text().splitlines()[0].split()[1:9]]
+        everything = (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")  # all but idle and disk waits
+        return sum(os.times()[:4]), everything
+
+    def share(self) -> float:
+        """Return the part of the CPU time used since the start that was not ours."""
+        ours, everything = (now - then for now, then in zip(self._used(), self._start, strict=True))
+        return max(0.0, 1 - ours / everything) if everything else 0.0
 
 
 def emit(name: str, **figures: Any) -> None:
@@ -67,7 +80,7 @@ def interleaved(functions: dict[str, Callable[[], Any]], runs: int, block: int =
     threads). That every engine meets the same slow and fast phases of the machine is what the turns are for.
     """
     times: dict[str, list[float]] = {name: [] for name in functions}
-    own, all_busy = time.process_time(), busy_seconds()
+    load = OtherLoad()
     for _ in range(-(-runs // block)):
         for name, function in functions.items():
             time.sleep(REST)
@@ -76,6 +89,4 @@ def interleaved(functions: dict[str, Callable[[], Any]], runs: int, block: int =
                 start = time.perf_counter()
                 function()
                 times[name].append(time.perf_counter() - start)
-    own, all_busy = time.process_time() - own, busy_seconds() - all_busy
-    others = max(0.0, 1 - own / all_busy) if all_busy else 0.0
-    return {name: statistics.median(values) for name, values in times.items()}, others
+    return {name: statistics.median(values) for name, values in times.items()}, load.share()

@@ -1,4 +1,7 @@
-"""Starts `first_run` in fresh processes: files for every engine, and what one such process reports."""
+"""Starts `first_run` in fresh processes: files for every engine, and what one such process reports.
+
+Compiled kernels are kept in a folder of their own, empty at first, so that it is known which runs compiled.
+"""
 
 import json
 import os
@@ -36,19 +39,25 @@ class Files:
         (x,) = sample(graph, batch).values()
         self.folder, self.input = Path(folder), Path(folder) / "input.npy"
         self.model, self.onnx = self.folder / "model.h5", self.folder / "model.onnx"
+        self.cache = self.folder / "kernels"
         np.save(self.input, x)
         pqnet.Model(graph).save(self.model)
         onnx.save(to_onnx(decoded(graph), {"batch": batch}), self.onnx)
 
-    def first_run(self, engine: str, threads: int, cache: str | None = None) -> First:
-        """Run an engine once in a process of its own; ``cache``: the folder of Numba's compiled kernels."""
+    def compiled(self) -> int:
+        """Return the number of compiled kernels in the folder."""
+        return sum(1 for _ in self.cache.rglob("*.nbc"))
+
+    def first_run(self, engine: str, threads: int, *, warm: bool = True) -> First:
+        """Run an engine once in a process of its own; ``warm``: raise if it had to compile a kernel."""
+        compiled = self.compiled()
         model = self.model if engine == "pqnet" else self.onnx
         command = [sys.executable, str(SCRIPT), engine, str(model), str(self.input), str(threads)]
-        environment = os.environ | ({"NUMBA_CACHE_DIR": cache} if cache else {})
+        environment = os.environ | {"NUMBA_CACHE_DIR": str(self.cache)}
         start = time.perf_counter()
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
             assert process.stdout is not None
-            reports = {}
+            reports: dict[str, dict[str, Any]] = {}
             for line in process.stdout:
                 reports |= {json.loads(line)["point"]: json.loads(line)}
                 if "result" in reports:
@@ -56,6 +65,8 @@ class Files:
             seconds = time.perf_counter() - start
         if process.returncode or "result" not in reports:
             raise RuntimeError(f"{engine}: the process ended with {process.returncode}")
+        if warm and self.compiled() != compiled:
+            raise RuntimeError(f"{engine}: kernels were compiled in a run that should find them; did sources change?")
         return First(seconds, reports["imported"], reports["result"])
 
     def check(self, engines: list[str]) -> None:

@@ -58,10 +58,14 @@ def resnet_channel(arch: str) -> Graph:
     """A ResNet whose layers but the first are channel blocks of d = 8, K = 256."""
     from pqnet_converters.resnet import resnet_graph, resnet_layers
 
-    draw, params = Draw(0), {}
+    draw = Draw(0)
+    params: dict[str, Param] = {}
     for name, layer in resnet_layers(arch).items():
         if name == "fc":
-            params |= {"fc.weight": draw.packed((1000, layer.inputs), 8, "channel", 1), "fc.bias": np.zeros(1000, "f4")}
+            params |= {
+                "fc.weight": draw.packed((1000, layer.inputs), 8, "channel", 1),
+                "fc.bias": np.zeros(1000, np.float32),
+            }
             continue
         shape = (layer.outputs, layer.inputs, layer.kernel, layer.kernel)
         params[f"{name}.weight"] = draw.weight(shape, (8,), gain=2)  # 2: half of a rectified input is zero
@@ -71,8 +75,10 @@ def resnet_channel(arch: str) -> Graph:
 
 
 # EfficientNet-B3: expansion, output channels, blocks, stride, kernel of each stage.
-STAGES = ((1, 24, 2, 1, 3), (6, 32, 3, 2, 3), (6, 48, 3, 2, 5), (6, 96, 5, 2, 3), (6, 136, 5, 1, 5))
-STAGES += ((6, 232, 6, 2, 5), (6, 384, 2, 1, 3))
+STAGES = (
+    *((1, 24, 2, 1, 3), (6, 32, 3, 2, 3), (6, 48, 3, 2, 5), (6, 96, 5, 2, 3)),
+    *((6, 136, 5, 1, 5), (6, 232, 6, 2, 5), (6, 384, 2, 1, 3)),
+)
 
 
 def efficientnet_b3(size: int = 300) -> Graph:
@@ -106,7 +112,10 @@ def efficientnet_b3(size: int = 300) -> Graph:
             y = point(y, wide, outputs, 1.0, act=False)
             x, inputs = (b.add("add", y, x) if stride == 1 and inputs == outputs else y), outputs
     x = b.add("mean", point(x, inputs, 1536, 1.0), axes=(2, 3))
-    head = {"weight": draw.packed((1000, 1536), 8, "channel", 1), "bias": np.zeros(1000, np.float32)}
+    head: dict[str, Param | str] = {
+        "weight": draw.packed((1000, 1536), 8, "channel", 1),
+        "bias": np.zeros(1000, np.float32),
+    }
     return b.build({"output": b.add("linear", x, params=head)})
 
 
@@ -153,7 +162,7 @@ NETS: dict[str, tuple[Callable[[], Graph], int, str]] = {
 
 def decoded(graph: Graph) -> Graph:
     """Return the same network with float weights."""
-    params = {name: p.decode() if isinstance(p, Packed) else p for name, p in graph.params.items()}
+    params: dict[str, Param] = {n: p.decode() if isinstance(p, Packed) else p for n, p in graph.params.items()}
     return dataclasses.replace(graph, params=params)
 
 

@@ -61,17 +61,16 @@ class Exporter:
             EXPORTERS[node.op](self, node)
         for name, value in self.graph.outputs.items():
             self.emit("Identity", [value], f"output:{name}")
-        inputs = {name: self.infos[name] for name in self.graph.inputs}
-        outputs = {f"output:{name}": self.infos[value] for name, value in self.graph.outputs.items()}
-        values = [
-            [helper.make_tensor_value_info(name, DTYPES[info.dtype], info.shape) for name, info in group.items()]
-            for group in (inputs, outputs)
-        ]
-        graph = helper.make_graph(self.nodes, "network", *values, initializer=list(self.constants.values()))
+        inputs = [self._described(name, name) for name in self.graph.inputs]
+        outputs = [self._described(f"output:{name}", value) for name, value in self.graph.outputs.items()]
+        graph = helper.make_graph(self.nodes, "network", inputs, outputs, list(self.constants.values()))
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)])
         model.ir_version = 9
         onnx.checker.check_model(model)
         return model
+
+    def _described(self, name: str, value: str) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, DTYPES[self.infos[value].dtype], self.shape(value))
 
 
 def to_onnx(graph: Graph, symbols: Mapping[str, int] | None = None) -> onnx.ModelProto:
@@ -91,7 +90,7 @@ def exports(*ops: str) -> Callable[[Callable[[Exporter, Node], None]], Callable[
 def _direct(e: Exporter, n: Node) -> None:
     inputs = list(n.inputs)
     if n.attrs.get("scalar") is not None:
-        scalar = e.constant(f"{n.name}.scalar", np.float32(n.attrs["scalar"]))
+        scalar = e.constant(f"{n.name}.scalar", np.asarray(n.attrs["scalar"], np.float32))
         inputs.insert(0 if n.attrs.get("reverse") else 1, scalar)
     e.emit(DIRECT[n.op], inputs, n.outputs[0])
 
@@ -198,7 +197,7 @@ def _attention(e: Exporter, n: Node) -> None:
     turned = e.emit("Transpose", [k], f"{n.name}.k", perm=[*range(rank - 2), rank - 1, rank - 2])
     scores = e.emit("MatMul", [q, turned], f"{n.name}.scores")
     factor = 1 / math.sqrt(size) if n.attrs["scale"] is None else n.attrs["scale"]
-    scaled = e.emit("Mul", [scores, e.constant(f"{n.name}.scale", np.float32(factor))], f"{n.name}.scaled")
+    scaled = e.emit("Mul", [scores, e.constant(f"{n.name}.scale", np.asarray(factor, np.float32))], f"{n.name}.scaled")
     e.emit("MatMul", [e.emit("Softmax", [scaled], f"{n.name}.shares", axis=-1), v], n.outputs[0])
 
 
@@ -211,8 +210,3 @@ def _reshape(e: Exporter, n: Node) -> None:
 @exports("permute")
 def _permute(e: Exporter, n: Node) -> None:
     e.emit("Transpose", [n.inputs[0]], n.outputs[0], perm=n.attrs["axes"])
-
-
-@exports("embedding")
-def _embedding(e: Exporter, n: Node) -> None:
-    e.emit("Gather", [e.param(n, "weight"), n.inputs[0]], n.outputs[0], axis=0)

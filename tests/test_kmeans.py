@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pqnet
-from pqnet.fit.kmeans import _fill_empty, _Problem
+from pqnet.fit import kmeans as fit
+from pqnet.fit import tiles
+from pqnet.fit.kmeans import _fill_empty, _Problem, _Sums
 from pqnet.pipeline.moments import build_metric, row_moments
 
 
@@ -65,6 +67,80 @@ def test_lloyd_is_the_naive_one(n, d, k, m, seed):
         blocks, codebook, naive.distances(blocks, codebook, **options).argmin(1), weights, **options
     )
     assert step.error == pytest.approx(min(error, first), rel=2e-4, abs=1e-6)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(60, 900),
+    st.integers(1, 20),
+    st.integers(1, 80),
+    st.integers(0, 3),
+    st.booleans(),
+    st.integers(0, 2**32 - 1),
+)
+def test_bounds_and_sums_of_moves_change_nothing(n, d, k, m, settled, seed):
+    """Every step of the tiles finds the codes that looking at all codewords finds, and the sums these make."""
+    rng = np.random.default_rng(seed)
+    blocks, codebook, options = problem(rng, n, d, k, m)
+    weights = rng.random(n).astype(np.float32)
+    p = _Problem(blocks, weights, options.get("metric"), options.get("groups"), 2)
+    assert tiles.worth_tiles(p.group, p.n_groups)
+    store = tiles.Tiles(p, codebook, bounds=True)
+    store.settled |= settled
+    for i in range(8):
+        store.step(codebook)
+        codes = store.to_rows()
+        assert np.array_equal(codes, p.nearest(codebook))
+        right, share = store.totals()
+        moved = blocks if m < 2 else np.einsum("nij,nj->ni", options["metric"][options["groups"]], blocks)
+        want = np.zeros((k, d))
+        np.add.at(want, codes, weights[:, None] * moved)
+        assert np.allclose(right, want, rtol=1e-4, atol=1e-4 * np.abs(moved).max())
+        masses = np.zeros((max(m, 1), k))
+        np.add.at(masses, (options.get("groups", np.zeros(n, int)), codes), weights)
+        assert np.allclose(share, masses, rtol=1e-6, atol=1e-9)
+        assert ((share > 0) == (masses > 0)).all()  # what leaves leaves nothing behind
+        sums = _Sums(p, store)
+        error = p.errors(codebook, codes)[1]
+        assert sums.error(codebook) == pytest.approx(error, rel=1e-4, abs=1e-5 * store.norm)
+        if i == 3:  # other codes, as when codewords without blocks are given some
+            store.take(rng.permutation(codes).astype(np.int32))
+        codebook = sums.update(codebook) if i != 5 else codebook[rng.permutation(k)]
+
+
+def test_bounds_leave_most_codewords_out():
+    blocks = np.random.default_rng(12).standard_normal((40000, 4)).astype(np.float32)
+    p = _Problem(blocks, None, None, None, None)
+    store, codebook = tiles.Tiles(p, blocks[:128], bounds=True), blocks[:128]
+    for _ in range(12):
+        store.step(codebook)
+        codebook = _Sums(p, store).update(codebook)
+    assert store.settled and store.listed.sum() < 0.3 * 128 * len(store.group)
+
+
+@pytest.mark.parametrize("m", [0, 1, 4])
+def test_fits_with_and_without_bounds_are_equal(m, monkeypatch):
+    blocks, _, options = problem(np.random.default_rng(13), 9000, 5, 1, m)
+    found = []
+    for work in (0, 10**12):
+        monkeypatch.setattr(fit, "BOUND_WORK", work)
+        found.append(pqnet.weighted_kmeans(blocks, 60, n_iter=30, **options))
+    # The blocks are summed in another order.
+    assert found[0].error == pytest.approx(found[1].error, rel=1e-2)
+
+
+def test_weights_of_very_different_size_are_summed_anew():
+    rng = np.random.default_rng(14)
+    blocks = rng.standard_normal((500, 3)).astype(np.float32)
+    weights = (10.0 ** rng.integers(-12, 12, 500)).astype(np.float32)
+    p = _Problem(blocks, weights, None, None, None)
+    assert not p.even_weights
+    store, codebook = tiles.Tiles(p, blocks[:20], bounds=True), blocks[:20]
+    for _ in range(6):
+        store.step(codebook)
+        want = np.bincount(store.to_rows(), weights.astype(float), 20)
+        assert np.allclose(store.totals()[1][0], want, rtol=1e-12, atol=0)
+        codebook = _Sums(p, store).update(codebook)
 
 
 @pytest.mark.parametrize("m", [0, 1, 3])

@@ -1,6 +1,7 @@
 """Weighted k-means and nearest codewords under a quadratic metric, on plain arrays."""
 
 from contextlib import AbstractContextManager
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -13,6 +14,7 @@ from pqnet.fit.tiles import Codewords, Tiles, aligned, group_tiles, worth_tiles
 from pqnet.kernels import kmeans as kernels
 from pqnet.kernels import kmeans_rows as rows
 from pqnet.kernels.kmeans_search import ALL_GROUP, ALL_TILE
+from pqnet.kernels.simd import WIDTH
 
 __all__ = ["KMeansResult", "assign", "weighted_kmeans"]
 
@@ -21,6 +23,7 @@ LARGEST = 1e37  # of half distances: far enough from the end of float32
 SERIAL_WORK = 2_000_000  # multiplications below which waking other threads costs more than it saves
 BOUND_WORK = 50_000_000  # multiplications of an iteration, and iterations, below which sorting costs more than it saves
 BOUND_STEPS = 4
+SAMPLE = 1 << 11  # blocks that show whether all lie far from zero
 TOLERANCE = 1e-5  # stop when an iteration lowers the error by less than this share
 CANCELLED = 1e-7  # share of the blocks' norm below which an error is no longer a difference of sums
 
@@ -48,21 +51,25 @@ class KMeansResult(NamedTuple):
 class _Problem:
     """Checked blocks with their weights and metric."""
 
-    def __init__(self, blocks: Any, weights: Any, metric: Any, groups: Any, threads: int | None) -> None:
+    def __init__(
+        self, blocks: Any, weights: Any, metric: Any, groups: Any, threads: int | None, *, sample: bool = False
+    ) -> None:
         self.threads = default_threads(threads)
         self.v = _blocks(blocks)
         n, d = self.v.shape
+        self.sampled = sample and n > 4 * SAMPLE  # `nearest` then looks at the others
         self.chunk = max(1024, -(-n // 256))
         self.n_chunks = -(-n // self.chunk)
-        mean, self.variance, largest = self._survey()
+        mean, self.variance, largest = self._survey(
+            np.ascontiguousarray(self.v[:: n // SAMPLE]) if self.sampled else self.v
+        )
         # Distances do not change when all is moved, but float32 loses them if blocks lie far from zero.
-        far = np.square(mean).sum() > 4 * self.variance.sum()
+        far = bool(4 * self.variance.sum() < mean @ mean < np.inf)
         self.shift = mean if far else np.zeros(d)
         if far:
             self.v = (self.v - mean).astype(np.float32)
             largest = float(np.abs(self.v).max())
         self._take_metric(metric, groups)
-        self.w = np.ones(n, np.float32)
         self.even_weights = True
         if weights is not None:
             self.w = _check.float_array(weights, "weights", shape=(n,))
@@ -70,24 +77,31 @@ class _Problem:
                 raise _check.error("weights", "non-negative numbers, not all zero", f"minimum {self.w.min()}")
             # Whether sums of weights are exact in float64, so that what leaves a sum leaves nothing behind.
             self.even_weights = n * float(self.w.max()) < 2.0**29 * float(self.w[self.w > 0].min())
+        self._take_largest(largest)
+
+    def _take_largest(self, largest: float) -> None:
+        if not np.isfinite(largest):
+            _check.float_array(self.v, "blocks")  # raises
         # At most this much times the largest number of a codeword is y . c of any block, for every group.
+        d = self.v.shape[1]
         spread = np.abs(self.metric).sum((1, 2), dtype=np.float64) if self.metric.size else np.array([float(d)])
         self.steepest = spread * largest
         self.check_range("blocks", float(self.steepest.max()) * largest)
 
-    def _survey(self) -> tuple[np.ndarray, np.ndarray, float]:
-        """Return means and variances of the coordinates and the largest magnitude; raise on what is not finite."""
-        n, d = self.v.shape
+    def _survey(self, v: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+        """Return means and variances of the coordinates and the largest magnitude, NaN where one is."""
+        n, d = v.shape
         period = 16 * d
         chunk = max(64, -(-n // (16 * 64)))
         shape = (-(-n // (16 * chunk)), period)
         sums, squares, largest = np.empty(shape), np.empty(shape), np.empty(shape, np.float32)
-        with self.kernels(4 * self.v.size):
-            rows.survey(self.v.reshape(-1), period, chunk, sums, squares, largest)
+        scratch = aligned(shape[0], 2 * period)
+        with self.kernels(4 * v.size):
+            rows.survey(v.reshape(-1), period, chunk, scratch, sums, squares, largest)
         mean, square = (a.reshape(-1, d).sum(0) / n for a in (sums, squares))
-        if not np.isfinite(square).all():
-            _check.float_array(self.v, "blocks")  # raises
-        return mean, np.maximum(square - mean * mean, 0.0), float(largest.max())
+        with np.errstate(over="ignore", invalid="ignore"):  # numbers out of range, which check_range tells
+            variance = np.maximum(square - mean * mean, 0.0)
+        return mean, variance, float(largest.max())
 
     def _take_metric(self, metric: Any, groups: Any) -> None:
         n, d = self.v.shape
@@ -125,6 +139,11 @@ class _Problem:
         """Enter the kernels with the threads that ``work`` multiplications are worth."""
         return parallel_kernels(self.threads if work > SERIAL_WORK else 1)
 
+    @cached_property
+    def w(self) -> np.ndarray:
+        """Return the weights."""
+        return np.ones(len(self.v), np.float32)  # unless they were given
+
     @property
     def group_of_block(self) -> np.ndarray:
         """Return the group of every block."""
@@ -152,19 +171,23 @@ class _Problem:
         slots, tile_group = np.empty(0, np.int32), np.zeros(-(-n // ALL_TILE), np.int32)
         if self.n_groups > 1:
             slots, tile_group = group_tiles(self.group, self.n_groups, np.arange(n, dtype=np.int32), ALL_TILE)
-        chunk = max(8, -(-len(tile_group) // 256))
+        chunk = max(8, -(-len(tile_group) // 64))
         shape = (-(-len(tile_group) // chunk), ALL_TILE)
         scratch = (
             aligned(shape[0], 2, d * ALL_TILE),
             np.empty(shape),
-            np.empty(shape, np.int64),
+            np.empty(shape, np.uintp),
             np.empty(shape, np.int32),
         )
+        seen = np.empty((shape[0], 3 * WIDTH), np.float32)
         ids, groups = np.arange(now.padded, dtype=np.int32), -(-now.k // ALL_GROUP)
         words = now.interleaved(), now.offset, ids, groups
         with self.kernels(self.v.size * now.padded):
             flat = self.v.reshape(-1)
-            kernels.nearest_in_tiles(flat, slots, tile_group, self.metric, *words, chunk, *scratch, codes)
+            kernels.nearest_in_tiles(flat, slots, tile_group, self.metric, *words, chunk, *scratch, codes, seen)
+        if self.sampled:
+            self._take_largest(float(np.abs(seen).max()))
+            self.check_range("codebook", float(self.steepest.max()) * now.largest)
         return codes
 
     def errors(self, codebook: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray, float]:
@@ -293,7 +316,7 @@ def assign(
     >>> pqnet.assign([[0.0, 1.0], [4.0, 4.0]], [[0.0, 0.0], [5.0, 5.0]]).tolist()
     [0, 1]
     """
-    problem = _Problem(blocks, None, metric, groups, threads)
+    problem = _Problem(blocks, None, metric, groups, threads, sample=groups is None)
     words = _check.float_array(codebook, "codebook", shape=(None, problem.v.shape[1]))
     with blas_limit(1):
         codes = problem.nearest((words - problem.shift).astype(np.float32))

@@ -98,7 +98,7 @@ class Tiles:
         self.weights = np.empty(len(self.rows), np.float32)
         self.centre, self.radius = np.empty(tiles * d, np.float32), np.empty(tiles, np.float32)
         norm = np.empty(chunks)
-        scratch = aligned(chunks, 2, d * TILE), np.empty((chunks, 2, TILE)), np.empty((chunks, TILE), np.int64)
+        scratch = aligned(chunks, 2, d * TILE), np.empty((chunks, 2, TILE)), np.empty((chunks, TILE), np.uintp)
         out = self.x, self.summed, self.weights, self.centre, self.radius, norm
         with problem.kernels(n * d * d):
             kernels.fill_tiles(
@@ -117,8 +117,9 @@ class Tiles:
         self.sums, self.mass = np.zeros((chunks, k, d)), np.zeros((len(self.segment_group), k))
         self.slack = aligned(tiles if self.bounds else 1, padded)
         self.slack[:, :k], self.slack[:, k:] = 0.0, 1e38
+        self.credit, self.nearest = np.zeros(tiles, np.float32), np.zeros(len(self.rows), np.float32)
         kept = padded if self.bounds else 1
-        self.scratch = aligned(chunks, padded + TILE * (1 + kept))
+        self.scratch = aligned(chunks, LANES + TILE * (1 + kept))
         self.ids = np.empty((chunks, TILE + padded + GROUP), np.int32)
         self.listed, self.moved = np.empty(chunks, np.int64), np.empty(chunks, np.int64)
         self.changes = aligned(d * padded), aligned(m * padded), aligned(padded)
@@ -166,6 +167,8 @@ class Tiles:
                 self.scratch,
                 self.ids,
                 self.slack.reshape(-1),
+                self.credit,
+                self.nearest,
                 self.codes,
                 self.sums,
                 self.mass,

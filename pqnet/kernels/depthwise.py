@@ -26,19 +26,19 @@ _WORD, _LONG = ir.IntType(32), ir.IntType(64)
 
 
 def _downwards(taps, vectors):
-    def twin(x, x0, x_step, row, kw, dx, w, w0, out, s0, s_step, out_row, rows, data, near, near_row, far, far_row):
-        for v in range(vectors):
-            for i in range(rows):
+    def twin(x, x0, x_step, row, kw, dx, w, w0, s0, s_step, out_row, rows, data, near, far, far_row):
+        for i in range(rows):
+            for v in range(vectors):
                 total = np.zeros(WIDTH, np.float32)
                 for ky in range(taps):
-                    for kx in range(kw):
+                    for kx in range(taps):
                         at = x0 + v * x_step + (i + ky) * row + kx * dx
-                        total += w[w0 + ky * kw + kx] * x[at : at + WIDTH]
+                        total += w[w0 + ky * taps + kx] * x[at : at + WIDTH]
                 at = s0 + v * s_step + i * out_row
-                out[at : at + WIDTH] = total
+                x[at : at + WIDTH] = total
 
     def emit(context, builder, signature, values):
-        x, x0, x_step, row, kw, dx, w, w0, out, s0, s_step, out_row, rows, data, near, near_row, far, far_row = values
+        x, x0, x_step, row, kw, dx, w, w0, s0, s_step, out_row, rows, data, near, far, far_row = values
 
         def place(array, i, at):
             return builder.gep(context.make_array(signature.args[i])(context, builder, array).data, [at])
@@ -50,61 +50,63 @@ def _downwards(taps, vectors):
         fetch_kind = ir.FunctionType(ir.VoidType(), [byte, _WORD, _WORD, _WORD])
         fetch = cgutils.get_or_insert_function(builder.module, fetch_kind, "llvm.prefetch.p0")
         zeros, none = ir.Constant(lanes, [0.0] * WIDTH), ir.Constant(ir.VectorType(_WORD, WIDTH), [0] * WIDTH)
-        weights = [place(w, 6, builder.add(w0, builder.mul(kw, _LONG(ky)))) for ky in range(taps)]
+        weights = [place(w, 6, builder.add(w0, _LONG(taps * ky))) for ky in range(taps)]
         sources = [place(x, 0, builder.add(x0, builder.mul(x_step, _LONG(v)))) for v in range(vectors)]
-        targets = [place(out, 8, builder.add(s0, builder.mul(s_step, _LONG(v)))) for v in range(vectors)]
-        nears, fars = place(data, 13, near), place(data, 13, far)
+        targets = [place(x, 0, builder.add(s0, builder.mul(s_step, _LONG(v)))) for v in range(vectors)]
+        nears, fars = place(data, 12, near), place(data, 12, far)
         steps = builder.add(rows, _LONG(taps - 1))
 
         before = builder.block
-        outer, inner, end = (builder.append_basic_block(name) for name in ("down.row", "down.tap", "down.end"))
-        writing, following = builder.append_basic_block("down.write"), builder.append_basic_block("down.next")
-        builder.branch(outer)
-        builder.position_at_end(outer)
+        loop, writing, following, end = (builder.append_basic_block(f"down.{name}") for name in "abcd")
+        builder.branch(loop)
+        builder.position_at_end(loop)
         i = builder.phi(_LONG)
         old = [[builder.phi(lanes) for _ in range(vectors)] for _ in range(taps - 1)]
-        at = builder.mul(i, row)
-        lines = [(nears, near_row), (fars, far_row)]
-        for start, step in lines:  # what this band writes and what the next one reads
+        for start, step in ((nears, out_row), (fars, far_row)):  # what this band writes and what the next one reads
             for v in range(vectors):
                 line = builder.gep(start, [builder.add(builder.mul(i, step), _LONG(v * WIDTH))])
                 builder.call(fetch, [builder.bitcast(line, byte), _WORD(0), _WORD(2), _WORD(1)])
-        builder.branch(inner)
-
-        builder.position_at_end(inner)
-        kx, shift = builder.phi(_LONG), builder.phi(_LONG)
         # Sums by age: the first ones see their last row now.
-        sums = [[builder.phi(lanes) for _ in range(vectors)] for _ in range(taps)]
-        loaded = []
-        for source in sources:
-            value = builder.load(builder.bitcast(builder.gep(source, [shift]), lanes.as_pointer()))
-            value.align = 4
-            loaded.append(value)
-        results = []
-        for age in range(taps):
-            weight = builder.load(builder.gep(weights[taps - 1 - age], [kx]))
-            first = builder.insert_element(ir.Constant(lanes, ir.Undefined), weight, _WORD(0))
-            spread = builder.shuffle_vector(first, ir.Constant(lanes, ir.Undefined), none)
-            results.append([builder.call(multiply_add, [spread, loaded[v], sums[age][v]]) for v in range(vectors)])
-        next_kx, next_shift = builder.add(kx, _LONG(1)), builder.add(shift, dx)
-        kx.add_incoming(_LONG(0), outer)
-        kx.add_incoming(next_kx, inner)
-        shift.add_incoming(at, outer)
-        shift.add_incoming(next_shift, inner)
-        for age in range(taps):
-            for v in range(vectors):
-                sums[age][v].add_incoming(old[age][v] if age < taps - 1 else zeros, outer)
-                sums[age][v].add_incoming(results[age][v], inner)
-        after = builder.append_basic_block("down.taps")
-        builder.cbranch(builder.icmp_signed("<", next_kx, kw), inner, after)
+        sums, at = [*old, [zeros] * vectors], builder.mul(i, row)
 
-        builder.position_at_end(after)
+        def add_tap(kx, at, sums):
+            values = []
+            for source in sources:
+                value = builder.load(builder.bitcast(builder.gep(source, [at]), lanes.as_pointer()))
+                value.align = 4
+                values.append(value)
+            results = []
+            for age in range(taps):
+                weight = builder.load(builder.gep(weights[taps - 1 - age], [kx]))
+                first = builder.insert_element(ir.Constant(lanes, ir.Undefined), weight, _WORD(0))
+                spread = builder.shuffle_vector(first, ir.Constant(lanes, ir.Undefined), none)
+                results.append([builder.call(multiply_add, [spread, values[v], sums[age][v]]) for v in range(vectors)])
+            return results
+
+        if taps == 3:
+            for kx in range(taps):
+                sums = add_tap(_LONG(kx), at, sums)
+                at = builder.add(at, dx)
+        else:  # more taps at once do not fit in the registers; LLVM unrolls loops whose end it knows
+            inner, after = builder.append_basic_block("down.taps"), builder.append_basic_block("down.after")
+            builder.branch(inner)
+            builder.position_at_end(inner)
+            phis = [builder.phi(_LONG), builder.phi(_LONG), *(builder.phi(lanes) for _ in range(taps * vectors))]
+            started = [_LONG(0), at, *(v for age in sums for v in age)]
+            grouped = [phis[2 + age * vectors : 2 + (age + 1) * vectors] for age in range(taps)]
+            sums = add_tap(phis[0], phis[1], grouped)
+            going = [builder.add(phis[0], _LONG(1)), builder.add(phis[1], dx), *(v for age in sums for v in age)]
+            for phi, value, other in zip(phis, started, going, strict=True):
+                phi.add_incoming(value, loop)
+                phi.add_incoming(other, inner)
+            builder.cbranch(builder.icmp_signed("<", going[0], kw), inner, after)
+            builder.position_at_end(after)
         done = builder.sub(i, _LONG(taps - 1))
         builder.cbranch(builder.icmp_signed(">=", done, _LONG(0)), writing, following)
         builder.position_at_end(writing)
         for v in range(vectors):
             target = builder.gep(targets[v], [builder.mul(done, out_row)])
-            builder.store(results[0][v], builder.bitcast(target, lanes.as_pointer())).align = 4
+            builder.store(sums[0][v], builder.bitcast(target, lanes.as_pointer())).align = 4
         builder.branch(following)
         builder.position_at_end(following)
         next_i = builder.add(i, _LONG(1))
@@ -113,45 +115,26 @@ def _downwards(taps, vectors):
         for age in range(taps - 1):
             for v in range(vectors):
                 old[age][v].add_incoming(zeros, before)
-                old[age][v].add_incoming(results[age + 1][v], following)
-        builder.cbranch(builder.icmp_signed("<", next_i, steps), outer, end)
+                old[age][v].add_incoming(sums[age + 1][v], following)
+        builder.cbranch(builder.icmp_signed("<", next_i, steps), loop, end)
         builder.position_at_end(end)
         return context.get_dummy_value()
 
     n = types.intp
 
     @intrinsic
-    def down(
-        context, x, x0, x_step, row, kw, dx, w, w0, out, s0, s_step, out_row, rows, data, near, near_row, far, far_row
-    ):
-        return types.void(x, n, n, n, n, n, w, n, out, n, n, n, n, data, n, n, n, n), emit
+    def down(context, x, x0, x_step, row, kw, dx, w, w0, s0, s_step, out_row, rows, data, near, far, far_row):
+        return types.void(x, n, n, n, n, n, w, n, n, n, n, n, data, n, n, n), emit
 
     return twin if config.DISABLE_JIT else down
 
 
-# (x, x0, x_step, row, kw, dx, w, w0, out, s0, s_step, out_row, rows, data, near, near_row, far, far_row): for vector v
-# and output row i out[s0 + v * s_step + i * out_row ..] = sum w[w0 + ky * kw + kx] * x[x0 + v * x_step + (i + ky) * row
-# + kx * dx ..], rows one after the other; of data lines from near + i * near_row and far + i * far_row are prefetched.
+# (x, x0, x_step, row, kw, dx, w, w0, s0, s_step, out_row, rows, data, near, far, far_row): for vector v and row i
+# x[s0 + v * s_step + i * out_row ..] = sum w[w0 + ky * kw + kx] * x[x0 + v * x_step + (i + ky) * row + kx * dx ..],
+# rows one after the other; the lines of data from near + i * out_row and far + i * far_row are prefetched.
 _down_3, _down_3_wide = _downwards(3, 2), _downwards(3, COLUMNS)
 _down_5, _down_5_wide = _downwards(5, 2), _downwards(5, COLUMNS)
 _down_7, _down_7_wide = _downwards(7, 2), _downwards(7, COLUMNS)
-
-
-@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
-def _sum_down(kh, wide, x, x0, x_step, row, kw, dx, w, w0, s0, s_step, out_row, rows, data, near, far, far_row):
-    a, b, c, d = out_row, near, far, far_row
-    if kh == 3 and wide:
-        _down_3_wide(x, x0, x_step, row, kw, dx, w, w0, x, s0, s_step, out_row, rows, data, b, a, c, d)
-    elif kh == 3:
-        _down_3(x, x0, x_step, row, kw, dx, w, w0, x, s0, s_step, out_row, rows, data, b, a, c, d)
-    elif kh == 5 and wide:
-        _down_5_wide(x, x0, x_step, row, kw, dx, w, w0, x, s0, s_step, out_row, rows, data, b, a, c, d)
-    elif kh == 5:
-        _down_5(x, x0, x_step, row, kw, dx, w, w0, x, s0, s_step, out_row, rows, data, b, a, c, d)
-    elif wide:
-        _down_7_wide(x, x0, x_step, row, kw, dx, w, w0, x, s0, s_step, out_row, rows, data, b, a, c, d)
-    else:
-        _down_7(x, x0, x_step, row, kw, dx, w, w0, x, s0, s_step, out_row, rows, data, b, a, c, d)
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
@@ -177,8 +160,8 @@ def _copy_rows(source, x, row, rows, n, step, target, to, pitch):
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
-def _fill_planes(x, y, rows, g, data, index, scratch, start):
-    # OUT scratch from ``start``: the padded input of output rows y .. y + rows; data from x: an image
+def _fill_planes(x, y, rows, g, data, index, scratch):
+    # OUT scratch: the padded input of output rows y .. y + rows; data from x: an image
     band, pitch, out_height, height, top, left = g[8], g[9], g[14], g[23], g[25], g[26]
     sy, sx, phases, table, plane, row_step, extra = g[27], g[28], g[29], g[30], g[31], g[34], g[35]
     for phase in range(phases):
@@ -191,7 +174,7 @@ def _fill_planes(x, y, rows, g, data, index, scratch, start):
             low, high = (low + sy - 1) // sy, max(min((height - 1 - begin) // sy + 1, rows + extra), 0)
         low = min(low, rows + extra)
         high = max(high, low)
-        to, n = start + phase * plane + first, last - first
+        to, n = phase * plane + first, last - first
         if band < out_height:  # else the rows outside have never been written
             for i in range(low):
                 scratch[to + i * pitch : to + i * pitch + n] = np.float32(0)
@@ -202,8 +185,8 @@ def _fill_planes(x, y, rows, g, data, index, scratch, start):
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
-def _sum_taps(scratch, start, n, const, weight, taps, index, shifts, sums, data, near, far):
-    # OUT scratch from ``sums``: n sums of taps over the plane at ``start``, up to VECTORS vectors more
+def _sum_taps(scratch, n, const, weight, taps, index, shifts, sums, data, near, far):
+    # OUT scratch from ``sums``: n sums of taps over the planes, up to VECTORS vectors more
     # data: lines from near and far are prefetched
     zero = splat(np.float32(0))
     for q in range(0, n, VECTORS * WIDTH):
@@ -212,7 +195,7 @@ def _sum_taps(scratch, start, n, const, weight, taps, index, shifts, sums, data,
         if n - q > VECTORS // 2 * WIDTH:
             for t in range(taps):
                 w = splat(const[weight + t])
-                p = start + q + index[shifts + t]
+                p = q + index[shifts + t]
                 prefetch(data, near + q + t * WIDTH)
                 prefetch(data, far + 2 * (q + t * WIDTH))
                 prefetch(data, far + 2 * (q + t * WIDTH) + WIDTH)
@@ -227,57 +210,13 @@ def _sum_taps(scratch, start, n, const, weight, taps, index, shifts, sums, data,
         else:
             for t in range(taps):
                 w = splat(const[weight + t])
-                p = start + q + index[shifts + t]
+                p = q + index[shifts + t]
                 a0, a1 = fma(w, load(scratch, p), a0), fma(w, load(scratch, p + WIDTH), a1)
                 a2, a3 = fma(w, load(scratch, p + 2 * WIDTH), a2), fma(w, load(scratch, p + 3 * WIDTH), a3)
         store(scratch, s, a0)
         store(scratch, s + WIDTH, a1)
         store(scratch, s + 2 * WIDTH, a2)
         store(scratch, s + 3 * WIDTH, a3)
-
-
-@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
-def _sum_band(c, rows, g, data, const, index, scratch, start, sums, near, far):
-    # OUT scratch from ``sums``: the sums of a band whose padded input is at ``start``
-    shifts, taps, pitch, width, row_step = g[3], g[4], g[9], g[10], g[34]
-    kh, kw, dx = g[36], g[37], g[38]
-    w0 = g[5] + c * taps
-    vectors = (width + WIDTH - 1) // WIDTH
-    if kh == 0:
-        _sum_taps(scratch, start, rows * pitch, const, w0, taps, index, shifts, sums, data, near, far)
-        return
-    # From right to left and from above: what runs over the end of a row is overwritten later.
-    j, half = vectors, rows
-    x_step, s_step = WIDTH, WIDTH
-    if vectors == 1:
-        # Both halves of a narrow band at once, a vector apart: one row down takes too long alone.
-        half = (rows + 1) // 2
-        x_step, s_step = half * pitch, half * width + WIDTH
-    while j > 0:
-        wide = COLUMNS > 2 and (j == 3 or j > 4)
-        j = max(j - (COLUMNS if wide else 2), 0)
-        q = j * WIDTH
-        _sum_down(
-            *(kh, wide, scratch, start + q, x_step, pitch, kw, dx, const, w0),
-            *(sums + q, s_step, width, half, data, near + q, far + q, row_step),
-        )
-
-
-@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
-def _finish_band(c, b, y, rows, g, data, const, scratch, sums):
-    pitch, width, kh = g[9], g[10], g[36]
-    at = b * g[13] + y * width
-    if kh and width <= WIDTH:
-        half = (rows + 1) // 2 * width
-        finish_rows(scratch, sums, 0, 1, c, at, half, g, data, const)
-        finish_rows(scratch, sums + half + WIDTH, 0, 1, c, at + half, rows * width - half, g, data, const)
-    elif width >= WIDE and not kh:
-        for i in range(rows):
-            finish_rows(scratch, sums + i * pitch, 0, 1, c, at + i * width, width, g, data, const)
-    else:
-        if not kh:
-            _copy_rows(scratch, sums, pitch, rows, width, 1, scratch, sums, width)
-        finish_rows(scratch, sums, 0, 1, c, at, rows * width, g, data, const)
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
@@ -289,36 +228,59 @@ def depthwise(task, g, data, const, codes, index, scratch):
     # columns first <= j < last
     # OUT fields 11-13 and 15-22 as in a layer step, g[14] rows of g[10] columns; g[8] rows a band, which needs g[35]
     # more of its phases, whose rows are g[9] apart
-    # g[36] rows of the kernel if columns of outputs are summed downwards (with g[37] taps across, g[38] apart), or 0
-    # scratch: twice phases of g[31] floats, sums of a band from g[33] and as many from g[39]
-    # Three bands are under way at a time: nothing is read that has just been stored.
-    batch, band, width, out_height, planes, sums, distance = g[7], g[8], g[10], g[14], g[29] * g[31], g[33], g[39]
+    # g[36] rows of the kernel if columns of outputs are summed downwards (taps g[37] apart), or 0
+    # scratch: phases of g[31] floats, sums of a band from g[33]
+    shifts, taps, batch, band, pitch, width, out_height = g[3], g[4], g[7], g[8], g[9], g[10], g[14]
+    sums, row, kh, dx = g[33], g[34], g[36], g[37]
+    vectors = (width + WIDTH - 1) // WIDTH
     zero = splat(np.float32(0))
     for i in range(0, sums, WIDTH):
         store(scratch, i, zero)
-    c, b, y = task * g[32], 0, 0
-    last = min((task + 1) * g[32], g[6])
-    c1, b1, y1, c2, b2, y2 = c, b, y, c, b, y
-    step = 0
-    while c2 < last:
-        odd = step & 1
-        x = g[0] + c * g[2] + b * g[1]
-        if step > 1:
-            _finish_band(c2, b2, y2, min(band, out_height - y2), g, data, const, scratch, sums + odd * distance)
-        if c < last:
-            _fill_planes(x, y, min(band, out_height - y), g, data, index, scratch, odd * planes)
-        if step > 0 and c1 < last:
-            near = g[11] + c1 * g[12] + b1 * g[13] + y1 * width
-            far = x + min((y + band) * g[27], g[23]) * g[34]
-            rows = min(band, out_height - y1)
-            start = (1 - odd) * planes
-            _sum_band(c1, rows, g, data, const, index, scratch, start, sums + (1 - odd) * distance, near, far)
-        if step > 0:
-            c2, b2, y2 = c1, b1, y1
-        c1, b1, y1 = c, b, y
-        y += band
-        if y >= out_height:
-            y, b = 0, b + 1
-            if b == batch:
-                b, c = 0, c + 1
-        step += 1
+    for u in range(task * g[32] * batch, min((task + 1) * g[32], g[6]) * batch):
+        c = u // batch
+        b = u - c * batch
+        x, w = g[0] + c * g[2] + b * g[1], g[5] + c * taps
+        for y in range(0, out_height, band):
+            rows = min(band, out_height - y)
+            at = b * g[13] + y * width
+            near, far = g[11] + c * g[12] + at, x + (y + rows) * g[27] * row
+            _fill_planes(x, y, rows, g, data, index, scratch)
+            if kh == 0:
+                _sum_taps(scratch, rows * pitch, const, w, taps, index, shifts, sums, data, near, far)
+                if width < WIDE:
+                    _copy_rows(scratch, sums, pitch, rows, width, 1, scratch, sums, width)
+            # Both halves of a narrow band go down at once, a vector apart: one takes too long alone.
+            half, x_step, s_step = rows, WIDTH, WIDTH
+            if kh and vectors == 1:
+                half = (rows + 1) // 2
+                x_step, s_step = half * pitch, half * width + WIDTH
+            # From right to left and from above: what runs over the end of a row is overwritten later.
+            j = vectors if kh else 0
+            while j > 0:
+                wide = COLUMNS > 2 and (j == 3 or j > 4)
+                j = max(j - (COLUMNS if wide else 2), 0)
+                q = j * WIDTH
+                s, n, f = sums + q, near + q, far + q
+                if kh == 3 and wide:
+                    _down_3_wide(scratch, q, x_step, pitch, kh, dx, const, w, s, s_step, width, half, data, n, f, row)
+                elif kh == 3:
+                    _down_3(scratch, q, x_step, pitch, kh, dx, const, w, s, s_step, width, half, data, n, f, row)
+                elif kh == 5 and wide:
+                    _down_5_wide(scratch, q, x_step, pitch, kh, dx, const, w, s, s_step, width, half, data, n, f, row)
+                elif kh == 5:
+                    _down_5(scratch, q, x_step, pitch, kh, dx, const, w, s, s_step, width, half, data, n, f, row)
+                elif wide:
+                    _down_7_wide(scratch, q, x_step, pitch, kh, dx, const, w, s, s_step, width, half, data, n, f, row)
+                else:
+                    _down_7(scratch, q, x_step, pitch, kh, dx, const, w, s, s_step, width, half, data, n, f, row)
+            # Runs of sums that are dense: all rows, each row, or each half.
+            run, step = rows * width, 0
+            if kh == 0 and width >= WIDE:
+                run, step = width, pitch
+            elif half < rows:
+                run, step = half * width, s_step
+            done = 0
+            while done < rows * width:
+                n = min(run, rows * width - done)
+                finish_rows(scratch, sums + done // run * step, 0, 1, c, at + done, n, g, data, const)
+                done += run

@@ -5,146 +5,166 @@ Infinities and NaN behave as in NumPy; exp reaches denormal numbers and infinity
 
 import numpy as np
 from llvmlite import ir
-from numba import njit
-from numba.core import config
+from numba import njit, types
+from numba.core import cgutils, config
 from numba.extending import intrinsic
 
 from pqnet.kernels.simd import (
     FLOATS,
     INTS,
+    ISA,
     WIDTH,
     add,
     divide,
     fma,
-    maximum,
-    minimum,
     multiply,
     power_of_two,
     round_even,
     select_less,
-    splat,
     subtract,
 )
 
-LOG2E = np.float32(1.44269504)
-LN2_HIGH, LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
-INF, NAN = np.float32(np.inf), np.float32(np.nan)
+LN2_HIGH, LN2_LOW = 0.693359375, -2.12194440e-4
 
 
-def _parts_of_bits(twin, codegen_of):
+def _constant():
+    @intrinsic
+    def constant(context, number):
+        def codegen(context, builder, signature, values):
+            word = ir.IntType(32)
+            empty = ir.Constant(FLOATS.llvm, ir.Undefined)
+            first = builder.insert_element(empty, builder.fptrunc(values[0], ir.FloatType()), word(0))
+            return builder.shuffle_vector(first, empty, ir.Constant(ir.VectorType(word, WIDTH), [0] * WIDTH))
+
+        return FLOATS(types.float64), codegen
+
+    return (lambda number: np.full(WIDTH, number, np.float32)) if config.DISABLE_JIT else constant
+
+
+def _of_bits(twin, codegen_of):
     @intrinsic
     def operation(context, a):
         def codegen(context, builder, signature, values):
-            def constant(number):
-                return ir.Constant(INTS.llvm, [number] * WIDTH)
+            def number(n):
+                return ir.Constant(INTS.llvm, [n] * WIDTH)
 
-            return codegen_of(builder, builder.bitcast(values[0], INTS.llvm), constant)
+            return codegen_of(builder, builder.bitcast(values[0], INTS.llvm), number)
 
         return FLOATS(FLOATS), codegen
 
     return twin if config.DISABLE_JIT else operation
 
 
+def _scaler():
+    @intrinsic
+    def scale(context, a, n):
+        def codegen(context, builder, signature, values):
+            word, mask = ir.IntType(32), ir.IntType(16)
+            kind = ir.FunctionType(FLOATS.llvm, [FLOATS.llvm] * 3 + [mask, word])
+            function = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx512.mask.scalef.ps.512")
+            return builder.call(function, [*values, values[0], mask(-1), word(4)])
+
+        return FLOATS(FLOATS, FLOATS), codegen
+
+    @njit(cache=True, nogil=True, error_model="numpy")
+    def in_two_steps(a, n):  # n passes what one factor can be at both ends
+        half = round_even(multiply(n, constant(0.5)))
+        return multiply(multiply(a, power_of_two(half)), power_of_two(subtract(n, half)))
+
+    return in_two_steps if config.DISABLE_JIT or ISA != "avx512" else scale
+
+
+constant = _constant()  # the same number in all lanes; simd.splat takes a float32, this one a Python float
+scale = _scaler()  # a * 2**n for whole n in -200 .. 200, with one rounding
 # exponent(a): the whole e with 2**e <= a < 2**(e + 1); mantissa(a): a / 2**e; for positive normal numbers.
-exponent = _parts_of_bits(
+exponent = _of_bits(
     lambda a: ((a.view(np.int32) >> 23) - 127).astype(np.float32),
     lambda b, bits, number: b.sitofp(b.sub(b.ashr(bits, number(23)), number(127)), FLOATS.llvm),
 )
-mantissa = _parts_of_bits(
+mantissa = _of_bits(
     lambda a: (a.view(np.int32) & 0x7FFFFF | 0x3F800000).view(np.float32),
     lambda b, bits, number: b.bitcast(b.or_(b.and_(bits, number(0x7FFFFF)), number(0x3F800000)), FLOATS.llvm),
 )
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def exp(v):
-    # exp(r) for |r| <= ln(2) / 2, times 2**n in two steps: n passes what one factor can be at both ends
-    low, high = splat(np.float32(-104.0)), splat(np.float32(89.0))
-    v = select_less(v, low, low, v)  # one instruction each, and NaN stays
-    v = select_less(high, v, high, v)
-    n = round_even(multiply(v, splat(LOG2E)))
-    r = fma(n, splat(-LN2_LOW), fma(n, splat(-LN2_HIGH), v))
-    p = fma(splat(np.float32(1.9875691500e-4)), r, splat(np.float32(1.3981999507e-3)))
-    p = fma(p, r, splat(np.float32(8.3334519073e-3)))
-    p = fma(p, r, splat(np.float32(4.1665795894e-2)))
-    p = fma(p, r, splat(np.float32(1.6666665459e-1)))
-    p = fma(p, r, splat(np.float32(0.5)))
-    p = fma(multiply(p, r), r, add(r, splat(np.float32(1.0))))
-    half = round_even(multiply(n, splat(np.float32(0.5))))
-    return multiply(multiply(p, power_of_two(half)), power_of_two(subtract(n, half)))
+def at_least(v, low):
+    # maximum for bounds that are no NaN: one instruction; NaN in v stays
+    return select_less(v, low, low, v)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def one_plus_exp(v):
-    # 1 + exp(v): what is below the least normal number does not count, infinity is the factor 2**128
-    low, high = splat(np.float32(-87.0)), splat(np.float32(89.0))
-    v = select_less(v, low, low, v)
-    v = select_less(high, v, high, v)
-    n = round_even(multiply(v, splat(LOG2E)))
-    r = fma(n, splat(-LN2_LOW), fma(n, splat(-LN2_HIGH), v))
-    p = fma(splat(np.float32(1.9875691500e-4)), r, splat(np.float32(1.3981999507e-3)))
-    p = fma(p, r, splat(np.float32(8.3334519073e-3)))
-    p = fma(p, r, splat(np.float32(4.1665795894e-2)))
-    p = fma(p, r, splat(np.float32(1.6666665459e-1)))
-    p = fma(p, r, splat(np.float32(0.5)))
-    p = fma(multiply(p, r), r, add(r, splat(np.float32(1.0))))
-    return fma(p, power_of_two(n), splat(np.float32(1.0)))
+def at_most(v, high):
+    return select_less(high, v, high, v)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def exp(v):
+    # exp(r) for |r| <= ln(2) / 2, times 2**n
+    v = at_most(at_least(v, constant(-104.0)), constant(89.0))
+    n = round_even(multiply(v, constant(1.44269504)))
+    r = fma(n, constant(-LN2_LOW), fma(n, constant(-LN2_HIGH), v))
+    square = multiply(r, r)
+    p = fma(constant(1.9875691500e-4), r, constant(1.3981999507e-3))
+    p = fma(p, square, fma(constant(8.3334519073e-3), r, constant(4.1665795894e-2)))
+    p = fma(p, square, fma(constant(1.6666665459e-1), r, constant(0.5)))
+    p = fma(p, square, add(r, constant(1.0)))
+    return scale(p, n)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def twice_atanh(s):
     # 2 atanh(s) = log((1 + s) / (1 - s)) for |s| <= 1/3
     q = multiply(s, s)
-    p = fma(splat(np.float32(2 / 15)), q, splat(np.float32(2 / 13)))
-    p = fma(p, q, splat(np.float32(2 / 11)))
-    p = fma(p, q, splat(np.float32(2 / 9)))
-    p = fma(p, q, splat(np.float32(2 / 7)))
-    p = fma(p, q, splat(np.float32(2 / 5)))
-    p = fma(p, q, splat(np.float32(2 / 3)))
+    p = fma(constant(2 / 15), q, constant(2 / 13))
+    p = fma(p, q, constant(2 / 11))
+    p = fma(p, q, constant(2 / 9))
+    p = fma(p, q, constant(2 / 7))
+    p = fma(p, q, constant(2 / 5))
+    p = fma(p, q, constant(2 / 3))
     return fma(multiply(p, q), s, add(s, s))
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def log(v):
-    one, zero, tiny = splat(np.float32(1.0)), splat(np.float32(0.0)), splat(np.float32(1.1754944e-38))
-    normal = select_less(v, tiny, multiply(v, splat(np.float32(2.0**24))), v)
-    k = subtract(exponent(normal), select_less(v, tiny, splat(np.float32(24.0)), zero))
+    one, zero, tiny, inf = constant(1.0), constant(0.0), constant(1.1754944e-38), constant(np.inf)
+    normal = select_less(v, tiny, multiply(v, constant(2.0**24)), v)
+    k = subtract(exponent(normal), select_less(v, tiny, constant(24.0), zero))
     m = mantissa(normal)
-    high = splat(np.float32(1.41421356))
+    high = constant(1.41421356)
     k = select_less(high, m, add(k, one), k)
-    m = select_less(high, m, multiply(m, splat(np.float32(0.5))), m)
+    m = select_less(high, m, multiply(m, constant(0.5)), m)
     y = twice_atanh(divide(subtract(m, one), add(m, one)))
-    y = fma(k, splat(LN2_HIGH), fma(k, splat(LN2_LOW), y))
-    y = select_less(v, zero, splat(NAN), select_less(zero, v, y, splat(-INF)))
-    return select_less(v, splat(INF), y, v)
+    y = fma(k, constant(LN2_HIGH), fma(k, constant(LN2_LOW), y))
+    y = select_less(v, zero, constant(np.nan), select_less(zero, v, y, constant(-np.inf)))
+    return select_less(v, inf, y, v)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def tanh(v):
-    # an odd rational function, 1 within float32 at the limit
-    limit = splat(np.float32(7.90531110763549805))
-    v = minimum(maximum(v, multiply(limit, splat(np.float32(-1.0)))), limit)
-    q = multiply(v, v)
-    p = fma(splat(np.float32(-2.76076847742355e-16)), q, splat(np.float32(2.00018790482477e-13)))
-    p = fma(p, q, splat(np.float32(-8.60467152213735e-11)))
-    p = fma(p, q, splat(np.float32(5.12229709037114e-08)))
-    p = fma(p, q, splat(np.float32(1.48572235717979e-05)))
-    p = fma(p, q, splat(np.float32(6.37261928875436e-04)))
-    p = fma(p, q, splat(np.float32(4.89352455891786e-03)))
-    d = fma(splat(np.float32(1.19825839466702e-06)), q, splat(np.float32(1.18534705686654e-04)))
-    d = fma(d, q, splat(np.float32(2.26843463243900e-03)))
-    d = fma(d, q, splat(np.float32(4.89352518554385e-03)))
-    return divide(multiply(p, v), d)
+    # an odd rational function, 1 in float32 at the limit
+    limit = constant(7.99881172180175781)
+    inside = at_most(at_least(v, constant(-7.99881172180175781)), limit)
+    q = multiply(inside, inside)
+    p = fma(constant(-2.76076847742355e-16), q, constant(2.00018790482477e-13))
+    p = fma(p, q, constant(-8.60467152213735e-11))
+    p = fma(p, q, constant(5.12229709037114e-08))
+    p = fma(p, q, constant(1.48572235717979e-05))
+    p = fma(p, q, constant(6.37261928875436e-04))
+    p = fma(p, q, constant(4.89352455891786e-03))
+    d = fma(constant(1.19825839466702e-06), q, constant(1.18534705686654e-04))
+    d = fma(d, q, constant(2.26843463243900e-03))
+    d = fma(d, q, constant(4.89352518554385e-03))
+    return divide(multiply(p, inside), d)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def erf_argument(v):
     # y with erf(v) = tanh(y), within 3e-7; the polynomial of graph.ops.elementwise
-    q = minimum(multiply(v, v), splat(np.float32(15.6025)))
-    p = fma(splat(np.float32(1.41837660e-7)), q, splat(np.float32(-5.66820011e-6)))
-    p = fma(p, q, splat(np.float32(8.76354939e-5)))
-    p = fma(p, q, splat(np.float32(-6.19779342e-4)))
-    p = fma(p, q, splat(np.float32(-1.91837547e-4)))
-    p = fma(p, q, splat(np.float32(0.102769059)))
-    p = fma(p, q, splat(np.float32(1.12837927)))
+    q = at_most(multiply(v, v), constant(15.6025))
+    square = multiply(q, q)  # pairs of terms: a shorter way than one after another
+    low = fma(constant(-6.19779342e-4), q, constant(-1.91837547e-4))
+    low = fma(low, square, fma(constant(0.102769059), q, constant(1.12837927)))
+    p = fma(fma(constant(1.41837660e-7), q, constant(-5.66820011e-6)), q, constant(8.76354939e-5))
+    p = fma(p, multiply(square, square), low)
     return multiply(v, p)

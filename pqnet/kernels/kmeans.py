@@ -27,11 +27,14 @@ from pqnet.kernels.simd import (
     add,
     fma,
     load,
+    load_int,
     minimum,
     multiply,
+    prefetch,
     select_less,
     splat,
     store,
+    store_int,
     subtract,
     sum_lanes,
 )
@@ -40,17 +43,29 @@ from pqnet.kernels.simd import (
 @njit(cache=True, nogil=True, error_model="numpy")
 def _gather_tile(flat, d, rows, t, tile, tmp_start, out):
     # IN flat (N * D) f4, rows (tiles * tile,) i4, -1 where there is none, or of size 0: blocks in their own order.
-    # An empty lane repeats the first: nothing changes in the tile. TMP start (tile,) i8
+    # An empty lane repeats the first: nothing changes in the tile. TMP start (tile,) u8. Indices are unsigned, so that
+    # no instructions ask whether they are negative: half of the time of these loops.
     n = flat.size // d
+    width, size = np.uintp(tile), np.uintp(d)
+    if rows.size == 0 and (t + 1) * tile <= n:
+        for line in range((t + 1) * tile * d, (t + 2) * tile * d, 16):  # the tile after this
+            prefetch(flat, line)
+        for j in range(d):
+            at, to = np.uintp(t * tile * d + j), np.uintp(j * tile)
+            for lane in range(tile):
+                out[to + np.uintp(lane)] = flat[at]
+                at += size
+        return
     first = t * tile if rows.size == 0 else rows[t * tile]
     for lane in range(tile):
         row = t * tile + lane
         if rows.size:
             row = rows[row]
-        tmp_start[lane] = d * (row if 0 <= row < n else first)
+        tmp_start[lane] = size * np.uintp(row if 0 <= row < n else first)
     for j in range(d):
+        to = np.uintp(j) * width
         for lane in range(tile):
-            out[j * tile + lane] = flat[tmp_start[lane] + j]
+            out[to + np.uintp(lane)] = flat[tmp_start[lane] + np.uintp(j)]
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -71,30 +86,56 @@ def _transform_tile(metric, x, tile, tmp, out):
 
 @njit(cache=True, nogil=True, error_model="numpy", parallel=True)
 def nearest_in_tiles(
-    flat, rows, tile_group, metric, words, offset, ids, groups, chunk, tmp_x, tmp_sums, tmp_start, tmp_codes, out_codes
+    flat,
+    rows,
+    tile_group,
+    metric,
+    words,
+    offset,
+    ids,
+    groups,
+    chunk,
+    tmp_x,
+    tmp_sums,
+    tmp_start,
+    tmp_codes,
+    out_codes,
+    out_range,
 ):
     # IN flat (N * D) f4, rows (tiles * ALL_TILE,) i4: the blocks of the tiles (see _gather_tile), tile_group (tiles,)
     # i4, metric (M, D, D) f4 or of size 0, words (KP * D) f4: ALL_GROUP codewords interleaved, offset (M, KP) f4, ids:
     # 0, 1, ... i4, groups of codewords; TMP x (chunks, 2, D * ALL_TILE) f4, sums (chunks, ALL_TILE) f8, start the same
-    # i8, codes the same i4; OUT codes (N,) i4
+    # u8, codes the same i4; OUT codes (N,) i4, range (chunks, 3 * WIDTH) f4: the least and the largest numbers,
+    # 0 included, and 0 or, if one is not finite, NaN
     d = metric.shape[2]
     offsets, kp = offset.reshape(-1), offset.shape[1]
-    tiles = tile_group.size
+    tiles, n = tile_group.size, out_codes.size
     for c in prange((tiles + chunk - 1) // chunk):
         codes, x, y = tmp_codes[c], tmp_x[c, 0], tmp_x[c, 0]
         if metric.size:
             y = tmp_x[c, 1]
+        zero = splat(np.float32(0.0))
+        low, high, bad = zero, zero, zero
         for t in range(c * chunk, min((c + 1) * chunk, tiles)):
             _gather_tile(flat, d, rows, t, ALL_TILE, tmp_start[c], x)
+            for p in range(0, d * ALL_TILE, WIDTH):
+                a = load(x, p)
+                low, high, bad = select_less(a, low, a, low), select_less(high, a, a, high), fma(a, zero, bad)
             if metric.size:
                 _transform_tile(metric[tile_group[t]], x, ALL_TILE, tmp_sums[c], y)
             search_all(y, words, d, offsets, tile_group[t] * kp, ids, groups, codes)
-            for lane in range(ALL_TILE):
-                row = t * ALL_TILE + lane
-                if rows.size:
-                    row = rows[row]
-                if 0 <= row < out_codes.size:
-                    out_codes[row] = codes[lane]
+            first = t * ALL_TILE
+            if rows.size == 0 and first + ALL_TILE <= n:
+                for p in range(0, ALL_TILE, WIDTH):
+                    store_int(out_codes, first + p, load_int(codes, p))
+            else:
+                for lane in range(ALL_TILE):
+                    row = rows[first + lane] if rows.size else first + lane
+                    if 0 <= row < n:
+                        out_codes[row] = codes[lane]
+        store(out_range[c], 0, low)
+        store(out_range[c], WIDTH, high)
+        store(out_range[c], 2 * WIDTH, bad)
 
 
 @njit(cache=True, nogil=True, error_model="numpy", parallel=True)
@@ -153,25 +194,24 @@ def fill_tiles(
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _list_candidates(t, slack, centre, d, radius, change, offset_change, at, kp, change_size, margin, tmp, ids):
-    # Lower bounds slack[t, k] <= min over the tile of h_k - h_nearest, brought from the codewords before to those of
-    # now, and the list of the codewords that they do not exclude; return its length. See `step`.
+def _list_candidates(t, slack, credit, centre, d, radius, change, offset_change, at, kp, change_size, margin, ids):
+    # Lower bounds slack[t, k] + credit of min over the tile of h_k - h_nearest, slack brought from the codewords before
+    # to those of now, and the list of the codewords that they do not exclude; return its length. See `step`.
     r, zero, huge = splat(radius), splat(np.float32(0.0)), splat(np.float32(3.4e38))
-    down = huge  # minus the largest rise of any codeword that was nearest to a block of the tile: those of slack 0
+    owed, less = splat(credit), splat(margin)
+    down = huge  # minus the largest rise of any codeword that was nearest to a block of the tile: those of bound 0
     for k in range(0, kp, WIDTH):
         shift = load(offset_change, at + k)
         for j in range(d):
             shift = fma(splat(centre[t * d + j]), load(change, j * kp + k), shift)
-        spread = multiply(r, load(change_size, k))
-        store(tmp, k, subtract(shift, spread))
+        spread, before = multiply(r, load(change_size, k)), load(slack, t * kp + k)
+        store(slack, t * kp + k, add(before, subtract(subtract(shift, spread), less)))
         rise = subtract(subtract(zero, shift), spread)
-        down = minimum(down, select_less(zero, load(slack, t * kp + k), huge, rise))
-    down, limit = splat(least_lane(down) - margin), splat(margin)
+        down = minimum(down, select_less(zero, add(before, owed), huge, rise))
+    limit = splat(margin - credit - least_lane(down))
     n = 0
     for k in range(0, kp, WIDTH):
-        bound = add(load(slack, t * kp + k), add(load(tmp, k), down))
-        store(slack, t * kp + k, bound)
-        n = append_up_to(ids, n, k, bound, limit)
+        n = append_up_to(ids, n, k, load(slack, t * kp + k), limit)
     return n
 
 
@@ -204,6 +244,8 @@ def step(
     tmp,
     tmp_ids,
     slack,
+    credit,
+    nearest,
     codes,
     sums,
     mass,
@@ -212,25 +254,26 @@ def step(
 ):
     # E-step of all tiles, with what the blocks that found another codeword change in the sums over codewords.
     #
-    # The bounds: h_k - h_a of a block, a being its nearest codeword, is linear in y, so from one codebook to the next
-    # it changes by e_k - e_a - (y - centre) . (dc_k - dc_a) with e_k = d offset_k - centre . dc_k; the last term is at
-    # most radius * (|dc_k| + |dc_a|). A codeword whose bound stays above 0 is nearest to no block of the tile. Of those
-    # looked at the bound is exact again. Codes are the ones that looking at all codewords would give: the margin is
-    # larger than what float32 loses in two h or in moving a bound.
+    # The bounds: h_k of a block is linear in y, so from one codebook to the next it changes by e - (y - centre) . dc
+    # with e = d offset_k - centre . dc, and the last term is at most radius * |dc|. The least h rises by no more than
+    # those of the codewords that were nearest, and when it is known, by exactly so much. A codeword whose bound stays
+    # above 0 is nearest to no block of the tile; of those looked at the bound is exact again. Codes are the ones that
+    # looking at all codewords would give: margin is larger than what float32 loses in two h or in moving a bound.
     #
     # IN x, rows: tiles of y and of what is summed, weights (tiles * TILE,) f4, tile_group, segment (tiles,) i4: where
     # the mass of a tile goes, centre (tiles * D) f4, radius as above, words (KP * D) f4, offset (M, KP) f4, change
     # (D * KP) f4, offset_change (M * KP) f4, change_size (KP,) f4: negated codewords now minus those of the last step
     # with bounds, margin (M,) f4, bounded: whether to use and move the bounds;
-    # TMP (chunks, KP + TILE + KP * TILE) f4, the last KP being 1 if not bounded, ids (chunks, TILE + KP + GROUP) i4;
-    # INOUT slack (tiles * KP) f4, 0 at first and large for padding, codes (tiles * TILE,) i4, at first -1, sums
+    # TMP (chunks, WIDTH + TILE + KP * TILE) f4, KP being 1 if not bounded, ids (chunks, TILE + KP + GROUP) i4;
+    # INOUT slack (tiles * KP) f4, 0 at first and large for padding, credit (tiles,) f4, at first 0: added to all bounds
+    # of a tile, nearest (tiles * TILE,) f4: least h, at first 0, codes (tiles * TILE,) i4, at first -1, sums
     # (chunks, K, D) and mass (segments, K) f8, at first 0;
     # OUT listed, moved (chunks,) i8: codewords looked at, lanes with another codeword than before
     tiles, kp = tile_group.size, offset.shape[1]
     k_all, d = sums.shape[1:]
     flat = offset.reshape(-1)
     for c in prange((tiles + chunk - 1) // chunk):
-        bounds, best, kept = tmp[c, :kp], tmp[c, kp : kp + TILE], tmp[c, kp + TILE :]
+        four, best, kept = tmp[c, :WIDTH], tmp[c, WIDTH : WIDTH + TILE], tmp[c, WIDTH + TILE :]
         found, ids = tmp_ids[c, :TILE], tmp_ids[c, TILE:]
         total = sums[c]
         listed, moved = 0, 0
@@ -241,8 +284,8 @@ def step(
             g = tile_group[t]
             if bounded:
                 n = _list_candidates(
-                    *(t, slack, centre, d, radius[t], change, offset_change, g * kp, kp),
-                    *(change_size, margin[g], bounds, ids),
+                    *(t, slack, credit[t], centre, d, radius[t], change, offset_change, g * kp, kp),
+                    *(change_size, margin[g], ids),
                 )
                 for p in range(n, n + GROUP):
                     ids[p] = kp - 1
@@ -250,18 +293,25 @@ def step(
             kept_step = TILE if bounded else 0
             search(x, t * d * TILE, words, d, flat, g * kp, ids, (n + GROUP - 1) // GROUP, kept, kept_step, best, found)
             if bounded:
+                fall = splat(np.float32(3.4e38))  # minus the largest rise of the least h of any block
+                for p in range(0, TILE, WIDTH):
+                    now = load(best, p)
+                    fall = minimum(fall, subtract(load(nearest, t * TILE + p), now))
+                    store(nearest, t * TILE + p, now)
+                credit[t] += least_lane(fall)
                 for p in range(0, n, 4):
                     a, b = _above(kept, best, p), _above(kept, best, p + 1)
-                    least_lanes(a, b, _above(kept, best, p + 2), _above(kept, best, p + 3), bounds)
+                    least_lanes(a, b, _above(kept, best, p + 2), _above(kept, best, p + 3), four)
                     for i in range(4):
-                        slack[t * kp + ids[p + i]] = bounds[i]
+                        slack[t * kp + ids[p + i]] = four[i] - credit[t]
             part = segment[t]
             for lane in range(TILE):
-                now, before = found[lane], codes[t * TILE + lane]
+                slot = np.uintp(t * TILE + lane)
+                now, before = found[lane], codes[slot]
                 if now != before:
                     moved += 1
-                    codes[t * TILE + lane] = now
-                    w = np.float64(weights[t * TILE + lane])
+                    codes[slot] = now
+                    w = np.float64(weights[slot])
                     at = t * d * TILE + lane
                     mass[part, now] += w
                     for j in range(d):

@@ -3,21 +3,36 @@
 import numpy as np
 from numba import njit, prange
 
+from pqnet.kernels.simd import WIDTH, add, fma, load, maximum, splat, store, subtract
+
 
 @njit(cache=True, nogil=True, error_model="numpy", parallel=True)
-def survey(flat, period, chunk, out_sums, out_squares, out_largest):
-    # Column sums of a (N, D) array without leaving its memory order: period = 16 D numbers are 16 rows.
-    # IN flat (N * D) f4; OUT sums, squares (chunks, period) f8, largest (chunks, period) f4 of absolute values
+def survey(flat, period, chunk, tmp, out_sums, out_squares, out_largest):
+    # Column sums of a (N, D) array without leaving its memory order: period = 16 D numbers are 16 rows. In float32 over
+    # 64 periods, then in float64; not finite if anything in flat is not.
+    # IN flat (N * D) f4; TMP (chunks, 2 * period) f4; OUT sums, squares (chunks, period) f8, largest (chunks, period)
+    # f4 of absolute values
     n = flat.size
+    zero = splat(np.float32(0.0))
     for c in prange((n + chunk * period - 1) // (chunk * period)):
-        sums, squares, largest = out_sums[c], out_squares[c], out_largest[c]
+        part, sums, squares, largest = tmp[c], out_sums[c], out_squares[c], out_largest[c]
         sums[:] = 0.0
         squares[:] = 0.0
         largest[:] = 0.0
-        for r in range(c * chunk, (c + 1) * chunk):
-            row = flat[r * period : min((r + 1) * period, n)]
-            for p in range(row.size):
-                x = row[p]
+        for first in range(c * chunk, (c + 1) * chunk, 64):
+            part[:] = 0.0
+            for r in range(first, min(first + 64, (c + 1) * chunk, n // period)):
+                for p in range(0, period, WIDTH):
+                    x = load(flat, r * period + p)
+                    store(part, p, add(load(part, p), x))
+                    store(part, period + p, fma(x, x, load(part, period + p)))
+                    store(largest, p, maximum(load(largest, p), maximum(x, subtract(zero, x))))
+            for p in range(period):
+                sums[p] += np.float64(part[p])
+                squares[p] += np.float64(part[period + p])
+        if (c + 1) * chunk * period > n:  # the last chunk: less than a period is left
+            for p in range(n % period):
+                x = flat[n - n % period + p]
                 sums[p] += np.float64(x)
                 squares[p] += np.float64(x) * np.float64(x)
                 largest[p] = max(largest[p], abs(x))

@@ -53,7 +53,7 @@ def _emit(b: Builder, node: Node, x: View) -> View:
     across = _phases(a["padding"][1], columns, width, kw, sw, dw)
     down = sorted({k * dh % sh for k in range(kh)})
     # The zeros behind a row are those before the next: a row must leave them room, and see all that it needs.
-    pitch = max(max(needed - first, last) for first, last, needed in across.values())
+    pitch = max(width, *(max(needed - first, last) for first, last, needed in across.values()))
     extra = (kh - 1) * dh // sh
     margin = max(first for first, _, _ in across.values())
     phases = [(py, px) for py in down for px in across]

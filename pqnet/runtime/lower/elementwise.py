@@ -1,6 +1,7 @@
 """Element-wise operations, activations and batch norms, chained into one step as far as nothing else reads between."""
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
@@ -8,202 +9,244 @@ import numpy as np
 
 from pqnet.graph import Node
 from pqnet.graph.op import broadcast_shape
-from pqnet.kernels.elementwise import (
-    ACTIVATE,
-    ADD,
-    DIVIDE,
-    FMA,
-    MAXIMUM,
-    MINIMUM,
-    MULTIPLY,
-    OPERANDS,
-    PIECE,
-    SUBTRACT,
-    elementwise,
-)
+from pqnet.kernels import elementwise as kernel
 from pqnet.kernels.simd import WIDTH
-from pqnet.runtime.builder import LOWERINGS, Builder, lowers
-from pqnet.runtime.lower.epilogue import activation_of, norm_factors
+from pqnet.runtime.builder import LOWERINGS, Builder, channel_major, lowers
+from pqnet.runtime.lower.epilogue import ACTIVATIONS, activation_of, norm_factors
 from pqnet.runtime.views import View
 
-BINARY = {"add": ADD, "sub": SUBTRACT, "mul": MULTIPLY, "div": DIVIDE, "maximum": MAXIMUM, "minimum": MINIMUM}
-UNARY: dict[str, int] = {}
-REGISTERS = 16
-ROWS = 32  # tasks of a step, at most
-WORK = 16384  # elements a task, at least
+COMMUTATIVE = {
+    "add": kernel.ADD,
+    "mul": kernel.MULTIPLY,
+    "maximum": kernel.MAXIMUM,
+    "minimum": kernel.MINIMUM,
+}
+# Value op operand, operand op value.
+TURNED = {
+    "sub": (kernel.SUBTRACT, kernel.TURNED_SUBTRACT),
+    "div": (kernel.DIVIDE, kernel.TURNED_DIVIDE),
+}
+FUNCTIONS = {
+    "exp": kernel.EXP,
+    "log": kernel.LOG,
+    "sqrt": kernel.SQRT,
+    "rsqrt": kernel.RSQRT,
+    "reciprocal": kernel.RECIPROCAL,
+    "erf": kernel.ERF,
+    "floor": kernel.FLOOR,
+    "ceil": kernel.CEIL,
+    "round": kernel.ROUND,
+    "neg": kernel.NEG,
+    "abs": kernel.ABS,
+    "sign": kernel.SIGN,
+}
+POWERS = {2.0: kernel.SQUARE, 3.0: kernel.CUBE, 0.5: kernel.SQRT, -0.5: kernel.RSQRT, -1.0: kernel.RECIPROCAL}
+SOFTPLUS = 13
+BOUNDS = (1, 2)  # kinds that only bound a value: relu, clamp
+INSTRUCTIONS = 24  # of a chain
+TASKS, TASK_CYCLES = 32, 40_000
+CHEAP, DEAR = 4, 30  # cycles for a vector
 
 
 @dataclass(frozen=True)
 class _Operand:
-    """What broadcasts to the result: a value, or else numbers, known by a key."""
+    """What broadcasts to the result: a view, or numbers known by a key; with a first axis for two operands at once."""
 
     view: View | None
     key: Any = None
     numbers: np.ndarray | None = field(default=None, compare=False)
-    at: int = 0  # offset of the numbers
-    strides: tuple[int, ...] = ()
 
-    def laid_out(self, b: Builder, shape: tuple[int, ...], order: tuple[int, ...]) -> "_Operand":
-        """Return the operand with steps along the axes of the result; numbers are stored in its order."""
+    def fields(self, b: Builder, shape: tuple[int, ...], order: Sequence[int]) -> tuple[list[int | View], list[int]]:
+        """Return buffer and offset, and steps along the axes of the result; numbers are stored in its order."""
+        missing = len(shape) - (self.numbers.ndim - 1 if self.view is None and self.numbers is not None else 0)
         if self.view is not None:
-            wide = self.view.expand(shape)
-            inner = next((a for a in reversed(order) if shape[a] > 1), None)
-            if inner is not None and wide.strides[inner] not in (0, 1):
-                wide = b.dense(self.view.expand(shape), order)
-            return replace(self, view=wide, strides=wide.strides)
+            view = self.view
+            wide = view.expand(shape)
+            if wide.strides[_inner(shape, order)] not in (0, 1):
+                missing = len(shape) - len(view.shape)
+                wide = b.dense(view, [a - missing for a in order if a >= missing]).expand(shape)
+            return [0, wide], list(wide.strides)
         assert self.numbers is not None
-        full = self.numbers.reshape((1,) * (len(shape) - self.numbers.ndim) + self.numbers.shape)
-        at = b.constant((self.key, order), lambda: full.transpose(order))
-        stored = np.zeros([full.shape[a] for a in order], np.int8).transpose(np.argsort(order))
-        return replace(self, at=at, strides=np.broadcast_to(stored, shape).strides)
+        full = self.numbers.reshape(self.numbers.shape[:1] + (1,) * missing + self.numbers.shape[1:])
+        at = b.constant((self.key, tuple(order)), lambda: full.transpose(0, *(a + 1 for a in order)))
+        stored = np.zeros([full.shape[a + 1] for a in order], np.int8).transpose(np.argsort(order))
+        return [1, at], list(np.broadcast_to(stored, shape).strides)
+
+
+def _scalar(number: float) -> _Operand:
+    return _Operand(None, ("scalar", number), np.full(1, number, np.float32))
 
 
 @dataclass
 class _Chain:
-    """Instructions on registers; the first registers are the operands."""
+    """The first value, and instructions (operation, operand or kind, p, bounds) that change it."""
 
     b: Builder
     shape: tuple[int, ...]
     operands: list[_Operand] = field(default_factory=list)
-    code: list[tuple[int, int, int, int, int]] = field(default_factory=list)
+    code: list[tuple[int, int, int, int]] = field(default_factory=list)
+    cycles: int = CHEAP
 
-    def value(self, view: View) -> int:
-        """Return the register of a value that broadcasts to the result."""
-        return self._add(_Operand(view))
+    def take(self, node: Node, value: str) -> bool:
+        """Append a node that reads ``value``, the one of the chain; False if it is none for a chain."""
+        b = self.b
+        if len(self.operands) == kernel.OPERANDS or len(self.code) == INSTRUCTIONS:
+            return False
+        found = _activation(b, node)
+        if found is not None and found[0] in BOUNDS and self.code and self.code[-1][3] == self._free():
+            bounds = found[1] if found[0] == 2 else (0.0, np.inf)
+            self.code[-1] = (*self.code[-1][:3], b.constant(("activation", bounds), lambda: (*bounds, 0.0, 0.0)))
+            return True
+        if found is not None:
+            at = b.constant(("activation", found[1]), lambda: (*found[1], 0.0, 0.0))
+            return self._append(kernel.ACTIVATE, found[0], at, CHEAP if found[0] in (1, 2, 7, 8, 10) else DEAR)
+        if node.op in FUNCTIONS:
+            return self._append(kernel.FUNCTION, FUNCTIONS[node.op], 0, DEAR)
+        if node.op == "pow":
+            return self._take_power(node)
+        if node.op == "batch_norm":
+            pair = np.array(norm_factors(b, node), np.float32).reshape(2, -1, *(1,) * (len(self.shape) - 2))
+            operand = _Operand(None, (node.name, "factors and terms"), pair)
+            return self._append(kernel.FMA, self._operand(operand), pair[0].size)
+        if node.op == "prelu":
+            slope = b.floats(node, "weight")
+            assert slope is not None
+            slope = slope.reshape(1, -1, *(1,) * max(len(self.shape) - 2, 0))
+            return self._append(kernel.PRELU, self._operand(_Operand(None, (node.name, "slopes"), slope)), 0)
+        return self._take_binary(node, value)
 
-    def array(self, key: Any, array: np.ndarray) -> int:
-        """Return the register of numbers that broadcast to the result."""
-        return self._add(_Operand(None, key, np.asarray(array, np.float32)))
+    def _take_power(self, node: Node) -> bool:
+        attrs = self.b.attrs(node)
+        if attrs["scalar"] not in POWERS or attrs["reverse"]:
+            return False
+        return self._append(kernel.FUNCTION, POWERS[attrs["scalar"]], 0, CHEAP)
 
-    def scalar(self, number: float) -> int:
-        """Return the register of one number."""
-        return self.array(("scalar", float(number)), np.array(number))
+    def _take_binary(self, node: Node, value: str) -> bool:
+        if node.op not in COMMUTATIVE and node.op not in TURNED:
+            return False
+        if len(node.inputs) == 1:
+            number, turned = self.b.attrs(node)["scalar"], self.b.attrs(node)["reverse"]
+            operand = _scalar(number)
+        else:
+            turned = node.inputs[0] != value
+            other = node.inputs[0] if turned else node.inputs[1]
+            if other == value and self.code:
+                return node.op == "mul" and self._append(kernel.FUNCTION, kernel.SQUARE, 0)
+            if other in self.b.known:
+                numbers = np.asarray(self.b.known[other], np.float32)[None]
+                operand = _Operand(None, ("known", numbers.shape, numbers.tobytes()), numbers)
+            else:
+                operand = _Operand(self.b.view(other))
+        op = COMMUTATIVE[node.op] if node.op in COMMUTATIVE else TURNED[node.op][turned]
+        return self._append(op, self._operand(operand), 0, DEAR if node.op == "div" else CHEAP)
 
-    def _add(self, operand: _Operand) -> int:
+    def _operand(self, operand: _Operand) -> int:
         if operand not in self.operands:
             self.operands.append(operand)
         return self.operands.index(operand)
 
-    def emit(self, operation: int, a: int, b: int = 0, c: int = 0) -> int:
-        """Append an instruction; return the register of its result."""
-        target = OPERANDS + len(self.code)
-        self.code.append((operation, target, a, b, c))
-        return target
+    def _free(self) -> int:
+        return self.b.constant(("activation", (-np.inf, np.inf)), lambda: (-np.inf, np.inf, 0.0, 0.0))
 
-    def full(self) -> bool:
-        """Tell whether another node might not fit."""
-        return len(self.operands) + 2 > OPERANDS or OPERANDS + len(self.code) + 2 > REGISTERS
+    def _append(self, op: int, which: int, p: int, cycles: int = CHEAP) -> bool:
+        self.code.append((op, which, p, self._free() if op < kernel.ACTIVATE else -1))
+        self.cycles += cycles
+        return True
 
-
-def _take(b: Builder, chain: _Chain, node: Node, current: dict[str, int]) -> int | None:
-    """Append one node to the chain; ``current`` has the registers of values made in it. None if it cannot."""
-    if any(b.info(v).dtype != "float32" for v in (*node.inputs, *node.outputs)):
-        return None
-
-    def register(value: str) -> int:
-        if value in current:
-            return current[value]
-        if value in b.known:
-            return chain.array(("known", value, b.known[value].tobytes()), b.known[value])
-        return chain.value(b.view(value))
-
-    found = activation_of(b, node)
-    if found is None and node.op in UNARY:
-        found = UNARY[node.op], ()
-    if found is not None:
-        kind, numbers = found
-        at = b.constant(("activation", numbers), lambda: (*numbers, 0.0, 0.0))
-        return chain.emit(ACTIVATE, register(node.inputs[0]), kind, at)
-    attrs = b.attrs(node)
-    if node.op in BINARY:
-        x = register(node.inputs[0])
-        y = register(node.inputs[1]) if len(node.inputs) == 2 else chain.scalar(attrs["scalar"])
-        return chain.emit(BINARY[node.op], *((y, x) if attrs["reverse"] else (x, y)))
-    if node.op == "pow" and attrs["scalar"] == 2 and not attrs["reverse"]:
-        x = register(node.inputs[0])
-        return chain.emit(MULTIPLY, x, x)
-    if node.op == "batch_norm":
-        scale, shift = norm_factors(b, node)
-        column = (-1, *(1,) * (len(chain.shape) - 2))
-        a = chain.array((node.name, "factor"), scale.astype(np.float32).reshape(column))
-        c = chain.array((node.name, "term"), shift.astype(np.float32).reshape(column))
-        return chain.emit(FMA, register(node.inputs[0]), a, c)
-    return None
+    def emit(self, first: View, label: str) -> View | None:
+        """Emit the step; None if the operands have too many different axes."""
+        shape = self.shape
+        order = first.order() if first.shape == shape else channel_major(len(shape))
+        first = first.expand(shape)
+        if shape and prod(shape) > 1 and first.strides[_inner(shape, order)] != 1:
+            first = self.b.dense(first, order)
+        places = [o.fields(self.b, shape, order) for o in self.operands]
+        out = self.b.new(shape, order)
+        steps = [[s[a] for a in order] for s in (out.strides, first.strides, *(p[1] for p in places))]
+        sizes, (_, x_steps, *operand_steps) = _collapse([shape[a] for a in order], steps)
+        if len(sizes) > 4:
+            return None
+        pieces = prod(sizes[:3]) * -(-sizes[3] // kernel.PIECE)
+        vectors = -(-min(sizes[3], kernel.PIECE) // WIDTH)
+        per_task = max(-(-pieces // TASKS), min(pieces, -(-TASK_CYCLES // (vectors * self.cycles))))
+        fields: list[int | View] = [
+            *sizes,
+            per_task,
+            self.b.indices(self.code),
+            len(self.code),
+            out,
+            first,
+            *x_steps[:3],
+        ]
+        for (place, _), step in zip(places, operand_steps, strict=True):
+            fields += [*place, *step]
+        views = [first, *(p[1] for p, _ in places if isinstance(p[1], View))]
+        self.b.emit(kernel.elementwise, label, -(-pieces // per_task), fields, reads=views, writes=[out])
+        return out
 
 
-@lowers(*BINARY, *UNARY, "pow", "batch_norm", *("relu", "clamp", "silu", "sigmoid", "gelu", "hardswish", "hardsigmoid"))
-@lowers("tanh", "leaky_relu", "elu", "mish")
+def _activation(b: Builder, node: Node) -> tuple[int, tuple[float, ...]] | None:
+    if node.op == "softplus":
+        return SOFTPLUS, (b.attrs(node)["beta"], b.attrs(node)["threshold"])
+    return activation_of(b, node)
+
+
+def _inner(shape: Sequence[int], order: Sequence[int]) -> int:
+    """Return the axis of the lanes."""
+    return next((a for a in reversed(order) if shape[a] > 1), order[-1])
+
+
+def _first_value(b: Builder, node: Node) -> str:
+    """Return the input that a chain starts from: one of the result's shape and without holes, if there is one."""
+    shape = b.info(node.outputs[0]).shape
+
+    def rank(value: str) -> tuple[bool, int, bool]:
+        view = b.view(value)
+        return view.shape == shape, view.size, view.dense
+
+    return max((v for v in node.inputs if v not in b.known), key=rank)
+
+
+@lowers(*COMMUTATIVE, *TURNED, *FUNCTIONS, *ACTIVATIONS, "softplus", "pow", "batch_norm", "prelu")
 def chain(b: Builder, node: Node, x: list[View]) -> View | None:
     """Lower a node and those behind it that only it feeds."""
-    steps = _Chain(b, b.info(node.outputs[0]).shape)
-    register = _take(b, steps, node, {})
-    if register is None:
+    value = _first_value(b, node)
+    first, steps = b.view(value), _Chain(b, b.info(node.outputs[0]).shape)
+    if not steps.take(node, value):
         return None
     taken, value = [node], node.outputs[0]
-    while len(set(map(id, users := b.users(value)))) == 1 and not b.is_output(value) and not steps.full():
+    while len(set(map(id, users := b.users(value)))) == 1 and not b.is_output(value):
         user = users[0]
-        if LOWERINGS.get(user.op) is not chain:
+        infos = [b.info(v) for v in (*user.inputs, *user.outputs)]
+        if LOWERINGS.get(user.op) is not chain or b.is_done(user) or any(i.dtype != "float32" for i in infos):
             break
-        others = [v for v in user.inputs if v != value]
-        shapes = broadcast_shape(*(b.info(v).shape for v in user.inputs))
-        if shapes != steps.shape or not all(b.place(v) or v in b.known for v in others) or b.is_done(user):
+        if broadcast_shape(*(i.shape for i in infos)) != steps.shape:
             break
-        following = _take(b, steps, user, {value: register})
-        if following is None:
+        if not all(b.ready(v) for v in user.inputs if v != value) or not steps.take(user, value):
             break
-        register, value = following, user.outputs[0]
         taken.append(user)
-    out = _emit(b, steps, node.name if len(taken) == 1 else f"{node.name} .. {taken[-1].name}")
-    if out is None:
-        return None
-    for later in taken[1:]:
-        b.finish(later, out)
-    return out
-
-
-def _emit(b: Builder, chain: _Chain, label: str) -> View | None:
-    whole = [o.view for o in chain.operands if o.view is not None and o.view.shape == chain.shape and o.view.dense]
-    order = whole[0].order() if whole else tuple(range(len(chain.shape)))
-    operands = [o.laid_out(b, chain.shape, order) for o in chain.operands]
-    out = b.new(chain.shape, order)
-    sizes, steps = _collapse(
-        [chain.shape[a] for a in order], [[s[a] for a in order] for s in (out.strides, *(o.strides for o in operands))]
-    )
-    if len(sizes) > 4:
-        return None
-    sizes = [1] * (4 - len(sizes)) + sizes
-    padded = [[0] * (4 - len(s)) + s for s in steps]
-    rows = prod(sizes[:3])
-    per_task = max(-(-rows // ROWS), min(rows, -(-WORK // sizes[3])))
-    fields: list[int | View] = [*sizes, per_task, len(operands)]
-    fields += [b.indices(np.array(chain.code)), len(chain.code), out, *padded[0][:3], 0]
-    for operand, step in zip(operands, padded[1:], strict=True):
-        fields += [int(operand.view is None), operand.at if operand.view is None else operand.view, *step]
-    b.emit(
-        elementwise,
-        label,
-        -(-rows // per_task),
-        fields,
-        reads=[o.view for o in operands if o.view is not None],
-        writes=[out],
-        scratch=REGISTERS * (PIECE + WIDTH) + PIECE,
-    )
+        value = user.outputs[0]
+    out = steps.emit(first, node.name if len(taken) == 1 else f"{node.name} .. {taken[-1].name}")
+    if out is not None:
+        for later in taken[1:]:
+            b.finish(later, out)
     return out
 
 
 def _collapse(sizes: list[int], steps: list[list[int]]) -> tuple[list[int], list[list[int]]]:
-    """Merge neighbouring axes that all operands walk through in one stride; axes of size 1 vanish."""
-    kept = [i for i, size in enumerate(sizes) if size > 1]
-    if not kept:
-        return [1], [[1] if i == 0 else [0] for i in range(len(steps))]
-    out, strides = [sizes[kept[0]]], [[s[kept[0]]] for s in steps]
-    for i in kept[1:]:
-        if all(t[-1] == s[i] * sizes[i] for s, t in zip(steps, strides, strict=True)):
-            out[-1] *= sizes[i]
+    """Merge neighbouring axes that all operands walk through in one stride, and fill up with axes of size 1 to four."""
+    out: list[int] = []
+    strides: list[list[int]] = [[] for _ in steps]
+    for i, size in enumerate(sizes):
+        if size == 1:
+            continue
+        if out and all(t[-1] == s[i] * size for s, t in zip(steps, strides, strict=True)):
+            out[-1] *= size
             for s, t in zip(steps, strides, strict=True):
                 t[-1] = s[i]
         else:
-            out.append(sizes[i])
+            out.append(size)
             for s, t in zip(steps, strides, strict=True):
                 t.append(s[i])
-    return out, strides
+    missing = 4 - len(out)
+    return [1] * missing + out, [[0] * missing + t for t in strides]

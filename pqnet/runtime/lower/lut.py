@@ -22,11 +22,11 @@ PARTS = (1, 2, 3, 4)  # of the outputs, each with its own tables
 TASKS = 64  # at most
 TABLES = 150 * 1024  # floats of tables that stay in the second-level cache
 CACHE = 200 * 1024  # of tables and sums
-# Fitted times, in vector multiply-adds at their peak: of a vector of a table, a codeword, each of its d numbers, an
-# input; of the sums, a code and each vector of its row, a group of shifted codes and each of its vectors, a vector
-# loaded and stored in the second-level cache and in the third; of a task.
-WORD, NUMBER, INPUT = 3.0, 1.1, 15.0
-CODE, ROW, SHIFT, SHIFTED, NEAR, FAR, TASK = 6.0, 2.7, 8.0, 2.0, 2.0, 10.0, 5000.0
+# Fitted times, in vector multiply-adds at their peak. Of a vector of a table: a codeword, each of its d numbers, an
+# input. Of sums: a code, each vector of its row, what that costs more from tables outside the cache, a group of shifted
+# codes, a pass over an output's vectors, over each of them in the second-level cache or the third. Of a task.
+WORD, NUMBER, INPUT = 4.2, 0.95, 22.0
+CODE, ROW, LARGE, SHIFT, PASS, NEAR, FAR, TASK = 4.4, 2.8, 2.4, 10.0, 9.4, 6.2, 13.0, 5000.0
 
 
 def _up(size: int, to: int) -> int:
@@ -139,10 +139,9 @@ def plan_lut(
             for n in fitting if in_pass is None else [in_pass]:
                 for part in [p for p in PARTS if p == 1 or outputs >= 128 * p] if parts is None else [parts]:
                     o_block = ceil(outputs / part)
-                    work = cost(n, part, n * floats + o_block * v * WIDTH > CACHE)
+                    work = cost(n, o_block)
                     tasks = images * ceil(total / v) * part
                     time = (ceil(tasks / 2) * 2 + ceil(tasks / 4) / 4) * work / tasks  # of two threads, a bit of four
-                    time *= max(n * floats / TABLES, 1)
                     if best is None or time < best[0]:
                         best = (time, work, lane, v, n, o_block)
     assert best is not None
@@ -172,10 +171,10 @@ class _Layer:
         """Return the vectors of an image's positions."""
         return ceil(((self.height - 1) * lane_pitch + self.width) / WIDTH)
 
-    def costs(self, lane_pitch: int, v: int) -> tuple[int, Callable[[int, int, bool], float]]:
-        """Return for tiles of ``v`` vectors the floats of a block's tables, and a function that gives the cost.
+    def costs(self, lane_pitch: int, v: int) -> tuple[int, Callable[[int, int], float]]:
+        """Return for tiles of ``v`` vectors the floats of a block's tables, and the cost of all tasks.
 
-        Its arguments: blocks a pass, parts of the outputs, whether tables and sums are too many for the cache.
+        That is a function of the blocks a pass and the outputs a task.
         """
         runs = _share(self.places, lane_pitch, v * WIDTH)
         lanes = sum(step for _, _, step in runs)
@@ -192,17 +191,19 @@ class _Layer:
         chunks = self.images * self.outputs * tiles * ceil(v / DEEP)
         sums = self.images * self.outputs * total
 
-        def cost(in_pass: int, parts: int, far: bool) -> float:
+        floats = _up(self.k, ROWS) * lanes
+
+        def cost(in_pass: int, o_block: int) -> float:
             passes = ceil(self.blocks / in_pass)
+            large, far = in_pass * floats > TABLES, in_pass * floats + o_block * v * WIDTH > CACHE
             return (
-                parts * tables * (self.k * (WORD + NUMBER * self.d) + INPUT * self.d)
-                + self.blocks * (rows * ROW + chunks * taps * CODE)
-                + passes * sums * ((FAR if far else NEAR) + SHIFTED * groups)
-                + passes * chunks * SHIFT * groups
-                + self.images * tiles * parts * TASK
+                ceil(self.outputs / o_block) * tables * (self.k * (WORD + NUMBER * self.d) + INPUT * self.d)
+                + self.blocks * (rows * (ROW + LARGE * large) + chunks * taps * CODE)
+                + passes * (sums * (FAR if far else NEAR) + chunks * (PASS + SHIFT * groups))
+                + self.images * tiles * ceil(self.outputs / o_block) * TASK
             )
 
-        return _up(self.k, ROWS) * lanes, cost
+        return floats, cost
 
     def cut(self, cost: float, lane_pitch: int, vectors: int, in_pass: int, o_block: int) -> LutPlan:
         """Return the plan for a choice."""

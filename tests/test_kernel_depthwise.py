@@ -1,0 +1,120 @@
+"""Depthwise convolutions: any geometry against the NumPy meaning and PyTorch, and the memory around the values."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_engine import GuardedSpace, close, packed_weight, reference, untouched
+
+from pqnet.graph import GraphBuilder, ValueInfo
+from pqnet.runtime.builder import Store
+from pqnet.runtime.plan import Plan, Workspace
+
+
+@st.composite
+def geometries(draw):
+    """Draw a batch, channels, image and kernel size, and attributes that leave an output."""
+    kernel = draw(st.sampled_from([(1, 1), (3, 3), (3, 3), (5, 5), (5, 5), (7, 7), (3, 5), (2, 4)]))
+    attrs = {
+        "stride": draw(st.sampled_from([(1, 1), (1, 1), (1, 1), (2, 2), (2, 1), (1, 3), (3, 2)])),
+        "dilation": draw(st.sampled_from([(1, 1), (1, 1), (1, 2), (2, 1), (3, 3)])),
+        "padding": tuple(draw(st.integers(0, 4)) for _ in range(4)),
+    }
+    extent = [attrs["dilation"][i] * (kernel[i] - 1) + 1 for i in (0, 1)]
+    least = [max(extent[i] - attrs["padding"][i] - attrs["padding"][2 + i], 1) for i in (0, 1)]
+    size = [draw(st.integers(least[0], least[0] + 30)), draw(st.integers(least[1], least[1] + 75))]
+    return draw(st.integers(1, 3)), draw(st.integers(2, 5)), size, kernel, attrs
+
+
+def network(batch, channels, size, kernel, attrs, seed, tail, packed=False):
+    """Return a graph of one convolution with what may follow it, and its input."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((batch, channels, *size)).astype(np.float32)
+    shape = (channels, 1, *kernel)
+    weight = packed_weight(rng, shape, kernel[1], 5, "spatial") if packed else rng.standard_normal(shape)
+    if not packed:
+        weight = weight.astype(np.float32)
+    b = GraphBuilder({"x": ValueInfo(x.shape)})
+    params = {"weight": weight, "bias": rng.standard_normal(channels).astype(np.float32)}
+    y = b.add("conv2d", "x", params=params, groups=channels, **attrs)
+    if tail in ("norm", "all"):
+        norm = {role: rng.random(channels).astype(np.float32) + 0.5 for role in ("weight", "bias", "mean", "var")}
+        y = b.add("batch_norm", y, params=norm)
+    if tail == "all":
+        y = b.add("add", y, b.add("conv2d", "x", params={"weight": weight[::-1].copy()}, groups=channels, **attrs))
+    if tail != "none":
+        y = b.add("silu", y)
+    return b.build({"y": y}), {"x": x}
+
+
+def check(graph, inputs):
+    plan, space = Plan(graph, {}, Store()), GuardedSpace()
+    assert {step.way for _, _, step in plan.kernel_steps()} == {"depthwise"}
+    got = plan.run(inputs, space, 1)["y"]
+    assert close(got, reference(graph, inputs))
+    assert untouched(plan, space.arena)
+    assert np.array_equal(plan.run(inputs, Workspace(), 3)["y"], got)
+    return got
+
+
+@settings(max_examples=150)
+@given(geometries(), st.sampled_from(["none", "norm", "all"]), st.integers(0, 2**32 - 1))
+def test_any_geometry(case, tail, seed):
+    check(*network(*case, seed, tail))
+
+
+@pytest.mark.parametrize("kernel", [3, 5, 7])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("width", [1, 7, 16, 17, 33, 48, 65, 100, 300])
+def test_every_number_of_vectors_and_several_bands(kernel, stride, width):
+    attrs = {"stride": (stride, stride), "padding": (kernel // 2,) * 4}
+    check(*network(2, 3, (40 if width > 60 else 9, width), (kernel, kernel), attrs, kernel, "norm"))
+
+
+def test_tasks_in_any_order_give_the_same_bits():
+    graph, inputs = network(1, 100, (30, 33), (3, 3), {"padding": (1, 1, 1, 1)}, 0, "norm")
+    plan, space = Plan(graph, {}, Store()), Workspace()
+    want = plan.run(inputs, space, 1)["y"]
+    (segment, i, step), *_ = plan.kernel_steps()
+    assert step.tasks > 3
+    out = space.array(plan.outputs[graph.outputs["y"]])
+    out[:] = np.nan
+    for task in reversed(range(step.tasks)):
+        step.kernel(task, segment.geometry[i], space.arena, plan.const, plan.codes, plan.index, space.scratch[0])
+    assert np.array_equal(out, want)
+
+
+def test_packed_weights_are_decoded_once():
+    check(*network(1, 8, (9, 9), (3, 3), {"padding": (1, 1, 1, 1)}, 1, "none", packed=True))
+
+
+def test_against_torch():
+    torch = pytest.importorskip("torch")
+    attrs = {"stride": (2, 1), "padding": (2, 3, 1, 0), "dilation": (1, 2)}
+    graph, inputs = network(2, 6, (21, 40), (5, 5), attrs, 2, "none")
+    weight, bias = (torch.from_numpy(next(p for p in graph.params.values() if p.ndim == n)) for n in (4, 1))
+    x = torch.nn.functional.pad(torch.from_numpy(inputs["x"]), (3, 0, 2, 1))
+    want = torch.nn.functional.conv2d(x, weight, bias, (2, 1), 0, (1, 2), 6).numpy()
+    np.testing.assert_allclose(check(graph, inputs), want, rtol=1e-4, atol=1e-4)
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {tests!r})
+import test_kernel_depthwise as t
+for kernel, stride, width in [(3, 1, 7), (3, 1, 19), (5, 1, 33), (7, 1, 20), (5, 2, 21), (3, 3, 10)]:
+    t.check(*t.network(1, 3, (6, width), (kernel, kernel), dict(stride=(stride,) * 2, padding=(1,) * 4), 0, "norm"))
+"""
+
+
+@pytest.mark.parametrize("settings_", [{"PQNET_SIMD": "avx2"}, {"PQNET_SIMD": "generic"}, {"NUMBA_DISABLE_JIT": "1"}])
+def test_the_same_under_each_instruction_set_and_without_a_compiler(settings_):
+    code = SCRIPT.format(tests=os.path.dirname(__file__))
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | settings_, capture_output=True, text=True, timeout=600
+    )
+    assert run.returncode == 0, run.stderr

@@ -1,0 +1,187 @@
+"""Chains of element-wise operations against the NumPy meaning of their nodes; vector functions against float64."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from scipy import special
+from test_engine import GuardedSpace, untouched
+
+from pqnet.graph import GraphBuilder, ValueInfo
+from pqnet.graph.ops.activation import FUNCTIONS as ACTIVATIONS
+from pqnet.kernels import simd
+from pqnet.kernels.elementwise import PIECE
+from pqnet.runtime.builder import Store
+from pqnet.runtime.execute import run_graph, values_to_free
+from pqnet.runtime.plan import HostStep, Plan
+
+BINARY = ("add", "sub", "mul", "div", "maximum", "minimum")
+UNARY = ("exp", "log", "sqrt", "rsqrt", "erf", "reciprocal", "floor", "ceil", "round", "neg", "abs", "sign")
+SPECIAL = np.array(
+    [np.inf, -np.inf, np.nan, 0, -0.0, 1, -1, 0.5, -2.5, 3.5, 1e-3, -1e-3, 1e30, -1e30, 88.5, -88.5, 100, -105, 21],
+    np.float32,
+)
+
+
+def check(graph, inputs, ways=None, tolerance=1e-5):
+    """Compare with NumPy, run the tasks of the last step in another order, look at the memory around the values."""
+    with np.errstate(all="ignore"):
+        want = run_graph(graph, values_to_free(graph), inputs)
+        plan = Plan(graph, {}, Store())
+        space = GuardedSpace()
+        got = plan.run(inputs, space, 1)
+    assert not any(isinstance(s, HostStep) for s in plan.segments)
+    steps = list(plan.kernel_steps())
+    assert ways is None or [step.way for _, _, step in steps] == ways
+    assert untouched(plan, space.arena)
+    for name, value in want.items():
+        finite = np.abs(value[np.isfinite(value)])
+        np.testing.assert_allclose(
+            got[name], value, rtol=tolerance, atol=tolerance * max(1, finite.max(initial=0)), strict=True
+        )
+    before = space.arena.copy()
+    segment, i, step = steps[-1]
+    for task in reversed(range(step.tasks)):
+        step.kernel(task, segment.geometry[i], space.arena, plan.const, plan.codes, plan.index, space.scratch[0])
+    assert before.tobytes() == space.arena.tobytes()
+
+
+@st.composite
+def chains(draw):
+    """A shape, and nodes: the operation, what its other operand is, which of its axes have size 1."""
+    shape = tuple(draw(st.lists(st.sampled_from([1, 2, 3, 5, 16, 17, 40]), min_size=1, max_size=4)))
+    others = [*sorted(set(ACTIVATIONS)), "clamp", "square", "batch_norm", "prelu"]
+    narrow = st.tuples(st.integers(0, 15), st.integers(0, 3))
+    operand = st.sampled_from(["input", "turned", "constant", "scalar", "reverse", "itself"])
+    node = st.one_of(
+        st.tuples(st.sampled_from(BINARY), operand, narrow),
+        st.tuples(st.sampled_from(others), st.none(), narrow),
+    )
+    return shape, draw(st.lists(node, min_size=1, max_size=7)), draw(st.integers(0, 2**32 - 1))
+
+
+def build(shape, nodes, seed):
+    """Return the graph of a chain and its inputs."""
+    rng = np.random.default_rng(seed)
+    inputs = {"x": rng.standard_normal(shape).astype(np.float32)}
+    for i, (_, _, (mask, missing)) in enumerate(nodes):
+        sizes = [1 if mask >> a & 1 else s for a, s in enumerate(shape)][min(missing, len(shape) - 1) :]
+        inputs[f"v{i}"] = (rng.random(sizes) * rng.choice([-1, 1]) + 0.5).astype(np.float32) + np.float32(1)
+    b = GraphBuilder({name: ValueInfo(array.shape) for name, array in inputs.items()})
+    constants = [b.add("constant", params={"value": inputs[f"v{i}"]}) for i in range(len(nodes))]
+    y = "x"
+    for i, (op, other, _) in enumerate(nodes):
+        if op == "div" and other in ("turned", "reverse", "itself"):  # not by what is nearly 0
+            y = b.add("add", b.add("abs", y), scalar=0.5)
+        if other in ("scalar", "reverse"):
+            y = b.add(op, y, scalar=0.75, reverse=other == "reverse")
+        elif other is not None:
+            x = {"constant": constants[i], "itself": y}.get(other, f"v{i}")
+            y = b.add(op, x, y) if other == "turned" else b.add(op, y, x)
+        elif op in ("batch_norm", "prelu"):
+            if len(shape) < 2:
+                continue
+            roles = ("weight", "bias", "mean", "var") if op == "batch_norm" else ("weight",)
+            y = b.add(op, y, params={role: rng.random(shape[1]).astype(np.float32) + 0.5 for role in roles})
+        elif op == "clamp":
+            y = b.add("clamp", y, min=-0.75, max=None if seed % 2 else 0.9)
+        else:
+            y = b.add("pow", y, scalar=2.0) if op == "square" else b.add(op, y)
+    return b.build({"y": b.add("neg", y)}), inputs
+
+
+@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
+@given(chains())
+def test_chains(case):
+    check(*build(*case))
+
+
+def test_a_chain_is_one_step_and_long_ones_are_cut():
+    nodes = [("add", "input", (0, 0)), ("relu", None, (0, 0)), ("mul", "turned", (12, 0)), ("batch_norm", None, (0, 0))]
+    check(*build((2, 5, 3, 7), nodes, 0), ways=["elementwise"])
+    check(*build((2, 3), [("add", "input", (0, 0))] * 9, 0), ways=["elementwise"] * 2)
+
+
+@pytest.mark.parametrize("shape", [(3, PIECE + 5), (2 * PIECE + 1,), (70, 3, 29), (1, 40, 60, 60)])
+def test_rows_of_several_pieces_and_steps_of_several_tasks(shape):
+    nodes = [("mul", "input", (15 - 8, 0)), ("silu", None, (0, 0)), ("add", "constant", (1, 0)), ("relu", None, (0, 0))]
+    check(*build(shape, nodes, 1), ways=["elementwise"])
+
+
+@pytest.mark.parametrize("op", [*UNARY, *ACTIVATIONS, "clamp"])
+def test_special_numbers(op):
+    x = np.concatenate([SPECIAL, np.linspace(-30, 30, 1000, dtype=np.float32)])
+    b = GraphBuilder({"x": ValueInfo(x.shape)})
+    attrs = {"min": -1.5, "max": 2.0} if op == "clamp" else {}
+    graph = b.build({"y": b.add(op, "x", **attrs)})
+    plan = Plan(graph, {}, Store())
+    with np.errstate(all="ignore"):
+        want = run_graph(graph, values_to_free(graph), {"x": x})["y"]
+        got = plan.run({"x": x}, GuardedSpace(), 1)["y"]
+    assert [step.way for _, _, step in plan.kernel_steps()] == ["elementwise"]
+    np.testing.assert_allclose(got, want, rtol=2e-6, atol=1e-6)
+
+
+def test_powers_and_views_of_other_storage():
+    shape = (3, 4, 5)
+    x = {name: np.random.default_rng(0).random(shape).astype(np.float32) for name in ("a", "b")}
+    b = GraphBuilder({name: ValueInfo(shape) for name in x})
+    turned = b.add("permute", "b", axes=(1, 0, 2))
+    y = {f"p{p}": b.add("pow", b.add("mul", "a", "b"), scalar=p) for p in (2.0, 3.0, 0.5, -0.5, -1.0)}
+    y["permuted"] = b.add("add", b.add("permute", "a", axes=(1, 0, 2)), turned)
+    y["strided"] = b.add("mul", b.add("slice", "a", axis=2, start=0, stop=5, step=2), scalar=3.0)
+    y["mixed"] = b.add(
+        "sub", b.add("permute", "a", axes=(2, 1, 0)), b.add("exp", b.add("permute", "b", axes=(2, 1, 0)))
+    )
+    y["outer"] = b.add(
+        "mul",
+        b.add("slice", "a", axis=2, start=0, stop=1, step=1),
+        b.add("slice", "b", axis=0, start=1, stop=2, step=1),
+    )
+    check(b.build(y), x)
+
+
+def vector(name):
+    """Return the compiled function of an array."""
+
+    def run(x):
+        b = GraphBuilder({"x": ValueInfo(x.shape)})
+        return Plan(b.build({"y": b.add(name, "x")}), {}, Store()).run({"x": x}, GuardedSpace(), 1)["y"]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high"), [("exp", -87, 88.5), ("tanh", -10, 10), ("log", 1e-6, 1e6), ("erf", -4, 4)]
+)
+def test_accuracy_against_float64(name, low, high):
+    rng = np.random.default_rng(0)
+    x = np.concatenate([rng.uniform(low, high, 1 << 15), rng.uniform(0.9, 1.1, 1 << 12), rng.uniform(1e-20, 1e-3, 999)])
+    x = x.astype(np.float32)
+    want = getattr(special if name == "erf" else np, name)(x.astype(np.float64))
+    error = np.abs(vector(name)(x) - want) / np.maximum(np.abs(want), 1e-37)
+    assert error.max() < (4e-7 if name == "erf" else 3e-7)
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {tests!r})
+import test_kernel_elementwise as t
+nodes = [("add", "input", (0, 0)), ("gelu", None, (0, 0)), ("mul", "constant", (2, 0)), ("batch_norm", None, (0, 0))]
+t.check(*t.build((3, 5, 7), nodes, 0))
+for op in ("silu", "elu", "mish", "softplus", "tanh", "log"):
+    t.test_special_numbers(op)
+print(t.simd.ISA)
+"""
+
+
+@pytest.mark.parametrize("settings_", [{"PQNET_SIMD": "avx2"}, {"PQNET_SIMD": "generic"}, {"NUMBA_DISABLE_JIT": "1"}])
+def test_the_same_under_each_instruction_set_and_without_a_compiler(settings_):
+    code = SCRIPT.format(tests=os.path.dirname(__file__))
+    run = subprocess.run([sys.executable, "-c", code], env=os.environ | settings_, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip() == settings_.get("PQNET_SIMD", simd.ISA)
