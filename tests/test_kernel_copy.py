@@ -35,7 +35,7 @@ def run(builder, arena, order):
 
 
 def view_of(buffer, shape, order, margin, steps):
-    """Return a view with its axes in a storage order, some of them with steps, at a distance from the buffer's start."""
+    """Return a view with its axes in a storage order, some of them with steps, away from the buffer's start."""
     strides, step = [0] * len(shape), 1
     for axis in reversed(order):
         strides[axis] = step * steps[axis]

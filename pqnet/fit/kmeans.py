@@ -261,7 +261,7 @@ class _Rows:
 def _blocks(value: Any) -> np.ndarray:
     ready = isinstance(value, np.ndarray) and value.dtype == np.float32 and value.ndim == 2
     if ready and value.size and value.flags.c_contiguous:
-        return value  # whether all are finite shows in the survey
+        return np.asarray(value)  # whether all are finite shows in the survey
     return _check.float_array(value, "blocks", ndim=2)
 
 
@@ -465,7 +465,7 @@ def _initial(problem: _Problem, k: int, init: Any, rng: np.random.Generator) -> 
         candidates = np.flatnonzero(problem.w > 0)
         return np.ascontiguousarray(problem.v[rng.choice(candidates, k, replace=len(candidates) < k)])
     words = _check.float_array(init, "init", shape=(k, problem.v.shape[1]))
-    return (words - problem.shift).astype(np.float32)
+    return np.asarray(words - problem.shift, np.float32)
 
 
 def _plus_plus(problem: _Problem, k: int, rng: np.random.Generator) -> np.ndarray:

@@ -26,11 +26,11 @@ class _Sorted:
     def __init__(self, values: np.ndarray, weights: np.ndarray | None) -> None:
         if weights is None:
             distinct, counts = np.unique(values, return_counts=True)
-            mass = counts.astype(np.float64)
+            mass = np.asarray(counts, np.float64)
         else:
             keep = weights > 0
             distinct, where = np.unique(values[keep], return_inverse=True)
-            mass = np.bincount(where, weights[keep], len(distinct))
+            mass = np.asarray(np.bincount(where, weights[keep], len(distinct)), np.float64)
         v = distinct.astype(np.float64)
         self.mean = float((mass * v).sum() / mass.sum())
         self.v, self.w = v - self.mean, mass
@@ -41,7 +41,7 @@ class _Sorted:
     def means(self, edges: np.ndarray) -> np.ndarray:
         """Return the means of the values between edges; NaN where there are none."""
         with np.errstate(invalid="ignore"):
-            return np.diff(self.first[edges]) / np.diff(self.mass[edges])
+            return np.asarray(np.diff(self.first[edges]) / np.diff(self.mass[edges]))
 
     def error(self, edges: np.ndarray) -> float:
         """Return the error of the partition with these edges around its means."""

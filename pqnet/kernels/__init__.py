@@ -39,6 +39,7 @@ def _cache_folder() -> Iterator[None]:
 with _cache_folder():
     CACHE_FOLDER, HOST = config.CACHE_DIR, llvm.get_host_cpu_name()
     from pqnet.kernels import attention as attention
+    from pqnet.kernels import copy as copy
     from pqnet.kernels import depthwise as depthwise
     from pqnet.kernels import dots as dots
     from pqnet.kernels import elementwise as elementwise

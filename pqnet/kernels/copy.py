@@ -57,7 +57,7 @@ transpose = (
 )  # (source, x, x_step, target, to, step): target[to + j * step + i] = source[x + i * x_step + j]
 
 
-@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+@njit(cache=True, nogil=True, error_model="numpy")
 def copy(task, g, data, const, codes, index, scratch):
     # out[i] = x[i] over five axes: sizes g[2:7], steps of x (at g[0]) g[7:12], steps of the result (at g[1]) g[12:17]
     # g[17] ROWS: the last axis has step 1 in both; TRANSPOSED: axis 3 has it in x, the last one in the result;

@@ -135,8 +135,8 @@ def _adder(vectors):
 
     INOUT s: ``outputs`` rows of ``vectors`` vectors, ``step`` apart from a, each (+)= the rows of its codes in the
     tables at t. The codes of an output, from c, are those without a shift, ``whole`` for each of ``count`` blocks, then
-    g[38] groups with one: index[g[37] + 3 * i ..] = (shift, codes a block, first step). Step j is index[g[39] + 2 * j ..]
-    = (distance of the table's rows, place of its first). Of the sums, ``lanes`` lanes count.
+    g[38] groups with one: index[g[37] + 3 * i ..] = (shift, codes a block, first step). Step j is
+    index[g[39] + 2 * j ..] = (distance of the table's rows, place of its first). Of the sums, ``lanes`` lanes count.
     """
 
     def twin(s, t, codes, c, index, g, whole, count, lanes, outputs, a, step, fresh):

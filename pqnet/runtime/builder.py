@@ -12,7 +12,7 @@ from pqnet.graph import Graph, Node
 from pqnet.graph.op import Info, get_op, resolve_attrs
 from pqnet.runtime.views import SLACK, Buffer, View
 
-__all__ = ["LOWERINGS", "Builder", "Choose", "Copy", "HostStep", "Step", "Store", "Upload", "aligned", "lowers"]
+__all__ = ["LOWERINGS", "Builder", "Choose", "HostStep", "Step", "Store", "Upload", "aligned", "lowers"]
 
 Field = int | View
 LOWERINGS: dict[str, Callable[["Builder", Node, list[View]], View | tuple[View, ...] | None]] = {}
@@ -60,15 +60,6 @@ class Upload:
 
     value: str
     view: View
-
-
-@dataclass(eq=False)
-class Copy:
-    """Copies a view into another of its shape."""
-
-    source: View
-    target: View
-    label: str
 
 
 class Pool:
@@ -125,7 +116,7 @@ class Builder:
     def __init__(self, graph: Graph, symbols: Mapping[str, int], store: Store, choose: Choose) -> None:
         self.graph, self.symbols, self.store, self.choose = graph, dict(symbols), store, choose
         self.infos = graph.infer_shapes(symbols)
-        self.steps: list[Step | HostStep | Upload | Copy] = []
+        self.steps: list[Step | HostStep | Upload] = []
         self.buffers: list[Buffer] = []
         self.known: dict[str, np.ndarray] = {}  # values that do not depend on the inputs
         self.index = Pool(np.int32, 16)
@@ -224,13 +215,6 @@ class Builder:
     def place(self, value: str) -> View | None:
         """Return the view of a value if it lives in the arena."""
         return self._views.get(value)
-
-    def dense(self, view: View, order: Sequence[int]) -> View:
-        """Return a copy of a view, stored densely with its axes in ``order``."""
-        out = self.new(view.shape, order)
-        view.buffer.last = max(view.buffer.last, len(self.steps))
-        self.steps.append(Copy(view, out, "copy"))
-        return out
 
     def finish(self, node: Node, *views: View) -> None:
         """Mark a node as computed, its outputs being ``views``."""

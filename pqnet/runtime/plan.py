@@ -15,7 +15,7 @@ from pqnet.graph import Graph
 from pqnet.graph.op import Info
 from pqnet.kernels.program import DONE, STATE_WORDS, TICKET, kernel_address, run_steps
 from pqnet.runtime import lower as lower
-from pqnet.runtime.builder import LOWERINGS, Builder, Choose, Copy, HostStep, Step, Store, Upload, aligned
+from pqnet.runtime.builder import LOWERINGS, Builder, Choose, HostStep, Step, Store, Upload, aligned
 from pqnet.runtime.execute import dense_param, evaluate_node, node_params
 from pqnet.runtime.tuning import rule
 from pqnet.runtime.views import SLACK, View, place_buffers
@@ -104,7 +104,7 @@ class Plan:
         self.floats = place_buffers(b.buffers)
         self.scratch = max((s.scratch for s in b.steps if isinstance(s, Step)), default=0) + SLACK
         self.const, self.codes, self.index = store.const.array(), store.codes.array(), b.index.array()
-        self.segments: list[Kernels | HostStep | Upload | Copy] = []
+        self.segments: list[Kernels | HostStep | Upload] = []
         for compiled, steps in groupby(b.steps, lambda s: isinstance(s, Step)):
             batch = list(steps)
             self.segments += [Kernels([s for s in batch if isinstance(s, Step)])] if compiled else batch  # type: ignore[arg-type]
@@ -140,14 +140,12 @@ class Plan:
         return np.array(host[value] if view is None else space.array(view), order="C")
 
     def _run_segment(
-        self, segment: Kernels | HostStep | Upload | Copy, host: dict[str, np.ndarray], space: Workspace, threads: int
+        self, segment: Kernels | HostStep | Upload, host: dict[str, np.ndarray], space: Workspace, threads: int
     ) -> None:
         if isinstance(segment, Kernels):
             self.run_kernels(segment, space, threads, 0, len(segment.steps))
         elif isinstance(segment, Upload):
             np.copyto(space.array(segment.view), host[segment.value])
-        elif isinstance(segment, Copy):
-            np.copyto(space.array(segment.target), space.array(segment.source))
         else:
             node = segment.node
             arrays = [space.array(self.views[v]) if v in self.views and v not in host else host[v] for v in node.inputs]
@@ -190,7 +188,7 @@ class Plan:
                     times.append(StepTime(step.label, step.way, seconds, step.nbytes))
                 continue
             label = segment.value if isinstance(segment, Upload) else segment.label
-            way = {Upload: "upload", Copy: "copy", HostStep: "numpy"}[type(segment)]
+            way = "upload" if isinstance(segment, Upload) else "numpy"
             seconds = _median(lambda s=segment: self._run_segment(s, host, space, threads), runs)  # type: ignore[misc]
             times.append(StepTime(label, way, seconds, 0))
         return times

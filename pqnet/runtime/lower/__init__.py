@@ -2,6 +2,7 @@
 
 from pqnet.runtime.lower import attention as attention
 from pqnet.runtime.lower import axis as axis
+from pqnet.runtime.lower import copy as copy
 from pqnet.runtime.lower import depthwise as depthwise
 from pqnet.runtime.lower import elementwise as elementwise
 from pqnet.runtime.lower import pool as pool

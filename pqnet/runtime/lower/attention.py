@@ -6,12 +6,13 @@ from pqnet.graph import Node
 from pqnet.kernels.attention import attention
 from pqnet.kernels.tile import LANES, ROWS
 from pqnet.runtime.builder import Builder, lowers
+from pqnet.runtime.lower.copy import dense
 from pqnet.runtime.views import View
 
 
 def _tokens_inside(b: Builder, view: View) -> View:
     """Return a value (B, H, tokens, features) whose tokens are contiguous."""
-    return view if view.strides[2] == 1 or view.shape[2] == 1 else b.dense(view, (1, 3, 0, 2))
+    return view if view.strides[2] == 1 or view.shape[2] == 1 else dense(b, view, (1, 3, 0, 2))
 
 
 @lowers("attention")
@@ -31,8 +32,8 @@ def lower_attention(b: Builder, node: Node, x: list[View]) -> View | None:
     if len(x) == 4:
         wide = x[3].expand((batch, heads, queries, keys))
         if wide.strides[2] != 1:
-            wide = b.dense(x[3], range(len(x[3].shape))).expand((batch, heads, queries, keys))
-            wide = b.dense(wide, (0, 1, 3, 2))
+            wide = dense(b, x[3], range(len(x[3].shape))).expand((batch, heads, queries, keys))
+            wide = dense(b, wide, (0, 1, 3, 2))
         mask = [wide, wide.strides[0], wide.strides[1], wide.strides[3]]
         reads.append(wide)
     out = b.new((batch, heads, queries, outer), (1, 3, 0, 2))

@@ -10,6 +10,7 @@ from pqnet.kernels.norm import layer_norm, softmax
 from pqnet.kernels.pool import reduce_axis
 from pqnet.kernels.simd import WIDTH
 from pqnet.runtime.builder import Builder, lowers
+from pqnet.runtime.lower.copy import dense
 from pqnet.runtime.views import View
 
 WORK = 16384  # numbers a task, at least
@@ -49,7 +50,7 @@ def _rows(b: Builder, x: View, axes: tuple[int, ...]) -> Rows:
     lanes = outer.pop() if outer and outer[-1][1] == 1 else (1, 0)
     if len(merged) > 1 or len(outer) > 2 or (lanes[0] == 1 and merged and merged[0][1] != 1):
         others = tuple(a for a in range(len(x.shape)) if a not in axes)
-        return _rows(b, b.dense(x, (*sorted(axes), *others)), axes)
+        return _rows(b, dense(b, x, (*sorted(axes), *others)), axes)
     n, step = merged[0] if merged else (1, 1)
     outer = [(1, 0)] * (2 - len(outer)) + outer
     missing = tuple(a for a in range(len(x.shape)) if a not in axes and a not in kept)
@@ -78,7 +79,7 @@ def _whole(b: Builder, r: Rows) -> Rows:
 
 def _rows_of_dense(b: Builder, r: Rows) -> Rows:
     axes = tuple(a for a in range(len(r.x.shape)) if a not in r.kept)
-    return _rows(b, b.dense(r.x, r.x.order()), axes)
+    return _rows(b, dense(b, r.x, r.x.order()), axes)
 
 
 def _emit_rows(b: Builder, kernel: object, node: Node, r: Rows, own: list[int | View]) -> View:

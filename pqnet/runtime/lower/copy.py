@@ -9,7 +9,7 @@ from pqnet.kernels.simd import WIDTH
 from pqnet.runtime.builder import Builder, channel_major, lowers
 from pqnet.runtime.views import View
 
-__all__ = ["emit_copy", "emit_fill"]
+__all__ = ["dense", "emit_copy", "emit_fill"]
 
 AXES = 5
 WORK = 16384  # numbers a task, at least
@@ -33,6 +33,13 @@ def _merged(shape: Sequence[int], source: Sequence[int], target: Sequence[int]) 
 def emit_copy(b: Builder, source: View, target: View, label: str) -> None:
     """Append the steps that copy a view into another of its shape; they may not share elements."""
     _emit(b, source, _merged(source.shape, source.strides, target.strides), source, target, label, fill=False)
+
+
+def dense(b: Builder, view: View, order: Sequence[int]) -> View:
+    """Return a copy of a view, stored densely with its axes in ``order``."""
+    out = b.new(view.shape, order)
+    emit_copy(b, view, out, "copy")
+    return out
 
 
 def emit_fill(b: Builder, value: float, target: View, label: str) -> None:

@@ -2,13 +2,12 @@
 
 from math import prod
 
-import numpy as np
-
 from pqnet.graph import Node
 from pqnet.kernels.depthwise import COLUMNS, DOWN, VECTORS, depthwise
 from pqnet.kernels.simd import WIDTH
 from pqnet.runtime.builder import Builder, lowers
 from pqnet.runtime.lower import products
+from pqnet.runtime.lower.copy import dense
 from pqnet.runtime.lower.epilogue import absorb
 from pqnet.runtime.lower.product import round_up
 from pqnet.runtime.views import View
@@ -24,7 +23,8 @@ def conv2d(b: Builder, node: Node, x: list[View]) -> View | None:
     assert weight is not None
     o, c, *_ = weight.shape
     if c != 1 or o != b.attrs(node)["groups"] or o == 1:
-        return products.conv2d(b, node, x)
+        found: View | None = products.conv2d(b, node, x)
+        return found
     return _emit(b, node, x[0])
 
 
@@ -49,7 +49,7 @@ def _emit(b: Builder, node: Node, x: View) -> View:
     batch, channels, out_height, width = b.info(node.outputs[0]).shape
     height, columns = x.shape[2:]
     if x.strides[3] != 1 and columns > 1:
-        x = b.dense(x, (1, 0, 2, 3))
+        x = dense(b, x, (1, 0, 2, 3))
     across = _phases(a["padding"][1], columns, width, kw, sw, dw)
     down = sorted({k * dh % sh for k in range(kh)})
     # The zeros behind a row are those before the next: a row must leave them room, and see all that it needs.

@@ -12,6 +12,7 @@ from pqnet.graph.op import broadcast_shape
 from pqnet.kernels import elementwise as kernel
 from pqnet.kernels.simd import WIDTH
 from pqnet.runtime.builder import LOWERINGS, Builder, channel_major, lowers
+from pqnet.runtime.lower.copy import dense
 from pqnet.runtime.lower.epilogue import ACTIVATIONS, activation_of, norm_factors
 from pqnet.runtime.views import View
 
@@ -64,7 +65,7 @@ class _Operand:
             wide = view.expand(shape)
             if wide.strides[_inner(shape, order)] not in (0, 1):
                 missing = len(shape) - len(view.shape)
-                wide = b.dense(view, [a - missing for a in order if a >= missing]).expand(shape)
+                wide = dense(b, view, [a - missing for a in order if a >= missing]).expand(shape)
             return [0, wide], list(wide.strides)
         assert self.numbers is not None
         full = self.numbers.reshape(self.numbers.shape[:1] + (1,) * missing + self.numbers.shape[1:])
@@ -159,7 +160,7 @@ class _Chain:
         order = first.order() if first.shape == shape else channel_major(len(shape))
         first = first.expand(shape)
         if shape and prod(shape) > 1 and first.strides[_inner(shape, order)] != 1:
-            first = self.b.dense(first, order)
+            first = dense(self.b, first, order)
         places = [o.fields(self.b, shape, order) for o in self.operands]
         out = self.b.new(shape, order)
         steps = [[s[a] for a in order] for s in (out.strides, first.strides, *(p[1] for p in places))]

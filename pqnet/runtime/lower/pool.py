@@ -10,6 +10,7 @@ from pqnet.graph.ops.pool import window_sizes
 from pqnet.kernels.pool import pool
 from pqnet.kernels.simd import WIDTH
 from pqnet.runtime.builder import Builder, lowers
+from pqnet.runtime.lower.copy import dense
 from pqnet.runtime.views import View
 
 TASKS = 32
@@ -20,7 +21,7 @@ WORK = 16384  # pixels a task, at least
 def window_pool(b: Builder, node: Node, x: list[View]) -> View | None:
     """Lower max or average pooling."""
     a = b.attrs(node)
-    source = x[0] if x[0].strides[3] == 1 or x[0].shape[3] == 1 else b.dense(x[0], (1, 0, 2, 3))
+    source = x[0] if x[0].strides[3] == 1 or x[0].shape[3] == 1 else dense(b, x[0], (1, 0, 2, 3))
     batch, channels, height, width = source.shape
     rows, columns = b.info(node.outputs[0]).shape[2:]
     (kh, kw), (sy, sx), (top, left) = a["kernel"], a["stride"], a["padding"][:2]

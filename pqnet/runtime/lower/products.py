@@ -9,6 +9,7 @@ from pqnet.codecs import Packed, PackedPQ
 from pqnet.graph import Node
 from pqnet.kernels.prepare import prepare
 from pqnet.runtime.builder import Builder, lowers
+from pqnet.runtime.lower.copy import dense
 from pqnet.runtime.lower.dots import dots_cost, emit_dots
 from pqnet.runtime.lower.epilogue import absorb
 from pqnet.runtime.lower.gemm import emit_gemm, gemm_cost
@@ -62,7 +63,7 @@ def conv2d(b: Builder, node: Node, x: list[View]) -> View | None:
     a, groups = b.attrs(node), b.attrs(node)["groups"]
     o, c, *kernel = weight.shape
     batch, _, height, width = b.info(node.outputs[0]).shape
-    source = x[0] if x[0].strides[3] == 1 or x[0].shape[3] == 1 else b.dense(x[0], (1, 0, 2, 3))
+    source = x[0] if x[0].strides[3] == 1 or x[0].shape[3] == 1 else dense(b, x[0], (1, 0, 2, 3))
     patches = (height + 1) // 2, (width + 1) // 2
     plain = tuple(kernel) == (1, 1) and tuple(a["stride"]) == (1, 1) and not any(a["padding"])
     ways = _ways(weight, o // groups, groups, batch * height * width)
@@ -152,7 +153,7 @@ def linear(b: Builder, node: Node, x: list[View]) -> View | None:
     order = (last, *range(last))
     flat = x[0].reshape((rows, inputs))
     if flat is None or (flat.strides[0] != 1 and rows > 1):
-        flat = b.dense(x[0], order).reshape((rows, inputs))
+        flat = dense(b, x[0], order).reshape((rows, inputs))
         assert flat is not None
     out = b.new((*lead, o), order)
 

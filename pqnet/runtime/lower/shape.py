@@ -2,6 +2,7 @@
 
 from pqnet.graph import Node
 from pqnet.runtime.builder import Builder, lowers
+from pqnet.runtime.lower.copy import dense
 from pqnet.runtime.views import View
 
 
@@ -10,7 +11,7 @@ def reshape(b: Builder, node: Node, x: list[View]) -> View | None:
     """Lower a reshape; a value that strides cannot give another shape is copied."""
     shape = b.info(node.outputs[0]).shape
     found = x[0].reshape(shape)
-    return found if found is not None else b.dense(x[0], range(len(x[0].shape))).reshape(shape)
+    return found if found is not None else dense(b, x[0], range(len(x[0].shape))).reshape(shape)
 
 
 @lowers("permute")
