@@ -23,8 +23,8 @@ from pqnet.kernels.simd import (
 def pool(task, g, data, const, codes, index, scratch):
     # Planes of g[4] x g[5] pixels, g[6] columns apart, at g[0] + c * g[2] + b * g[3], c < g[7], b < g[8]; planes a task
     # g[9]. Result at g[1], dense [c][b][g[10]][g[11]]; kernel g[12] x g[13], stride g[14], g[15], dilation g[16],
-    # g[17], padding above g[18], on the left g[19]; 20: 0 largest, 1 average; 21, 22 const: factors of its rows and columns;
-    # 23, 24 rows and columns of the padded plane
+    # g[17], padding above g[18], on the left g[19]; 20: 0 largest, 1 average; 21, 22 const: factors of its rows and
+    # columns; 23, 24 rows and columns of the padded plane
     height, width, row, channels, batch = g[4], g[5], g[6], g[7], g[8]
     rows, columns, kh, kw, sy, sx, dy, dx = g[10], g[11], g[12], g[13], g[14], g[15], g[16], g[17]
     top, left, average, high, across = g[18], g[19], g[20] == 1, g[23], g[24]

@@ -211,6 +211,8 @@ def _first_value(b: Builder, node: Node) -> str:
 @lowers(*COMMUTATIVE, *TURNED, *FUNCTIONS, *ACTIVATIONS, "softplus", "pow", "batch_norm", "prelu")
 def chain(b: Builder, node: Node, x: list[View]) -> View | None:
     """Lower a node and those behind it that only it feeds."""
+    if not b.info(node.outputs[0]).shape:
+        return None
     value = _first_value(b, node)
     first, steps = b.view(value), _Chain(b, b.info(node.outputs[0]).shape)
     if not steps.take(node, value):
