@@ -35,7 +35,7 @@ def run(builder, arena, order):
 
 
 def view_of(buffer, shape, order, margin, steps):
-    """Return a view with its axes in a storage order, some of them with steps, away from the buffer's start."""
+    """Return a view with its axes in a storage order, some with steps, at a distance from the buffer's start."""
     strides, step = [0] * len(shape), 1
     for axis in reversed(order):
         strides[axis] = step * steps[axis]
@@ -46,7 +46,7 @@ def view_of(buffer, shape, order, margin, steps):
 @st.composite
 def pairs(draw):
     rank = draw(st.integers(1, 6))
-    most = {1: 5000, 2: 90, 3: 40, 4: 12, 5: 6, 6: 4}[rank]
+    most = {1: 90000, 2: 90, 3: 40, 4: 12, 5: 6, 6: 4}[rank]
     shape = [draw(st.integers(1, most)) for _ in range(rank)]
     orders = [draw(st.permutations(range(rank))) for _ in range(2)]
     steps = [[draw(st.sampled_from([1, 1, 1, 2])) for _ in range(rank)] for _ in range(2)]
@@ -87,7 +87,12 @@ def test_modes(strides, mode):
 
 
 def test_large_copies_make_several_tasks():
-    for shape, strides in [((1000, 1000), (1, 1000)), ((1000, 1000), (1024, 1)), ((64, 100, 100), (10000, 1, 100))]:
+    for shape, strides in [
+        ((1000, 1000), (1, 1000)),
+        ((1000, 1000), (1024, 1)),
+        ((1000, 1000), (1000, 1)),
+        ((64, 100, 100), (10000, 1, 100)),
+    ]:
         builder, (x, out) = program([1 << 20, 1 << 20])
         target = View.dense_in(out.buffer, shape, range(len(shape)))
         emit_copy(builder, View(x.buffer, 0, shape, strides), target, "copy")

@@ -11,7 +11,7 @@ from pqnet.kernels.places import load_at, place, put_at
 from pqnet.kernels.simd import WIDTH, add, divide, fma, multiply, select_less, splat, subtract
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def activate_at(kind, x, out, n, first, second):
     # IN place x, parameters first, second; OUT n numbers at place out, which may be x
     # The choice is made within the loop: one copy of exp for all kinds, which is what takes time.
@@ -58,7 +58,7 @@ def activate_at(kind, x, out, n, first, second):
         put_at(out, p, v, n - p)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def activate_row(kind, array, i, n, const, p):
     # INOUT array[i : i + n]; IN const[p], const[p + 1]: the parameters, if the kind has any
     at = place(array, i)

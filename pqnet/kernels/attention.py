@@ -24,7 +24,7 @@ from pqnet.kernels.simd import (
 from pqnet.kernels.tile import LANES, ROWS, multiply_3
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def attention(task, g, data, const, codes, index, scratch):
     # q, k, v and the result: offsets g[0:4]; steps of batch, head and feature of each in g[4:16]; tokens have step 1.
     # 16 heads, 17 queries, 18 keys, 19 features of q and k, 20 features of v, 21 const: scale, 22 causal,

@@ -1,5 +1,6 @@
 """Copies between strided values: rows, transposition in registers, anything else one number at a time; and fills."""
 
+import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.core import config
@@ -52,17 +53,38 @@ def _transposer():
     return twin if config.DISABLE_JIT else transpose
 
 
+def _step_loader():
+    def twin(array, index, step):
+        return array[index + step * np.arange(WIDTH)]
+
+    @intrinsic
+    def load_steps(context, array, index, step):
+        def codegen(context, builder, signature, values):
+            array, index, step = values
+            data = context.make_array(signature.args[0])(context, builder, array).data
+            value, place = ir.Constant(FLOATS.llvm, ir.Undefined), builder.gep(data, [index])
+            for lane in range(WIDTH):
+                value = builder.insert_element(value, builder.load(place), ir.IntType(32)(lane))
+                place = builder.gep(place, [step])
+            return value
+
+        return FLOATS(array, types.intp, types.intp), codegen
+
+    return twin if config.DISABLE_JIT else load_steps
+
+
+load_steps = _step_loader()  # WIDTH numbers, ``step`` apart
 transpose = (
     _transposer()
 )  # (source, x, x_step, target, to, step): target[to + j * step + i] = source[x + i * x_step + j]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def copy(task, g, data, const, codes, index, scratch):
     # out[i] = x[i] over five axes: sizes g[2:7], steps of x (at g[0]) g[7:12], steps of the result (at g[1]) g[12:17]
     # g[17] ROWS: the last axis has step 1 in both; TRANSPOSED: axis 3 has it in x, the last one in the result;
     # NUMBERS: any steps; FILL: const[g[0]] everywhere, the last axis has step 1. g[18] rows (of axis 3) and g[19]
-    # blocks of rows a task; scratch: two tiles of WIDTH vectors
+    # blocks of rows a task, g[20] numbers in the last row (ROWS, FILL); scratch: two tiles of WIDTH vectors
     n1, n2, n3, n4, mode, block = g[3], g[4], g[5], g[6], g[17], g[18]
     x3, x4, o3, o4 = g[10], g[11], g[15], g[16]
     blocks = (n3 + block - 1) // block
@@ -93,12 +115,16 @@ def copy(task, g, data, const, codes, index, scratch):
         for r in range(first, last):
             at, to = x + r * x3, out + r * o3
             if mode == NUMBERS:
-                for p in range(n4):
+                whole = n4 // WIDTH * WIDTH if o4 == 1 else 0
+                for p in range(0, whole, WIDTH):
+                    store(data, to + p, load_steps(data, at + p * x4, x4))
+                for p in range(whole, n4):
                     data[to + p * o4] = data[at + p * x4]
                 continue
-            for p in range(0, n4, WIDTH):
+            wide = g[20] if r == n3 - 1 else n4
+            for p in range(0, wide, WIDTH):
                 v = value if mode == FILL else load(data, at + p)
-                if p + WIDTH <= n4:
+                if p + WIDTH <= wide:
                     store(data, to + p, v)
                 else:
-                    store_head(data, to + p, v, n4 - p)
+                    store_head(data, to + p, v, wide - p)

@@ -137,7 +137,7 @@ _down_5, _down_5_wide = _downwards(5, 2), _downwards(5, COLUMNS)
 _down_7, _down_7_wide = _downwards(7, 2), _downwards(7, COLUMNS)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def _copy_rows(source, x, row, rows, n, step, target, to, pitch):
     # OUT target[to + i * pitch + j] = source[x + i * row + j * step] for i < rows, j < n; in place downwards, too
     whole = n // WIDTH * WIDTH
@@ -159,7 +159,7 @@ def _copy_rows(source, x, row, rows, n, step, target, to, pitch):
                 target[out + j] = source[at + j * step]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def _fill_planes(x, y, rows, g, data, index, scratch):
     # OUT scratch: the padded input of output rows y .. y + rows; data from x: an image
     band, pitch, out_height, height, top, left = g[8], g[9], g[14], g[23], g[25], g[26]
@@ -184,7 +184,7 @@ def _fill_planes(x, y, rows, g, data, index, scratch):
         _copy_rows(data, at, sy * row_step, high - low, n, sx, scratch, to + low * pitch, pitch)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def _sum_taps(scratch, n, const, weight, taps, index, shifts, sums, data, near, far):
     # OUT scratch from ``sums``: n sums of taps over the planes, up to VECTORS vectors more
     # data: lines from near and far are prefetched
@@ -219,7 +219,7 @@ def _sum_taps(scratch, n, const, weight, taps, index, shifts, sums, data, near, 
         store(scratch, s + 3 * WIDTH, a3)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def depthwise(task, g, data, const, codes, index, scratch):
     # IN data: images of g[23] x g[24] pixels, padded by g[25] rows above and g[26] columns on the left; at g[0], images
     # g[1] apart, channels g[2], rows g[34]; g[7] images of g[6] channels, g[32] channels a task

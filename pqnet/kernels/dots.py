@@ -90,7 +90,7 @@ def _dotter(lanes):
 dot_4, dot_8, dot_16 = _dotter(4), _dotter(8), _dotter(16)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def dots(task, g, data, const, codes, index, scratch):
     # A layer step (fields 0-22). 24 codes offset, 25 codebook, 26 d, 27 codeword stride: 4, 8 or 16, zeros behind d,
     # 28 bytes a code, 29 bytes a row of codes, 30 outputs a task, 31 tasks along the outputs of a group, 32 sums

@@ -34,7 +34,7 @@ ACTIVATE, FUNCTION = 10, 11
 (EXP, LOG, SQRT, RSQRT, RECIPROCAL, ERF, FLOOR, CEIL, ROUND, NEG, ABS, SIGN, SQUARE, CUBE) = range(14)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def _combined(op, a, b, c):
     if op == ADD:
         return add(a, b)
@@ -52,7 +52,7 @@ def _combined(op, a, b, c):
     return fma(at_most(a, zero), b, at_least(a, zero))
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def _function(kind, v):
     zero, one = constant(0.0), constant(1.0)
     if kind == EXP:
@@ -84,7 +84,7 @@ def _function(kind, v):
     return multiply(whole, constant(-1.0)) if kind == CEIL else whole
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def _combine(op, x, y, z, wide, low, high, out, n):
     # OUT n numbers at place out: x op y, bounded, with a third operand z; one y and z for all lanes if not wide.
     # The frequent operations have loops of their own.
@@ -108,13 +108,13 @@ def _combine(op, x, y, z, wide, low, high, out, n):
         put_at(out, p, at_most(at_least(v, bottom), top), n - p)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def _apply(kind, x, out, n):
     for p in range(0, n, WIDTH):
         put_at(out, p, _function(kind, load_at(x, p)), n - p)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def elementwise(task, g, data, const, codes, index, scratch):
     # Four axes of sizes g[0:4]; rows are the combinations of the first three, one behind another in the result at g[7].
     # 4 pieces a task; 5 in index: instructions (operation, operand, p, bounds), g[6] of them. x at g[8], steps g[9:12]

@@ -7,7 +7,7 @@ from pqnet.kernels.activation import activate_row
 from pqnet.kernels.simd import WIDTH, add, fma, load, load_head, maximum, minimum, splat, store, store_head
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def finish_rows(sums, s, step, rows, o, at, n, g, data, const):
     # IN sums (.,) f4: rows x n sums, rows ``step`` apart from s, of outputs o.. at dense positions at .. at + n
     # IN g: fields 11, 12 and 15-22 of a layer step; OUT data: the rows of these outputs, nothing beside them
@@ -35,7 +35,7 @@ def finish_rows(sums, s, step, rows, o, at, n, g, data, const):
             activate_row(kind, data, target, n, const, parameters)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def finish_tile(sums, s, step, rows, o, b, q, n, g, data, const):
     # IN sums: rows x n sums, rows ``step`` apart, of outputs o.. at flat positions q.. of image b, junk columns and all
     pitch, width, image = g[9], g[10], g[13]

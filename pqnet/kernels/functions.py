@@ -87,18 +87,18 @@ mantissa = _of_bits(
 )
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def at_least(v, low):
     # maximum for bounds that are no NaN: one instruction; NaN in v stays
     return select_less(v, low, low, v)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def at_most(v, high):
     return select_less(high, v, high, v)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def exp(v):
     # exp(r) for |r| <= ln(2) / 2, times 2**n
     v = at_most(at_least(v, constant(-104.0)), constant(89.0))
@@ -112,7 +112,7 @@ def exp(v):
     return scale(p, n)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def twice_atanh(s):
     # 2 atanh(s) = log((1 + s) / (1 - s)) for |s| <= 1/3
     q = multiply(s, s)
@@ -125,7 +125,7 @@ def twice_atanh(s):
     return fma(multiply(p, q), s, add(s, s))
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def log(v):
     one, zero, tiny, inf = constant(1.0), constant(0.0), constant(1.1754944e-38), constant(np.inf)
     normal = select_less(v, tiny, multiply(v, constant(2.0**24)), v)
@@ -140,7 +140,7 @@ def log(v):
     return select_less(v, inf, y, v)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def tanh(v):
     # an odd rational function, 1 in float32 at the limit
     limit = constant(7.99881172180175781)
@@ -158,7 +158,7 @@ def tanh(v):
     return divide(multiply(p, inside), d)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def erf_argument(v):
     # y with erf(v) = tanh(y), within 3e-7; the polynomial of graph.ops.elementwise
     q = at_most(multiply(v, v), constant(15.6025))

@@ -28,7 +28,7 @@ AHEAD = 4
 FEW = WIDTH // 3  # positions that dot products compute faster than a vector
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def pack(x, image_step, image, pitch, width, p, n, rows, i0, index, data, target, t, tile_step):
     # IN data: X[k, position] at x + image * image_step + y * pitch + column + index[i0 + k]; positions count the
     # pixels of all images, ``image`` of them each in rows of ``width``
@@ -76,7 +76,7 @@ def pack(x, image_step, image, pitch, width, p, n, rows, i0, index, data, target
                         at += next_image
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def decode_panel(codes, first, step, outputs, n, wide, const, book, stride, d, target, t, row_step):
     # IN codes: rows ``step`` bytes apart from byte ``first``, n codes each; const from book: codewords, stride apart
     # OUT target from t: ``outputs`` rows of n * d numbers, up to stride more behind each
@@ -107,7 +107,7 @@ def decode_panel(codes, first, step, outputs, n, wide, const, book, stride, d, t
                 to += d
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def _dots(a, a0, row_step, x, x0, column_step, columns, k, sums, s, step, fresh):
     # A few positions: sums[s + r * step + c] (+)= sum_k A[r, k] * x[x0 + c * column_step + k], lanes along k
     zero = splat(np.float32(0))
@@ -132,7 +132,7 @@ def _dots(a, a0, row_step, x, x0, column_step, columns, k, sums, s, step, fresh)
                 sums[place] = total if fresh else sums[place] + total
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def gemm(task, g, data, const, codes, index, scratch):
     # A layer step (fields 0-22). 24 codes offset or -1: dense weight; 25 codebook or dense weight, 26 d, 27 codeword
     # stride, 28 bytes a code, 29 bytes a row of codes, 30 length of a piece of the reduction (a multiple of d),

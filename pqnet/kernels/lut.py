@@ -258,7 +258,7 @@ def _table_builder(vectors):
 _table_1, _table_2 = _table_builder(1), _table_builder(2)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def _copy_lanes(data, start, pitch, lane_pitch, column, n, target, t):
     # OUT target from t: n lanes from ``column`` on, up to WIDTH - 1 more behind; lane y * lane_pitch + column is
     # data[start + y * pitch + column]
@@ -272,7 +272,7 @@ def _copy_lanes(data, start, pitch, lane_pitch, column, n, target, t):
         start += pitch
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def _build(rows, start, q, step, lanes, t, g, data, const, index, s):
     # OUT s from t: rows ``step`` apart, row k = sum_j codeword_k[j] * (lanes q .. of input index[rows + j]), ``lanes``
     # lanes, a multiple of WIDTH; TMP s[: max(d, 8) * CHUNK + WIDTH]
@@ -307,7 +307,7 @@ def _build(rows, start, q, step, lanes, t, g, data, const, index, s):
                 multiply_1(const, word, stride, 1, s, 0, d, s, row, step, 0)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def _accumulate(s, t, codes, c, index, g, count, n, outputs, a, vectors, fresh):
     # INOUT s from a: ``outputs`` rows of ``vectors`` vectors, n lanes of which count, row o (+)= its codes' table rows
     whole = g[34]
@@ -338,7 +338,7 @@ def _accumulate(s, t, codes, c, index, g, count, n, outputs, a, vectors, fresh):
         v += width
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def lut(task, g, data, const, codes, index, scratch):
     # A layer step (fields 0-22). 24 codes: [group][pass][output][shift][block of the pass][tap of that shift],
     # 25 codebook, 26 d, 27 codeword stride, 28 codewords (up to a multiple of ROWS), 29 mask of a code, 30 bytes a

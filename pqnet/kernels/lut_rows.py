@@ -108,7 +108,7 @@ def _braider():
 _look_up_1, _look_up_4, _store_braided = _looker(1), _looker(4), _braider()
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def fill_tables(task, g, data, const, codes, index, scratch):
     # Fields 0-8 of a layer step. 24 distance of two positions, 25 codebook, transposed: number j of word k at
     # j * words + k, 26 d, 27 words: codewords up to a multiple of 4 * WIDTH, 28 positions, at most four, 29 blocks of a
@@ -155,7 +155,7 @@ def fill_tables(task, g, data, const, codes, index, scratch):
             store(data, to + 3 * WIDTH, a3)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def look_up_outputs(task, g, data, const, codes, index, scratch):
     # A layer step (fields 0-22). 24 codes: [group][turn of outputs][block][output], 25 bytes a code, 26 words,
     # 27 positions, 28 blocks of a group, 29 blocks whose tables stay in the first-level cache, 30 turns a task,
@@ -186,7 +186,7 @@ def look_up_outputs(task, g, data, const, codes, index, scratch):
         finish_rows(scratch, 0, width, n, o, 0, positions, g, data, const)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def _finish_outputs(sums, o, n, g, data, const):
     # The epilogue of a single position: sums[: n] are those of outputs o .., which lie side by side
     scale_at, shift_at, kind, parameters = g[15] + o, g[16] + o, g[21], g[22]

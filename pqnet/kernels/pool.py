@@ -19,7 +19,7 @@ from pqnet.kernels.simd import (
 )
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def pool(task, g, data, const, codes, index, scratch):
     # Planes of g[4] x g[5] pixels, g[6] columns apart, at g[0] + c * g[2] + b * g[3], c < g[7], b < g[8]; planes a task
     # g[9]. Result at g[1], dense [c][b][g[10]][g[11]]; kernel g[12] x g[13], stride g[14], g[15], dilation g[16],
@@ -65,7 +65,7 @@ def pool(task, g, data, const, codes, index, scratch):
                     store_head(data, out + j, v, columns - j)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def reduce_axis(task, g, data, const, codes, index, scratch):
     # x at g[0], result at g[1]; two outer axes: sizes g[2], g[5], steps of x g[3], g[6], of the result g[4], g[7];
     # g[8] lanes of step 1 in both; g[9] numbers, g[10] apart (1 only if there is one lane) are reduced;

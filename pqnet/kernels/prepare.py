@@ -6,7 +6,7 @@ from numba import njit
 from pqnet.kernels.simd import WIDTH, keep, load, load_even, splat, store, store_head
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def prepare(task, g, data, const, codes, index, scratch):
     # IN data: images of g[4] x g[5] pixels, channels g[2] apart, images g[3] apart, rows g[6] apart
     # IN index from g[15]: g[14] pairs (py, px), the phases that some tap needs

@@ -32,7 +32,7 @@ from pqnet.kernels.tile import LANES, ROWS, multiply_1, multiply_2, multiply_3
 FEW = WIDTH // 8  # patches that are computed one by one
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def _transform_input(x, channel, image, pitch, high, across, p, n, c_first, c_last, data, target, row, plane):
     # IN data: channel c of image b at x + c * channel + b * image, rows of ``pitch``; patches p .. p + n in the order
     # image, ``high``, ``across``. OUT target: number xi of patch p + j, channel c at row + xi * plane + c * LANES + j
@@ -87,7 +87,7 @@ def _transform_input(x, channel, image, pitch, high, across, p, n, c_first, c_la
                 patch += next_image
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def _decode_spatial(codes, first, n, wide, const, book, step, target, to):
     # Codewords of step / 16 transformed filters each, one after the other
     for m in range(n):
@@ -100,7 +100,7 @@ def _decode_spatial(codes, first, n, wide, const, book, step, target, to):
         to += step
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def _decode_channel(codes, first, tap, n, wide, const, book, step, d, target, to, plane):
     # Nine codewords of d channels, codes ``tap`` bytes apart, make 16 x d transformed weights, numbers plane apart
     half = splat(np.float32(0.5))
@@ -164,7 +164,7 @@ def _decode_channel(codes, first, tap, n, wide, const, book, step, d, target, to
             store(target, at + 15 * plane, g22)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def _finish(sums, s, rows, o, p, n, high, across, stage, g, data, const):
     # A' m A of patches p .. p + n for ``rows`` outputs: number xi of row r at s + (xi * ROWS + r) * LANES
     height, width, image = g[39], g[10], g[13]
@@ -205,7 +205,7 @@ def _finish(sums, s, rows, o, p, n, high, across, stage, g, data, const):
                 b += 1
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def _one_patch(a, a0, row_step, number, k_step, x, x0, plane, k, rows, spare, sums, s, more):
     # One patch, whose transformed inputs are x[x0 + xi * plane + c * LANES]: sums[s + (xi * ROWS + r) * LANES] (+)=
     # sum_c A[r, xi, c] * input; lanes are the 16 numbers if they lie together in A, else channels. TMP sums from spare
@@ -237,7 +237,7 @@ def _one_patch(a, a0, row_step, number, k_step, x, x0, plane, k, rows, spare, su
             sums[at] = sums[spare + 16 * k + xi] + (sums[at] if more else np.float32(0))
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def winograd(task, g, data, const, codes, index, scratch):
     # A layer step (fields 0-22) on planes padded by ``prepare`` to whole patches. 24 codes offset or -1: dense weight,
     # transformed, [output][number][channel]; 25 codebook or dense weight, 26 d, 27 codeword stride, 28 bytes a code,

@@ -5,6 +5,7 @@ from pqnet.runtime.lower import axis as axis
 from pqnet.runtime.lower import copy as copy
 from pqnet.runtime.lower import depthwise as depthwise
 from pqnet.runtime.lower import elementwise as elementwise
+from pqnet.runtime.lower import norm as norm
 from pqnet.runtime.lower import pool as pool
 from pqnet.runtime.lower import products as products
 from pqnet.runtime.lower import shape as shape

@@ -1,12 +1,9 @@
-"""What runs along an axis: layer norm, softmax, sums, means and extremes."""
+"""Sums, means and extremes along axes."""
 
 from dataclasses import dataclass
 from math import prod
 
-import numpy as np
-
 from pqnet.graph import Node
-from pqnet.kernels.norm import layer_norm, softmax
 from pqnet.kernels.pool import reduce_axis
 from pqnet.kernels.simd import WIDTH
 from pqnet.runtime.builder import Builder, lowers
@@ -14,7 +11,6 @@ from pqnet.runtime.lower.copy import dense
 from pqnet.runtime.views import View
 
 WORK = 16384  # numbers a task, at least
-TASKS = 16
 
 
 @dataclass
@@ -27,17 +23,6 @@ class Rows:
     step: int
     outer: list[tuple[int, int]]  # (size, step), two of them
     lanes: int
-
-    @property
-    def per_task(self) -> tuple[int, int]:
-        """Rows and lanes a task."""
-        rows = self.outer[0][0] * self.outer[1][0]
-        lanes = self.lanes
-        if rows < TASKS and lanes > WIDTH:
-            wanted = min(-(-TASKS // rows), max(rows * lanes * self.n // WORK, 1))
-            lanes = -(-lanes // (wanted * WIDTH)) * WIDTH
-        least = max(WORK // (self.n * lanes), 1)
-        return min(max(least, -(-rows // 64)), rows), lanes
 
 
 def _rows(b: Builder, x: View, axes: tuple[int, ...]) -> Rows:
@@ -65,56 +50,6 @@ def _merge(x: View, axes: list[int]) -> list[tuple[int, int]]:
         else:
             out.append((x.shape[a], x.strides[a]))
     return out
-
-
-def _same_fields(b: Builder, r: Rows, out: View) -> list[int | View]:
-    (n0, s0), (n1, s1) = r.outer
-    return [r.x, out, n0, s0, s0, n1, s1, s1, r.lanes, r.n, r.step, r.step]
-
-
-def _whole(b: Builder, r: Rows) -> Rows:
-    """Return rows of a dense value: the result has its strides then."""
-    return r if r.x.dense else _rows_of_dense(b, r)
-
-
-def _rows_of_dense(b: Builder, r: Rows) -> Rows:
-    axes = tuple(a for a in range(len(r.x.shape)) if a not in r.kept)
-    return _rows(b, dense(b, r.x, r.x.order()), axes)
-
-
-def _emit_rows(b: Builder, kernel: object, node: Node, r: Rows, own: list[int | View]) -> View:
-    out = b.new(r.x.shape, r.x.order())
-    rows, lanes = r.per_task
-    tasks = -(-(r.outer[0][0] * r.outer[1][0]) // rows) * -(-r.lanes // lanes)
-    fields = [*_same_fields(b, r, out), *own, rows, lanes]
-    b.emit(kernel, node.name, tasks, fields, reads=[r.x], writes=[out], scratch=(r.n + 2) * WIDTH)
-    return out
-
-
-@lowers("layer_norm")
-def lower_layer_norm(b: Builder, node: Node, x: list[View]) -> View | None:
-    """Lower a norm over the last axis."""
-    attrs = b.attrs(node)
-    last = len(x[0].shape) - 1
-    if attrs["axes"] != 1 or x[0].shape[last] < 2:
-        return None
-    size = x[0].shape[last]
-    weight, bias = b.floats(node, "weight"), b.floats(node, "bias")
-    own: list[int | View] = [
-        b.constant((node.name, "norm weight"), lambda: np.ones(size) if weight is None else weight),
-        b.constant((node.name, "norm bias"), lambda: np.zeros(size) if bias is None else bias),
-        b.constant(("scalar", attrs["eps"]), lambda: attrs["eps"]),
-    ]
-    return _emit_rows(b, layer_norm, node, _whole(b, _rows(b, x[0], (last,))), own)
-
-
-@lowers("softmax")
-def lower_softmax(b: Builder, node: Node, x: list[View]) -> View | None:
-    """Lower a softmax."""
-    axis = b.attrs(node)["axis"] % max(len(x[0].shape), 1)
-    if not x[0].shape or x[0].shape[axis] < 2:
-        return None
-    return _emit_rows(b, softmax, node, _whole(b, _rows(b, x[0], (axis,))), [0, 0, 0])
 
 
 KINDS = {"mean": 0, "sum": 0, "max": 1, "min": 2, "adaptive_avg_pool2d": 0, "adaptive_max_pool2d": 1}

@@ -63,12 +63,19 @@ def _emit(
             _emit(b, moved or x, rest, moved, part, label, fill)
         return
     inner, mode = axes[-1], FILL if fill else NUMBERS
-    across = [axis for axis in axes[:-1] if axis[1] == 1 and axis[0] >= WIDTH // 2]
+    across = [axis for axis in axes[:-1] if axis[1] == 1 and min(axis[0], inner[0]) >= WIDTH // 2]
     if not fill and inner[1:] == (1, 1):
         mode = ROWS
     elif not fill and inner[2] == 1 and across:
         mode = TRANSPOSED
         axes = [*(axis for axis in axes[:-1] if axis != across[-1]), across[-1], inner]
+    elif not fill and inner[0] < WIDTH:  # the inner loop is the next axis of some length, if there is one
+        at = next((i for i in reversed(range(len(axes))) if axes[i][0] >= WIDTH), -1)
+        axes = [*axes[:at], *axes[at + 1 :], axes[at]] if at >= 0 else axes
+    tail = inner[0]
+    if mode in (ROWS, FILL) and inner[0] > 2 * WORK and len(axes) < AXES:  # a long row is cut in several
+        tail = (inner[0] - 1) % WORK + 1
+        axes = [*axes[:-1], (-(-inner[0] // WORK), WORK * inner[1], WORK), (WORK, *inner[1:])]
     axes = [(1, 0, 0)] * (AXES - len(axes)) + axes
     sizes, x_steps, steps = (list(t) for t in zip(*axes, strict=True))
     _, _, _, rows, columns = sizes
@@ -76,10 +83,11 @@ def _emit(
     outer = prod(sizes[:3])
     total = outer * rows * columns
     least = max(WORK, -(-total // TASKS))
-    block = min(-(-max(least // columns, 1) // WIDTH) * WIDTH, rows)
+    grain = WIDTH if mode == TRANSPOSED else 1
+    block = min(-(-max(least // columns, 1) // grain) * grain, rows)
     units = outer * -(-rows // block)
     per_task = max(least // (block * columns), 1)
-    fields: list[int | View] = [x, target, *sizes, *x_steps, *steps, mode, block, per_task]
+    fields: list[int | View] = [x, target, *sizes, *x_steps, *steps, mode, block, per_task, tail]
     reads = [source] if source else []
     b.emit(copy, label, -(-units // per_task), fields, reads=reads, writes=[target], scratch=2 * WIDTH * WIDTH)
 
