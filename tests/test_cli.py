@@ -521,3 +521,20 @@ def test_a_reader_that_goes_away_is_no_error(folder: Path) -> None:
     line = f"{sys.executable} -m pqnet inspect small.h5 --json | head -c 1"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", line], capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("{", "")
+
+
+def test_bench_explains_every_step_and_warmup_says_when_it_is_ready(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(f"bench {model_path()} --batch 3 --runs 2 --explain") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"first run [\d.]+ ms, then median [\d.]+ ms, min [\d.]+ ms", lines[0])
+    names = set(pqnet.load(model_path()).graph.layers())
+    assert names <= {line.split()[0] for line in lines[2:-1]}
+    assert {"input", "step"} <= {line.split()[0] for line in lines[1:-1]}
+    shares = [float(re.search(r"([\d.]+)%", line)[1]) for line in lines[2:-1]]  # type: ignore[index]
+    assert abs(sum(shares) - 100) < 0.1 * len(shares)
+    assert re.fullmatch(r"\d+ steps, [\d.]+ ms in all", lines[-1])
+    assert run(f"warmup {model_path()} --batch 1 --batch 2") == 0
+    assert "ready for batches of 1, 2 in" in capsys.readouterr().out
+    assert run(f"bench {model_path()} --batch 0") == 2
+    assert run("warmup missing.h5") == 2
+    assert "missing.h5" in capsys.readouterr().err
