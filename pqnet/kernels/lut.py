@@ -9,6 +9,8 @@ number of vectors; the codes of taps with equal shift modulo the vector are adde
 is shifted in registers.
 """
 
+from itertools import pairwise
+
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
@@ -43,6 +45,37 @@ def _loop(builder, n, name):
         builder.position_at_end(after)
 
     return counter, close
+
+
+def _shifted(builder, values, shift):
+    """Return the lanes from ``shift`` on, 0 < shift < WIDTH, as one vector less than there are values."""
+    word, lanes = ir.VectorType(_WORD, WIDTH), FLOATS.llvm
+    if ISA == "avx512":  # a permutation of two registers that is known only when it runs
+        kind = ir.FunctionType(lanes, [lanes, word, lanes])
+        permute = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx512.vpermi2var.ps.512")
+        first = builder.insert_element(ir.Constant(word, ir.Undefined), builder.trunc(shift, _WORD), _WORD(0))
+        spread = builder.shuffle_vector(first, ir.Constant(word, ir.Undefined), ir.Constant(word, [0] * WIDTH))
+        picked = builder.add(spread, ir.Constant(word, list(range(WIDTH))))
+        return [builder.call(permute, [x, picked, y]) for x, y in pairwise(values)]
+    done = builder.append_basic_block("shifted")
+    blocks = [builder.append_basic_block(f"by{by}") for by in range(1, WIDTH)]
+    choice = builder.switch(shift, blocks[0])
+    results = []
+    for by, block in enumerate(blocks, 1):
+        builder.position_at_end(block)
+        if by > 1:
+            choice.add_case(_LONG(by), block)
+        picked = ir.Constant(word, list(range(by, by + WIDTH)))
+        results.append([builder.shuffle_vector(x, y, picked) for x, y in pairwise(values)])
+        builder.branch(done)
+    builder.position_at_end(done)
+    merged = []
+    for same in zip(*results, strict=True):
+        value = builder.phi(lanes)
+        for block, result in zip(blocks, same, strict=True):
+            value.add_incoming(result, block)
+        merged.append(value)
+    return merged
 
 
 def _adder_function(module, vectors):
@@ -108,20 +141,9 @@ def _adder_function(module, vectors):
             add_codes(parts, first, n, vectors + 1)
         with plain:
             add_codes(parts, first, n, vectors)
-    done = builder.append_basic_block("shifted")
-    blocks = [builder.append_basic_block(f"by{by}") for by in range(1, WIDTH)]
-    choice = builder.switch(shift, blocks[0])
-    for by, block in enumerate(blocks, 1):
-        builder.position_at_end(block)
-        if by > 1:
-            choice.add_case(_LONG(by), block)
-        picked = ir.Constant(ir.VectorType(_WORD, WIDTH), list(range(by, by + WIDTH)))
-        values = [builder.load(part) for part in parts]
-        for v in range(vectors):
-            shifted = builder.shuffle_vector(values[v], values[v + 1], picked)
-            builder.store(builder.fadd(builder.load(totals[v]), shifted), totals[v])
-        builder.branch(done)
-    builder.position_at_end(done)
+    values = [builder.load(part) for part in parts]
+    for v, moved in enumerate(_shifted(builder, values, shift)):
+        builder.store(builder.fadd(builder.load(totals[v]), moved), totals[v])
     close_groups()
     for v in range(vectors):
         builder.store(builder.load(totals[v]), place(target, v)).align = 4
@@ -130,16 +152,16 @@ def _adder_function(module, vectors):
     return function
 
 
-def _adder(vectors):
-    """Return add_rows(s, t, codes, c, index, g, whole, count, lanes, outputs, a, step, fresh).
+def _adder():
+    """Return add_rows(vectors, s, t, codes, c, index, g, whole, count, lanes, outputs, a, step, fresh).
 
-    INOUT s: ``outputs`` rows of ``vectors`` vectors, ``step`` apart from a, each (+)= the rows of its codes in the
+    INOUT s: ``outputs`` rows of 1 to DEEP ``vectors``, ``step`` apart from a, each (+)= the rows of its codes in the
     tables at t. The codes of an output, from c, are those without a shift, ``whole`` for each of ``count`` blocks, then
     g[38] groups with one: index[g[37] + 3 * i ..] = (shift, codes a block, first step). Step j is
-    index[g[39] + 2 * j ..] = (distance of the table's rows, place of its first). Of the sums, ``lanes`` lanes count.
+    index[g[39] + 2 * j ..] = (distance of the table's rows, place of its first). ``lanes`` lanes of the sums count.
     """
 
-    def twin(s, t, codes, c, index, g, whole, count, lanes, outputs, a, step, fresh):
+    def twin(vectors, s, t, codes, c, index, g, whole, count, lanes, outputs, a, step, fresh):
         width, mask, size, steps = vectors * WIDTH, int(g[29]), int(g[30]), int(g[39])
         listed = [(0, whole, 0)] + [tuple(index[g[37] + 3 * i : g[37] + 3 * i + 3]) for i in range(g[38])]
         for o in range(outputs):
@@ -157,27 +179,33 @@ def _adder(vectors):
             out[:] = total
 
     @intrinsic
-    def add_rows(context, s, t, codes, c, index, g, whole, count, lanes, outputs, a, step, fresh):
+    def add_rows(context, vectors, s, t, codes, c, index, g, whole, count, lanes, outputs, a, step, fresh):
         def codegen(context, builder, signature, values):
             def pointer(array, at):
                 data = context.make_array(signature.args[array])(context, builder, values[array]).data
                 return builder.gep(data, [at])
 
-            mask, size, groups, n_groups, steps = (builder.load(pointer(5, _LONG(f))) for f in (29, 30, 37, 38, 39))
-            _, t, _, c, _, _, whole, count, lanes, outputs, a, step, fresh = values
-            arguments = [pointer(0, t), pointer(2, c), size, builder.trunc(mask, _WORD), whole, pointer(4, groups)]
-            arguments += [n_groups, pointer(4, steps), count, lanes, outputs, pointer(0, a), step, fresh]
-            builder.call(_adder_function(builder.module, vectors), arguments)
+            mask, size, groups, n_groups, steps = (builder.load(pointer(6, _LONG(f))) for f in (29, 30, 37, 38, 39))
+            vectors, _, t, _, c, _, _, whole, count, lanes, outputs, a, step, fresh = values
+            arguments = [pointer(1, t), pointer(3, c), size, builder.trunc(mask, _WORD), whole, pointer(5, groups)]
+            arguments += [n_groups, pointer(5, steps), count, lanes, outputs, pointer(1, a), step, fresh]
+            done = builder.append_basic_block("added")
+            choice = builder.switch(vectors, done)
+            for v in range(1, DEEP + 1):
+                choice.add_case(_LONG(v), builder.append_basic_block(f"vectors{v}"))
+                builder.position_at_end(choice.cases[-1][1])
+                builder.call(_adder_function(builder.module, v), arguments)
+                builder.branch(done)
+            builder.position_at_end(done)
             return context.get_dummy_value()
 
         i = types.intp
-        return types.void(s, i, codes, i, index, g, i, i, i, i, i, i, i), codegen
+        return types.void(i, s, i, codes, i, index, g, i, i, i, i, i, i, i), codegen
 
     return twin if config.DISABLE_JIT else add_rows
 
 
-_add_1, _add_2, _add_3, _add_4, _add_5, _add_6 = (_adder(v) for v in range(1, 7))
-_add_7, _add_8 = (_adder(v) for v in (7, 8)) if DEEP == 8 else (_add_6, _add_6)
+_add_rows = _adder()
 
 
 def _table_function(module, vectors):
@@ -308,37 +336,6 @@ def _build(rows, start, q, step, lanes, t, g, data, const, index, s):
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
-def _accumulate(s, t, codes, c, index, g, count, n, outputs, a, vectors, fresh):
-    # INOUT s from a: ``outputs`` rows of ``vectors`` vectors, n lanes of which count, row o (+)= its codes' table rows
-    whole = g[34]
-    for i in range(g[38]):
-        whole -= index[g[37] + 3 * i + 1]
-    step = vectors * WIDTH
-    chunks = (vectors + DEEP - 1) // DEEP
-    v = 0
-    for chunk in range(chunks):
-        width = (vectors - v + chunks - chunk - 1) // (chunks - chunk)
-        x, y, m = t + v * WIDTH, a + v * WIDTH, n - v * WIDTH
-        if width == 8:
-            _add_8(s, x, codes, c, index, g, whole, count, m, outputs, y, step, fresh)
-        elif width == 7:
-            _add_7(s, x, codes, c, index, g, whole, count, m, outputs, y, step, fresh)
-        elif width == 6:
-            _add_6(s, x, codes, c, index, g, whole, count, m, outputs, y, step, fresh)
-        elif width == 5:
-            _add_5(s, x, codes, c, index, g, whole, count, m, outputs, y, step, fresh)
-        elif width == 4:
-            _add_4(s, x, codes, c, index, g, whole, count, m, outputs, y, step, fresh)
-        elif width == 3:
-            _add_3(s, x, codes, c, index, g, whole, count, m, outputs, y, step, fresh)
-        elif width == 2:
-            _add_2(s, x, codes, c, index, g, whole, count, m, outputs, y, step, fresh)
-        else:
-            _add_1(s, x, codes, c, index, g, whole, count, m, outputs, y, step, fresh)
-        v += width
-
-
-@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def lut(task, g, data, const, codes, index, scratch):
     # A layer step (fields 0-22). 24 codes: [group][pass][output][shift][block of the pass][tap of that shift],
     # 25 codebook, 26 d, 27 codeword stride, 28 codewords (up to a multiple of ROWS), 29 mask of a code, 30 bytes a
@@ -353,6 +350,9 @@ def lut(task, g, data, const, codes, index, scratch):
     block_floats, lane_pitch, vectors, image_tiles, task_tiles = g[40], g[41], g[42], g[43], g[44]
     o_block, o_tasks, t = g[45], g[46], g[47]
     a = t + in_pass * block_floats
+    whole = taps  # of them that need no shift
+    for i in range(g[38]):
+        whole -= index[g[37] + 3 * i + 1]
     height = image_size // width
     flat = (height - 1) * lane_pitch + width
     total = (flat + WIDTH - 1) // WIDTH
@@ -366,6 +366,7 @@ def lut(task, g, data, const, codes, index, scratch):
         used = (part + 1) * total // image_tiles - part * total // image_tiles
         q = part * total // image_tiles * WIDTH
         n = min(used * WIDTH, flat - q)
+        chunks = (used + DEEP - 1) // DEEP
         start = x + group * xg + image * xb
         code = g[24] + group * blocks * outputs * taps * size
         for block in range(0, blocks, in_pass):
@@ -388,7 +389,14 @@ def lut(task, g, data, const, codes, index, scratch):
                         scratch,
                     )
             c = code + o_first * count * taps * size
-            _accumulate(scratch, t, codes, c, index, g, count, n, o_count, a, used, np.int64(block == 0))
+            v, fresh = 0, np.int64(block == 0)
+            for left in range(chunks, 0, -1):
+                some, to = (used - v + left - 1) // left, a + v * WIDTH
+                m = n - v * WIDTH
+                _add_rows(
+                    some, scratch, t + v * WIDTH, codes, c, index, g, whole, count, m, o_count, to, used * WIDTH, fresh
+                )
+                v += some
             code += outputs * count * taps * size
         p = q
         while p < q + n:
