@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 import pqnet
 from pqnet.fit import kmeans as fit
 from pqnet.fit import tiles
-from pqnet.fit.kmeans import _fill_empty, _Problem, _Sums
+from pqnet.fit.kmeans import _fill_empty, _Sums
+from pqnet.fit.problem import Problem
 from pqnet.pipeline.moments import build_metric, row_moments
 
 
@@ -83,7 +84,7 @@ def test_bounds_and_sums_of_moves_change_nothing(n, d, k, m, settled, seed):
     rng = np.random.default_rng(seed)
     blocks, codebook, options = problem(rng, n, d, k, m)
     weights = rng.random(n).astype(np.float32)
-    p = _Problem(blocks, weights, options.get("metric"), options.get("groups"), 2)
+    p = Problem(blocks, weights, options.get("metric"), options.get("groups"), 2)
     assert tiles.worth_tiles(p.group, p.n_groups)
     store = tiles.Tiles(p, codebook, bounds=True)
     store.settled |= settled
@@ -110,7 +111,7 @@ def test_bounds_and_sums_of_moves_change_nothing(n, d, k, m, settled, seed):
 
 def test_bounds_leave_most_codewords_out():
     blocks = np.random.default_rng(12).standard_normal((40000, 4)).astype(np.float32)
-    p = _Problem(blocks, None, None, None, None)
+    p = Problem(blocks, None, None, None, None)
     store, codebook = tiles.Tiles(p, blocks[:128], bounds=True), blocks[:128]
     for _ in range(12):
         store.step(codebook)
@@ -133,7 +134,7 @@ def test_weights_of_very_different_size_are_summed_anew():
     rng = np.random.default_rng(14)
     blocks = rng.standard_normal((500, 3)).astype(np.float32)
     weights = (10.0 ** rng.integers(-12, 12, 500)).astype(np.float32)
-    p = _Problem(blocks, weights, None, None, None)
+    p = Problem(blocks, weights, None, None, None)
     assert not p.even_weights
     store, codebook = tiles.Tiles(p, blocks[:20], bounds=True), blocks[:20]
     for _ in range(6):
@@ -202,7 +203,7 @@ def test_blocks_without_weight_move_no_codeword():
 
 def test_empty_codewords_move_to_the_worst_blocks_in_one_pass():
     blocks = np.array([[0.0], [0.1], [5.0], [9.0], [20.0]])
-    p = _Problem(blocks, None, None, None, None)
+    p = Problem(blocks, None, None, None, None)
     codebook = np.array([[0.0], [1e6], [1e6]], np.float32)
     codes = p.nearest(codebook)
     assert _fill_empty(p, codebook, codes)

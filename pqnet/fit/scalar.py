@@ -24,13 +24,14 @@ class _Sorted:
     """Distinct values in order with their weights, moved so that their mean is 0, and the sums before each."""
 
     def __init__(self, values: np.ndarray, weights: np.ndarray | None) -> None:
+        mass: np.ndarray
         if weights is None:
             distinct, counts = np.unique(values, return_counts=True)
-            mass = np.asarray(counts, np.float64)
+            mass = counts.astype(np.float64)
         else:
             keep = weights > 0
             distinct, where = np.unique(values[keep], return_inverse=True)
-            mass = np.asarray(np.bincount(where, weights[keep], len(distinct)), np.float64)
+            mass = np.bincount(where, weights[keep], len(distinct))
         v = distinct.astype(np.float64)
         self.mean = float((mass * v).sum() / mass.sum())
         self.v, self.w = v - self.mean, mass
@@ -41,7 +42,8 @@ class _Sorted:
     def means(self, edges: np.ndarray) -> np.ndarray:
         """Return the means of the values between edges; NaN where there are none."""
         with np.errstate(invalid="ignore"):
-            return np.asarray(np.diff(self.first[edges]) / np.diff(self.mass[edges]))
+            means: np.ndarray = np.diff(self.first[edges]) / np.diff(self.mass[edges])
+        return means
 
     def error(self, edges: np.ndarray) -> float:
         """Return the error of the partition with these edges around its means."""

@@ -9,7 +9,7 @@ from pqnet.kernels import kmeans_rows as rows
 from pqnet.kernels.kmeans_search import ALL_GROUP, GROUP, TILE
 
 if TYPE_CHECKING:
-    from pqnet.fit.kmeans import _Problem
+    from pqnet.fit.problem import Problem
 
 __all__ = ["Codewords", "Tiles", "group_tiles", "worth_tiles"]
 
@@ -78,7 +78,7 @@ def group_tiles(group: np.ndarray, n_groups: int, order: np.ndarray, tile: int) 
 class Tiles:
     """All blocks of a problem in tiles, with their codes and the sums over codewords."""
 
-    def __init__(self, problem: "_Problem", codebook: np.ndarray, *, bounds: bool) -> None:
+    def __init__(self, problem: "Problem", codebook: np.ndarray, *, bounds: bool) -> None:
         self.problem = problem
         n, d = problem.v.shape
         k, m = len(codebook), problem.n_groups
@@ -128,11 +128,13 @@ class Tiles:
 
     def _near_together(self, codebook: np.ndarray, order: np.ndarray) -> np.ndarray:
         problem = self.problem
-        axes = np.sort(np.argsort(-problem.variance, kind="stable")[:AXES])
+        axes = np.sort(np.argsort(-problem.variance, kind="stable")[:AXES]).astype(np.uintp)
         coarse = np.ascontiguousarray(codebook[:: -(-len(codebook) // COARSE)])
         codes, keys, out = problem.nearest(coarse), np.empty(len(order), np.int32), np.empty_like(order)
         with problem.kernels(order.size * 8):
-            rows.number_cells(problem.v, codes, coarse, axes, problem.chunk, keys)
+            rows.number_cells(
+                problem.v.reshape(-1), coarse.shape[1], codes, coarse.reshape(-1), axes, problem.chunk, keys
+            )
         rows.sort_by_key(keys, order, np.empty(len(coarse) << len(axes), np.int64), out)
         return out
 

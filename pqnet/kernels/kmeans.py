@@ -69,19 +69,14 @@ def _gather_tile(flat, d, rows, t, tile, tmp_start, out):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _transform_tile(metric, x, tile, tmp, out):
-    # OUT y = G v of a tile; sums in float64, TMP (tile,) f8
-    d = metric.shape[0]
+def _transform_tile(metric, g, d, x, tile, out):
+    # OUT y = G v of a tile. IN metric (M * D * D) f4
     for a in range(d):
-        tmp[:] = 0.0
-        for b in range(d):
-            factor = np.float64(metric[a, b])
-            column = x[b * tile : (b + 1) * tile]
-            for lane in range(tile):
-                tmp[lane] += factor * np.float64(column[lane])
-        column = out[a * tile : (a + 1) * tile]
-        for lane in range(tile):
-            column[lane] = tmp[lane]
+        for p in range(0, tile, WIDTH):
+            total = splat(np.float32(0.0))
+            for b in range(d):
+                total = fma(splat(metric[(g * d + a) * d + b]), load(x, b * tile + p), total)
+            store(out, a * tile + p, total)
 
 
 @njit(cache=True, nogil=True, error_model="numpy", parallel=True)
@@ -96,7 +91,6 @@ def nearest_in_tiles(
     groups,
     chunk,
     tmp_x,
-    tmp_sums,
     tmp_start,
     tmp_codes,
     out_codes,
@@ -104,10 +98,10 @@ def nearest_in_tiles(
 ):
     # IN flat (N * D) f4, rows (tiles * ALL_TILE,) i4: the blocks of the tiles (see _gather_tile), tile_group (tiles,)
     # i4, metric (M, D, D) f4 or of size 0, words (KP * D) f4: ALL_GROUP codewords interleaved, offset (M, KP) f4, ids:
-    # 0, 1, ... i4, groups of codewords; TMP x (chunks, 2, D * ALL_TILE) f4, sums (chunks, ALL_TILE) f8, start the same
-    # u8, codes the same i4; OUT codes (N,) i4, range (chunks, 3 * WIDTH) f4: the least and the largest numbers,
+    # 0, 1, ... i4, groups of codewords; TMP x (chunks, 2, D * ALL_TILE) f4, start (chunks, ALL_TILE) u8, codes the
+    # same i4; OUT codes (N,) i4, range (chunks, 3 * WIDTH) f4: the least and the largest numbers,
     # 0 included, and 0 or, if one is not finite, NaN
-    d = metric.shape[2]
+    d, matrices = metric.shape[2], metric.reshape(-1)
     offsets, kp = offset.reshape(-1), offset.shape[1]
     tiles, n = tile_group.size, out_codes.size
     for c in prange((tiles + chunk - 1) // chunk):
@@ -122,7 +116,7 @@ def nearest_in_tiles(
                 a = load(x, p)
                 low, high, bad = select_less(a, low, a, low), select_less(high, a, a, high), fma(a, zero, bad)
             if metric.size:
-                _transform_tile(metric[tile_group[t]], x, ALL_TILE, tmp_sums[c], y)
+                _transform_tile(matrices, tile_group[t], d, x, ALL_TILE, y)
             search_all(y, words, d, offsets, tile_group[t] * kp, ids, groups, codes)
             first = t * ALL_TILE
             if rows.size == 0 and first + ALL_TILE <= n:
@@ -159,7 +153,7 @@ def fill_tiles(
     # IN as above, in tiles of TILE; TMP sums (chunks, 2, TILE); OUT x (tiles * D * TILE) f4: y, v the same of v itself
     # or of size 0, weights (tiles * TILE) f4, 0 in empty lanes, centre (tiles * D) f4 and radius (tiles,) f4 of a ball
     # that holds y, norm (chunks,) f8: sum w v' G v
-    d = metric.shape[2]
+    d, matrices = metric.shape[2], metric.reshape(-1)
     size = d * TILE
     tiles = tile_group.size
     for c in prange((tiles + chunk - 1) // chunk):
@@ -168,7 +162,7 @@ def fill_tiles(
         for t in range(c * chunk, min((c + 1) * chunk, tiles)):
             _gather_tile(flat, d, rows, t, TILE, tmp_start[c], x)
             if metric.size:
-                _transform_tile(metric[tile_group[t]], x, TILE, sums, y)
+                _transform_tile(matrices, tile_group[t], d, x, TILE, y)
             else:
                 y[:] = x
             out_x[t * size : (t + 1) * size] = y
@@ -287,6 +281,10 @@ def step(
                     *(t, slack, credit[t], centre, d, radius[t], change, offset_change, g * kp, kp),
                     *(change_size, margin[g], ids),
                 )
+                if n == 0:  # rather every codeword than none, whatever went wrong with the bounds
+                    n = k_all
+                    for k in range(kp):
+                        ids[k] = k
                 for p in range(n, n + GROUP):
                     ids[p] = kp - 1
             listed += n

@@ -5,6 +5,8 @@ from numba import njit, prange
 
 from pqnet.kernels.simd import WIDTH, add, fma, load, maximum, splat, store, subtract
 
+SEED_CHUNK = 512  # blocks that k-means++ sums at once
+
 
 @njit(cache=True, nogil=True, error_model="numpy", parallel=True)
 def survey(flat, period, chunk, tmp, out_sums, out_squares, out_largest):
@@ -55,14 +57,16 @@ def sort_by_key(keys, order, tmp_start, out_order):
 
 
 @njit(cache=True, nogil=True, error_model="numpy", parallel=True)
-def number_cells(v, codes, codebook, axes, chunk, out_keys):
+def number_cells(flat, d, codes, codebook, axes, chunk, out_keys):
     # Blocks of one cell lie near each other: their coarse codeword, and on which side of it they are on some axes.
-    # IN v (N, D) f4, codes (N,) i4, codebook (K, D) f4, axes (A,) i8; OUT keys (N,) i4 below K << A
-    for c in prange((len(v) + chunk - 1) // chunk):
-        for i in range(c * chunk, min((c + 1) * chunk, len(v))):
+    # IN flat (N * D) f4, codes (N,) i4, codebook (K * D) f4, axes (A,) u8; OUT keys (N,) i4 below K << A
+    n, size = codes.size, np.uintp(d)
+    for c in prange((n + chunk - 1) // chunk):
+        for i in range(c * chunk, min((c + 1) * chunk, n)):
+            block, word = np.uintp(i) * size, np.uintp(codes[i]) * size
             key = codes[i]
             for a in axes:
-                key = 2 * key + (np.int32(1) if v[i, a] > codebook[codes[i], a] else np.int32(0))
+                key = 2 * key + (np.int32(1) if flat[block + a] > codebook[word + a] else np.int32(0))
             out_keys[i] = key
 
 
@@ -175,22 +179,63 @@ def block_errors(v, weights, group, metric, codebook, codes, chunk, tmp, out_err
         out_sums[c] = sums
 
 
-@njit(cache=True, nogil=True, error_model="numpy", parallel=True)
-def shrink_distances(y, half_norm, group, weights, codeword, offset, chunk, out_least, out_sums):
-    # k-means++: IN codeword (D,) f4, offset (M,) f4 of that codeword;
-    # INOUT least (N,) f4: weighted half distance to the nearest codeword so far; OUT sums (chunks,) f8 of it
-    n, d = y.shape
-    for c in prange((n + chunk - 1) // chunk):
+@njit(cache=True, nogil=True, error_model="numpy")
+def draw_seeds(v, y, half_norm, group, weights, metric, draws, tmp_least, tmp_half, tmp_offset, tmp_edges, out_seeds):
+    # k-means++: each of K blocks drawn with probability proportional to its weighted half distance to those before.
+    # IN v (N, D) f4, y (D, N) f4, half_norm (N,) f4, group (N,) i4, weights (N,) f4, metric (M, D, D) f8, draws (K,) f8
+    # below 1; TMP least, half (N,) f4, offset (M,) f8, edges (chunks of SEED_CHUNK blocks,) f8; OUT seeds (K,) i8.
+    # Return how many were found before all distances were 0.
+    d, n = y.shape
+    tmp_least[:] = weights
+    for s in range(out_seeds.size):
         total = np.float64(0.0)
-        for i in range(c * chunk, min((c + 1) * chunk, n)):
-            s = half_norm[i] + offset[group[i]]
+        for c in range(tmp_edges.size):
+            part = tmp_least[c * SEED_CHUNK : min((c + 1) * SEED_CHUNK, n)]
+            s0, s1, s2, s3 = np.float64(0.0), np.float64(0.0), np.float64(0.0), np.float64(0.0)
+            for i in range(part.size // 4):  # four chains of additions hide that each takes a while
+                s0 += part[4 * i]
+                s1 += part[4 * i + 1]
+                s2 += part[4 * i + 2]
+                s3 += part[4 * i + 3]
+            for i in range(part.size // 4 * 4, part.size):
+                s0 += part[i]
+            total += (s0 + s1) + (s2 + s3)
+            tmp_edges[c] = total
+        if total <= 0.0:
+            return s
+        target = draws[s] * total
+        c = 0
+        while c + 1 < tmp_edges.size and tmp_edges[c] <= target:
+            c += 1
+        sum_to = tmp_edges[c - 1] if c else 0.0
+        row = c * SEED_CHUNK
+        seed = row
+        for i in range(row, min(row + SEED_CHUNK, n)):
+            if tmp_least[i] > 0:
+                seed = i  # the last of any weight, if rounding leads past it
+                sum_to += np.float64(tmp_least[i])
+                if sum_to > target:
+                    break
+        out_seeds[s] = seed
+        if s == 0:
+            tmp_least[:] = np.float32(3.4e38)
+        word = v[seed]
+        for g in range(tmp_offset.size):
+            total = 0.0
             for a in range(d):
-                s -= y[i, a] * codeword[a]
-            s = max(s, np.float32(0.0)) * weights[i]
-            if s < out_least[i]:
-                out_least[i] = s
-            total += np.float64(out_least[i])
-        out_sums[c] = total
+                for b in range(d):
+                    total += np.float64(word[a]) * metric[g, a, b] * np.float64(word[b])
+            tmp_offset[g] = 0.5 * total
+        for i in range(n):
+            tmp_half[i] = half_norm[i] + np.float32(tmp_offset[group[i]])
+        for a in range(d):
+            factor, row_of_y = word[a], y[a]
+            for i in range(n):
+                tmp_half[i] -= factor * row_of_y[i]
+        for i in range(n):
+            half = tmp_half[i] * weights[i]
+            tmp_least[i] = min(tmp_least[i], half if half > np.float32(0.0) else np.float32(0.0))
+    return out_seeds.size
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

@@ -1,0 +1,247 @@
+"""What k-means is asked: blocks, weights and metric, checked, and what all of its steps need of them."""
+
+from contextlib import AbstractContextManager
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from pqnet import _check
+from pqnet._threads import default_threads, parallel_kernels
+from pqnet.errors import PQNetError
+from pqnet.fit.tiles import Codewords, aligned, group_tiles, worth_tiles
+from pqnet.kernels import kmeans as kernels
+from pqnet.kernels import kmeans_rows as rows
+from pqnet.kernels.kmeans_search import ALL_GROUP, ALL_TILE
+from pqnet.kernels.simd import WIDTH
+
+__all__ = ["Problem", "Rows"]
+
+LARGEST = 1e37  # of half distances: far enough from the end of float32
+SERIAL_WORK = 2_000_000  # multiplications below which waking other threads costs more than it saves
+SAMPLE = 1 << 11  # blocks that show whether all lie far from zero
+
+
+class Problem:
+    """Checked blocks with their weights and metric."""
+
+    def __init__(
+        self, blocks: Any, weights: Any, metric: Any, groups: Any, threads: int | None, *, sample: bool = False
+    ) -> None:
+        self.threads = default_threads(threads)
+        self.v = _blocks(blocks)
+        n, d = self.v.shape
+        self.sampled = sample and n > 4 * SAMPLE  # `nearest` then looks at the others
+        self.chunk = max(1024, -(-n // 256))
+        self.n_chunks = -(-n // self.chunk)
+        mean, self.variance, largest = self._survey(
+            np.ascontiguousarray(self.v[:: n // SAMPLE]) if self.sampled else self.v
+        )
+        # Distances do not change when all is moved, but float32 loses them if blocks lie far from zero.
+        far = bool(4 * self.variance.sum() < mean @ mean < np.inf)
+        self.shift = mean if far else np.zeros(d)
+        if far:
+            self.v = (self.v - mean).astype(np.float32)
+            largest = float(np.abs(self.v).max())
+        self._take_metric(metric, groups)
+        self.even_weights = True
+        if weights is not None:
+            self.w = _check.float_array(weights, "weights", shape=(n,))
+            if self.w.min() < 0 or self.w.max() <= 0:
+                raise _check.error("weights", "non-negative numbers, not all zero", f"minimum {self.w.min()}")
+            # Whether sums of weights are exact in float64, so that what leaves a sum leaves nothing behind.
+            self.even_weights = n * float(self.w.max()) < 2.0**29 * float(self.w[self.w > 0].min())
+        self._take_largest(largest)
+
+    def _take_largest(self, largest: float) -> None:
+        if not np.isfinite(largest):
+            _check.float_array(self.v, "blocks")  # raises
+        # At most this much times the largest number of a codeword is y . c of any block, for every group.
+        d = self.v.shape[1]
+        spread = np.abs(self.metric).sum((1, 2), dtype=np.float64) if self.metric.size else np.array([float(d)])
+        self.steepest = spread * largest
+        self.check_range("blocks", float(self.steepest.max()) * largest)
+
+    def _survey(self, v: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+        """Return means and variances of the coordinates and the largest magnitude, NaN where one is."""
+        n, d = v.shape
+        period = 16 * d
+        chunk = max(64, -(-n // (16 * 64)))
+        shape = (-(-n // (16 * chunk)), period)
+        sums, squares, largest = np.empty(shape), np.empty(shape), np.empty(shape, np.float32)
+        scratch = aligned(shape[0], 2 * period)
+        with self.kernels(4 * v.size):
+            rows.survey(v.reshape(-1), period, chunk, scratch, sums, squares, largest)
+        mean, square = (a.reshape(-1, d).sum(0) / n for a in (sums, squares))
+        with np.errstate(over="ignore", invalid="ignore"):  # numbers out of range, which check_range tells
+            variance = np.maximum(square - mean * mean, 0.0)
+        return mean, variance, float(largest.max())
+
+    def _take_metric(self, metric: Any, groups: Any) -> None:
+        n, d = self.v.shape
+        self.n_groups, self.group = 1, np.zeros(1, np.int32)
+        if metric is None:
+            if groups is not None:
+                raise _check.error("groups", "None when metric is None", "an array", "pass metric of shape (M, D, D)")
+            self.metric = np.empty((0, d, d), np.float32)
+            self.metric64 = np.eye(d).reshape(1, d * d)
+            return
+        metric = _check.float_array(metric, "metric", ndim=(2, 3))
+        if metric.shape[-2:] != (d, d):
+            raise _check.error("metric", f"shape ({d}, {d}) or (M, {d}, {d})", f"shape {metric.shape}")
+        if (metric.ndim == 3) != (groups is not None):
+            raise _check.error(
+                "groups",
+                "one entry a block exactly when metric has shape (M, D, D)",
+                f"metric of shape {metric.shape} and groups {'given' if groups is not None else 'None'}",
+            )
+        _check_metric(metric)
+        self.metric = metric.reshape(-1, d, d)
+        self.metric64 = self.metric.reshape(-1, d * d).astype(np.float64)
+        self.n_groups = len(self.metric)
+        if groups is not None:
+            self.group = _check.index_array(groups, "groups", below=self.n_groups, shape=(n,)).astype(np.int32)
+
+    def check_range(self, name: str, largest: float) -> None:
+        """Raise unless distances stay finite in float32: the kernel that compares them relies on it."""
+        if not largest <= LARGEST:
+            raise _check.error(
+                name, f"numbers whose products under the metric stay below {LARGEST:g}", f"{largest:.3g}", "scale them"
+            )
+
+    def kernels(self, work: int) -> AbstractContextManager[None]:
+        """Enter the kernels with the threads that ``work`` multiplications are worth."""
+        return parallel_kernels(self.threads if work > SERIAL_WORK else 1)
+
+    @cached_property
+    def w(self) -> np.ndarray:
+        """Return the weights."""
+        return np.ones(len(self.v), np.float32)  # unless they were given
+
+    @property
+    def group_of_block(self) -> np.ndarray:
+        """Return the group of every block."""
+        return self.group if len(self.group) == len(self.v) else np.zeros(len(self.v), np.int32)
+
+    def codewords(self, codebook: np.ndarray) -> Codewords:
+        """Return the codebook with c' G_m c / 2 for every group and codeword."""
+        c = codebook.astype(np.float64)
+        d = c.shape[1]
+        if self.n_groups == 1:
+            offset = 0.5 * ((c @ self.metric64.reshape(d, d)) * c).sum(1)[None]
+        else:
+            offset = 0.5 * (self.metric64 @ (c[:, :, None] * c[:, None, :]).reshape(len(c), d * d).T)
+        steepest = float(self.steepest.max())
+        self.check_range("codebook", max(float(np.abs(offset).max()), steepest * float(np.abs(codebook).max())))
+        return Codewords(codebook, offset.astype(np.float32))
+
+    def transformed(self, v: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return y = G v and v' G v / 2 of some blocks."""
+        if not self.metric.size:
+            norm: np.ndarray = np.einsum("nd,nd->n", v, v)
+            return v, 0.5 * norm
+        y, half_norm = np.empty_like(v), np.empty(len(v), np.float32)
+        with self.kernels(v.size * v.shape[1]):
+            rows.transform_rows(v, group, self.metric, self.chunk, y, half_norm)
+        return y, half_norm
+
+    def nearest(self, codebook: np.ndarray) -> np.ndarray:
+        """Return the nearest codeword of every block, int32."""
+        n, d = self.v.shape
+        now, codes = self.codewords(codebook), np.empty(n, np.int32)
+        if not worth_tiles(self.group, self.n_groups, ALL_TILE):
+            Rows(self).nearest(now, codes)
+            return codes
+        slots, tile_group = np.empty(0, np.int32), np.zeros(-(-n // ALL_TILE), np.int32)
+        if self.n_groups > 1:
+            slots, tile_group = group_tiles(self.group, self.n_groups, np.arange(n, dtype=np.int32), ALL_TILE)
+        chunk = max(8, -(-len(tile_group) // 64))
+        shape = (-(-len(tile_group) // chunk), ALL_TILE)
+        scratch = (
+            aligned(shape[0], 2, d * ALL_TILE),
+            np.empty(shape, np.uintp),
+            np.empty(shape, np.int32),
+        )
+        seen = np.empty((shape[0], 3 * WIDTH), np.float32)
+        ids, groups = np.arange(now.padded, dtype=np.int32), -(-now.k // ALL_GROUP)
+        words = now.interleaved(), now.offset, ids, groups
+        with self.kernels(self.v.size * now.padded):
+            flat = self.v.reshape(-1)
+            kernels.nearest_in_tiles(flat, slots, tile_group, self.metric, *words, chunk, *scratch, codes, seen)
+        if self.sampled:
+            self._take_largest(float(np.abs(seen).max()))
+            self.check_range("codebook", float(self.steepest.max()) * now.largest)
+        return codes
+
+    def errors(self, codebook: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray, float]:
+        """Return the weighted squared error of every block, and their sum."""
+        n, d = self.v.shape
+        errors, partial = np.empty(n, np.float32), np.empty(self.n_chunks)
+        scratch = np.empty((self.n_chunks, 2, d), np.float32)
+        group = self.group_of_block if self.metric.size else self.group
+        with self.kernels(self.v.size * (d if self.metric.size else 4)):
+            rows.block_errors(self.v, self.w, group, self.metric, codebook, codes, self.chunk, scratch, errors, partial)
+        return errors, float(partial.sum())
+
+
+class Rows:
+    """Blocks in their own order, for metrics of so few blocks each that tiles would be mostly empty."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        n = len(problem.v)
+        self.codes, self.group = np.empty(n, np.int32), problem.group_of_block
+        self.y, self.half_norm = problem.transformed(problem.v, self.group)
+        self.norm = float(2 * (problem.w * self.half_norm.astype(np.float64)).sum())
+
+    def nearest(self, now: Codewords, codes: np.ndarray) -> None:
+        """Fill ``codes``."""
+        problem = self.problem
+        scratch, half = np.empty((problem.n_chunks, now.padded), np.float32), np.empty(len(codes), np.float32)
+        by_coordinate, bits = np.ascontiguousarray(-now.words.T), scratch.view(np.int32)
+        with problem.kernels(problem.v.size * now.padded):
+            rows.nearest_row_by_row(
+                self.y, self.half_norm, self.group, by_coordinate, now.offset, problem.chunk, scratch, bits, codes, half
+            )
+
+    def step(self, codebook: np.ndarray) -> None:
+        """E-step, see `Tiles`."""
+        self.k = len(codebook)
+        self.nearest(self.problem.codewords(codebook), self.codes)
+
+    def totals(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the sums of w G v and the weight of every (group, codeword), see `Tiles`."""
+        problem, k = self.problem, self.k
+        n, d = problem.v.shape
+        chunk = max(problem.chunk, -(-n // 64))
+        sums, mass = np.empty((-(-n // chunk), k, d)), np.empty((-(-n // chunk), k))
+        with problem.kernels(self.y.size):
+            rows.sum_by_code(self.y, problem.w, self.codes, chunk, sums, mass)
+        m = problem.n_groups
+        share = np.bincount(self.group.astype(np.int64) * k + self.codes, problem.w, m * k).reshape(m, k)
+        return sums.sum(0), share
+
+    def to_rows(self) -> np.ndarray:
+        """Return the codes."""
+        return self.codes.copy()
+
+    def take(self, codes: np.ndarray) -> None:
+        """Set other codes."""
+        self.codes[:] = codes
+
+
+def _blocks(value: Any) -> np.ndarray:
+    if isinstance(value, np.ndarray) and value.dtype == np.float32 and value.ndim == 2 and value.flags.c_contiguous:
+        array: np.ndarray = value
+        if array.size:
+            return array  # whether all are finite shows in the survey
+    return _check.float_array(value, "blocks", ndim=2)
+
+
+def _check_metric(metric: np.ndarray) -> None:
+    symmetric = np.abs(metric - np.swapaxes(metric, -1, -2)).max() <= 1e-5 * np.abs(metric).max()
+    if not symmetric or np.linalg.eigvalsh(metric.astype(np.float64)).min() < -1e-5 * np.abs(metric).max():
+        raise PQNetError(
+            "metric: expected symmetric positive semi-definite matrices, got one that is not; "
+            "a second moment x.T @ x is"
+        )
