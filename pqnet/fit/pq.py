@@ -5,12 +5,16 @@ from typing import Any
 import numpy as np
 
 from pqnet import _check
+from pqnet._threads import default_threads
 from pqnet.codecs import FITTERS, PQ, Fit, Packed, PackedPQ
 from pqnet.codecs.layout import to_blocks
 from pqnet.errors import PQNetError
-from pqnet.fit.kmeans import assign, weighted_kmeans
+from pqnet.fit.descent import SecondOrder
+from pqnet.fit.kmeans import KMeansResult, assign, weighted_kmeans
 
 __all__ = ["fit_pq"]
+
+SWEEPS = 12  # at most, of codes and codebook in turn
 
 
 def fit_pq(
@@ -26,6 +30,9 @@ def fit_pq(
 ) -> Fit:
     """Product-quantize a weight: k-means over its blocks, codebook rounded as stored, blocks assigned once more.
 
+    Under whole second moments k-means is the start of a search that sees how the errors of blocks add up: codes are
+    chosen anew block position after block position, then the codebook, in turn, see `SecondOrder`.
+
     Parameters
     ----------
     codec : PQ
@@ -33,7 +40,8 @@ def fit_pq(
         In filter form, see `pqnet.codecs.layout`.
     metric : array, optional
         Second moments of the inputs in the order of the codec's layout: (D, D) shared by all blocks, (M, D, D) one for
-        each block position, or (G, M, D, D) one for each position and convolution group. None is Euclidean.
+        each block position, (G, M, D, D) one for each position and convolution group, or whole: (Kin, Kin) or
+        (G, Kin, Kin), symmetric positive definite. None is Euclidean.
     warm : PackedPQ, optional
         Its codebook is the first one of k-means; it must have the same K and D.
     seed : int
@@ -60,17 +68,11 @@ def fit_pq(
     codec = codec.check(dense.shape)
     blocks = to_blocks(dense, codec.d, codec.layout)
     o, m, d = blocks.shape
+    metric, whole = _split_metric(metric, o, m, d)
     groups = None
-    if metric is not None:
-        metric = _check.float_array(metric, "metric", ndim=(2, 3, 4))
-        if metric.ndim > 2:
-            n_groups = metric.shape[0] if metric.ndim == 4 else 1
-            if metric.shape[-3:] != (m, d, d) or o % n_groups:
-                raise _check.error(
-                    "metric", f"shape ({d}, {d}), ({m}, {d}, {d}) or (G, {m}, {d}, {d})", f"shape {metric.shape}"
-                )
-            position = np.arange(o)[:, None] // (o // n_groups) * m + np.arange(m)
-            groups, metric = position.reshape(-1), metric.reshape(-1, d, d)
+    if metric is not None and metric.ndim == 4:
+        position = np.arange(o)[:, None] // (o // len(metric)) * m + np.arange(m)
+        groups, metric = position.reshape(-1), metric.reshape(-1, d, d)
     if warm is not None and (not isinstance(warm, PackedPQ) or warm.codebook.shape != (codec.k, d)):
         raise _check.error("warm", f"a PackedPQ with a codebook of shape {(codec.k, d)}", _check.describe(warm))
     if row_weights is not None:
@@ -87,11 +89,51 @@ def fit_pq(
         seed=seed,
         threads=threads,
     )
+    if whole is not None:
+        return _descend(codec, dense.shape, blocks, whole, found, default_threads(threads))
     codebook, codes = found.codebook, found.codes
     if codec.codebook_dtype == "float16":
         codebook = _to_half(codebook)
         codes = assign(rows, codebook.astype(np.float32), metric=metric, groups=groups, threads=threads)
     return Fit(PackedPQ(codec, dense.shape, codes.reshape(o, m), codebook), found.n_iter)
+
+
+def _split_metric(metric: Any, o: int, m: int, d: int) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Check a metric; return its blocks, (d, d) or (G, M, d, d), and, if that was given, the whole, (G, Kin, Kin)."""
+    if metric is None:
+        return None, None
+    metric = _check.float_array(metric, "metric", ndim=(2, 3, 4))
+    if metric.shape == (d, d):
+        return metric, None
+    if metric.shape == (m, d, d):
+        return metric[None], None
+    n_groups = metric.shape[0] if metric.ndim > 2 else 1
+    if metric.shape[-2:] == (m * d, m * d) and metric.ndim < 4 and o % n_groups == 0:
+        whole = metric.reshape(n_groups, m * d, m * d)
+        at = np.arange(m * d).reshape(m, d)
+        return whole[:, at[:, :, None], at[:, None, :]], whole if m > 1 else None
+    if metric.ndim == 4 and metric.shape[-3:] == (m, d, d) and o % n_groups == 0:
+        return metric, None
+    raise _check.error(
+        "metric",
+        f"shape ({d}, {d}), ({m}, {d}, {d}), (G, {m}, {d}, {d}), ({m * d}, {m * d}) or (G, {m * d}, {m * d})",
+        f"shape {metric.shape}",
+    )
+
+
+def _descend(
+    codec: PQ, shape: tuple[int, ...], blocks: np.ndarray, whole: np.ndarray, start: KMeansResult, threads: int
+) -> Fit:
+    """Search on from k-means under whole second moments, the last sweep with the codebook as stored."""
+    o, m, d = blocks.shape
+    search = SecondOrder(blocks.reshape(o, -1), whole, start.codes.reshape(o, m), start.codebook, threads)
+    updates = search.run(SWEEPS)
+    codebook = search.codebook
+    if codec.codebook_dtype == "float16":
+        codebook = _to_half(codebook)
+        search.set_codebook(codebook.astype(np.float32))
+        search.sweep()
+    return Fit(PackedPQ(codec, shape, search.codes, codebook), start.n_iter + updates)
 
 
 def _to_half(codebook: np.ndarray) -> np.ndarray:

@@ -38,7 +38,7 @@ class _Accumulator:
         sweep(self.graph, batches, self.visit, self.threads)
         self.samples += sum(max((len(a) for a in b.values() if a.ndim), default=1) for b in batches)
 
-    def visit(self, node: Node, inputs: list[np.ndarray]) -> None:
+    def visit(self, node: Node, inputs: list[np.ndarray], _: list[np.ndarray]) -> None:
         if node.name not in self.layers:
             return
         shape = tuple(self.graph.params[node.params["weight"]].shape)
@@ -151,5 +151,6 @@ def statistics_of_inputs(
             get_op(node.op).infer([Info(x.shape, x.dtype.name)], params, node.attrs)
         except PQNetError as reason:
             raise PQNetError(f"{where}: {reason}") from None
-        accumulator.visit(node, [x[i : i + 64] for i in range(0, len(x), 64)])
+        parts = [x[i : i + 64] for i in range(0, len(x), 64)]
+        accumulator.visit(node, parts, parts)
     return accumulator.result()

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from pqnet import _check
+from pqnet.codecs import Codec
 from pqnet.codecs.layout import block_columns
 from pqnet.errors import PQNetError
 from pqnet.graph import Node
@@ -15,14 +16,19 @@ from pqnet.kernels.patches import gather_patches
 __all__ = [
     "METRICS",
     "build_metric",
+    "diagonal_blocks",
     "input_rows",
+    "layer_metric",
     "output_energies",
+    "output_gap",
     "positions_needed",
     "row_moments",
+    "row_weights",
     "token_counts",
+    "token_error",
 ]
 
-METRICS = ("none", "pooled", "block")
+METRICS = ("none", "pooled", "block", "full")
 # Damping of block metrics, as a share of the mean diagonal: directions that calibration never saw cost a little.
 DAMPING = 1e-4
 # Larger inputs, and NaN, are those of a network that overflows: sums of their products would leave float32.
@@ -113,11 +119,25 @@ def token_counts(ids: np.ndarray, vocabulary: int) -> np.ndarray:
 
 def output_energies(rows: np.ndarray, weights: Sequence[np.ndarray]) -> np.ndarray:
     """Return, for each of several weights in filter form, the sum over rows x and filters w of (w . x)**2."""
-    groups, _, n_inputs = rows.shape
-    filters = np.concatenate([w.reshape(groups, -1, n_inputs) for w in weights], axis=1)
-    outputs = np.matmul(rows, filters.swapaxes(-1, -2)).reshape(groups, rows.shape[1], len(weights), -1)
-    energies: np.ndarray = np.einsum("gnwo,gnwo->w", outputs, outputs, dtype=np.float64)
-    return energies
+    outputs = (_outputs(rows, w) for w in weights)
+    return np.array([np.einsum("gno,gno->", y, y, dtype=np.float64) for y in outputs])
+
+
+def output_gap(
+    wanted: np.ndarray, weight: np.ndarray, rows: np.ndarray, packed: np.ndarray, shift: np.ndarray
+) -> np.ndarray:
+    """Return the sums of y**2 and (y - z)**2 for the float layer's y = w . x, and z = packed . rows + shift."""
+    y, z = _outputs(wanted, weight), _outputs(rows, packed)
+    z += shift.astype(np.float32).reshape(len(z), 1, -1)
+    energy = np.einsum("gno,gno->", y, y, dtype=np.float64)
+    y -= z
+    return np.array([energy, np.einsum("gno,gno->", y, y, dtype=np.float64)])
+
+
+def _outputs(rows: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    filters = weight.reshape(len(rows), -1, rows.shape[2])
+    outputs: np.ndarray = np.matmul(rows, filters.swapaxes(-1, -2))
+    return outputs
 
 
 def diagonal_blocks(moment: np.ndarray, shape: tuple[int, ...], d: int, layout: str) -> np.ndarray:
@@ -126,19 +146,40 @@ def diagonal_blocks(moment: np.ndarray, shape: tuple[int, ...], d: int, layout: 
     return moment[:, columns[:, :, None], columns[:, None, :]]
 
 
-def build_metric(kind: str, blocks: np.ndarray) -> np.ndarray | None:
-    """Turn mean second moments (G, M, d, d) into the metric of `pqnet.fit.fit_pq`.
+def layer_metric(kind: str, moment: np.ndarray, shape: tuple[int, ...], codec: Codec) -> np.ndarray | None:
+    """Make the metric of a layer from whole second moments (G, Kin, Kin) in (C, kh, kw) order."""
+    d, layout = codec.blocks
+    if kind != "full":
+        return build_metric(kind, diagonal_blocks(moment, shape, d, layout))
+    columns = block_columns(shape, layout)
+    return build_metric(kind, moment[:, columns[:, None], columns])
+
+
+def build_metric(kind: str, moments: np.ndarray) -> np.ndarray | None:
+    """Turn mean second moments, (G, M, d, d) or whole (G, Kin, Kin), into the metric of `pqnet.fit.fit_pq`.
 
     ``none``: no metric. ``pooled``: their mean, exactly as "And the Bit Goes Down" has it (its E-step over sampled
     activations is a distance under this one matrix). ``block``: one matrix for each block position and group, damped
     by 1e-4 of the mean diagonal of all, because one position sees little data and each codeword solves with few.
+    ``full``: the whole, damped alike.
     """
     if _check.choice(kind, "metric", METRICS) == "none":
         return None
-    d = blocks.shape[-1]
-    pooled = blocks.mean((0, 1))
-    level = np.trace(pooled) / d
+    size = moments.shape[-1]
+    pooled = moments.mean(tuple(range(moments.ndim - 2)))
+    level = np.trace(pooled) / size
     if level <= 0:  # a layer that only ever sees zeros
-        return np.eye(d, dtype=np.float32)
-    metric: np.ndarray = pooled if kind == "pooled" else blocks + DAMPING * level * np.eye(d)
+        pooled, moments, level = np.eye(size), np.zeros_like(moments), 1.0 / DAMPING
+    metric: np.ndarray = pooled if kind == "pooled" else moments + DAMPING * level * np.eye(size)
     return metric.astype(np.float32)
+
+
+def row_weights(metric: str, counts: np.ndarray) -> np.ndarray | None:
+    """Tokens weigh as often as they occur, those that calibration did not see as if seen once."""
+    return None if metric == "none" else (counts + 1.0).astype(np.float32)
+
+
+def token_error(counts: np.ndarray, weight: np.ndarray, packed: np.ndarray) -> float:
+    """Return the relative squared error of the rows of an embedding, weighted by how often they are used."""
+    energy, error = (float(counts @ np.square(w, dtype=np.float64).sum(1)) for w in (weight, weight - packed))
+    return error / energy if energy > 0 else 0.0

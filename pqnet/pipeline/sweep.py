@@ -13,29 +13,43 @@ from pqnet.runtime.execute import evaluate_node, node_params, values_to_free
 
 __all__ = ["Visit", "sweep"]
 
-Visit = Callable[[Node, list[np.ndarray]], None]
+Visit = Callable[[Node, list[np.ndarray], list[np.ndarray]], None]
 
 
-def sweep(graph: Graph, batches: Sequence[Batch], visit: Visit, threads: int) -> None:
+def sweep(
+    graph: Graph, batches: Sequence[Batch], visit: Visit, threads: int, teacher: Graph | None = None
+) -> None:
     """Run a graph on all batches, node by node; only values that a later node needs are kept.
 
-    ``visit(node, inputs)`` is called before a node is computed, with the node's first input for every batch; what it
-    puts into ``graph.params`` is what the node then computes with. Nodes without inputs are not visited.
+    ``visit(node, inputs, taught)`` is called before a node is computed, with the node's first input for every batch;
+    what it puts into ``graph.params`` is what the node then computes with. Nodes without inputs are not visited.
+    ``taught`` is that input in the teacher, a graph of the same nodes with other parameters, which runs along; it is
+    computed and kept only from where the two differ. Without a teacher it is the same list.
     """
     symbols = [graph.bind_symbols({n: a.shape for n, a in batch.items()}) for batch in batches]
     for distinct in {tuple(s.items()): s for s in symbols}.values():
         graph.infer_shapes(distinct)  # a network may fit some batch sizes only
     values: dict[str, list[np.ndarray]] = {name: [batch[name] for batch in batches] for name in graph.inputs}
+    taught = dict(values)
+
+    def compute(node: Node, params: dict[str, np.ndarray], given: dict[str, list[np.ndarray]]) -> None:
+        def one(i: int) -> tuple[np.ndarray, ...]:
+            return evaluate_node(node, [given[v][i] for v in node.inputs], params, symbols[i])
+
+        results = list(ordered_map(one, range(len(batches)), threads))
+        given |= {v: list(column) for v, column in zip(node.outputs, zip(*results, strict=True), strict=True)}
+
     for node, done in zip(list(graph.nodes), values_to_free(graph), strict=True):
         if node.inputs:
-            visit(replace(node, attrs=resolve_attrs(get_op(node.op), node.attrs, symbols[0])), values[node.inputs[0]])
-        params = node_params(graph, node)
-
-        def compute(i: int, node: Node = node, params: dict[str, np.ndarray] = params) -> tuple[np.ndarray, ...]:
-            return evaluate_node(node, [values[v][i] for v in node.inputs], params, symbols[i])
-
-        results = list(ordered_map(compute, range(len(batches)), threads))
-        for output, column in zip(node.outputs, zip(*results, strict=True), strict=True):
-            values[output] = list(column)
+            known = replace(node, attrs=resolve_attrs(get_op(node.op), node.attrs, symbols[0]))
+            visit(known, values[node.inputs[0]], taught[node.inputs[0]])
+        compute(node, node_params(graph, node), values)
+        if teacher is None or (
+            all(teacher.params[p] is graph.params[p] for p in node.params.values())
+            and all(values[v] is taught[v] for v in node.inputs)
+        ):
+            taught |= {v: values[v] for v in node.outputs}
+        else:
+            compute(node, node_params(teacher, node), taught)
         for value in done:
-            del values[value]
+            del values[value], taught[value]

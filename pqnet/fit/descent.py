@@ -1,0 +1,206 @@
+"""Second-order search of codes: block positions one after the other, under all of the inputs' second moment.
+
+Minimises sum_o (t_o - w_o)' H (t_o - w_o) over codes and codebook, w_o made of codewords: given the others, the best
+codeword of block position m is the least of c' G_m c / 2 - c' (G_m w_m + (H e)_m) with e = t - w; given the codes, the
+codebook is a linear least-squares problem, solved by conjugate gradients. The error never rises.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from pqnet._threads import ordered_map, parallel_kernels
+from pqnet.fit.tiles import Codewords, aligned
+from pqnet.kernels import descent as kernels
+from pqnet.kernels.kmeans_search import ALL_GROUP, ALL_TILE
+
+__all__ = ["SecondOrder"]
+
+BATCH = 64  # inputs whose residuals follow every change at once; those after them wait for a product of matrices
+COLUMNS = 128  # outputs that a product of matrices takes at a time, whatever the number of threads
+CHUNKS = 32  # partial sums over block positions
+STEPS = 12  # of conjugate gradients between two sweeps
+TOLERANCE = 2e-3  # gain of a round, relative, that ends the search
+
+
+class SecondOrder:
+    """The state of the search for one weight.
+
+    Parameters
+    ----------
+    target : float32 ndarray, shape (O, Kin)
+        Filters in the order of the layout.
+    moment : ndarray, shape (G, Kin, Kin)
+        Second moments of the inputs of each convolution group, in the same order; positive definite.
+    codes : integer array, shape (O, M)
+    codebook : float32 ndarray, shape (K, d)
+    threads : int
+        The result does not depend on it.
+    """
+
+    def __init__(
+        self, target: np.ndarray, moment: np.ndarray, codes: np.ndarray, codebook: np.ndarray, threads: int
+    ) -> None:
+        self.threads = threads
+        self.codebook = codebook.astype(np.float32)
+        filters = target.reshape(len(moment), -1, target.shape[1])
+        parts = codes.reshape(len(moment), -1, codes.shape[1])
+        self.groups = [_Group(t, h, c, codebook.shape[1], threads) for t, h, c in zip(filters, moment, parts, strict=True)]
+        self.error = self.set_codebook(self.codebook)
+
+    @property
+    def codes(self) -> np.ndarray:
+        """The codes, shape (O, M)."""
+        return np.concatenate([group.codes[:, : group.outputs].T for group in self.groups])
+
+    def set_codebook(self, codebook: np.ndarray) -> float:
+        """Take another codebook, codes kept; return the error."""
+        self.codebook = codebook.astype(np.float32)
+        for group in self.groups:
+            group.renew(self.codebook)
+        self.error = sum(group.error() for group in self.groups)
+        return self.error
+
+    def run(self, sweeps: int) -> int:
+        """Choose codes and codebook in turn until that no longer pays; return the rounds it took."""
+        for round_ in range(1, sweeps + 1):
+            before = self.error
+            self.sweep()
+            self.update(STEPS)
+            if before - self.error <= TOLERANCE * before:
+                break
+        return round_
+
+    def sweep(self) -> float:
+        """Choose every code anew, block position after block position; return the error."""
+        for group in self.groups:
+            group.sweep(self.codebook)
+        return self.set_codebook(self.codebook)
+
+    def update(self, steps: int) -> float:
+        """Move the codebook towards the minimum for these codes by conjugate gradients; return the error."""
+        inverse = np.linalg.inv(self._members())
+        x, r = np.zeros(self.codebook.shape), self._sums([group.residual for group in self.groups])
+        z = np.einsum("kij,kj->ki", inverse, r)
+        p, rz = z, float((r * z).sum())
+        stop = 1e-6 * rz
+        for _ in range(steps):
+            if rz <= stop:
+                break
+            direction = p.astype(np.float32)
+            moved = self._sums([group.product(direction) for group in self.groups])
+            curvature = float((p * moved).sum())
+            if curvature <= 0:
+                break
+            a = rz / curvature
+            x, r = x + a * p, r - a * moved
+            z = np.einsum("kij,kj->ki", inverse, r)
+            rz, before = float((r * z).sum()), rz
+            p = z + rz / before * p
+        return self.set_codebook((self.codebook + x).astype(np.float32))
+
+    def _members(self) -> np.ndarray:
+        """Return the sum of G over the members of every codeword: the diagonal blocks of the problem, (K, d, d)."""
+        k, d = self.codebook.shape
+        total = np.zeros((k, d * d))
+        for group in self.groups:
+            share = np.stack([np.bincount(c[: group.outputs], minlength=k) for c in group.codes]).astype(np.float64)
+            total += share.T @ group.diagonal.reshape(len(share), -1).astype(np.float64)
+        members = total.reshape(k, d, d)
+        scale = np.trace(members, axis1=1, axis2=2) / d
+        # Words without members stay where they are; directions that no input has are not followed.
+        damping = np.where(scale > 0, 1e-6 * scale, 1.0)
+        return members + damping[:, None, None] * np.eye(d)
+
+    def _sums(self, values: Sequence[np.ndarray]) -> np.ndarray:
+        """Return the sums over the members of every codeword of rows of H times something, (K, d)."""
+        total = np.zeros(self.codebook.shape)
+        for group, value in zip(self.groups, values, strict=True):
+            chunk = -(-len(group.codes) // CHUNKS)
+            sums = np.empty((-(-len(group.codes) // chunk), *self.codebook.shape))
+            with parallel_kernels(self.threads):
+                kernels.sum_words(value, group.codes, group.outputs, chunk, sums)
+            total += sums.sum(0)
+        return total
+
+
+class _Group:
+    """One convolution group: matrices with a row for each input and a column for each output."""
+
+    def __init__(self, target: np.ndarray, moment: np.ndarray, codes: np.ndarray, d: int, threads: int) -> None:
+        self.outputs, inputs = target.shape
+        self.d, self.threads = d, threads
+        width = -(-self.outputs // ALL_TILE) * ALL_TILE
+        self.moment = np.ascontiguousarray(moment, np.float32)
+        at = np.arange(inputs).reshape(-1, d)
+        self.diagonal = np.ascontiguousarray(self.moment[at[:, :, None], at[:, None, :]])
+        self.target, self.current, self.residual, self.scratch = (aligned(inputs, width) for _ in range(4))
+        self.target[:] = 0.0
+        self.target[:, : self.outputs] = target.T
+        self.codes = np.zeros((inputs // d, width), np.int32)
+        self.codes[:, : self.outputs] = codes.T
+
+    def renew(self, codebook: np.ndarray) -> None:
+        """Compute weights and residuals anew, free of what rounding left."""
+        with parallel_kernels(self.threads):
+            kernels.spread_words(codebook, self.codes, self.current)
+        self._multiply(self.moment, np.subtract(self.target, self.current, out=self.scratch), self.residual)
+
+    def error(self) -> float:
+        """Return sum_o e' H e."""
+        e = (self.target - self.current)[:, : self.outputs]
+        return float(np.einsum("io,io->", e, self.residual[:, : self.outputs], dtype=np.float64))
+
+    def product(self, words: np.ndarray) -> np.ndarray:
+        """Return H times the weights made of these words."""
+        with parallel_kernels(self.threads):
+            kernels.spread_words(words, self.codes, self.scratch)
+        out = np.empty_like(self.scratch)
+        self._multiply(self.moment, self.scratch, out)
+        return out
+
+    def sweep(self, codebook: np.ndarray) -> None:
+        """Choose every code anew."""
+        d, inputs = self.d, len(self.target)
+        c = codebook.astype(np.float64)
+        pairs = (c[:, :, None] * c[:, None, :]).reshape(len(c), -1)
+        offset = 0.5 * self.diagonal.reshape(-1, d * d).astype(np.float64) @ pairs.T
+        now = Codewords(codebook, offset.astype(np.float32))
+        words, ids = now.interleaved(), np.arange(now.padded, dtype=np.int32)
+        flat, tiles = np.ascontiguousarray(codebook).reshape(-1), self.codes.shape[1] // ALL_TILE
+        scratch = aligned(tiles, d * ALL_TILE), np.empty((tiles, ALL_TILE), np.int32)
+        some = max(1, BATCH // d)
+        for m in range(0, inputs // d, some):
+            n = min(some, inputs // d - m)
+            rows = slice(m * d, (m + n) * d)
+            change = self.scratch[rows]
+            with parallel_kernels(self.threads):
+                kernels.descend(
+                    words,
+                    now.offset[m : m + n],
+                    ids,
+                    -(-now.k // ALL_GROUP),
+                    flat,
+                    self.diagonal[m : m + n].reshape(-1),
+                    np.ascontiguousarray(self.moment[rows, rows]),
+                    d,
+                    *scratch,
+                    self.residual[rows],
+                    self.current[rows],
+                    self.codes[m : m + n],
+                    change,
+                )
+            self._multiply(self.moment[rows.stop :, rows], change, self.residual[rows.stop :], add=True)
+
+    def _multiply(self, a: np.ndarray, b: np.ndarray, out: np.ndarray, *, add: bool = False) -> None:
+        """Compute out = a @ b, or add that to it, with bits that do not depend on the number of threads."""
+
+        def columns(start: int) -> None:
+            part = slice(start, start + COLUMNS)
+            if add:
+                out[:, part] += a @ b[:, part]
+            else:
+                np.matmul(a, b[:, part], out=out[:, part])
+
+        for _ in ordered_map(columns, range(0, b.shape[1], COLUMNS), self.threads):
+            pass

@@ -1,0 +1,81 @@
+"""The state of one quantization."""
+
+import hashlib
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pqnet.codecs import FITTERS, Codec, Packed
+from pqnet.graph import Graph, Node
+from pqnet.graph.passes import fold_norm_statistics
+from pqnet.runtime import Model
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+__all__ = ["Options", "Run"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How `quantize` searches; checked by it, recorded in the model."""
+
+    metric: str
+    target: str
+    correct_bias: bool
+    reestimate_norm: bool
+    seed: int
+
+
+@dataclass
+class Run:
+    """The growing student graph and the report of the layers done."""
+
+    graph: Graph
+    codecs: dict[str, Codec]
+    options: Options
+    threads: int
+    bar: "tqdm[Any]"
+    report: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def weight(self, node: Node) -> np.ndarray:
+        """Return the weight of a layer that is still float."""
+        return np.asarray(self.graph.params[node.params["weight"]], np.float32)
+
+    def pack(
+        self,
+        node: Node,
+        target: np.ndarray,
+        metric: np.ndarray | None = None,
+        row_weights: np.ndarray | None = None,
+    ) -> Packed:
+        """Fit the codec of a layer to a target, by default its weight, and put the codes into the graph."""
+        codec, weight = self.codecs[node.name], self.weight(node)
+        digest = hashlib.sha256(f"{self.options.seed}/{node.name}".encode()).digest()
+        fit = FITTERS[codec.name](
+            codec,
+            target,
+            metric=metric,
+            row_weights=row_weights,
+            seed=int.from_bytes(digest[:6], "big"),
+            threads=self.threads,
+        )
+        self.graph.params[node.params["weight"]] = fit.packed
+        energy, error = (float(np.square(w, dtype=np.float64).sum()) for w in (weight, weight - fit.packed.decode()))
+        self.report[node.name] = {
+            "bytes": fit.packed.nbytes,
+            "dense_bytes": 4 * weight.size,
+            "weight_error": error / energy if energy > 0 else 0.0,
+            "iterations": fit.n_iter,
+            "codec": fit.packed.codec.to_attrs(),
+        }
+        self.bar.set_postfix_str(node.name, refresh=False)
+        self.bar.update()
+        return fit.packed
+
+    def finish(self) -> Model:
+        """Return the model, its batch norms folded, with the report."""
+        graph = fold_norm_statistics(self.graph)
+        record = {**vars(self.options), "layers": self.report}
+        return Model(replace(graph, meta={**graph.meta, "quantization": record}))
