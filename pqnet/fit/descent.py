@@ -1,8 +1,8 @@
 """Second-order search of codes: block positions one after the other, under all of the inputs' second moment.
 
-Minimises sum_o (t_o - w_o)' H (t_o - w_o) over codes and codebook, w_o made of codewords: given the others, the best
-codeword of block position m is the least of c' G_m c / 2 - c' (G_m w_m + (H e)_m) with e = t - w; given the codes, the
-codebook is a linear least-squares problem, solved by conjugate gradients. The error never rises.
+Minimises sum_o a_o (t_o - w_o)' H (t_o - w_o) over codes and codebook, w_o made of codewords: given the others, the
+best codeword of block position m is the least of c' G_m c / 2 - c' (G_m w_m + (H e)_m) with e = t - w; given the codes,
+the codebook is a linear least-squares problem, solved by conjugate gradients. The error never rises.
 """
 
 from collections.abc import Sequence
@@ -34,18 +34,27 @@ class SecondOrder:
         Second moments of the inputs of each convolution group, in the same order; positive definite.
     codes : integer array, shape (O, M)
     codebook : float32 ndarray, shape (K, d)
+    weights : float32 ndarray, shape (O,)
+        Of the errors of the outputs, positive.
     threads : int
         The result does not depend on it.
     """
 
     def __init__(
-        self, target: np.ndarray, moment: np.ndarray, codes: np.ndarray, codebook: np.ndarray, threads: int
+        self,
+        target: np.ndarray,
+        moment: np.ndarray,
+        codes: np.ndarray,
+        codebook: np.ndarray,
+        weights: np.ndarray,
+        threads: int,
     ) -> None:
         self.threads = threads
         self.codebook = codebook.astype(np.float32)
         filters = target.reshape(len(moment), -1, target.shape[1])
         parts = codes.reshape(len(moment), -1, codes.shape[1])
-        self.groups = [_Group(t, h, c, codebook.shape[1], threads) for t, h, c in zip(filters, moment, parts, strict=True)]
+        split = zip(filters, moment, parts, weights.reshape(len(moment), -1), strict=True)
+        self.groups = [_Group(*part, codebook.shape[1], threads) for part in split]
         self.error = self.set_codebook(self.codebook)
 
     @property
@@ -63,13 +72,13 @@ class SecondOrder:
 
     def run(self, sweeps: int) -> int:
         """Choose codes and codebook in turn until that no longer pays; return the rounds it took."""
-        for round_ in range(1, sweeps + 1):
+        for done in range(sweeps):
             before = self.error
             self.sweep()
             self.update(STEPS)
             if before - self.error <= TOLERANCE * before:
-                break
-        return round_
+                return done + 1
+        return sweeps
 
     def sweep(self) -> float:
         """Choose every code anew, block position after block position; return the error."""
@@ -104,7 +113,7 @@ class SecondOrder:
         k, d = self.codebook.shape
         total = np.zeros((k, d * d))
         for group in self.groups:
-            share = np.stack([np.bincount(c[: group.outputs], minlength=k) for c in group.codes]).astype(np.float64)
+            share = np.stack([np.bincount(c, group.weights, k) for c in group.codes])
             total += share.T @ group.diagonal.reshape(len(share), -1).astype(np.float64)
         members = total.reshape(k, d, d)
         scale = np.trace(members, axis1=1, axis2=2) / d
@@ -119,7 +128,7 @@ class SecondOrder:
             chunk = -(-len(group.codes) // CHUNKS)
             sums = np.empty((-(-len(group.codes) // chunk), *self.codebook.shape))
             with parallel_kernels(self.threads):
-                kernels.sum_words(value, group.codes, group.outputs, chunk, sums)
+                kernels.sum_words(value, group.codes, group.weights, chunk, sums)
             total += sums.sum(0)
         return total
 
@@ -127,7 +136,9 @@ class SecondOrder:
 class _Group:
     """One convolution group: matrices with a row for each input and a column for each output."""
 
-    def __init__(self, target: np.ndarray, moment: np.ndarray, codes: np.ndarray, d: int, threads: int) -> None:
+    def __init__(
+        self, target: np.ndarray, moment: np.ndarray, codes: np.ndarray, weights: np.ndarray, d: int, threads: int
+    ) -> None:
         self.outputs, inputs = target.shape
         self.d, self.threads = d, threads
         width = -(-self.outputs // ALL_TILE) * ALL_TILE
@@ -139,6 +150,8 @@ class _Group:
         self.target[:, : self.outputs] = target.T
         self.codes = np.zeros((inputs // d, width), np.int32)
         self.codes[:, : self.outputs] = codes.T
+        self.weights = np.zeros(width, np.float32)
+        self.weights[: self.outputs] = weights
 
     def renew(self, codebook: np.ndarray) -> None:
         """Compute weights and residuals anew, free of what rounding left."""
@@ -147,9 +160,9 @@ class _Group:
         self._multiply(self.moment, np.subtract(self.target, self.current, out=self.scratch), self.residual)
 
     def error(self) -> float:
-        """Return sum_o e' H e."""
-        e = (self.target - self.current)[:, : self.outputs]
-        return float(np.einsum("io,io->", e, self.residual[:, : self.outputs], dtype=np.float64))
+        """Return sum_o a e' H e."""
+        e = np.subtract(self.target, self.current, out=self.scratch)
+        return float(np.einsum("io,io->o", e, self.residual, dtype=np.float64) @ self.weights)
 
     def product(self, words: np.ndarray) -> np.ndarray:
         """Return H times the weights made of these words."""

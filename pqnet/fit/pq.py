@@ -90,7 +90,8 @@ def fit_pq(
         threads=threads,
     )
     if whole is not None:
-        return _descend(codec, dense.shape, blocks, whole, found, default_threads(threads))
+        weights = np.ones(o, np.float32) if row_weights is None else row_weights[::m]
+        return _descend(codec, dense.shape, blocks, whole, weights, found, default_threads(threads))
     codebook, codes = found.codebook, found.codes
     if codec.codebook_dtype == "float16":
         codebook = _to_half(codebook)
@@ -122,11 +123,17 @@ def _split_metric(metric: Any, o: int, m: int, d: int) -> tuple[np.ndarray | Non
 
 
 def _descend(
-    codec: PQ, shape: tuple[int, ...], blocks: np.ndarray, whole: np.ndarray, start: KMeansResult, threads: int
+    codec: PQ,
+    shape: tuple[int, ...],
+    blocks: np.ndarray,
+    whole: np.ndarray,
+    weights: np.ndarray,
+    start: KMeansResult,
+    threads: int,
 ) -> Fit:
     """Search on from k-means under whole second moments, the last sweep with the codebook as stored."""
-    o, m, d = blocks.shape
-    search = SecondOrder(blocks.reshape(o, -1), whole, start.codes.reshape(o, m), start.codebook, threads)
+    o, m, _ = blocks.shape
+    search = SecondOrder(blocks.reshape(o, -1), whole, start.codes.reshape(o, m), start.codebook, weights, threads)
     updates = search.run(SWEEPS)
     codebook = search.codebook
     if codec.codebook_dtype == "float16":

@@ -76,10 +76,11 @@ def spread_words(words, codes, out_values):
 
 
 @njit(cache=True, nogil=True, error_model="numpy", parallel=True)
-def sum_words(values, codes, outputs, chunk, out_sums):
-    # IN values (M * d, width) f4, codes (M, width) i4; OUT sums (chunks, K, d) f8: the sum of values over the first
-    # `outputs` of every code, `chunk` positions each
-    positions, d = codes.shape[0], out_sums.shape[2]
+def sum_words(values, codes, weights, chunk, out_sums):
+    # IN values (M * d, width) f4, codes (M, width) i4, weights (width,) f4: 0 in columns that pad; OUT sums (chunks, K,
+    # d) f8: the weighted sum of values over the outputs of every code, `chunk` positions each
+    positions, width = codes.shape
+    d = out_sums.shape[2]
     for c in prange(out_sums.shape[0]):
         sums = out_sums[c]
         for k in range(sums.shape[0]):
@@ -87,5 +88,5 @@ def sum_words(values, codes, outputs, chunk, out_sums):
                 sums[k, j] = 0.0
         for m in range(c * chunk, min((c + 1) * chunk, positions)):
             for j in range(d):
-                for o in range(outputs):
-                    sums[codes[m, o], j] += values[m * d + j, o]
+                for o in range(width):
+                    sums[codes[m, o], j] += values[m * d + j, o] * weights[o]

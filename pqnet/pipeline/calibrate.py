@@ -16,7 +16,7 @@ from pqnet.pipeline.batches import Batch, iterate_batches
 from pqnet.pipeline.moments import input_rows, row_moments, token_counts
 from pqnet.pipeline.progress import progress_bar
 from pqnet.pipeline.statistics import Moments, Statistics, moment_shape
-from pqnet.pipeline.sweep import sweep
+from pqnet.pipeline.sweep import Values, sweep
 from pqnet.runtime import Model
 
 __all__ = ["calibrate", "statistics_of_inputs"]
@@ -38,9 +38,10 @@ class _Accumulator:
         sweep(self.graph, batches, self.visit, self.threads)
         self.samples += sum(max((len(a) for a in b.values() if a.ndim), default=1) for b in batches)
 
-    def visit(self, node: Node, inputs: list[np.ndarray], _: list[np.ndarray]) -> None:
+    def visit(self, node: Node, values: Values, _: Values) -> None:
         if node.name not in self.layers:
             return
+        inputs = values[node.inputs[0]]
         shape = tuple(self.graph.params[node.params["weight"]].shape)
         starts = self.samples + np.cumsum([0, *(len(x) for x in inputs[:-1])])
 
@@ -151,6 +152,6 @@ def statistics_of_inputs(
             get_op(node.op).infer([Info(x.shape, x.dtype.name)], params, node.attrs)
         except PQNetError as reason:
             raise PQNetError(f"{where}: {reason}") from None
-        parts = [x[i : i + 64] for i in range(0, len(x), 64)]
-        accumulator.visit(node, parts, parts)
+        values = {node.inputs[0]: [x[i : i + 64] for i in range(0, len(x), 64)]}
+        accumulator.visit(node, values, values)
     return accumulator.result()

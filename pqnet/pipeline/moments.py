@@ -21,6 +21,7 @@ __all__ = [
     "layer_metric",
     "output_energies",
     "output_gap",
+    "output_rows",
     "positions_needed",
     "row_moments",
     "row_weights",
@@ -95,6 +96,20 @@ def input_rows(node: Node, shape: tuple[int, ...], x: np.ndarray, first_sample: 
     patches = np.empty((groups, at.size, n_inputs), np.float32)
     gather_patches(windows, at // width, at % width, groups, patches)
     return patches
+
+
+def output_rows(node: Node, y: np.ndarray, n_inputs: int, groups: int, first_sample: int, seed: int) -> np.ndarray:
+    """Return what lies at the positions of `input_rows` in an array of the shape of the layer's output.
+
+    float32, shape (G, n, O / G).
+    """
+    if node.op == "linear":
+        samples = y.reshape(y.shape[0] if y.ndim > 1 else 1, -1, y.shape[-1])
+    else:
+        samples = y.reshape(*y.shape[:2], -1).swapaxes(1, 2)
+    picked = [s[_pick(len(s), n_inputs, first_sample + i, seed)] for i, s in enumerate(samples)]
+    rows = np.concatenate(picked)
+    return np.ascontiguousarray(rows.reshape(len(rows), groups, -1).swapaxes(0, 1))
 
 
 def row_moments(rows: np.ndarray, columns: np.ndarray, d: int) -> np.ndarray:

@@ -1,6 +1,6 @@
 """One forward pass over many batches in lockstep, node by node, with a visit before each node is computed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,20 +11,19 @@ from pqnet.graph.op import get_op, resolve_attrs
 from pqnet.pipeline.batches import Batch
 from pqnet.runtime.execute import evaluate_node, node_params, values_to_free
 
-__all__ = ["Visit", "sweep"]
+__all__ = ["Values", "Visit", "sweep"]
 
-Visit = Callable[[Node, list[np.ndarray], list[np.ndarray]], None]
+Values = Mapping[str, list[np.ndarray]]
+Visit = Callable[[Node, Values, Values], None]
 
 
-def sweep(
-    graph: Graph, batches: Sequence[Batch], visit: Visit, threads: int, teacher: Graph | None = None
-) -> None:
+def sweep(graph: Graph, batches: Sequence[Batch], visit: Visit, threads: int, teacher: Graph | None = None) -> None:
     """Run a graph on all batches, node by node; only values that a later node needs are kept.
 
-    ``visit(node, inputs, taught)`` is called before a node is computed, with the node's first input for every batch;
-    what it puts into ``graph.params`` is what the node then computes with. Nodes without inputs are not visited.
-    ``taught`` is that input in the teacher, a graph of the same nodes with other parameters, which runs along; it is
-    computed and kept only from where the two differ. Without a teacher it is the same list.
+    ``visit(node, values, taught)`` is called before a node is computed, with the values that are needed now or later,
+    by name, for every batch; what it puts into ``graph.params`` is what the node then computes with. Nodes without
+    inputs are not visited. ``taught`` are the values of the teacher, a graph of the same nodes with other parameters,
+    which runs along; they are the same lists where nothing differs yet, or without a teacher.
     """
     symbols = [graph.bind_symbols({n: a.shape for n, a in batch.items()}) for batch in batches]
     for distinct in {tuple(s.items()): s for s in symbols}.values():
@@ -42,7 +41,7 @@ def sweep(
     for node, done in zip(list(graph.nodes), values_to_free(graph), strict=True):
         if node.inputs:
             known = replace(node, attrs=resolve_attrs(get_op(node.op), node.attrs, symbols[0]))
-            visit(known, values[node.inputs[0]], taught[node.inputs[0]])
+            visit(known, values, taught)
         compute(node, node_params(graph, node), values)
         if teacher is None or (
             all(teacher.params[p] is graph.params[p] for p in node.params.values())
