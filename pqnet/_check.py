@@ -8,7 +8,17 @@ import numpy as np
 
 from pqnet.errors import ConfigError, PQNetError
 
-__all__ = ["bool_array", "choice", "error", "float_array", "index_array", "int_array", "integer", "rng_seed"]
+__all__ = [
+    "bool_array",
+    "choice",
+    "error",
+    "float_array",
+    "index_array",
+    "int_array",
+    "integer",
+    "is_plain",
+    "rng_seed",
+]
 
 
 FEW = 8192  # numbers whose sum of squares BLAS computes on one thread, in less time than a ufunc takes to begin
@@ -35,7 +45,7 @@ def _array(value: Any, name: str) -> np.ndarray:
         raise error(name, "an array of numbers", describe(value)) from None
 
 
-def _is_plain(value: Any) -> bool:
+def is_plain(value: Any) -> bool:
     """Tell at little cost that a value is a small array of finite float32; False means only that nobody knows."""
     if type(value) is not np.ndarray or value.dtype != _FLOAT32 or not 0 < value.size <= FEW:
         return False
@@ -58,7 +68,7 @@ def float_array(
     ``shape`` may hold None for free axes; ``infinite`` lets infinities pass (masks), never NaN. Booleans, complex
     numbers and objects are refused, integers converted.
     """
-    if ndim is None and shape is None and dtype is np.float32 and _is_plain(value):
+    if ndim is None and shape is None and dtype is np.float32 and is_plain(value):
         return value  # type: ignore[no-any-return]
     array = _array(value, name)
     if array.dtype.kind not in "fiu":

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pqnet.codecs.layout import block_columns
 from pqnet.kernels.lut import lut
-from pqnet.kernels.lut_planes import fill_planes, look_up_planes
+from pqnet.kernels.lut_planes import look_up_planes, sum_parts
 from pqnet.kernels.lut_rows import fill_tables, look_up_outputs
 from pqnet.kernels.simd import BYTE_TABLES
 from pqnet.kernels.tile import ROWS
@@ -227,25 +227,19 @@ def test_scalar_tables(layer):
 
 def check_planes(layer, parts=None):
     groups = layer.groups
-    outputs = layer.shape[0] // groups
-    plan = plan_planes(layer.codes.shape[1], layer.k, layer.d, outputs, groups)
-    tasks, looked_up, scratch = plan.tasks, plan.looked_up, plan.scratch
-    if parts is not None:  # more tasks than a layer of this size has
-        tiles = -(-outputs // 64)
-        looked_up = [*looked_up[:2], -(-tiles // parts), parts]
-        tasks, scratch = groups * parts, looked_up[2] * 64
-        assert (parts - 1) * looked_up[2] < tiles
-    tables = round_up(layer.residual_at + layer.want.size + SLACK, 16)
-    layer.data = np.concatenate([layer.data[:tables], np.full(plan.floats + SLACK, np.nan, np.float32)])
-    book = planes_book(layer.book)
+    plan = plan_planes(layer.codes.shape[1], layer.k, layer.d, layer.shape[0] // groups, groups, parts)
+    assert parts is None or plan.tasks >= groups * parts
+    sums = round_up(layer.residual_at + layer.want.size + SLACK, 16)
+    layer.data = np.concatenate([layer.data[:sums], np.full(plan.floats + SLACK, np.nan, np.float32)])
     at = layer.const.size
-    layer.const = np.concatenate([layer.const, book.reshape(-1), np.full(SLACK, np.nan, np.float32)])
+    layer.const = np.concatenate([layer.const, planes_book(layer.book).reshape(-1), np.full(SLACK, np.nan, np.float32)])
     steps = [
-        (fill_planes, plan.fill_tasks, [at, *plan.filled, tables]),
-        (look_up_planes, tasks, [0, *looked_up, tables]),
+        (look_up_planes, plan.tasks, [0, at, *plan.looked_up, sums]),
+        (sum_parts, plan.sum_tasks, [*plan.summed, sums]),
     ]
     codes = padded(planes_codes(layer.codes, groups), np.uint8, fill=255)
-    layer.check(steps, layer.inputs.astype(np.int32), codes, scratch)
+    layer.check(steps, layer.inputs.astype(np.int32), codes, plan.scratch)
+    assert np.isnan(layer.results[0][sums + plan.floats :]).all()
 
 
 registers = pytest.mark.skipif(not BYTE_TABLES, reason="this CPU has no AVX-512 VBMI")
@@ -259,7 +253,7 @@ def test_tables_in_registers(layer):
 
 
 @registers
-@pytest.mark.parametrize("outputs, k, parts", [(63, 256, 1), (64, 129, 1), (65, 128, 2), (200, 250, 4), (300, 3, 3)])
+@pytest.mark.parametrize("outputs, k, parts", [(63, 256, 7), (64, 129, 1), (65, 128, 2), (200, 250, 4), (9000, 3, 2)])
 @pytest.mark.parametrize("groups", [1, 2])
 def test_tables_in_registers_cut_in_tasks(outputs, k, parts, groups):
     shape = (outputs * groups, 56, 1, 1)

@@ -4,6 +4,8 @@ T[m, k] = block m of the position . codeword k; an output is the sum of T[m, cod
 kept as four planes of bytes, which fill sixteen registers: a plane looks up sixty-four codes by two permutations of
 128 bytes and a choice by the codes' highest bit. The four bytes of a number are then braided together again. Nothing
 is rounded on the way, so sums are those of `kernels.lut_rows`. Needs AVX-512 VBMI: see `simd.BYTE_TABLES`.
+
+Two steps: `look_up_planes` sums parts of the blocks, `sum_parts` adds the parts and finishes the outputs.
 """
 
 import numpy as np
@@ -13,7 +15,7 @@ from numba.core import cgutils, config
 from numba.extending import intrinsic
 
 from pqnet.kernels.lut_rows import finish_outputs
-from pqnet.kernels.simd import FLOATS, WIDTH, fma, load, splat, store
+from pqnet.kernels.simd import FLOATS, WIDTH, add, fma, load, splat, store
 
 TILE = 64  # codes of one register
 _BYTE, _WORD, _LONG = ir.IntType(8), ir.IntType(32), ir.IntType(64)
@@ -131,48 +133,64 @@ _look_up_128, _look_up_256, _store_planes = _looker(128), _looker(256), _plane_s
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
-def fill_planes(task, g, data, const, codes, index, scratch):
-    # Fields 0-8 of a layer step. 24 codebook, transposed: number j of word k at j * words + k, 25 d, 26 words: 128 or
-    # 256, 27 blocks of a group, 28 blocks a task; OUT data from 29: tables [group][block][plane], words floats each
-    x, xg, i0, groups = g[0], g[2], g[3], g[6]
-    book, d, words, blocks, some, tables = g[24], g[25], g[26], g[27], g[28], g[29]
+def _fill_planes(start, first, data, const, index, book, d, words, scratch):
+    # OUT scratch (words,) f4: the table, as planes, of the block whose numbers are data[start + index[first + j]]
     zero = splat(np.float32(0))
-    for block in range(task * some, min((task + 1) * some, groups * blocks)):
-        group = block // blocks
-        first = i0 + (block - group * blocks) * d
-        start = x + group * xg
-        for k in range(0, words, 8 * WIDTH):
-            a0, a1, a2, a3, b0, b1, b2, b3 = zero, zero, zero, zero, zero, zero, zero, zero
-            for j in range(d):
-                v = splat(data[start + index[first + j]])
-                at = book + j * words + k
-                a0, a1 = fma(v, load(const, at), a0), fma(v, load(const, at + WIDTH), a1)
-                a2, a3 = fma(v, load(const, at + 2 * WIDTH), a2), fma(v, load(const, at + 3 * WIDTH), a3)
-                b0, b1 = fma(v, load(const, at + 4 * WIDTH), b0), fma(v, load(const, at + 5 * WIDTH), b1)
-                b2, b3 = fma(v, load(const, at + 6 * WIDTH), b2), fma(v, load(const, at + 7 * WIDTH), b3)
-            # 4 * WIDTH = 64 numbers are 64 bytes of each plane, which are the room of WIDTH floats.
-            to = tables + block * words + k // 4
-            _store_planes(data, to, words // 4, a0, a1, a2, a3)
-            _store_planes(data, to + WIDTH, words // 4, b0, b1, b2, b3)
+    for k in range(0, words, 8 * WIDTH):
+        a0, a1, a2, a3, b0, b1, b2, b3 = zero, zero, zero, zero, zero, zero, zero, zero
+        for j in range(d):
+            v = splat(data[start + index[first + j]])
+            at = book + j * words + k
+            a0, a1 = fma(v, load(const, at), a0), fma(v, load(const, at + WIDTH), a1)
+            a2, a3 = fma(v, load(const, at + 2 * WIDTH), a2), fma(v, load(const, at + 3 * WIDTH), a3)
+            b0, b1 = fma(v, load(const, at + 4 * WIDTH), b0), fma(v, load(const, at + 5 * WIDTH), b1)
+            b2, b3 = fma(v, load(const, at + 6 * WIDTH), b2), fma(v, load(const, at + 7 * WIDTH), b3)
+        # 4 * WIDTH = 64 numbers are 64 bytes of each plane, which are the room of WIDTH floats.
+        _store_planes(scratch, k // 4, words // 4, a0, a1, a2, a3)
+        _store_planes(scratch, k // 4 + WIDTH, words // 4, b0, b1, b2, b3)
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def look_up_planes(task, g, data, const, codes, index, scratch):
-    # A layer step (fields 0-22) of one position. 24 codes: [group][block][tile], ordered by `order_codes`, 25 words:
-    # 128 or 256, 26 blocks of a group, 27 tiles a task, 28 tasks along the outputs of a group, 29 data: tables
-    outputs = g[5]
-    first_code, words, blocks, some, o_tasks, tables = g[24], g[25], g[26], g[27], g[28], g[29]
-    group = task // o_tasks
-    tile = (task - group * o_tasks) * some
+    # Fields 0-8 of a layer step, of one position. 24 codes: [group][block][tile], ordered by `order_codes`, 25
+    # codebook, transposed: number j of word k at j * words + k, 26 d, 27 words: 128 or 256, 28 blocks of a group,
+    # 29 blocks a part, 30 parts, 31 tiles a task, 32 tasks along the outputs of a group;
+    # OUT data from 33: sums [part][group][tile]
+    x, xg, i0, outputs, groups = g[0], g[2], g[3], g[5], g[6]
+    first_code, book, d, words, blocks, some, parts = g[24], g[25], g[26], g[27], g[28], g[29], g[30]
     tiles = (outputs + TILE - 1) // TILE
-    count = min(some, tiles - tile)
-    for i in range(0, count * TILE, WIDTH):
-        store(scratch, i, splat(np.float32(0)))
-    for block in range(group * blocks, (group + 1) * blocks):
-        c = first_code + (block * tiles + tile) * TILE
+    piece = task // parts
+    part = task - piece * parts
+    group = piece // g[32]
+    tile = (piece - group * g[32]) * g[31]
+    count = min(g[31], tiles - tile)
+    sums = g[33] + ((part * groups + group) * tiles + tile) * TILE
+    for i in range(sums, sums + count * TILE, WIDTH):
+        store(data, i, splat(np.float32(0)))
+    # A part sums its own blocks: their tables are made where they are read, and by one thread only.
+    for block in range(part * some, min((part + 1) * some, blocks)):
+        _fill_planes(x + group * xg, i0 + block * d, data, const, index, book, d, words, scratch)
+        c = first_code + ((group * blocks + block) * tiles + tile) * TILE
         if words == 128:
-            _look_up_128(data, tables + block * words, codes, c, count, scratch, 0)
+            _look_up_128(scratch, 0, codes, c, count, data, sums)
         else:
-            _look_up_256(data, tables + block * words, codes, c, count, scratch, 0)
-    n = min(count * TILE, outputs - tile * TILE)
+            _look_up_256(scratch, 0, codes, c, count, data, sums)
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def sum_parts(task, g, data, const, codes, index, scratch):
+    # A layer step (fields 0-22) of one position. 24 parts, 25 tiles a task, 26 tasks along the outputs of a group,
+    # 27 data: sums [part][group][tile]
+    outputs, groups, parts, some = g[5], g[6], g[24], g[25]
+    tiles = (outputs + TILE - 1) // TILE
+    group = task // g[26]
+    tile = (task - group * g[26]) * some
+    count = min(some, tiles - tile) * TILE
+    at = g[27] + (group * tiles + tile) * TILE
+    for i in range(0, count, WIDTH):
+        total = load(data, at + i)
+        for part in range(1, parts):
+            total = add(total, load(data, at + i + part * groups * tiles * TILE))
+        store(scratch, i, total)
+    n = min(count, outputs - tile * TILE)
     finish_outputs(scratch, group * outputs + tile * TILE, n, g, data, const)

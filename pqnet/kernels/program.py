@@ -18,11 +18,13 @@ from numba import carray, njit, types
 from numba.core import config
 from numba.extending import intrinsic
 
+COMPILED = not config.DISABLE_JIT
 STATE_WORDS = 32  # ticket at 0, finished tasks at 16: on cache lines of their own
 TICKET, DONE = 0, 16
 
 # A job: the state, then first step, last step, steps, own address; addresses of kernels, tasks and geometry, fields of
-# a step; address and size of data, const, codes and index; size of a scratch, and the scratches' addresses from SCRATCH.
+# a step; address and size of data, const, codes and index; size of a scratch, and from SCRATCH on the
+# addresses of each.
 FIRST, LAST, STEPS, SELF, KERNELS, TASKS, GEOMETRY, FIELDS, ARRAYS = 32, 33, 34, 35, 36, 37, 38, 39, 40
 SCRATCH_SIZE, SCRATCH = 48, 49
 

@@ -7,11 +7,10 @@ from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba.core import config
 
 from pqnet.graph import Graph
 from pqnet.graph.op import Info
-from pqnet.kernels.program import FIRST, SCRATCH, STATE_WORDS, TICKET, kernel_address, run_steps
+from pqnet.kernels.program import COMPILED, FIRST, SCRATCH, STATE_WORDS, TICKET, kernel_address, run_steps
 from pqnet.runtime import lower as lower
 from pqnet.runtime.builder import LOWERINGS, Builder, Choose, HostStep, Step, Store, Upload, aligned
 from pqnet.runtime.crew import crew
@@ -82,7 +81,7 @@ class Job:
         shared = segment.kernels, segment.tasks, segment.geometry
         arrays = space.arena, plan.const, plan.codes, plan.index
         self.arguments = (*shared, last, *arrays, space.scratch[0])
-        if config.DISABLE_JIT:
+        if not COMPILED:
             return
         self.scratch = space.scratch[:threads]
         self.words = np.zeros(SCRATCH + threads, np.int64)
@@ -93,7 +92,7 @@ class Job:
 
     def run(self) -> bool:
         """Run the steps; tell whether the job may be used again."""
-        if config.DISABLE_JIT:
+        if not COMPILED:
             state = np.zeros(STATE_WORDS, np.int64)
             state[TICKET] = self.first << 32
             run_steps(*self.arguments, state)

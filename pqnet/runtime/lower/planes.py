@@ -7,7 +7,7 @@ import numpy as np
 
 from pqnet.codecs import PackedPQ
 from pqnet.codecs.layout import block_columns
-from pqnet.kernels.lut_planes import TILE, fill_planes, look_up_planes, order_codes
+from pqnet.kernels.lut_planes import TILE, look_up_planes, order_codes, sum_parts
 from pqnet.kernels.simd import BYTE_TABLES
 from pqnet.runtime.builder import Builder
 from pqnet.runtime.lower.product import Product, round_up, stored_bytes
@@ -15,9 +15,12 @@ from pqnet.runtime.views import View
 
 __all__ = ["PlanesPlan", "emit_planes", "plan_planes", "planes_book", "planes_codes", "planes_fit"]
 
-TASK = 5000  # cycles that a task should take: some times what it takes to begin one
-# Fitted cycles: of sixteen numbers of a table, for each of their d; of a table's loads; of a tile; of both steps.
-NUMBER, LOADS, LOOK, STEPS = 0.75, 40.0, 8.5, 4000.0
+TASK = 10_000  # cycles, at least, of a task that looks up parts of the blocks
+PARTS = (8, 4, 2, 1)
+CHUNK = 64  # tiles whose sums stay in the first-level cache
+LAST = 32  # tiles a task of the last step
+# Fitted cycles: of sixteen numbers of a table, for each of their d; of a tile; of a tile of a part; of both steps.
+NUMBER, LOOK, SUM, STEPS = 0.75, 8.5, 6.0, 4000.0
 
 
 @dataclass
@@ -26,24 +29,21 @@ class PlanesPlan:
 
     Attributes
     ----------
-    words : int
-        Numbers of a table: 128 or 256.
     floats : int
-        Of all tables, in the arena.
-    filled, looked_up : list of int
-        Fields 25-28 of `fill_planes` and 25-28 of `look_up_planes`.
-    fill_tasks, tasks, scratch : int
-        Tasks of the two steps, and floats of scratch of the second.
+        Of sums, in the arena.
+    looked_up, summed : list of int
+        Fields 26-32 of `look_up_planes` and 24-26 of `sum_parts`.
+    tasks, sum_tasks, scratch : int
+        Tasks of the two steps, and floats of scratch of either.
     cost : float
         Estimated cycles of one core.
     """
 
-    words: int
     floats: int
-    filled: list[int]
     looked_up: list[int]
-    fill_tasks: int
+    summed: list[int]
     tasks: int
+    sum_tasks: int
     scratch: int
     cost: float
 
@@ -53,23 +53,25 @@ def planes_fit(k: int, positions: int) -> bool:
     return BYTE_TABLES and positions == 1 and k <= 256
 
 
-def plan_planes(blocks: int, k: int, d: int, outputs: int, groups: int) -> PlanesPlan:
+def plan_planes(blocks: int, k: int, d: int, outputs: int, groups: int, parts: int | None = None) -> PlanesPlan:
     """Cut the work of one position; ``blocks`` and ``outputs`` are those of a group."""
     words, tiles = 128 if k <= 128 else 256, ceil(outputs / TILE)
-    table, tile = words / 16 * (NUMBER * d + 1), blocks * LOOK * words / 256
-    some = ceil(groups * blocks / max(round(groups * blocks * table / TASK), 1))
-    parts = min(max(round(tiles * tile / TASK), 1), tiles)
-    per_task = ceil(tiles / parts)
-    o_tasks = ceil(tiles / per_task)
+    chunk = ceil(tiles / ceil(tiles / CHUNK))
+    chunks = ceil(tiles / chunk)
+    work = blocks * (chunks * words / 16 * (NUMBER * d + 1) + tiles * LOOK * words / 256)
+    if parts is None:
+        parts = next((p for p in PARTS if p <= blocks and work >= p * chunks * TASK), 1)
+    some = ceil(blocks / parts)
+    parts = ceil(blocks / some)
+    last = ceil(tiles / ceil(tiles / LAST))
     return PlanesPlan(
-        words,
-        groups * blocks * words,
-        [d, words, blocks, some],
-        [words, blocks, per_task, o_tasks],
-        ceil(groups * blocks / some),
-        groups * o_tasks,
-        per_task * TILE,
-        groups * (blocks * (table + o_tasks * LOADS) + tiles * tile) + STEPS,
+        parts * groups * tiles * TILE,
+        [d, words, blocks, some, parts, chunk, chunks],
+        [parts, last, ceil(tiles / last)],
+        groups * chunks * parts,
+        groups * ceil(tiles / last),
+        max(words, last * TILE),
+        groups * (work + parts * tiles * SUM) + STEPS,
     )
 
 
@@ -84,7 +86,7 @@ def planes_codes(codes: np.ndarray, groups: int) -> np.ndarray:
 
 
 def planes_book(codebook: np.ndarray) -> np.ndarray:
-    """Return a codebook (k, d) in float32 as `fill_planes` reads it: transposed, padded with zeros."""
+    """Return a codebook (k, d) in float32 as `look_up_planes` reads it: transposed, padded with zeros."""
     k, d = codebook.shape
     out = np.zeros((d, 128 if k <= 128 else 256), np.float32)
     out[:, :k] = codebook.T
@@ -97,20 +99,28 @@ def emit_planes(b: Builder, p: Product) -> None:
     assert isinstance(weight, PackedPQ)
     name, codec = p.node.params["weight"], weight.codec
     plan = plan_planes(weight.n_blocks // weight.shape[0], codec.k, codec.d, p.outputs, p.groups)
-    tables = b.new((plan.floats,))
+    sums = b.new((plan.floats,))
     shared = p.fields(b, p.offsets[block_columns(weight.shape, codec.layout)])
     book = b.constant((name, "planes codebook"), lambda: planes_book(weight.codebook.astype(np.float32)))
-    fields = [*shared, book, *plan.filled, tables]
-    b.emit(fill_planes, f"{p.node.name} (tables)", plan.fill_tasks, fields, reads=[p.x], writes=[tables], way="rows")
     codes = b.code_bytes((name, "planes"), lambda: planes_codes(weight.codes, p.groups))
     b.emit(
         look_up_planes,
         p.node.name,
         plan.tasks,
-        [*shared, codes, *plan.looked_up, tables],
-        reads=[tables, *(v for v in p.tail if isinstance(v, View))],
-        writes=[p.out],
+        [*shared, codes, book, *plan.looked_up, sums],
+        reads=[p.x],
+        writes=[sums],
         scratch=plan.scratch + TILE,
         way="rows",
         stored=stored_bytes(weight),
+    )
+    b.emit(
+        sum_parts,
+        f"{p.node.name} (sums)",
+        plan.sum_tasks,
+        [*shared, *plan.summed, sums],
+        reads=[sums, *(v for v in p.tail if isinstance(v, View))],
+        writes=[p.out],
+        scratch=plan.scratch + TILE,
+        way="rows",
     )
