@@ -133,21 +133,22 @@ _look_up_128, _look_up_256, _store_planes = _looker(128), _looker(256), _plane_s
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
-def _fill_planes(start, first, data, const, index, book, d, words, scratch):
-    # OUT scratch (words,) f4: the table, as planes, of the block whose numbers are data[start + index[first + j]]
+def _fill_planes(start, first, second, data, const, index, book, d, words, scratch):
+    # OUT scratch (2 * words,) f4: the tables, as planes, of the blocks whose numbers are data[start + index[first + j]]
+    # and data[start + index[second + j]]; a codeword is loaded once for both
     zero = splat(np.float32(0))
-    for k in range(0, words, 8 * WIDTH):
+    for k in range(0, words, 4 * WIDTH):
         a0, a1, a2, a3, b0, b1, b2, b3 = zero, zero, zero, zero, zero, zero, zero, zero
         for j in range(d):
-            v = splat(data[start + index[first + j]])
+            v, w = splat(data[start + index[first + j]]), splat(data[start + index[second + j]])
             at = book + j * words + k
-            a0, a1 = fma(v, load(const, at), a0), fma(v, load(const, at + WIDTH), a1)
-            a2, a3 = fma(v, load(const, at + 2 * WIDTH), a2), fma(v, load(const, at + 3 * WIDTH), a3)
-            b0, b1 = fma(v, load(const, at + 4 * WIDTH), b0), fma(v, load(const, at + 5 * WIDTH), b1)
-            b2, b3 = fma(v, load(const, at + 6 * WIDTH), b2), fma(v, load(const, at + 7 * WIDTH), b3)
+            c0, c1 = load(const, at), load(const, at + WIDTH)
+            c2, c3 = load(const, at + 2 * WIDTH), load(const, at + 3 * WIDTH)
+            a0, a1, a2, a3 = fma(v, c0, a0), fma(v, c1, a1), fma(v, c2, a2), fma(v, c3, a3)
+            b0, b1, b2, b3 = fma(w, c0, b0), fma(w, c1, b1), fma(w, c2, b2), fma(w, c3, b3)
         # 4 * WIDTH = 64 numbers are 64 bytes of each plane, which are the room of WIDTH floats.
         _store_planes(scratch, k // 4, words // 4, a0, a1, a2, a3)
-        _store_planes(scratch, k // 4 + WIDTH, words // 4, b0, b1, b2, b3)
+        _store_planes(scratch, words + k // 4, words // 4, b0, b1, b2, b3)
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
@@ -168,13 +169,17 @@ def look_up_planes(task, g, data, const, codes, index, scratch):
     for i in range(sums, sums + count * TILE, WIDTH):
         store(data, i, splat(np.float32(0)))
     # A part sums its own blocks: their tables are made where they are read, and by one thread only.
-    for block in range(part * some, min((part + 1) * some, blocks)):
-        _fill_planes(x + group * xg, i0 + block * d, data, const, index, book, d, words, scratch)
-        c = first_code + ((group * blocks + block) * tiles + tile) * TILE
-        if words == 128:
-            _look_up_128(scratch, 0, codes, c, count, data, sums)
-        else:
-            _look_up_256(scratch, 0, codes, c, count, data, sums)
+    end = min((part + 1) * some, blocks)
+    for block in range(part * some, end, 2):
+        first = i0 + block * d
+        second = first + d if block + 1 < end else first
+        _fill_planes(x + group * xg, first, second, data, const, index, book, d, words, scratch)
+        for i in range(min(2, end - block)):
+            c = first_code + ((group * blocks + block + i) * tiles + tile) * TILE
+            if words == 128:
+                _look_up_128(scratch, i * words, codes, c, count, data, sums)
+            else:
+                _look_up_256(scratch, i * words, codes, c, count, data, sums)
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)

@@ -70,7 +70,7 @@ def plan_planes(blocks: int, k: int, d: int, outputs: int, groups: int, parts: i
         [parts, last, ceil(tiles / last)],
         groups * chunks * parts,
         groups * ceil(tiles / last),
-        max(words, last * TILE),
+        max(2 * words, last * TILE),
         groups * (work + parts * tiles * SUM) + STEPS,
     )
 
