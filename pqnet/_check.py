@@ -1,5 +1,6 @@
 """The door: turns what callers pass into checked arrays and numbers. Nothing behind it casts or checks again."""
 
+import math
 from collections.abc import Collection
 from typing import Any
 
@@ -7,7 +8,21 @@ import numpy as np
 
 from pqnet.errors import ConfigError, PQNetError
 
-__all__ = ["bool_array", "choice", "error", "float_array", "index_array", "int_array", "integer", "rng_seed"]
+__all__ = [
+    "bool_array",
+    "choice",
+    "error",
+    "float_array",
+    "index_array",
+    "int_array",
+    "integer",
+    "is_plain",
+    "rng_seed",
+]
+
+
+FEW = 8192  # numbers whose sum of squares BLAS computes on one thread, in less time than a ufunc takes to begin
+_FLOAT32 = np.dtype(np.float32)
 
 
 def error(name: str, expected: str, got: object, remedy: str = "") -> PQNetError:
@@ -30,6 +45,14 @@ def _array(value: Any, name: str) -> np.ndarray:
         raise error(name, "an array of numbers", describe(value)) from None
 
 
+def is_plain(value: Any) -> bool:
+    """Tell at little cost that a value is a small array of finite float32; False means only that nobody knows."""
+    if type(value) is not np.ndarray or value.dtype != _FLOAT32 or not 0 < value.size <= FEW:
+        return False
+    # A sum of squares is finite if all numbers are; large ones overflow and are looked at one by one.
+    return value.flags.c_contiguous and value.flags.aligned and math.isfinite(np.vdot(value, value))
+
+
 def float_array(
     value: Any,
     name: str,
@@ -45,6 +68,8 @@ def float_array(
     ``shape`` may hold None for free axes; ``infinite`` lets infinities pass (masks), never NaN. Booleans, complex
     numbers and objects are refused, integers converted.
     """
+    if ndim is None and shape is None and dtype is np.float32 and is_plain(value):
+        return value  # type: ignore[no-any-return]
     array = _array(value, name)
     if array.dtype.kind not in "fiu":
         got = describe(array if array.ndim else value)
@@ -101,6 +126,8 @@ def index_array(value: Any, name: str, *, below: int, shape: tuple[int, ...] | N
 
 def integer(value: Any, name: str, low: int, high: int | None = None) -> int:
     """Return ``value`` as an int within [low, high], or raise; booleans and floats are refused."""
+    if type(value) is int and low <= value and (high is None or value <= high):
+        return value
     limits = f"an integer >= {low}" if high is None else f"an integer in [{low}, {high}]"
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
         raise error(name, limits, describe(value))

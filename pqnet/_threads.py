@@ -14,7 +14,7 @@ import threadpoolctl
 
 from pqnet._check import integer
 
-__all__ = ["blas_limit", "default_threads", "helpers", "ordered_map", "parallel_kernels"]
+__all__ = ["blas_limit", "default_threads", "ordered_map", "parallel_kernels"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -78,16 +78,6 @@ def parallel_kernels(threads: int) -> Iterator[None]:
             yield
         finally:
             numba.set_num_threads(before)
-
-
-@lru_cache(maxsize=1)
-def helpers() -> ThreadPoolExecutor:
-    """Return the pool of threads that join a caller; threads start when there is work for them."""
-    return ThreadPoolExecutor(256, thread_name_prefix="pqnet")
-
-
-if hasattr(os, "register_at_fork"):  # a forked child has none of its parent's threads
-    os.register_at_fork(after_in_child=helpers.cache_clear)
 
 
 def ordered_map(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import pqnet
 from pqnet.codecs import PackedPQ
 from pqnet.graph import GraphBuilder, ValueInfo
+from pqnet.kernels import simd
 from pqnet.runtime import plan as plans
 from pqnet.runtime.builder import Store, aligned
 from pqnet.runtime.execute import run_graph, values_to_free
@@ -159,6 +160,20 @@ def test_linear_layers_by_every_way(batch, tokens, inputs, outputs, k, pick, see
     check_ways(b.build({"y": b.add("relu", b.add("add", z, y))}), {"x": x})
 
 
+@pytest.mark.parametrize("outputs, inputs, d, k", [(3072, 768, 8, 256), (1000, 192, 4, 100), (77, 160, 16, 129)])
+def test_one_token_by_every_way(outputs, inputs, d, k):
+    rng = np.random.default_rng(0)
+    weight = packed_weight(rng, (outputs, inputs), d, k, "spatial")
+    x = rng.standard_normal((1, inputs)).astype(np.float32)
+    b = GraphBuilder({"x": ValueInfo(x.shape), "z": ValueInfo((1, outputs))})
+    y = b.add("linear", "x", params={"weight": weight, "bias": rng.standard_normal(outputs).astype(np.float32)})
+    inputs = {"x": x, "z": rng.standard_normal((1, outputs)).astype(np.float32)}
+    graph = b.build({"y": b.add("gelu", b.add("add", "z", y))})
+    check_ways(graph, inputs)
+    kernels = [step.kernel.__name__ for _, _, step in Plan(graph, {}, Store(), fixed("rows")).kernel_steps()]
+    assert ("look_up_planes" in kernels) == simd.BYTE_TABLES
+
+
 def test_large_layers_of_several_pieces():
     """Reductions and outputs that are cut in pieces, planes of 7 x 7 and 14 x 14, batches of 1 and 3."""
     for batch, c, o, size, packed in [
@@ -191,7 +206,10 @@ print(simd.ISA)
 """
 
 
-@pytest.mark.parametrize("settings_", [{"PQNET_SIMD": "avx2"}, {"PQNET_SIMD": "generic"}, {"NUMBA_DISABLE_JIT": "1"}])
+FORCED = [{"PQNET_SIMD": isa} for isa in ("avx512", "avx2", "generic")] + [{"NUMBA_DISABLE_JIT": "1"}]
+
+
+@pytest.mark.parametrize("settings_", FORCED)
 def test_the_same_under_each_instruction_set_and_without_a_compiler(settings_):
     code = SCRIPT.format(tests=os.path.dirname(__file__))
     run = subprocess.run(

@@ -13,10 +13,13 @@ from hypothesis import strategies as st
 
 from pqnet.codecs.layout import block_columns
 from pqnet.kernels.lut import lut
+from pqnet.kernels.lut_planes import look_up_planes, sum_parts
 from pqnet.kernels.lut_rows import fill_tables, look_up_outputs
+from pqnet.kernels.simd import BYTE_TABLES
 from pqnet.kernels.tile import ROWS
 from pqnet.runtime.builder import aligned
 from pqnet.runtime.lower.lut import lut_codes, plan_lut, plan_rows, rows_codebook, rows_codes
+from pqnet.runtime.lower.planes import plan_planes, planes_book, planes_codes
 from pqnet.runtime.lower.product import codeword_step, round_up
 
 SLACK = 64  # floats behind everything that kernels may read
@@ -113,6 +116,7 @@ class Layer:
             assert np.array_equal(const, self.const, equal_nan=True)
             results.append(data)
         assert np.array_equal(*results, equal_nan=True)
+        self.results = results
         rows = results[0][self.out : self.out + self.want.shape[0] * self.out_step].reshape(-1, self.out_step)
         scale = np.sqrt(self.fields[4]) * (1 + np.abs(self.want).max())
         np.testing.assert_allclose(rows[:, : self.positions], self.want, rtol=0, atol=2e-6 * scale)
@@ -125,14 +129,14 @@ class Layer:
 
 
 @st.composite
-def layers(draw, few=False):
+def layers(draw, few=False, one=False):
     layout = draw(st.sampled_from(["channel", "spatial"]))
     kh, kw = draw(st.sampled_from([(1, 1), (3, 3), (1, 3), (2, 2)]))
     groups = draw(st.integers(1, 3))
     d = draw(st.sampled_from([1, 2, 3, 4, 5, 8, 9, 16, 18, 32]))
     c = d * draw(st.integers(1, 5))
     if few:
-        batch, height, width = 1, 1, draw(st.integers(1, 4))
+        batch, height, width = 1, 1, 1 if one else draw(st.integers(1, 4))
     else:
         batch, height, width = draw(st.integers(1, 3)), draw(st.integers(1, 9)), draw(st.integers(1, 40))
     pitch = width + draw(st.integers(0, 5))
@@ -140,7 +144,7 @@ def layers(draw, few=False):
     taps = [y * pitch + x + (x % 2) * phase for y in range(kh) for x in range(kw)]
     options = {name: draw(st.booleans()) for name in ("scale", "shift", "residual")}
     return Layer(
-        ((draw(st.integers(1, 40))) * groups, c, kh, kw),
+        (draw(st.integers(1, 300 if one else 40)) * groups, c, kh, kw),
         layout,
         groups,
         batch,
@@ -149,7 +153,7 @@ def layers(draw, few=False):
         pitch,
         np.array(taps),
         d,
-        draw(st.sampled_from([1, 2, 7, 16, 100, 256, 257, 1000])),
+        draw(st.sampled_from([1, 2, 7, 100, 127, 128, 129, 200, 256] if one else [1, 2, 7, 16, 100, 256, 257, 1000])),
         **options,
         kind=draw(st.integers(0, 2)),
         seed=draw(st.integers(0, 99)),
@@ -221,6 +225,54 @@ def test_scalar_tables(layer):
     check_scalar(layer)
 
 
+def check_planes(layer, parts=None):
+    groups = layer.groups
+    plan = plan_planes(layer.codes.shape[1], layer.k, layer.d, layer.shape[0] // groups, groups, parts)
+    assert parts is None or plan.tasks >= groups * parts
+    sums = round_up(layer.residual_at + layer.want.size + SLACK, 16)
+    layer.data = np.concatenate([layer.data[:sums], np.full(plan.floats + SLACK, np.nan, np.float32)])
+    at = layer.const.size
+    layer.const = np.concatenate([layer.const, planes_book(layer.book).reshape(-1), np.full(SLACK, np.nan, np.float32)])
+    steps = [
+        (look_up_planes, plan.tasks, [0, at, *plan.looked_up, sums]),
+        (sum_parts, plan.sum_tasks, [*plan.summed, sums]),
+    ]
+    codes = padded(planes_codes(layer.codes, groups), np.uint8, fill=255)
+    layer.check(steps, layer.inputs.astype(np.int32), codes, plan.scratch)
+    assert np.isnan(layer.results[0][sums + plan.floats :]).all()
+
+
+registers = pytest.mark.skipif(not BYTE_TABLES, reason="this CPU has no AVX-512 VBMI")
+
+
+@registers
+@given(layers(few=True, one=True))
+@settings(max_examples=150, deadline=None)
+def test_tables_in_registers(layer):
+    check_planes(layer)
+
+
+@registers
+@pytest.mark.parametrize("outputs, k, parts", [(63, 256, 7), (64, 129, 1), (65, 128, 2), (200, 250, 4), (9000, 3, 2)])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_tables_in_registers_cut_in_tasks(outputs, k, parts, groups):
+    shape = (outputs * groups, 56, 1, 1)
+    for residual in (False, True):
+        layer = Layer(shape, "spatial", groups, 1, 1, 1, 1, np.zeros(1, np.int64), 8, k, True, True, residual, 2, 0)
+        check_planes(layer, parts)
+
+
+@registers
+def test_sums_of_tables_in_registers_are_those_of_tables_in_memory():
+    """Not close, equal: the bytes of a number come together unchanged, and blocks are added in the same order."""
+    layer = Layer((130, 64, 1, 1), "spatial", 1, 1, 1, 1, 1, np.zeros(1, np.int64), 8, 200, True, True, False, 0, 3)
+    results = []
+    for check in (check_scalar, check_planes):
+        check(layer)
+        results.append(layer.results[-1][layer.out : layer.out + 130 * layer.out_step])
+    assert np.array_equal(*results)
+
+
 @pytest.mark.parametrize("residual", [False, True])
 def test_outputs_of_one_position_that_lie_side_by_side(residual):
     layer = Layer((37, 16, 1, 1), "spatial", 1, 1, 1, 1, 1, np.zeros(1, np.int64), 8, 20, True, True, residual, 2, 0)
@@ -248,10 +300,16 @@ def check_some():
         check_vector(layer, vectors=3, in_pass=2)
         check_vector(layer)
         check_scalar(Layer((24, 2 * d, 1, 1), "spatial", 1, 1, 1, 3, 3, taps[:1], d, k, True, True, True, 1, 0))
-        check_scalar(Layer((24, 2 * d, 1, 1), "spatial", 1, 1, 1, 1, 1, taps[:1], d, k, True, True, True, 1, 0))
+        one = Layer((24, 2 * d, 1, 1), "spatial", 1, 1, 1, 1, 1, taps[:1], d, k, True, True, True, 1, 0)
+        check_scalar(one)
+        if BYTE_TABLES and k <= 256:
+            check_planes(one)
 
 
-@pytest.mark.parametrize("environment", [{"PQNET_SIMD": "avx2"}, {"PQNET_SIMD": "generic"}, {"NUMBA_DISABLE_JIT": "1"}])
+OTHERS = [{"PQNET_SIMD": "avx512"}, {"PQNET_SIMD": "avx2"}, {"PQNET_SIMD": "generic"}, {"NUMBA_DISABLE_JIT": "1"}]
+
+
+@pytest.mark.parametrize("environment", OTHERS)
 def test_other_widths_and_the_plain_twin(environment):
     code = "import test_kernel_lut; test_kernel_lut.check_some()"
     folder = Path(__file__).parent

@@ -1,6 +1,12 @@
 """The thread budget: BLAS limits of several users at once, ordered results, few of them in memory."""
 
+import gc
+import subprocess
+import sys
 import threading
+import time
+import weakref
+from pathlib import Path
 
 import pytest
 
@@ -63,3 +69,69 @@ def test_models_run_in_several_python_threads_while_kmeans_runs():
     for worker in workers:
         worker.join()
     assert len(wrong) == 20 and not any(wrong)
+
+
+def token_model(seed=0):
+    """Return a model of one layer large enough for two threads, its input and what NumPy gives."""
+    import numpy as np
+
+    import pqnet
+    from pqnet.codecs import PackedPQ
+    from pqnet.graph import GraphBuilder, ValueInfo
+
+    rng = np.random.default_rng(seed)
+    book = rng.standard_normal((256, 8)).astype(np.float32)
+    weight = PackedPQ(pqnet.PQ(256, 8, "spatial", "float32"), (2000, 768), rng.integers(0, 256, (2000, 96)), book)
+    x = rng.standard_normal((1, 768)).astype(np.float32)
+    builder = GraphBuilder({"x": ValueInfo(x.shape)})
+    model = pqnet.Model(builder.build({"y": builder.add("linear", "x", params={"weight": weight})}))
+    return model, x, x @ weight.decode().T
+
+
+def test_many_short_calls_of_several_threads_share_the_helpers():
+    """The helpers come late, sleep, are taken by another caller: outputs are right, and few threads are left."""
+    import numpy as np
+
+    models = [token_model(seed) for seed in range(3)]
+    wants = [model(x, threads=1) for model, x, _ in models]
+    for got, (_, _, want) in zip(wants, models, strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-3)
+    wrong = []
+
+    def run(first):
+        for call in range(600):
+            i = (first + call) % 3
+            if not np.array_equal(models[i][0](models[i][1], threads=1 + call % 4), wants[i]):
+                wrong.append((first, call))
+            if call % 50 == 0:
+                time.sleep(0.002)  # long enough for the helpers to fall asleep
+
+    workers = [threading.Thread(target=run, args=(first,)) for first in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+    assert not wrong and not any(worker.is_alive() for worker in workers)
+    helpers = [thread for thread in threading.enumerate() if thread.name.startswith("pqnet_")]
+    assert len(helpers) <= max(3, _threads.default_threads() - 1)
+
+
+def test_sleeping_helpers_keep_no_model_alive():
+    model, x, _ = token_model()
+    for _ in range(50):
+        model(x, threads=2)
+    plan = weakref.ref(next(iter(model._engine._plans.values())))
+    del model
+    gc.collect()
+    for _ in range(200):
+        if plan() is None:
+            break
+        time.sleep(0.01)
+        gc.collect()
+    assert plan() is None
+
+
+def test_a_process_that_ends_right_after_a_run_ends_well():
+    code = "import test_threads as t; m, x, _ = t.token_model(); [m(x, threads=3) for _ in range(100)]"
+    for _ in range(3):
+        subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, check=True, timeout=60)

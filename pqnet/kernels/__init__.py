@@ -24,7 +24,7 @@ from pqnet.kernels import simd
 @contextmanager
 def _cache_folder() -> Iterator[None]:
     """Let Numba cache what is decorated inside the block in the folder of these sources."""
-    digest = hashlib.sha256(simd.ISA.encode())
+    digest = hashlib.sha256(f"{simd.ISA} {simd.BYTE_TABLES}".encode())
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
     before = config.CACHE_DIR
@@ -47,6 +47,7 @@ with _cache_folder():
     from pqnet.kernels import kmeans as kmeans
     from pqnet.kernels import kmeans_rows as kmeans_rows
     from pqnet.kernels import lut as lut
+    from pqnet.kernels import lut_planes as lut_planes
     from pqnet.kernels import lut_rows as lut_rows
     from pqnet.kernels import norm as norm
     from pqnet.kernels import patches as patches

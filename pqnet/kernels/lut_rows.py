@@ -180,15 +180,18 @@ def look_up_outputs(task, g, data, const, codes, index, scratch):
             else:
                 _look_up_4(data, t, 4 * words, codes, code, size - 1, count, scratch, 4 * o)
     o = group * outputs + turn * TURN
-    if width == 1 and g[12] == 1 and (g[17] < 0 or g[18] == 1):
-        _finish_outputs(scratch, o, n, g, data, const)
+    if width == 1:
+        finish_outputs(scratch, o, n, g, data, const)
     else:
         finish_rows(scratch, 0, width, n, o, 0, positions, g, data, const)
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
-def _finish_outputs(sums, o, n, g, data, const):
-    # The epilogue of a single position: sums[: n] are those of outputs o .., which lie side by side
+def finish_outputs(sums, o, n, g, data, const):
+    # The epilogue of a single position: sums[: n] are those of outputs o .., which may lie side by side
+    if g[12] != 1 or (g[17] >= 0 and g[18] != 1):
+        finish_rows(sums, 0, 1, n, o, 0, 1, g, data, const)
+        return
     scale_at, shift_at, kind, parameters = g[15] + o, g[16] + o, g[21], g[22]
     low = splat(np.float32(-np.inf) if kind not in (1, 2) else const[parameters] if kind == 2 else np.float32(0))
     high = splat(const[parameters + 1] if kind == 2 else np.float32(np.inf))

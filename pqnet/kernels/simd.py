@@ -4,7 +4,8 @@ Loads and stores take a one-dimensional C-contiguous array and the index of the 
 operation has a twin on NumPy arrays of WIDTH numbers, which kernels use under ``NUMBA_DISABLE_JIT=1``.
 
 The width is that of the host (AVX-512: 16, AVX2: 8, others: 4); ``PQNET_SIMD=avx512|avx2|generic`` forces it, so that
-every width can be tested on one machine: LLVM splits vectors that are wider than the registers.
+every width can be tested on one machine: LLVM splits vectors that are wider than the registers. What goes beyond plain
+AVX-512 (BYTE_TABLES: permutations of bytes, AVX-512 VBMI) is used only where nothing is forced.
 """
 
 import os
@@ -34,6 +35,7 @@ def detect():
 
 ISA = detect()
 WIDTH = WIDTHS[ISA]
+BYTE_TABLES = ISA == "avx512" and "PQNET_SIMD" not in os.environ and bool(llvm.get_host_cpu_features()["avx512vbmi"])
 
 
 class _Vector(types.Type):

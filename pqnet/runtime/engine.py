@@ -2,8 +2,7 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -32,7 +31,8 @@ class Engine:
         self._store = Store()
         self._lock = threading.Lock()
         self._plans: OrderedDict[tuple[tuple[str, int], ...], Plan] = OrderedDict()
-        self._spaces: list[Workspace] = []
+        self._by_shapes: dict[tuple[tuple[int, ...], ...], tuple[tuple[tuple[str, int], ...], Plan]] = {}
+        self._spaces: list[Workspace] = []  # append and pop are atomic
 
     def plan(self, symbols: Mapping[str, int]) -> Plan:
         """Return the program for these sizes of the free axes."""
@@ -42,30 +42,47 @@ class Engine:
                 self._plans[key] = Plan(self.graph, symbols, self._store, _TUNER)
                 if len(self._plans) > PLANS:
                     self._plans.popitem(last=False)
+                    self._by_shapes.clear()
             self._plans.move_to_end(key)
             return self._plans[key]
 
     def run(self, arrays: Mapping[str, np.ndarray], threads: int) -> dict[str, np.ndarray]:
         """Compute the outputs for checked inputs; new arrays."""
         plan = self._plan_for(arrays)
-        # What NumPy computes may not depend on the number of threads.
-        with self._space() as space, blas_limit(1) if plan.uses_blas else nullcontext():
-            return plan.run(arrays, space, threads)
+        space = self._take_space()
+        try:
+            if not plan.uses_blas:
+                return plan.run(arrays, space, threads)
+            with blas_limit(1):  # what NumPy computes may not depend on the number of threads
+                return plan.run(arrays, space, threads)
+        finally:
+            self._spaces.append(space)
 
     def profile(self, arrays: Mapping[str, np.ndarray], threads: int, runs: int) -> list[StepTime]:
         """Return the median seconds of every step alone, in the order of execution."""
-        with self._space() as space:
+        space = self._take_space()
+        try:
             return self._plan_for(arrays).profile(arrays, space, threads, runs)
+        finally:
+            self._spaces.append(space)
 
     def _plan_for(self, arrays: Mapping[str, np.ndarray]) -> Plan:
-        return self.plan(self.graph.bind_symbols({name: array.shape for name, array in arrays.items()}))
-
-    @contextmanager
-    def _space(self) -> Iterator[Workspace]:
+        shapes = tuple([array.shape for array in arrays.values()])  # in the order of the graph's inputs
         with self._lock:
-            space = self._spaces.pop() if self._spaces else Workspace()
+            known = self._by_shapes.get(shapes)
+            if known is not None:
+                self._plans.move_to_end(known[0])
+                return known[1]
+        symbols = self.graph.bind_symbols({name: array.shape for name, array in arrays.items()})
+        plan = self.plan(symbols)
+        with self._lock:
+            key = tuple(sorted(symbols.items()))
+            if self._plans.get(key) is plan:
+                self._by_shapes[shapes] = key, plan
+        return plan
+
+    def _take_space(self) -> Workspace:
         try:
-            yield space
-        finally:
-            with self._lock:
-                self._spaces.append(space)
+            return self._spaces.pop()
+        except IndexError:
+            return Workspace()

@@ -16,11 +16,14 @@ __all__ = ["check_inputs", "dense_param", "evaluate_node", "node_params", "run_g
 
 def check_inputs(graph: Graph, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Return the inputs as checked arrays, or raise PQNetError naming the one that does not fit."""
-    if not isinstance(inputs, Mapping) or set(inputs) != set(graph.inputs):
+    if not isinstance(inputs, dict | Mapping) or inputs.keys() != graph.inputs.keys():
         got = sorted(map(str, inputs)) if isinstance(inputs, Mapping) else _check.describe(inputs)
         raise PQNetError(f"inputs: expected a dict with exactly the keys {list(graph.inputs)}, got {got}")
     arrays = {}
     for name, info in graph.inputs.items():
+        if info.dtype == "float32" and _check.is_plain(inputs[name]):
+            arrays[name] = inputs[name]
+            continue
         where = f"input {name!r}"
         if info.dtype == "float32":
             arrays[name] = _check.float_array(inputs[name], where, empty=True, infinite=True)

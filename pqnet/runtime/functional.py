@@ -39,7 +39,7 @@ def _pair(value: Any, name: str, low: int) -> tuple[int, int]:
 
 @lru_cache(maxsize=64)
 def _engine(packed: _Same, op: str, shape: tuple[int, ...], dtype: str, attrs: tuple[tuple[str, Any], ...]) -> Engine:
-    builder = GraphBuilder({"x": ValueInfo(shape, dtype)})
+    builder = GraphBuilder({"x": ValueInfo(shape, np.dtype(dtype).name)})
     return Engine(builder.build({"y": builder.add(op, "x", params={"weight": packed.weight}, **dict(attrs))}))
 
 
@@ -48,7 +48,7 @@ def _layer(op: str, x: np.ndarray, packed: Any, bias: Any, threads: int | None, 
         raise _check.error("packed", "a packed weight", _check.describe(packed), "codec.fit(weight) gives one")
     if bias is not None:
         bias = _check.float_array(bias, "bias", shape=(packed.shape[0],))
-    engine = _engine(_Same(packed), op, x.shape, x.dtype.name, tuple(attrs.items()))
+    engine = _engine(_Same(packed), op, x.shape, x.dtype.char, tuple(attrs.items()))
     out = engine.run({"x": x}, default_threads(threads))["y"]
     if bias is not None:
         out += bias.reshape(-1, 1, 1) if axis == 1 else bias

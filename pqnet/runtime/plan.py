@@ -3,19 +3,17 @@
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
-from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from pqnet._threads import helpers
 from pqnet.graph import Graph
 from pqnet.graph.op import Info
-from pqnet.kernels.program import DONE, STATE_WORDS, TICKET, kernel_address, run_steps
+from pqnet.kernels.program import COMPILED, FIRST, SCRATCH, STATE_WORDS, TICKET, kernel_address, run_steps
 from pqnet.runtime import lower as lower
 from pqnet.runtime.builder import LOWERINGS, Builder, Choose, HostStep, Step, Store, Upload, aligned
+from pqnet.runtime.crew import crew
 from pqnet.runtime.execute import dense_param, evaluate_node, node_params
 from pqnet.runtime.tuning import rule
 from pqnet.runtime.views import SLACK, View, place_buffers
@@ -74,6 +72,47 @@ class Kernels:
             row[: len(step.fields)] = [f.buffer.offset + f.offset if isinstance(f, View) else f for f in step.fields]
 
 
+class Job:
+    """Steps first .. last of a segment in one workspace, as `kernels.program` takes them."""
+
+    def __init__(self, plan: "Plan", segment: Kernels, space: Workspace, threads: int, first: int, last: int) -> None:
+        self.first, self.last, self.threads, self.arena = first, last, threads, space.arena
+        self.extra = min(threads, int(segment.tasks[first:last].max())) - 1
+        shared = segment.kernels, segment.tasks, segment.geometry
+        arrays = space.arena, plan.const, plan.codes, plan.index
+        self.arguments = (*shared, last, *arrays, space.scratch[0])
+        if not COMPILED:
+            return
+        self.scratch = space.scratch[:threads]
+        self.words = np.zeros(SCRATCH + threads, np.int64)
+        self.words[FIRST : FIRST + 4] = first, last, len(segment.steps), self.words.ctypes.data
+        self.words[FIRST + 4 : FIRST + 8] = *(a.ctypes.data for a in shared), FIELDS
+        self.words[FIRST + 8 : FIRST + 16] = [word for a in arrays for word in (a.ctypes.data, a.size)]
+        self.words[SCRATCH - 1 :] = space.scratch[0].size, *(a.ctypes.data for a in self.scratch)
+
+    def run(self) -> bool:
+        """Run the steps; tell whether the job may be used again."""
+        if not COMPILED:
+            state = np.zeros(STATE_WORDS, np.int64)
+            state[TICKET] = self.first << 32
+            run_steps(*self.arguments, state)
+            return True
+        return crew().run(self.words, self.extra, self)
+
+
+class Bound:
+    """A plan in one workspace: where its inputs and outputs are there, and its jobs."""
+
+    def __init__(self, plan: "Plan", space: Workspace, threads: int) -> None:
+        self.arena, self.threads = space.arena, threads
+        self.jobs: dict[tuple[Kernels, int, int], Job] = {}
+        self.uploads = {s.value: space.array(s.view) for s in plan.segments if isinstance(s, Upload)}
+        self.outputs = [
+            (name, value, None if (view := plan.outputs[value]) is None else space.array(view))
+            for name, value in plan.graph.outputs.items()
+        ]
+
+
 class Plan:
     """The program of a graph for one set of input sizes.
 
@@ -109,6 +148,7 @@ class Plan:
             batch = list(steps)
             self.segments += [Kernels([s for s in batch if isinstance(s, Step)])] if compiled else batch  # type: ignore[arg-type]
         self.last_use = self._last_uses()
+        self._bound: dict[Workspace, Bound] = {}
         self.uses_blas = any(isinstance(s, HostStep) and s.node.op in BLAS_OPS for s in self.segments)
 
     def _last_uses(self) -> list[list[str]]:
@@ -127,25 +167,32 @@ class Plan:
 
     def run(self, inputs: Mapping[str, np.ndarray], space: Workspace, threads: int) -> dict[str, np.ndarray]:
         """Compute the outputs for checked inputs; new arrays."""
-        space.fit(self.floats, self.scratch, threads)
-        host = {**self.known, **inputs}
+        bound = self._bind(space, threads)
+        host: dict[str, np.ndarray] = {**self.known, **inputs}
         for segment, done in zip(self.segments, self.last_use, strict=True):
-            self._run_segment(segment, host, space, threads)
+            self._run_segment(segment, host, space, bound)
             for value in done:
                 host.pop(value, None)
-        return {name: self._fetch(value, host, space) for name, value in self.graph.outputs.items()}
+        return {
+            name: np.array(host[value], order="C") if array is None else array.copy()
+            for name, value, array in bound.outputs
+        }
 
-    def _fetch(self, value: str, host: Mapping[str, np.ndarray], space: Workspace) -> np.ndarray:
-        view = self.outputs[value]
-        return np.array(host[value] if view is None else space.array(view), order="C")
+    def _bind(self, space: Workspace, threads: int) -> Bound:
+        """Return the plan's arrays and jobs in a workspace, which is used by one run at a time."""
+        bound = self._bound.get(space)
+        space.fit(self.floats, self.scratch, threads)
+        if bound is None or bound.arena is not space.arena or bound.threads != threads:
+            bound = self._bound[space] = Bound(self, space, threads)
+        return bound
 
     def _run_segment(
-        self, segment: Kernels | HostStep | Upload, host: dict[str, np.ndarray], space: Workspace, threads: int
+        self, segment: Kernels | HostStep | Upload, host: dict[str, np.ndarray], space: Workspace, bound: Bound
     ) -> None:
         if isinstance(segment, Kernels):
-            self.run_kernels(segment, space, threads, 0, len(segment.steps))
+            self._run_kernels(segment, space, bound, 0, len(segment.steps))
         elif isinstance(segment, Upload):
-            np.copyto(space.array(segment.view), host[segment.value])
+            np.copyto(bound.uploads[segment.value], host[segment.value])
         else:
             node = segment.node
             arrays = [space.array(self.views[v]) if v in self.views and v not in host else host[v] for v in node.inputs]
@@ -156,40 +203,30 @@ class Plan:
 
     def run_kernels(self, segment: Kernels, space: Workspace, threads: int, first: int, last: int) -> None:
         """Run kernel steps first .. last of a segment on up to ``threads`` threads, this one included."""
-        state = aligned(STATE_WORDS, np.int64)
-        state[TICKET], state[DONE] = first << 32, 0
-        shared = (
-            segment.kernels,
-            segment.tasks,
-            segment.geometry,
-            last,
-            space.arena,
-            self.const,
-            self.codes,
-            self.index,
-        )
-        extra = threads - 1 if segment.tasks[first:last].max() > 1 else 0
-        waiting: list[Future[None]] = [
-            helpers().submit(partial(run_steps, *shared, space.scratch[i + 1], state)) for i in range(extra)
-        ]
-        run_steps(*shared, space.scratch[0], state)
-        for future in waiting:  # one that comes late finds no task and touches nothing
-            future.cancel()
+        self._run_kernels(segment, space, self._bind(space, threads), first, last)
+
+    def _run_kernels(self, segment: Kernels, space: Workspace, bound: Bound, first: int, last: int) -> None:
+        key = segment, first, last
+        job = bound.jobs.get(key)
+        if job is None:
+            job = bound.jobs[key] = Job(self, segment, space, bound.threads, first, last)
+        if not job.run():
+            del bound.jobs[key]
 
     def profile(self, inputs: Mapping[str, np.ndarray], space: Workspace, threads: int, runs: int) -> list[StepTime]:
         """Return the median seconds of every step alone, in the order of execution."""
-        space.fit(self.floats, self.scratch, threads)
+        bound = self._bind(space, threads)
         host = {**self.known, **inputs}
         times = []
         for segment in self.segments:
             if isinstance(segment, Kernels):
                 for i, step in enumerate(segment.steps):
-                    seconds = _median(lambda s=segment, i=i: self.run_kernels(s, space, threads, i, i + 1), runs)  # type: ignore[misc]
+                    seconds = _median(lambda s=segment, i=i: self._run_kernels(s, space, bound, i, i + 1), runs)  # type: ignore[misc]
                     times.append(StepTime(step.label, step.way, seconds, step.nbytes))
                 continue
             label = segment.value if isinstance(segment, Upload) else segment.label
             way = "upload" if isinstance(segment, Upload) else "numpy"
-            seconds = _median(lambda s=segment: self._run_segment(s, host, space, threads), runs)  # type: ignore[misc]
+            seconds = _median(lambda s=segment: self._run_segment(s, host, space, bound), runs)  # type: ignore[misc]
             times.append(StepTime(label, way, seconds, 0))
         return times
 

@@ -11,6 +11,7 @@ from pqnet.kernels.lut_rows import fill_tables, look_up_outputs
 from pqnet.kernels.tile import ROWS
 from pqnet.runtime.builder import Builder
 from pqnet.runtime.lower.lut import LutPlan, RowsPlan, lut_codes, plan_lut, plan_rows, rows_codebook, rows_codes
+from pqnet.runtime.lower.planes import emit_planes, plan_planes, planes_fit
 from pqnet.runtime.lower.product import Product, codebook_floats, codeword_step, round_up, stored_bytes
 from pqnet.runtime.views import View
 
@@ -75,6 +76,9 @@ def _rows_plan(weight: PackedPQ, outputs: int, groups: int, positions: int) -> R
 
 def rows_cost(weight: PackedPQ, outputs: int, groups: int, positions: int) -> float:
     """Return about how many cycles of one core a layer takes by scalar tables."""
+    if planes_fit(weight.codec.k, positions):
+        blocks = weight.n_blocks // weight.shape[0]
+        return plan_planes(blocks, weight.codec.k, weight.codec.d, outputs, groups).cost
     return _rows_plan(weight, outputs, groups, positions).cost
 
 
@@ -82,6 +86,9 @@ def emit_rows(b: Builder, p: Product) -> None:
     """Append the two steps; the positions, at most ROW_POSITIONS, are contiguous."""
     weight = p.weight
     assert isinstance(weight, PackedPQ)
+    if planes_fit(weight.codec.k, p.positions):
+        emit_planes(b, p)
+        return
     name, codec = p.node.params["weight"], weight.codec
     plan = _rows_plan(weight, p.outputs, p.groups, p.positions)
     tables = b.new((plan.floats,))
