@@ -36,6 +36,13 @@ ISA = detect()
 WIDTH = WIDTHS[ISA]
 
 
+def has(*features: str) -> bool:
+    """Return whether code may use these extensions of AVX-512: the host has them, and Numba compiles for the host."""
+    ours = config.CPU_NAME is None and config.CPU_FEATURES is None and config.ENABLE_AVX
+    host = llvm.get_host_cpu_features()
+    return bool(ISA == "avx512" and ours and all(host.get(name) for name in ("avx512f", *features)))
+
+
 class _Vector(types.Type):
     """Numba type of a vector; ``element`` is the LLVM type of a lane."""
 
