@@ -6,12 +6,13 @@ import sys
 
 import numpy as np
 import pytest
+from numba import njit
 
 import pqnet
 from pqnet.fit import integers, problem
 from pqnet.kernels import kmeans_integers
-from pqnet.kernels.kmeans_search import ALL_TILE
-from pqnet.kernels.simd import has
+from pqnet.kernels.kmeans_search import ALL_TILE, transpose
+from pqnet.kernels.simd import WIDTH, has
 
 needs_integers = pytest.mark.skipif(not has("avx512vnni"), reason="this processor multiplies no 16-bit integers")
 
@@ -101,3 +102,19 @@ def test_every_width_and_the_plain_twin_give_the_same_codes(settings):
         for extra in ({}, settings)
     ]
     assert found[0] == found[1]
+
+
+@njit
+def turn(source, at, step, columns, out, to, out_step):
+    transpose(source, at, step, columns, out, to, out_step)
+
+
+@pytest.mark.parametrize("step", [1, 4, 9, 33])
+def test_transpose_writes_its_columns_and_nothing_else(step):
+    source = np.arange(40 * WIDTH, dtype=np.float32)
+    for columns in range(1, WIDTH + 1):
+        out, want = np.full((2, (WIDTH + 2) * 2 * WIDTH), -1.0, np.float32)
+        turn(source, 3, step, columns, out, 5, 2 * WIDTH)
+        for j in range(columns):
+            want[5 + 2 * j * WIDTH :][:WIDTH] = source[3 + j + step * np.arange(WIDTH)]
+        assert np.array_equal(out, want)

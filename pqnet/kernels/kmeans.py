@@ -21,6 +21,7 @@ from pqnet.kernels.kmeans_search import (
     least_lanes,
     search,
     search_all,
+    transpose,
 )
 from pqnet.kernels.simd import (
     WIDTH,
@@ -50,6 +51,11 @@ def gather_tile(flat, d, rows, t, tile, tmp_start, out):
     if rows.size == 0 and (t + 1) * tile <= n:
         for line in range((t + 1) * tile * d, (t + 2) * tile * d, 16):  # the tile after this
             prefetch(flat, line)
+        if ((t + 1) * tile - 1) * d + (d + WIDTH - 1) // WIDTH * WIDTH <= flat.size:  # whole vectors of every block
+            for p in range(0, tile, WIDTH):
+                for j in range(0, d, WIDTH):
+                    transpose(flat, (t * tile + p) * d + j, d, d - j, out, j * tile + p, tile)
+            return
         for j in range(d):
             at, to = np.uintp(t * tile * d + j), np.uintp(j * tile)
             for lane in range(tile):

@@ -285,6 +285,57 @@ def _append():
     return twin if config.DISABLE_JIT else append_up_to
 
 
+def _transposer():
+    def twin(source, at, step, columns, out, to, out_step):
+        for j in range(columns):
+            out[to + j * out_step : to + j * out_step + WIDTH] = source[at + j :: step][:WIDTH]
+
+    def code(context, b, signature, values):
+        arrays = Arrays(context, b, signature, values)
+        source, at, step, columns, out, to, out_step = range(7)
+
+        def zipped(first, second, size, high):  # runs of ``size`` lanes in turns, from each four lanes half of them
+            lanes = range(WIDTH)
+            picked = [lane // 4 * 4 + 2 * high + lane % 4 // (2 * size) * size + lane % size for lane in lanes]
+            mask = [where + WIDTH * (lane % 4 // size % 2) for lane, where in zip(lanes, picked, strict=True)]
+            return b.shuffle_vector(first, second, ir.Constant(ir.VectorType(_WORD, WIDTH), mask))
+
+        def fours_of(first, second, odd):  # of both, the even or odd ones of the runs of four lanes
+            half = WIDTH // 8
+            runs = [2 * (i % half) + odd + i // half * WIDTH // 4 for i in range(2 * half)]
+            mask = ir.Constant(ir.VectorType(_WORD, WIDTH), [4 * run + lane for run in runs for lane in range(4)])
+            return b.shuffle_vector(first, second, mask)
+
+        def turned(vectors):  # runs of four lanes as the elements of a square matrix: that one transposed
+            if len(vectors) == 1:
+                return vectors
+            even, odd = ([fours_of(*vectors[i : i + 2], k) for i in range(0, len(vectors), 2)] for k in range(2))
+            even, odd = turned_further(even), turned_further(odd)
+            return [vector for pair in zip(even, odd, strict=True) for vector in pair]
+
+        def turned_further(vectors):
+            return vectors if len(vectors) == 1 else [fours_of(*vectors, k) for k in range(2)]
+
+        rows = [arrays.load(arrays.pointer(source, values[at], b.mul(values[step], _LONG(i))), 0) for i in range(WIDTH)]
+        fours = []
+        for i in range(0, WIDTH, 4):
+            pairs = [zipped(rows[i + k], rows[i + k + 1], 1, high) for k in (0, 2) for high in (0, 1)]
+            fours.append([zipped(pairs[high], pairs[2 + high], 2, end) for high in (0, 1) for end in (0, 1)])
+        by_lane = [turned([four[k] for four in fours]) for k in range(4)]
+        for j in range(WIDTH):
+            with b.if_then(b.icmp_signed("<", _LONG(j), values[columns])):
+                place = arrays.pointer(out, values[to], b.mul(values[out_step], _LONG(j)))
+                arrays.store(by_lane[j % 4][j // 4], place, 0)
+        return context.get_dummy_value()
+
+    @intrinsic
+    def transpose(context, source, at, step, columns, out, to, out_step):
+        n = types.intp
+        return types.void(source, n, n, n, out, n, n), code
+
+    return twin if config.DISABLE_JIT else transpose
+
+
 # h = offset[offset_at + k] + sum_j c[j] * x[at + j * tile + lane] for codewords c: the least of every lane and its k.
 #
 # search_all(x, words, d, offset, offset_at, ids, groups, code_out): ALL_GROUP * groups codewords in order, ALL_GROUP of
@@ -299,3 +350,6 @@ least_lanes = _least_lanes()  # (a, b, c, d, out): the least lane of each to out
 # (ids, at, first, values, limit): ids of lanes <= limit, counted from first; return the end. The memory after it, as
 # far as WIDTH lanes reach, may change.
 append_up_to = _append()
+# (source, at, step, columns, out, to, out_step): out[to + j * out_step + lane] = source[at + lane * step + j] for
+# j < columns and WIDTH lanes; at most WIDTH columns, as many are read
+transpose = _transposer()

@@ -8,6 +8,7 @@ every width can be tested on one machine: LLVM splits vectors that are wider tha
 """
 
 import os
+from functools import cache
 
 import llvmlite.binding as llvm
 import numpy as np
@@ -36,6 +37,7 @@ ISA = detect()
 WIDTH = WIDTHS[ISA]
 
 
+@cache
 def has(*features: str) -> bool:
     """Return whether code may use these extensions of AVX-512: the host has them, and Numba compiles for the host."""
     ours = config.CPU_NAME is None and config.CPU_FEATURES is None and config.ENABLE_AVX
