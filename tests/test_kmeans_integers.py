@@ -26,7 +26,7 @@ def both(monkeypatch, blocks, codebook, **options):
 
 
 @needs_integers
-@pytest.mark.parametrize("n, d, k", [(9000, 2, 3), (8193, 3, 17), (20001, 9, 250), (3000, 18, 1000), (70, 33, 256)])
+@pytest.mark.parametrize("n, d, k", [(9000, 5, 3), (8193, 6, 17), (20001, 9, 250), (3000, 18, 1000), (70, 33, 256)])
 @pytest.mark.parametrize("kind", ["normal", "heavy", "lattice", "far", "equal", "metric"])
 def test_codes_are_those_of_float32(n, d, k, kind, monkeypatch):
     rng = np.random.default_rng(d)
@@ -70,7 +70,7 @@ def test_integers_decide_most_blocks(monkeypatch):
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_blocks_that_are_not_finite_are_told(bad, monkeypatch):
     monkeypatch.setattr(problem, "INTEGER_WORK", 0)
-    blocks = np.random.default_rng(0).standard_normal((20000, 4)).astype(np.float32)
+    blocks = np.random.default_rng(0).standard_normal((20000, 6)).astype(np.float32)
     blocks[777, 2] = bad
     with pytest.raises(pqnet.PQNetError, match="blocks"):
         pqnet.assign(blocks, blocks[:16])

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["Integers", "as_integers"]
 
 MOST_WORDS = 1 << 12  # the numbers of more codewords leave too few bits
+LEAST_SIZE = 5  # of blocks; shorter ones are as fast in float32
 FITS = 32_000.0  # largest 16-bit integer, and what rounding adds
 RANGE = 2.0**31 * 0.98  # of half distances as integers; the rest is for what rounding adds
 HALF = 0.51  # largest error of a rounded product of two float32
@@ -42,7 +43,7 @@ def as_integers(now: "Codewords", norm: float, wrong: float) -> Integers | None:
     d = words.shape[1]
     norm *= BEYOND
     size, biggest = np.sqrt(np.square(words).sum(1)), float(np.abs(words).max())
-    if not has("avx512vnni") or now.padded > MOST_WORDS or d < 2 or not (biggest > 0 and 0 < norm < np.inf):
+    if not has("avx512vnni") or now.padded > MOST_WORDS or d < LEAST_SIZE or not (biggest > 0 and 0 < norm < np.inf):
         return None
     low, high = (offset - norm * size).min(), (offset + norm * size).max()
     sums, reach = float(np.abs(words).sum(1).max()), np.sqrt(d)
