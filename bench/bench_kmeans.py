@@ -1,7 +1,7 @@
 """Nearest codeword and k-means against faiss and scikit-learn, exact and Lloyd k-means of numbers; theirs / ours.
 
-Threads of the peers go on spinning for a while after a call, so that each side runs several times before the other has
-its turn. Both start from the same codebook, make the same number of updates and see all blocks.
+Threads of the peers go on spinning for a while after a call, so that a nap precedes the turn of each side, which then
+runs several times. Both start from the same codebook, make the same number of updates and see all blocks.
 
 Example: ``python bench/bench_kmeans.py --runs 21 --threads 2``
 """
@@ -21,6 +21,7 @@ from threadpoolctl import threadpool_limits
 import pqnet
 from pqnet.fit import scalar_kmeans
 
+NAP = 0.05  # seconds until idle threads have stopped to spin
 BLOCK = 3  # runs of one side in turn; the first of them warms up and is not counted
 
 
@@ -29,6 +30,7 @@ def medians(runs: int, **sides: Callable[[], Any]) -> dict[str, float]:
     times: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(-(-runs // (BLOCK - 1))):
         for name, function in sides.items():
+            time.sleep(NAP)
             for i in range(BLOCK):
                 start = time.perf_counter()
                 function()

@@ -9,8 +9,10 @@ import numpy as np
 from pqnet import _check
 from pqnet._threads import default_threads, parallel_kernels
 from pqnet.errors import PQNetError
-from pqnet.fit.tiles import Codewords, aligned, group_tiles, worth_tiles
+from pqnet.fit.integers import Integers, as_integers
+from pqnet.fit.tiles import ROUNDING, Codewords, aligned, group_tiles, worth_tiles
 from pqnet.kernels import kmeans as kernels
+from pqnet.kernels import kmeans_integers as integers
 from pqnet.kernels import kmeans_rows as rows
 from pqnet.kernels.kmeans_search import ALL_GROUP, ALL_TILE
 from pqnet.kernels.simd import WIDTH
@@ -19,6 +21,7 @@ __all__ = ["Problem", "Rows"]
 
 LARGEST = 1e37  # of half distances: far enough from the end of float32
 SERIAL_WORK = 2_000_000  # multiplications below which waking other threads costs more than it saves
+INTEGER_WORK = 50_000_000  # multiplications below which rounding codewords costs more than it saves
 SAMPLE = 1 << 11  # blocks that show whether all lie far from zero
 
 
@@ -147,15 +150,73 @@ class Problem:
 
     def nearest(self, codebook: np.ndarray) -> np.ndarray:
         """Return the nearest codeword of every block, int32."""
-        n, d = self.v.shape
+        n = len(self.v)
         now, codes = self.codewords(codebook), np.empty(n, np.int32)
         if not worth_tiles(self.group, self.n_groups, ALL_TILE):
             Rows(self).nearest(now, codes)
             return codes
+        chunk = max(8, -(-n // (64 * ALL_TILE)))
+        whole = self._as_integers(now)
+        if whole is not None:
+            seen = self._nearest_by_integers(now, whole, chunk, codes)
+        else:
+            seen = self._nearest_in_tiles(now, chunk, codes)
+        if self.sampled:
+            self._take_largest(float(np.abs(seen).max()))
+            self.check_range("codebook", float(self.steepest.max()) * now.largest)
+        return codes
+
+    def _as_integers(self, now: Codewords) -> Integers | None:
+        n, d = self.v.shape
+        if self.n_groups > 1 or n * d * now.padded < INTEGER_WORK:
+            return None
+        sample = self.v[:: max(1, n // SAMPLE)]
+        with np.errstate(all="ignore"):  # blocks that are not finite will be told
+            norm = np.sqrt(np.square(sample @ self.metric[0] if self.metric.size else sample).sum(1).max())
+        return as_integers(now, float(norm), float(self.rounding(now)[0]))
+
+    def rounding(self, *books: Codewords) -> np.ndarray:
+        """Return more than what two half distances of a group can be wrong by, for any of the codebooks."""
+        largest = [c.largest_offset + self.steepest * c.largest for c in books]
+        found: np.ndarray = 8 * (self.v.shape[1] + 4) * ROUNDING * np.max(largest, axis=0)
+        return found
+
+    def _nearest_by_integers(self, now: Codewords, whole: Integers, chunk: int, codes: np.ndarray) -> np.ndarray:
+        n, d = self.v.shape
+        chunks = -(-n // (chunk * ALL_TILE))
+        scratch = (
+            aligned(chunks, 4, d * ALL_TILE),
+            aligned(chunks, (d + 1) // 2 * ALL_TILE).view(np.int32),
+            np.empty((chunks, ALL_TILE), np.uintp),
+            np.empty((chunks, ALL_TILE), np.int32),
+            np.empty((chunks, (chunk + 1) * ALL_TILE), np.int32),
+        )
+        seen = np.empty((chunks, 3 * WIDTH), np.float32)
+        ids, groups = np.arange(now.padded, dtype=np.int32), -(-now.k // ALL_GROUP)
+        with self.kernels(self.v.size * now.padded):
+            integers.nearest_by_integers(
+                self.v.reshape(-1),
+                self.metric,
+                now.interleaved(),
+                now.offset.reshape(-1),
+                whole.pairs,
+                whole.offset,
+                ids,
+                groups,
+                *whole[2:],
+                chunk,
+                *scratch,
+                codes,
+                seen,
+            )
+        return seen
+
+    def _nearest_in_tiles(self, now: Codewords, chunk: int, codes: np.ndarray) -> np.ndarray:
+        n, d = self.v.shape
         slots, tile_group = np.empty(0, np.int32), np.zeros(-(-n // ALL_TILE), np.int32)
         if self.n_groups > 1:
             slots, tile_group = group_tiles(self.group, self.n_groups, np.arange(n, dtype=np.int32), ALL_TILE)
-        chunk = max(8, -(-len(tile_group) // 64))
+            chunk = max(8, -(-len(tile_group) // 64))
         shape = (-(-len(tile_group) // chunk), ALL_TILE)
         scratch = (
             aligned(shape[0], 2, d * ALL_TILE),
@@ -168,10 +229,7 @@ class Problem:
         with self.kernels(self.v.size * now.padded):
             flat = self.v.reshape(-1)
             kernels.nearest_in_tiles(flat, slots, tile_group, self.metric, *words, chunk, *scratch, codes, seen)
-        if self.sampled:
-            self._take_largest(float(np.abs(seen).max()))
-            self.check_range("codebook", float(self.steepest.max()) * now.largest)
-        return codes
+        return seen
 
     def errors(self, codebook: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray, float]:
         """Return the weighted squared error of every block, and their sum."""

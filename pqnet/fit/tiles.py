@@ -146,9 +146,7 @@ class Tiles:
         before = now if self.bounded_for is None or not bounded else self.bounded_for
         change, offset_change, size = self.changes
         rows.codeword_changes(now.words, now.offset, before.words, before.offset, change, offset_change, size)
-        # More than two half distances of a group can be wrong by.
-        largest = [c.largest_offset + problem.steepest * c.largest for c in (before, now)]
-        margin = 8 * (codebook.shape[1] + 4) * ROUNDING * np.maximum(*largest)
+        margin = problem.rounding(before, now)
         with problem.kernels(problem.v.size * now.padded):
             kernels.step(
                 self.x,

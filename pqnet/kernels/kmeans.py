@@ -21,6 +21,7 @@ from pqnet.kernels.kmeans_search import (
     least_lanes,
     search,
     search_all,
+    transpose,
 )
 from pqnet.kernels.simd import (
     WIDTH,
@@ -41,7 +42,7 @@ from pqnet.kernels.simd import (
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _gather_tile(flat, d, rows, t, tile, tmp_start, out):
+def gather_tile(flat, d, rows, t, tile, tmp_start, out):
     # IN flat (N * D) f4, rows (tiles * tile,) i4, -1 where there is none, or of size 0: blocks in their own order.
     # An empty lane repeats the first: nothing changes in the tile. TMP start (tile,) u8. Indices are unsigned, so that
     # no instructions ask whether they are negative: half of the time of these loops.
@@ -50,6 +51,11 @@ def _gather_tile(flat, d, rows, t, tile, tmp_start, out):
     if rows.size == 0 and (t + 1) * tile <= n:
         for line in range((t + 1) * tile * d, (t + 2) * tile * d, 16):  # the tile after this
             prefetch(flat, line)
+        if ((t + 1) * tile - 1) * d + (d + WIDTH - 1) // WIDTH * WIDTH <= flat.size:  # whole vectors of every block
+            for p in range(0, tile, WIDTH):
+                for j in range(0, d, WIDTH):
+                    transpose(flat, (t * tile + p) * d + j, d, d - j, out, j * tile + p, tile)
+            return
         for j in range(d):
             at, to = np.uintp(t * tile * d + j), np.uintp(j * tile)
             for lane in range(tile):
@@ -69,7 +75,7 @@ def _gather_tile(flat, d, rows, t, tile, tmp_start, out):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _transform_tile(metric, g, d, x, tile, out):
+def transform_tile(metric, g, d, x, tile, out):
     # OUT y = G v of a tile. IN metric (M * D * D) f4
     for a in range(d):
         for p in range(0, tile, WIDTH):
@@ -96,7 +102,7 @@ def nearest_in_tiles(
     out_codes,
     out_range,
 ):
-    # IN flat (N * D) f4, rows (tiles * ALL_TILE,) i4: the blocks of the tiles (see _gather_tile), tile_group (tiles,)
+    # IN flat (N * D) f4, rows (tiles * ALL_TILE,) i4: the blocks of the tiles (see gather_tile), tile_group (tiles,)
     # i4, metric (M, D, D) f4 or of size 0, words (KP * D) f4: ALL_GROUP codewords interleaved, offset (M, KP) f4, ids:
     # 0, 1, ... i4, groups of codewords; TMP x (chunks, 2, D * ALL_TILE) f4, start (chunks, ALL_TILE) u8, codes the
     # same i4; OUT codes (N,) i4, range (chunks, 3 * WIDTH) f4: the least and the largest numbers,
@@ -111,12 +117,12 @@ def nearest_in_tiles(
         zero = splat(np.float32(0.0))
         low, high, bad = zero, zero, zero
         for t in range(c * chunk, min((c + 1) * chunk, tiles)):
-            _gather_tile(flat, d, rows, t, ALL_TILE, tmp_start[c], x)
+            gather_tile(flat, d, rows, t, ALL_TILE, tmp_start[c], x)
             for p in range(0, d * ALL_TILE, WIDTH):
                 a = load(x, p)
                 low, high, bad = select_less(a, low, a, low), select_less(high, a, a, high), fma(a, zero, bad)
             if metric.size:
-                _transform_tile(matrices, tile_group[t], d, x, ALL_TILE, y)
+                transform_tile(matrices, tile_group[t], d, x, ALL_TILE, y)
             search_all(y, words, d, offsets, tile_group[t] * kp, ids, groups, codes)
             first = t * ALL_TILE
             if rows.size == 0 and first + ALL_TILE <= n:
@@ -160,9 +166,9 @@ def fill_tiles(
         x, y, sums, norms = tmp_x[c, 0], tmp_x[c, 1], tmp_sums[c, 0], tmp_sums[c, 1]
         norms[:] = 0.0
         for t in range(c * chunk, min((c + 1) * chunk, tiles)):
-            _gather_tile(flat, d, rows, t, TILE, tmp_start[c], x)
+            gather_tile(flat, d, rows, t, TILE, tmp_start[c], x)
             if metric.size:
-                _transform_tile(matrices, tile_group[t], d, x, TILE, y)
+                transform_tile(matrices, tile_group[t], d, x, TILE, y)
             else:
                 y[:] = x
             out_x[t * size : (t + 1) * size] = y

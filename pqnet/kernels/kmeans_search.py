@@ -11,7 +11,7 @@ from numba import types
 from numba.core import cgutils, config
 from numba.extending import intrinsic
 
-from pqnet.kernels.simd import FLOATS, INTS, ISA, WIDTH
+from pqnet.kernels.simd import FLOATS, INTS, ISA, WIDTH, has
 
 VECTORS, GROUP = 2, 8 if ISA == "avx512" else 4  # of a tile, and codewords at a time, where they come from a list
 ALL_VECTORS, ALL_GROUP = 4 if ISA == "avx512" else 2, 4  # and where all are looked at
@@ -21,7 +21,7 @@ _WORD, _LONG = ir.IntType(32), ir.IntType(64)
 _FIRST = ir.Constant(ir.VectorType(_WORD, WIDTH), [0] * WIDTH)
 
 
-class _Arrays:
+class Arrays:
     """Loads and stores at (array, index) inside an intrinsic."""
 
     def __init__(self, context, builder, signature, values):
@@ -36,15 +36,19 @@ class _Arrays:
             at = self.builder.gep(at, [step])
         return at
 
-    def splat(self, pointer, vector):
-        """Return all lanes equal to one number in memory."""
+    def spread(self, number, vector):
+        """Return all lanes equal to one number."""
         empty = ir.Constant(vector.llvm, ir.Undefined)
-        first = self.builder.insert_element(empty, self.builder.load(pointer), _WORD(0))
+        first = self.builder.insert_element(empty, number, _WORD(0))
         return self.builder.shuffle_vector(first, empty, _FIRST)
 
-    def load(self, pointer, offset):
+    def splat(self, pointer, vector):
+        """Return all lanes equal to one number in memory."""
+        return self.spread(self.builder.load(pointer), vector)
+
+    def load(self, pointer, offset, vector=FLOATS):
         at = self.builder.gep(pointer, [_LONG(offset)])
-        value = self.builder.load(self.builder.bitcast(at, FLOATS.llvm.as_pointer()))
+        value = self.builder.load(self.builder.bitcast(at, vector.llvm.as_pointer()))
         value.align = 4
         return value
 
@@ -53,23 +57,26 @@ class _Arrays:
         self.builder.store(value, self.builder.bitcast(at, value.type.as_pointer())).align = 4
 
 
-def _sums(arrays, start, tile, factors, initial, d):
+def _fused(builder, total, a, b):
+    kind = ir.FunctionType(FLOATS.llvm, [FLOATS.llvm] * 3)
+    function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{WIDTH}f32")
+    return builder.call(function, [a, b, total])
+
+
+def multiply_add(arrays, start, tile, factors, initial, d, vector=FLOATS, one=_fused):
     """Emit initial[w] + sum_j factors(j)[w] * x[start + j * tile + lane]; factors gives pointers. Return the sums."""
     b, vectors, before = arrays.builder, tile // WIDTH, arrays.builder.block
-    fma = cgutils.get_or_insert_function(
-        b.module, ir.FunctionType(FLOATS.llvm, [FLOATS.llvm] * 3), f"llvm.fma.v{WIDTH}f32"
-    )
     body, after = b.append_basic_block("coordinate"), b.append_basic_block("compare")
     b.branch(body)
     b.position_at_end(body)
     j = b.phi(_LONG)
-    sums = [[b.phi(FLOATS.llvm) for _ in range(vectors)] for _ in initial]
+    sums = [[b.phi(vector.llvm) for _ in range(vectors)] for _ in initial]
     row = b.gep(start, [b.mul(j, _LONG(tile))])
-    x = [arrays.load(row, v * WIDTH) for v in range(vectors)]
+    x = [arrays.load(row, v * WIDTH, vector) for v in range(vectors)]
     results = []
     for pointer, total in zip(factors(j), sums, strict=True):
-        factor = arrays.splat(pointer, FLOATS)
-        results.append([b.call(fma, [factor, x[v], total[v]]) for v in range(vectors)])
+        factor = arrays.splat(pointer, vector)
+        results.append([one(b, total[v], factor, x[v]) for v in range(vectors)])
     following = b.add(j, _LONG(1))
     j.add_incoming(_LONG(0), before)
     j.add_incoming(following, body)
@@ -122,7 +129,7 @@ def _search_all():
         code_out[:ALL_TILE] = ids[sums.astype(np.float32).argmin(0)]
 
     def code(context, b, signature, values):
-        arrays = _Arrays(context, b, signature, values)
+        arrays = Arrays(context, b, signature, values)
         x, words, d, offset, offset_at, ids, groups, code_out = range(8)
 
         def compare(q):
@@ -135,7 +142,7 @@ def _search_all():
                 return [b.gep(row, [_LONG(w)]) for w in range(ALL_GROUP)]
 
             initial = [arrays.splat(place, FLOATS) for place in places]
-            sums = _sums(arrays, arrays.pointer(x), ALL_TILE, factors, initial, values[d])
+            sums = multiply_add(arrays, arrays.pointer(x), ALL_TILE, factors, initial, values[d])
             return [(arrays.pointer(ids, first, _LONG(w)), sums[w]) for w in range(ALL_GROUP)]
 
         _, codes = _least(arrays, ALL_VECTORS, values[groups], compare)
@@ -163,7 +170,7 @@ def _search():
         best_out[:TILE], code_out[:TILE] = best, code
 
     def code(context, b, signature, values):
-        arrays = _Arrays(context, b, signature, values)
+        arrays = Arrays(context, b, signature, values)
         x, at, words, d, offset, offset_at, ids, groups, kept, kept_step, best_out, code_out = range(12)
 
         def compare(q):
@@ -173,7 +180,7 @@ def _search():
             initial = [arrays.splat(arrays.pointer(offset, values[offset_at], n), FLOATS) for n in numbers]
             rows = [arrays.pointer(words, b.mul(n, values[d])) for n in numbers]
             start = arrays.pointer(x, values[at])
-            sums = _sums(arrays, start, TILE, lambda j: [b.gep(row, [j]) for row in rows], initial, values[d])
+            sums = multiply_add(arrays, start, TILE, lambda j: [b.gep(row, [j]) for row in rows], initial, values[d])
             for w in range(GROUP):
                 place = arrays.pointer(kept, b.mul(b.add(first, _LONG(w)), values[kept_step]))
                 for v in range(VECTORS):
@@ -211,7 +218,7 @@ def _least_lanes():
         all_four, run = fold(one, two, WIDTH // 2), WIDTH // 4
         while run > 1:
             all_four, run = fold(all_four, None, run), run // 2
-        arrays = _Arrays(context, b, signature, values)
+        arrays = Arrays(context, b, signature, values)
         arrays.store(all_four, arrays.pointer(4), 0)
         return context.get_dummy_value()
 
@@ -255,15 +262,20 @@ def _append():
     @intrinsic
     def append_up_to(context, ids, at, first, values, limit):
         def codegen(context, b, signature, arguments):
-            arrays = _Arrays(context, b, signature, arguments)
+            arrays = Arrays(context, b, signature, arguments)
             mask = b.fcmp_ordered("<=", arguments[3], arguments[4])
             empty = ir.Constant(INTS.llvm, ir.Undefined)
             base = b.insert_element(empty, b.trunc(arguments[2], _WORD), _WORD(0))
             numbers = b.add(b.shuffle_vector(base, empty, _FIRST), ir.Constant(INTS.llvm, list(range(WIDTH))))
             pointer = arrays.pointer(0, arguments[1])
-            kind = ir.FunctionType(ir.VoidType(), [INTS.llvm, pointer.type, mask.type])
-            compress = cgutils.get_or_insert_function(b.module, kind, f"llvm.masked.compressstore.v{WIDTH}i32")
-            b.call(compress, [numbers, pointer, mask])
+            if has():  # an instruction that also stores takes some hundred cycles on AMD's
+                kind = ir.FunctionType(INTS.llvm, [INTS.llvm, INTS.llvm, mask.type])
+                compress = cgutils.get_or_insert_function(b.module, kind, f"llvm.x86.avx512.mask.compress.v{WIDTH}i32")
+                arrays.store(b.call(compress, [numbers, numbers, mask]), pointer, 0)
+            else:
+                kind = ir.FunctionType(ir.VoidType(), [INTS.llvm, pointer.type, mask.type])
+                compress = cgutils.get_or_insert_function(b.module, kind, f"llvm.masked.compressstore.v{WIDTH}i32")
+                b.call(compress, [numbers, pointer, mask])
             bits = b.zext(b.bitcast(mask, ir.IntType(WIDTH)), _LONG)
             count = cgutils.get_or_insert_function(b.module, ir.FunctionType(_LONG, [_LONG]), "llvm.ctpop.i64")
             return b.add(arguments[1], b.call(count, [bits]))
@@ -271,6 +283,57 @@ def _append():
         return types.intp(ids, types.intp, types.intp, FLOATS, FLOATS), codegen
 
     return twin if config.DISABLE_JIT else append_up_to
+
+
+def _transposer():
+    def twin(source, at, step, columns, out, to, out_step):
+        for j in range(columns):
+            out[to + j * out_step : to + j * out_step + WIDTH] = source[at + j :: step][:WIDTH]
+
+    def code(context, b, signature, values):
+        arrays = Arrays(context, b, signature, values)
+        source, at, step, columns, out, to, out_step = range(7)
+
+        def zipped(first, second, size, high):  # runs of ``size`` lanes in turns, from each four lanes half of them
+            lanes = range(WIDTH)
+            picked = [lane // 4 * 4 + 2 * high + lane % 4 // (2 * size) * size + lane % size for lane in lanes]
+            mask = [where + WIDTH * (lane % 4 // size % 2) for lane, where in zip(lanes, picked, strict=True)]
+            return b.shuffle_vector(first, second, ir.Constant(ir.VectorType(_WORD, WIDTH), mask))
+
+        def fours_of(first, second, odd):  # of both, the even or odd ones of the runs of four lanes
+            half = WIDTH // 8
+            runs = [2 * (i % half) + odd + i // half * WIDTH // 4 for i in range(2 * half)]
+            mask = ir.Constant(ir.VectorType(_WORD, WIDTH), [4 * run + lane for run in runs for lane in range(4)])
+            return b.shuffle_vector(first, second, mask)
+
+        def turned(vectors):  # runs of four lanes as the elements of a square matrix: that one transposed
+            if len(vectors) == 1:
+                return vectors
+            even, odd = ([fours_of(*vectors[i : i + 2], k) for i in range(0, len(vectors), 2)] for k in range(2))
+            even, odd = turned_further(even), turned_further(odd)
+            return [vector for pair in zip(even, odd, strict=True) for vector in pair]
+
+        def turned_further(vectors):
+            return vectors if len(vectors) == 1 else [fours_of(*vectors, k) for k in range(2)]
+
+        rows = [arrays.load(arrays.pointer(source, values[at], b.mul(values[step], _LONG(i))), 0) for i in range(WIDTH)]
+        fours = []
+        for i in range(0, WIDTH, 4):
+            pairs = [zipped(rows[i + k], rows[i + k + 1], 1, high) for k in (0, 2) for high in (0, 1)]
+            fours.append([zipped(pairs[high], pairs[2 + high], 2, end) for high in (0, 1) for end in (0, 1)])
+        by_lane = [turned([four[k] for four in fours]) for k in range(4)]
+        for j in range(WIDTH):
+            with b.if_then(b.icmp_signed("<", _LONG(j), values[columns])):
+                place = arrays.pointer(out, values[to], b.mul(values[out_step], _LONG(j)))
+                arrays.store(by_lane[j % 4][j // 4], place, 0)
+        return context.get_dummy_value()
+
+    @intrinsic
+    def transpose(context, source, at, step, columns, out, to, out_step):
+        n = types.intp
+        return types.void(source, n, n, n, out, n, n), code
+
+    return twin if config.DISABLE_JIT else transpose
 
 
 # h = offset[offset_at + k] + sum_j c[j] * x[at + j * tile + lane] for codewords c: the least of every lane and its k.
@@ -284,4 +347,9 @@ def _append():
 search_all, search = _search_all(), _search()
 least_lane = _least_lane()
 least_lanes = _least_lanes()  # (a, b, c, d, out): the least lane of each to out[0:4]
-append_up_to = _append()  # (ids, at, first, values, limit): ids of lanes <= limit, counted from first; return the end
+# (ids, at, first, values, limit): ids of lanes <= limit, counted from first; return the end. The memory after it, as
+# far as WIDTH lanes reach, may change.
+append_up_to = _append()
+# (source, at, step, columns, out, to, out_step): out[to + j * out_step + lane] = source[at + lane * step + j] for
+# j < columns and WIDTH lanes; at most WIDTH columns, as many are read
+transpose = _transposer()

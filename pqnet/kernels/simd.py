@@ -9,6 +9,7 @@ AVX-512 (BYTE_TABLES: permutations of bytes, AVX-512 VBMI) is used only where no
 """
 
 import os
+from functools import cache
 
 import llvmlite.binding as llvm
 import numpy as np
@@ -36,6 +37,14 @@ def detect():
 ISA = detect()
 WIDTH = WIDTHS[ISA]
 BYTE_TABLES = ISA == "avx512" and "PQNET_SIMD" not in os.environ and bool(llvm.get_host_cpu_features()["avx512vbmi"])
+
+
+@cache
+def has(*features: str) -> bool:
+    """Return whether code may use these extensions of AVX-512: the host has them, and Numba compiles for the host."""
+    ours = config.CPU_NAME is None and config.CPU_FEATURES is None and config.ENABLE_AVX
+    host = llvm.get_host_cpu_features()
+    return bool(ISA == "avx512" and ours and all(host.get(name) for name in ("avx512f", *features)))
 
 
 class _Vector(types.Type):
