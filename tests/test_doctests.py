@@ -18,7 +18,7 @@ def test_examples(name):
 
 def test_public_functions_have_examples():
     """The names of ``import pqnet`` that are functions or codecs show how they are called."""
-    public = [pqnet.PQ, pqnet.Model, pqnet.Recipe, pqnet.Statistics] + [
+    public = [pqnet.PQ, pqnet.Scalar, pqnet.Fixed, pqnet.IntN, pqnet.Model, pqnet.Recipe, pqnet.Statistics] + [
         getattr(pqnet, name)
         for name in ("assign", "calibrate", "conv2d", "embedding", "linear", "load", "quantize", "weighted_kmeans")
     ]

@@ -7,5 +7,10 @@ from pqnet.codecs.base import Codec as Codec
 from pqnet.codecs.base import Fit as Fit
 from pqnet.codecs.base import Packed as Packed
 from pqnet.codecs.base import codec_from_attrs as codec_from_attrs
+from pqnet.codecs.fixed import Fixed as Fixed
+from pqnet.codecs.intn import IntN as IntN
 from pqnet.codecs.pq import PQ as PQ
 from pqnet.codecs.pq import PackedPQ as PackedPQ
+from pqnet.codecs.scalar import PackedScalar as PackedScalar
+from pqnet.codecs.scalar import Scalar as Scalar
+from pqnet.codecs.scalar import ScalarCodec as ScalarCodec

@@ -7,8 +7,10 @@ import numpy as np
 from pqnet import _check
 from pqnet.codecs import FITTERS, PQ, Fit, Packed, PackedPQ
 from pqnet.codecs.layout import to_blocks
+from pqnet.codecs.pq import Integers
 from pqnet.errors import PQNetError
 from pqnet.fit.kmeans import assign, weighted_kmeans
+from pqnet.fit.scales import best_scales
 
 __all__ = ["fit_pq"]
 
@@ -87,11 +89,19 @@ def fit_pq(
         seed=seed,
         threads=threads,
     )
-    codebook, codes = found.codebook, found.codes
+    codebook, codes, scale = found.codebook, found.codes, None
     if codec.codebook_dtype == "float16":
         codebook = _to_half(codebook)
+    elif codec.codebook_dtype == "int8":
+        used = np.bincount(codes.reshape(-1), minlength=codec.k).repeat(d)
+        levels = np.arange(-127.0, 128.0)
+        scale = float(
+            best_scales(codebook.reshape(1, -1), levels, used[None].astype(np.float32), threads=threads)[0][0]
+        )
+        codebook = Integers.nearest(codebook, scale).floats()
+    if codec.codebook_dtype != "float32":
         codes = assign(rows, codebook.astype(np.float32), metric=metric, groups=groups, threads=threads)
-    return Fit(PackedPQ(codec, dense.shape, codes.reshape(o, m), codebook), found.n_iter)
+    return Fit(PackedPQ(codec, dense.shape, codes.reshape(o, m), codebook, scale), found.n_iter)
 
 
 def _to_half(codebook: np.ndarray) -> np.ndarray:
