@@ -1,5 +1,7 @@
 """What is stored: layouts of blocks, bit packing and the codecs."""
 
+from pqnet.codecs.additive import Additive as Additive
+from pqnet.codecs.additive import PackedAdditive as PackedAdditive
 from pqnet.codecs.base import CODECS as CODECS
 from pqnet.codecs.base import FITTERS as FITTERS
 from pqnet.codecs.base import PACKED as PACKED
@@ -14,3 +16,5 @@ from pqnet.codecs.pq import PackedPQ as PackedPQ
 from pqnet.codecs.scalar import PackedScalar as PackedScalar
 from pqnet.codecs.scalar import Scalar as Scalar
 from pqnet.codecs.scalar import ScalarCodec as ScalarCodec
+from pqnet.codecs.sparse import PackedSparse as PackedSparse
+from pqnet.codecs.sparse import Sparse as Sparse

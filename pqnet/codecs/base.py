@@ -62,6 +62,8 @@ class Packed(ABC):
 
     codec: Codec
     shape: tuple[int, ...]
+    codes: Any
+    codebook: Any
 
     def __init_subclass__(cls, codecs: tuple[str, ...] = ()) -> None:
         PACKED.update(dict.fromkeys(codecs or (cls.__name__.removeprefix("Packed").lower(),), cls))

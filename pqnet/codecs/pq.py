@@ -16,7 +16,9 @@ from pqnet.errors import ConfigError, FormatError, PQNetError
 __all__ = ["PQ", "PackedPQ", "clamp_k"]
 
 CODEBOOK_DTYPES = ("float16", "float32", "int8")
+LARGEST_SCALE = 1e36  # of int8 codewords, which float32 has to hold
 CLAMPS = ("floor", "strict", None)
+MAX_UNCODED = 1 << 24  # blocks without codes: a file of a few bytes must not decode to terabytes
 
 
 def clamp_k(k: int, n_blocks: int, rule: str | None) -> int:
@@ -107,8 +109,8 @@ class Integers:
     """Codewords of 8-bit integers and their scale, as a file holds them: bytes in two's complement."""
 
     def __init__(self, words: np.ndarray, scale: np.ndarray) -> None:
-        if scale.dtype != np.float32 or scale.shape != (1,) or not 0 < scale[0] < np.inf:
-            raise error("scale", "one positive float32 number", describe(scale))
+        if scale.dtype != np.float32 or scale.shape != (1,) or not 0 < scale[0] <= LARGEST_SCALE:
+            raise error("scale", f"one positive float32 number up to {LARGEST_SCALE:g}", describe(scale))
         if words.size and int(words.view(np.int8).min()) < -127:
             raise error("codebook", "integers from -127 to 127", -128)
         self.bytes, self.scale = words.copy(), scale.copy()
@@ -221,6 +223,8 @@ class PackedPQ(Packed):
         try:
             m = check_blocks(shape, codec.d, codec.layout)
             n = shape[0] * m
+            if codec.k == 1 and n > MAX_UNCODED:
+                raise PQNetError(f"shape: expected at most {MAX_UNCODED} blocks of one codeword, got {shape}")
             if stream.dtype != np.uint8 or stream.shape != (packed_nbytes(n, codec.k),):
                 raise PQNetError(
                     f"codes: expected {packed_nbytes(n, codec.k)} bytes, got {stream.dtype} of shape {stream.shape}"
@@ -231,8 +235,6 @@ class PackedPQ(Packed):
                 stored = Integers(codebook, arrays["scale"])
                 codebook, scale = stored.floats(), float(stored.scale[0])
             packed = cls(codec, shape, unpack_codes(stream, n, codec.k).reshape(shape[0], m), codebook, scale)
-            if integers and not np.array_equal(packed.arrays()["codebook"], arrays["codebook"]):
-                raise PQNetError("codebook: expected integers that float32 keeps apart at this scale, got others")
             if not np.array_equal(packed._stream, stream):
                 raise PQNetError("codes: expected zero bits after the last code, got others")
             return packed

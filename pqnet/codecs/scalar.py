@@ -21,6 +21,7 @@ __all__ = ["PER", "SCALE_DTYPES", "PackedScalar", "Scalar", "ScalarCodec"]
 PER = ("tensor", "channel", "group")
 SCALE_DTYPES = ("float16", "float32")
 METHODS = ("exact", "lloyd")
+LARGEST = 1e38  # of decoded weights
 
 
 class ScalarCodec(Codec):
@@ -178,6 +179,9 @@ class PackedScalar(Packed, codecs=("scalar", "fixed", "intn")):
             self._stored["codebook"] = float_array(codebook, "codebook", shape=(codec.k, 1), dtype=dtype).copy()
         if scales is not None:
             self._stored["scales"] = float_array(scales, "scales", shape=grid, dtype=dtype).copy()
+            reach = (np.abs(self.codebook).max() + codec.k) * np.abs(self._stored["scales"].astype(np.float64)).max()
+            if reach > LARGEST:
+                raise error("scales", f"products with the values up to {LARGEST:g}", f"{reach:.3g}")
         if zeros is not None:
             self._stored["zeros"] = index_array(zeros, "zeros", below=codec.k, shape=grid).astype(np.uint8)
         inputs = (self.shape[0], prod(self.shape[1:]))
