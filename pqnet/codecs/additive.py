@@ -66,6 +66,9 @@ class Additive(Codec):
     def blocks(self) -> tuple[int, str]:
         return max((part.blocks for part in self.parts), key=lambda blocks: blocks[0])
 
+    def metric_blocks(self, shape: tuple[int, ...]) -> tuple[int, str]:
+        return max((part.metric_blocks(shape) for part in self.parts), key=lambda blocks: blocks[0])
+
     def check(self, shape: tuple[int, ...]) -> "Additive":
         return Additive([part.check(shape) for part in self.parts], self.refits)
 

@@ -45,6 +45,10 @@ class Codec(ABC):
     def blocks(self) -> tuple[int, str]:
         """Block size and layout: the pieces of a filter's inputs that the metric of the search is made of."""
 
+    def metric_blocks(self, shape: tuple[int, ...]) -> tuple[int, str]:
+        """Return block size and layout of the metric that the fit of a weight of this shape makes use of."""
+        return self.blocks
+
     def fit(
         self,
         weight: Any,

@@ -1,6 +1,7 @@
 """Weights as integers of 2 to 8 bits."""
 
 from dataclasses import dataclass
+from math import prod
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -10,6 +11,7 @@ from pqnet.codecs.scalar import SCALE_DTYPES, ScalarCodec
 
 __all__ = ["IntN"]
 
+WHOLE = 4608  # inputs of a filter up to which their whole second moment is worth its memory
 OBSERVERS = ("minmax", "histogram", "mse", "output")
 
 
@@ -28,7 +30,9 @@ class IntN(ScalarCodec):
         from either end, as long as an error model over 2048 bins falls (that of PyTorch's HistogramObserver and of
         fairseq, at the right number of levels). ``mse``: the least squared error, by a sweep over all scales at which
         a code changes, exact for weights with up to a million of these, else over those near the best of a grid of
-        scales. ``output``: the same with every input weighing its second moment in the metric.
+        scales. ``output``: the least output error, under the second moment of all inputs of a filter, of the codes that
+        51 scales around that of ``mse`` give, each with its best scale; for scales of groups, and where the metric is
+        a diagonal, ``mse`` with every input weighing its own second moment.
     symmetric : bool
         Levels -2**(bits-1) to 2**(bits-1) - 1 times the scale, which may be negative; or 0 to 2**bits - 1 less a zero
         point that each scale has.
@@ -60,6 +64,10 @@ class IntN(ScalarCodec):
         choice(self.observer, "IntN.observer", OBSERVERS)
         choice(self.symmetric, "IntN.symmetric", (True, False))
         choice(self.scale_dtype, "IntN.scale_dtype", SCALE_DTYPES)
+
+    def metric_blocks(self, shape: tuple[int, ...]) -> tuple[int, str]:
+        inputs = prod(shape[1:])
+        return (inputs if self.observer == "output" and self.per != "group" and inputs <= WHOLE else 1), "spatial"
 
     @property
     def k(self) -> int:

@@ -74,7 +74,8 @@ def fit_additive(
     codec : Additive
     weight : array, shape (O, C, kh, kw) or (O, I)
     metric : array, optional
-        Second moments of the inputs for ``codec.blocks``, the largest blocks of the parts, see `pqnet.fit.fit_pq`.
+        Second moments of the inputs for ``codec.metric_blocks(shape)``, the largest blocks of the parts, see
+        `pqnet.fit.fit_pq`.
         Parts with other blocks see what of it lies within theirs.
     warm : PackedAdditive, optional
         Its parts start the fits of the parts.
@@ -91,14 +92,15 @@ def fit_additive(
     codec = codec.check(dense.shape)
     if warm is not None and (not isinstance(warm, PackedAdditive) or len(warm.parts) != len(codec.parts)):
         raise _check.error("warm", f"a PackedAdditive of {len(codec.parts)} parts", _check.describe(warm))
+    have = codec.metric_blocks(dense.shape)
     if metric is not None:
         metric = _check.float_array(metric, "metric", ndim=(2, 3, 4))
-        d, blocks = codec.blocks[0], int(np.prod(dense.shape[1:])) // codec.blocks[0]
+        d, blocks = have[0], int(np.prod(dense.shape[1:])) // have[0]
         if metric.shape[-2:] != (d, d) or (metric.ndim > 2 and metric.shape[-3] != blocks):
             raise _check.error("metric", f"shape ({d}, {d}) or (..., {blocks}, {d}, {d})", f"shape {metric.shape}")
     if row_weights is not None:
         row_weights = _check.float_array(row_weights, "row_weights", shape=(len(dense),))
-    metrics = [metric_of_blocks(metric, dense.shape, codec.blocks, part.blocks) for part in codec.parts]
+    metrics = [metric_of_blocks(metric, dense.shape, have, part.metric_blocks(dense.shape)) for part in codec.parts]
     steps = 0
 
     def fit(i: int, target: np.ndarray, start: Packed | None) -> Packed:
@@ -114,14 +116,14 @@ def fit_additive(
     for i in range(len(codec.parts)):
         parts.append(fit(i, rest, None if warm is None else warm.parts[i]))
         rest = rest - parts[i].decode()
-    error = _loss(rest, codec.blocks, metric, row_weights)
+    error = _loss(rest, have, metric, row_weights)
     for _ in range(codec.refits):
         before = error
         for i, part in enumerate(parts):
             target = rest + part.decode()
             found = fit(i, target, part)
             left = target - found.decode()
-            now = _loss(left, codec.blocks, metric, row_weights)
+            now = _loss(left, have, metric, row_weights)
             if now < error:
                 parts[i], rest, error = found, left, now
         if error > (1 - ENOUGH) * before:
@@ -134,11 +136,15 @@ def metric_of_blocks(
 ) -> np.ndarray | None:
     """Turn a metric for blocks of one kind into one for blocks of another.
 
-    Blocks that divide those of the metric, in the same layout, get its diagonal blocks; any others its diagonal.
+    Blocks that divide those of the metric, in the same layout or of a whole moment, get its diagonal blocks; any
+    others its diagonal.
     """
     if metric is None or have == want:
         return metric
     (size, layout), (d, wanted) = have, want
+    if layout == "spatial" and size == int(np.prod(shape[1:])):
+        columns = block_columns(shape, wanted)
+        metric, layout = metric[..., columns[:, None], columns], wanted
     if (layout == wanted or len(shape) == 2) and size % d == 0:
         cut: np.ndarray = metric.reshape(*metric.shape[:-2], size // d, d, size // d, d)
         cut = np.moveaxis(np.diagonal(cut, axis1=-4, axis2=-2), -1, -3)

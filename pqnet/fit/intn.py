@@ -15,6 +15,7 @@ __all__ = ["fit_intn"]
 
 BINS = 2048
 STEP = 1e-5  # of the mass, which a try of the histogram observer leaves out
+GRID = 51  # scales, from half to one and a half times that of least error, that observer "output" tries
 ALL_ZEROS = 4  # bits up to which every zero point is tried
 
 
@@ -35,7 +36,8 @@ def fit_intn(
     codec : IntN
     weight : array, shape (O, C, kh, kw) or (O, I)
     metric : array, optional
-        Second moments of the inputs, (1, 1), (I, 1, 1) or (G, I, 1, 1); observer "output" uses them.
+        Second moments of the inputs, (1, 1), (I, 1, 1) or (G, I, 1, 1), or whole ones, (I, I), (1, I, I) or
+        (G, 1, I, I); observer "output" uses them.
     warm, seed
         Taken and checked; the result depends on neither.
     row_weights : array, shape (O,), optional
@@ -54,20 +56,27 @@ def fit_intn(
     grid = codec.scale_grid(dense.shape)
     rows = dense.reshape(grid[0] * grid[1], -1)
     zeros = None
+    whole = codec.observer == "output" and metric is not None and np.shape(metric)[-1] > 1 and codec.per != "group"
     if codec.observer in ("minmax", "histogram"):
         low, high = rows.min(1).astype(np.float64), rows.max(1).astype(np.float64)
         if codec.observer == "histogram":
             low, high = _shrunk(rows, low, high, codec.k, default_threads(threads))
         scales, zeros = _of_range(codec, low, high)
     else:
-        h = importance.reshape(rows.shape) if importance is not None and codec.observer == "output" else None
+        weighted = importance is not None and codec.observer == "output" and not whole
+        h = importance.reshape(rows.shape) if importance is not None and weighted else None
         if codec.symmetric:
             scales = best_scales(rows, codec.levels, h, threads=threads)[0]
         else:
             scales, zeros = _best_affine(codec, rows, h, threads)
-    stored = stored_scales(scales, codec)
     offset = 0.0 if zeros is None else zeros[:, None].astype(np.float64)
-    codes = nearest_codes(rows, codec.levels, stored[:, None], offset)
+    if whole:
+        moments = np.asarray(metric, np.float32).reshape(-1, *np.shape(metric)[-2:])
+        scales, codes = _least_output(codec, dense.reshape(len(dense), -1), scales, offset, moments, row_weights)
+        stored = stored_scales(scales, codec)
+    else:
+        stored = stored_scales(scales, codec)
+        codes = nearest_codes(rows, codec.levels, stored[:, None], offset)
     packed = PackedScalar(
         codec,
         dense.shape,
@@ -140,6 +149,40 @@ def _best_affine(
             if len(moving):
                 moving = attempt(moving, at)
     return scales, zeros
+
+
+def _least_output(
+    codec: IntN, weight: np.ndarray, scales: np.ndarray, offset: Any, moments: np.ndarray, row_weights: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return scales and codes (O, I) of the least output error that a grid of scales leads to.
+
+    For fixed codes with numbers c the best scale is w'Hc / c'Hc, and saves (w'Hc)**2 / c'Hc of the error of zeros.
+    """
+    levels = codec.levels.astype(np.float64)
+    share = 1.0 if row_weights is None else np.asarray(row_weights, np.float64)
+    inputs = weight.shape[1]
+
+    def seen(rows: np.ndarray) -> np.ndarray:
+        grouped = rows.reshape(len(moments), -1, inputs)
+        outputs: np.ndarray = np.matmul(grouped, moments).reshape(rows.shape)
+        return outputs
+
+    targets = seen(weight)
+    best: np.ndarray = np.full(len(scales), -np.inf)
+    out, codes = scales.copy(), nearest_codes(weight, levels, scales[:, None], offset)
+    for factor in (*np.linspace(0.5, 1.5, GRID), 1.0):
+        tried = nearest_codes(weight, levels, factor * scales[:, None], offset)
+        numbers = (levels[tried] - offset).astype(np.float32)
+        first = share * np.einsum("oi,oi->o", targets, numbers, dtype=np.float64)
+        second = share * np.einsum("oi,oi->o", seen(numbers), numbers, dtype=np.float64)
+        if codec.per == "tensor":
+            first, second = first.sum(keepdims=True), second.sum(keepdims=True)
+        gains = np.divide(first**2, second, out=np.full(len(first), -np.inf), where=second > 0)
+        better = gains > best
+        best[better], out[better] = gains[better], first[better] / second[better]
+        which = np.broadcast_to(better, len(weight))
+        codes[which] = tried[which]
+    return out, codes
 
 
 FITTERS[IntN.name] = fit_intn

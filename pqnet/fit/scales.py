@@ -19,13 +19,14 @@ SERIAL = 1 << 20  # roundings below which waking other threads costs more than i
 
 
 def input_importance(shape: tuple[int, ...], metric: Any, row_weights: Any) -> np.ndarray | None:
-    """Return what the squared error of each weight weighs, float32 (O, I), from a metric of blocks of one number.
+    """Return what the squared error of each weight weighs, float32 (O, I), from the diagonal of a metric.
 
     Parameters
     ----------
     shape : tuple of int
     metric : array, optional
-        (1, 1), (I, 1, 1) or (G, I, 1, 1), see `pqnet.fit.fit_pq`.
+        (1, 1), (I, 1, 1) or (G, I, 1, 1), see `pqnet.fit.fit_pq`; or the whole second moment, (I, I), (1, I, I) or
+        (G, 1, I, I).
     row_weights : array, shape (O,), optional
     """
     o, n = shape[0], int(np.prod(shape[1:]))
@@ -35,9 +36,14 @@ def input_importance(shape: tuple[int, ...], metric: Any, row_weights: Any) -> n
     if metric is not None:
         metric = _check.float_array(metric, "metric", ndim=(2, 3, 4))
         groups = metric.shape[0] if metric.ndim == 4 else 1
-        if metric.shape[-2:] != (1, 1) or (metric.ndim > 2 and metric.shape[-3] != n) or o % groups:
-            raise _check.error("metric", f"shape (1, 1), ({n}, 1, 1) or (G, {n}, 1, 1)", f"shape {metric.shape}")
-        out.reshape(groups, -1, n)[:] = metric.reshape(groups, 1, -1)
+        d = metric.shape[-1]
+        if metric.shape[-2] != d or d not in (1, n) or (metric.ndim > 2 and metric.shape[-3] * d != n) or o % groups:
+            wanted = (
+                f"shape (1, 1), ({n}, 1, 1), (G, {n}, 1, 1) or that of whole moments, ({n}, {n}) or (G, 1, {n}, {n})"
+            )
+            raise _check.error("metric", wanted, f"shape {metric.shape}")
+        diagonal = np.diagonal(metric, axis1=-2, axis2=-1)
+        out.reshape(groups, -1, n)[:] = diagonal.reshape(groups, 1, -1)
     if row_weights is not None:
         out *= _check.float_array(row_weights, "row_weights", shape=(o,))[:, None]
     if out.min() < 0:

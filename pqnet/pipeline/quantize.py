@@ -108,7 +108,7 @@ class _FromData:
         run, codec = self.run, self.run.codecs[node.name]
         shape = tuple(run.graph.params[node.params["weight"]].shape)
         starts = np.cumsum([0, *(len(x) for x in inputs)])
-        d, layout = codec.blocks
+        d, layout = codec.metric_blocks(shape)
         columns = block_columns(shape, layout)
 
         def rows(i: int) -> np.ndarray:
@@ -168,7 +168,7 @@ def _from_statistics(run: _Run, statistics: Statistics) -> None:
             weight, packed = run.pack(node, None, _row_weights(run.metric, moments.mean * moments.count))
             _report_rows(run, node, weight, packed, moments.mean)
             continue
-        blocks = diagonal_blocks(moments.mean, shape, *codec.blocks)
+        blocks = diagonal_blocks(moments.mean, shape, *codec.metric_blocks(shape))
         weight, packed = run.pack(node, build_metric(run.metric, blocks), None)
         energy, error = (
             _quadratic(w.reshape(len(moments.mean), -1, moments.mean.shape[1]), moments.mean)
