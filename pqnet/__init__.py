@@ -1,8 +1,13 @@
 """pqnet: networks made 10-40x smaller by quantizing blocks of weights, and run from their codes on a CPU."""
 
 from pqnet.codecs import PQ as PQ
+from pqnet.codecs import Additive as Additive
+from pqnet.codecs import Fixed as Fixed
+from pqnet.codecs import IntN as IntN
 from pqnet.codecs import Packed as Packed
 from pqnet.codecs import PackedPQ as PackedPQ
+from pqnet.codecs import Scalar as Scalar
+from pqnet.codecs import Sparse as Sparse
 from pqnet.errors import ConfigError as ConfigError
 from pqnet.errors import FormatError as FormatError
 from pqnet.errors import PQNetError as PQNetError

@@ -18,10 +18,9 @@ def test_examples(name):
 
 def test_public_functions_have_examples():
     """The names of ``import pqnet`` that are functions or codecs show how they are called."""
-    public = [pqnet.PQ, pqnet.Model, pqnet.Recipe, pqnet.Statistics] + [
-        getattr(pqnet, name)
-        for name in ("assign", "calibrate", "conv2d", "embedding", "linear", "load", "quantize", "weighted_kmeans")
-    ]
+    names = ["assign", "calibrate", "conv2d", "embedding", "linear", "load", "quantize", "weighted_kmeans"]
+    names += ["PQ", "Scalar", "Fixed", "IntN", "Additive", "Sparse", "Model", "Recipe", "Statistics"]
+    public = [getattr(pqnet, name) for name in names]
     finder = doctest.DocTestFinder(recurse=False)
     assert not [p.__name__ for p in public if not any(test.examples for test in finder.find(p))]
 

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -79,12 +80,22 @@ def _report(model: Model) -> dict[str, Any]:
     return {"inputs": model.inputs, "outputs": model.outputs, "size": total, "layers": layers}
 
 
+def _codec_text(attrs: Mapping[str, Any]) -> str:
+    """Return a codec in a few words: of its fields, those that say how many values there are and what shares them."""
+    if "parts" in attrs:
+        return " + ".join(_codec_text(part) for part in attrs["parts"])
+    if isinstance(attrs.get("values"), list):
+        attrs = {**attrs, "values": f"{len(attrs['values'])} values"}
+    shown = [f"{n}={attrs[n]}" for n in ("k", "d", "bits", "count") if n in attrs]
+    return " ".join([attrs["codec"], *shown, *(str(attrs[n]) for n in ("layout", "values", "per") if n in attrs)])
+
+
 def _print_layers(model: Model) -> None:
     report = _report(model)
     print(f"{'layer':<32} {'shape':<18} {'codec':<24} {'bytes':>10} {'ratio':>6} {'error':>7} {'iterations':>10}")
     for name, layer in report["layers"].items():
         codec = layer["codec"]
-        text = "float" if codec is None else f"{codec['codec']} k={codec['k']} d={codec['d']} {codec['layout']}"
+        text = "float" if codec is None else _codec_text(codec)
         error, steps = layer["output_error"], layer["iterations"]
         print(
             f"{name:<32} {'x'.join(map(str, layer['shape'])):<18} {text:<24} {layer['bytes']:>10} "

@@ -29,7 +29,8 @@ class Codec(ABC):
     name: ClassVar[str]
 
     def __init_subclass__(cls) -> None:
-        CODECS[cls.name] = cls
+        if "name" in vars(cls):
+            CODECS[cls.name] = cls
 
     @abstractmethod
     def to_attrs(self) -> dict[str, Any]:
@@ -43,6 +44,13 @@ class Codec(ABC):
     @abstractmethod
     def blocks(self) -> tuple[int, str]:
         """Block size and layout: the pieces of a filter's inputs that the metric of the search is made of."""
+
+    def metric_blocks(self, shape: tuple[int, ...], *, whole: bool = False) -> tuple[int, str]:
+        """Return block size and layout of the metric that the fit of a weight of this shape makes use of.
+
+        With ``whole``, if there is the second moment of all inputs of a filter to take from.
+        """
+        return self.blocks
 
     def fit(
         self,
@@ -61,9 +69,11 @@ class Packed(ABC):
 
     codec: Codec
     shape: tuple[int, ...]
+    codes: Any
+    codebook: Any
 
-    def __init_subclass__(cls) -> None:
-        PACKED[cls.__name__.removeprefix("Packed").lower()] = cls
+    def __init_subclass__(cls, codecs: tuple[str, ...] = ()) -> None:
+        PACKED.update(dict.fromkeys(codecs or (cls.__name__.removeprefix("Packed").lower(),), cls))
 
     @abstractmethod
     def decode(self) -> np.ndarray:
@@ -72,6 +82,10 @@ class Packed(ABC):
     @abstractmethod
     def decode_rows(self, rows: np.ndarray) -> np.ndarray:
         """Return ``self.decode()[rows]`` for integer ``rows`` of any shape, decoding these rows only."""
+
+    def codewords(self) -> "tuple[Packed, np.ndarray | None] | None":
+        """Return the weight as a PackedPQ and a factor for each output, to run from; None if it has to be decoded."""
+        return None
 
     @property
     @abstractmethod

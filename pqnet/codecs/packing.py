@@ -2,7 +2,7 @@
 
 import numpy as np
 
-__all__ = ["code_bits", "pack_codes", "packed_nbytes", "unpack_codes"]
+__all__ = ["code_bits", "pack_codes", "packed_nbytes", "unpack_codes", "unpack_rows"]
 
 
 def code_bits(k: int) -> int:
@@ -46,3 +46,15 @@ def unpack_codes(packed: np.ndarray, n: int, k: int) -> np.ndarray:
     for b in range(bits):
         codes |= planes[:, b].astype(dtype) << dtype(b)
     return codes
+
+
+def unpack_rows(packed: np.ndarray, rows: np.ndarray, m: int, k: int) -> np.ndarray:
+    """Return the codes of some rows of ``m`` codes each, shape (len(rows), m), unpacking these rows only."""
+    bits = code_bits(k)
+    starts = rows.astype(np.int64) * (m * bits)
+    end = np.arange((m * bits + 14) // 8)
+    at = np.minimum(starts[:, None] // 8 + end, max(len(packed) - 1, 0))
+    planes = np.unpackbits(packed[at], axis=1, bitorder="little")
+    wanted = np.take_along_axis(planes, starts[:, None] % 8 + np.arange(m * bits), 1)
+    stream = np.packbits(wanted.reshape(-1), bitorder="little")
+    return unpack_codes(stream, len(rows) * m, k).reshape(len(rows), m)

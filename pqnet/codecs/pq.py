@@ -1,6 +1,7 @@
 """Product quantization: every block of d weights is the index of one of K codewords of the layer's codebook."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -15,8 +16,10 @@ from pqnet.errors import ConfigError, FormatError, PQNetError
 
 __all__ = ["PQ", "PackedPQ", "clamp_k"]
 
-CODEBOOK_DTYPES = ("float16", "float32")
+CODEBOOK_DTYPES = ("float16", "float32", "int8")
+LARGEST_SCALE = 1e36  # of int8 codewords, which float32 has to hold
 CLAMPS = ("floor", "strict", None)
+MAX_UNCODED = 1 << 24  # blocks without codes: a file of a few bytes must not decode to terabytes
 
 
 def clamp_k(k: int, n_blocks: int, rule: str | None) -> int:
@@ -56,8 +59,8 @@ class PQ(Codec):
         Block size; must divide the inputs of a filter (``spatial``) or its channels (``channel``).
     layout : {"spatial", "channel"}
         Which weights form a block: d consecutive numbers in (C, kh, kw) order, or d channels at one tap.
-    codebook_dtype : {"float16", "float32"}
-        How codewords are stored; fitting accounts for the rounding.
+    codebook_dtype : {"float16", "float32", "int8"}
+        How codewords are stored, int8 with one float32 scale for all; fitting accounts for the rounding.
     clamp : {None, "floor", "strict"}
         Limit on k for small weights, see `clamp_k`.
 
@@ -73,7 +76,7 @@ class PQ(Codec):
     k: int = 256
     d: int = 8
     layout: Literal["spatial", "channel"] = "spatial"
-    codebook_dtype: Literal["float16", "float32"] = "float16"
+    codebook_dtype: Literal["float16", "float32", "int8"] = "float16"
     clamp: Literal["floor", "strict"] | None = None
     name: ClassVar[str] = "pq"
 
@@ -92,6 +95,9 @@ class PQ(Codec):
     def blocks(self) -> tuple[int, str]:
         return self.d, self.layout
 
+    def metric_blocks(self, shape: tuple[int, ...], *, whole: bool = False) -> tuple[int, str]:
+        return (math.prod(shape[1:]), self.layout) if whole else self.blocks
+
     def check(self, shape: tuple[int, ...]) -> "PQ":
         n = shape[0] * check_blocks(shape, self.d, self.layout)
         k = clamp_k(self.k, n, self.clamp)
@@ -101,6 +107,32 @@ class PQ(Codec):
                 "use a smaller k or clamp='floor'"
             )
         return dataclasses.replace(self, k=k, clamp=None)
+
+
+class Integers:
+    """Codewords of 8-bit integers and their scale, as a file holds them: bytes in two's complement."""
+
+    def __init__(self, words: np.ndarray, scale: np.ndarray) -> None:
+        if scale.dtype != np.float32 or scale.shape != (1,) or not 0 < scale[0] <= LARGEST_SCALE:
+            raise error("scale", f"one positive float32 number up to {LARGEST_SCALE:g}", describe(scale))
+        if words.size and int(words.view(np.int8).min()) < -127:
+            raise error("codebook", "integers from -127 to 127", -128)
+        self.bytes, self.scale = words.copy(), scale.copy()
+        for array in (self.bytes, self.scale):
+            array.flags.writeable = False
+
+    @classmethod
+    def nearest(cls, codebook: np.ndarray, scale: float | None = None) -> "Integers":
+        """Return the integers whose multiples of the scale are nearest to a codebook."""
+        step = np.float32(np.abs(codebook).max() / 127 if scale is None else scale)
+        step = step if step > 0 else np.float32(1)
+        words = np.clip(np.rint(codebook.astype(np.float64) / step), -127, 127).astype(np.int8)
+        return cls(words.view(np.uint8), np.array([step]))
+
+    def floats(self) -> np.ndarray:
+        """Return the codewords, float32."""
+        words: np.ndarray = self.bytes.view(np.int8).astype(np.float32) * self.scale
+        return words
 
 
 class PackedPQ(Packed):
@@ -116,21 +148,37 @@ class PackedPQ(Packed):
         Index of the codeword of each block.
     codebook : array, shape (K, d)
         Codewords, stored as ``codec.codebook_dtype``.
+    scale : float, optional
+        Of int8 codewords, which are the nearest multiples; default: the largest magnitude / 127.
     """
 
     codec: PQ
 
-    def __init__(self, codec: PQ, shape: tuple[int, ...], codes: np.ndarray, codebook: np.ndarray) -> None:
+    def __init__(
+        self, codec: PQ, shape: tuple[int, ...], codes: np.ndarray, codebook: np.ndarray, scale: float | None = None
+    ) -> None:
         if not isinstance(codec, PQ):
             raise error("codec", "a PQ", describe(codec))
         self.shape = tuple(integer(size, "shape", 1) for size in shape)
         self.codec = dataclasses.replace(codec, clamp=None).check(self.shape)
         m = check_blocks(self.shape, codec.d, codec.layout)
-        dtype = np.dtype(codec.codebook_dtype).type
+        dtype = np.float16 if codec.codebook_dtype == "float16" else np.float32
         self.codebook = float_array(codebook, "codebook", shape=(codec.k, codec.d), dtype=dtype).copy()
+        self._integers = None
+        if codec.codebook_dtype == "int8":
+            self._integers = Integers.nearest(self.codebook, scale)
+            self.codebook = self._integers.floats()
         self._stream = pack_codes(index_array(codes, "codes", below=codec.k, shape=(self.shape[0], m)), codec.k)
         for array in (self.codebook, self._stream):
             array.flags.writeable = False
+
+    @classmethod
+    def from_stream(cls, codec: PQ, shape: tuple[int, ...], stream: np.ndarray, codebook: np.ndarray) -> "PackedPQ":
+        """Return a weight that shares packed codes known to be right, with float32 codewords."""
+        packed = cls.__new__(cls)
+        packed.codec, packed.shape, packed.codebook = codec, shape, codebook
+        packed._stream, packed._integers = stream, None
+        return packed
 
     @property
     def n_blocks(self) -> int:
@@ -158,26 +206,39 @@ class PackedPQ(Packed):
 
     @property
     def codebook_nbytes(self) -> int:
-        return self.codebook.nbytes
+        return sum(array.nbytes for array in self.arrays().values()) - self.code_nbytes
+
+    def codewords(self) -> tuple["PackedPQ", None]:
+        return self, None
 
     def arrays(self) -> dict[str, np.ndarray]:
+        if self._integers is not None:
+            return {"codes": self._stream, "codebook": self._integers.bytes, "scale": self._integers.scale}
         return {"codes": self._stream, "codebook": self.codebook}
 
     @classmethod
     def from_arrays(cls, codec: Codec, shape: tuple[int, ...], arrays: Mapping[str, np.ndarray]) -> "PackedPQ":
-        if not isinstance(codec, PQ) or set(arrays) != {"codes", "codebook"}:
-            raise FormatError(f"packed PQ weight: expected arrays codes and codebook, got {sorted(arrays)}")
+        integers = isinstance(codec, PQ) and codec.codebook_dtype == "int8"
+        names = ["codes", "codebook", *(["scale"] if integers else [])]
+        if not isinstance(codec, PQ) or set(arrays) != set(names):
+            raise FormatError(f"packed PQ weight: expected arrays {' and '.join(names)}, got {sorted(arrays)}")
         stream, codebook = arrays["codes"], arrays["codebook"]
+        scale = None
         try:
             m = check_blocks(shape, codec.d, codec.layout)
             n = shape[0] * m
+            if codec.k == 1 and n > MAX_UNCODED:
+                raise PQNetError(f"shape: expected at most {MAX_UNCODED} blocks of one codeword, got {shape}")
             if stream.dtype != np.uint8 or stream.shape != (packed_nbytes(n, codec.k),):
                 raise PQNetError(
                     f"codes: expected {packed_nbytes(n, codec.k)} bytes, got {stream.dtype} of shape {stream.shape}"
                 )
-            if codebook.dtype != codec.codebook_dtype:
+            if codebook.dtype != ("uint8" if integers else codec.codebook_dtype):
                 raise PQNetError(f"codebook: expected {codec.codebook_dtype}, got {codebook.dtype}")
-            packed = cls(codec, shape, unpack_codes(stream, n, codec.k).reshape(shape[0], m), codebook)
+            if integers:
+                stored = Integers(codebook, arrays["scale"])
+                codebook, scale = stored.floats(), float(stored.scale[0])
+            packed = cls(codec, shape, unpack_codes(stream, n, codec.k).reshape(shape[0], m), codebook, scale)
             if not np.array_equal(packed._stream, stream):
                 raise PQNetError("codes: expected zero bits after the last code, got others")
             return packed

@@ -8,9 +8,11 @@ from pqnet import _check
 from pqnet._threads import default_threads
 from pqnet.codecs import FITTERS, PQ, Fit, Packed, PackedPQ
 from pqnet.codecs.layout import to_blocks
+from pqnet.codecs.pq import Integers
 from pqnet.errors import PQNetError
 from pqnet.fit.descent import SecondOrder
 from pqnet.fit.kmeans import KMeansResult, assign, weighted_kmeans
+from pqnet.fit.scales import best_scales
 
 __all__ = ["fit_pq"]
 
@@ -40,8 +42,8 @@ def fit_pq(
         In filter form, see `pqnet.codecs.layout`.
     metric : array, optional
         Second moments of the inputs in the order of the codec's layout: (D, D) shared by all blocks, (M, D, D) one for
-        each block position, (G, M, D, D) one for each position and convolution group, or whole: (Kin, Kin) or
-        (G, Kin, Kin), symmetric positive definite. None is Euclidean.
+        each block position, (G, M, D, D) one for each position and convolution group, or the whole of all positions
+        together: (G, 1, Kin, Kin), symmetric positive definite. None is Euclidean.
     warm : PackedPQ, optional
         Its codebook is the first one of k-means; it must have the same K and D.
     seed : int
@@ -89,14 +91,27 @@ def fit_pq(
         seed=seed,
         threads=threads,
     )
+    threads = default_threads(threads)
     if whole is not None:
         weights = np.ones(o, np.float32) if row_weights is None else row_weights[::m]
-        return _descend(codec, dense.shape, blocks, whole, weights, found, default_threads(threads))
-    codebook, codes = found.codebook, found.codes
-    if codec.codebook_dtype == "float16":
-        codebook = _to_half(codebook)
+        return _descend(codec, dense.shape, blocks, whole, weights, found, threads)
+    codebook, scale = _stored(codec, found.codebook, found.codes, threads)
+    codes = found.codes
+    if codec.codebook_dtype != "float32":
         codes = assign(rows, codebook.astype(np.float32), metric=metric, groups=groups, threads=threads)
-    return Fit(PackedPQ(codec, dense.shape, codes.reshape(o, m), codebook), found.n_iter)
+    return Fit(PackedPQ(codec, dense.shape, codes.reshape(o, m), codebook, scale), found.n_iter)
+
+
+def _stored(codec: PQ, codebook: np.ndarray, codes: np.ndarray, threads: int) -> tuple[np.ndarray, float | None]:
+    """Return the codebook rounded as the codec stores it, and the scale of int8 codewords."""
+    if codec.codebook_dtype == "float16":
+        return _to_half(codebook), None
+    if codec.codebook_dtype == "float32":
+        return codebook, None
+    used = np.bincount(codes.reshape(-1), minlength=codec.k).repeat(codec.d)[None].astype(np.float32)
+    levels = np.arange(-127.0, 128.0)
+    scale = float(best_scales(codebook.reshape(1, -1), levels, used, threads=threads)[0][0])
+    return Integers.nearest(codebook, scale).floats(), scale
 
 
 def _split_metric(metric: Any, o: int, m: int, d: int) -> tuple[np.ndarray | None, np.ndarray | None]:
@@ -108,16 +123,16 @@ def _split_metric(metric: Any, o: int, m: int, d: int) -> tuple[np.ndarray | Non
         return metric, None
     if metric.shape == (m, d, d):
         return metric[None], None
-    n_groups = metric.shape[0] if metric.ndim > 2 else 1
-    if metric.shape[-2:] == (m * d, m * d) and metric.ndim < 4 and o % n_groups == 0:
-        whole = metric.reshape(n_groups, m * d, m * d)
-        at = np.arange(m * d).reshape(m, d)
-        return whole[:, at[:, :, None], at[:, None, :]], whole if m > 1 else None
-    if metric.ndim == 4 and metric.shape[-3:] == (m, d, d) and o % n_groups == 0:
-        return metric, None
+    if metric.ndim == 4 and o % metric.shape[0] == 0:
+        if metric.shape[1:] == (m, d, d):
+            return metric, None
+        if metric.shape[1:] == (1, m * d, m * d):
+            at = np.arange(m * d).reshape(m, d)
+            whole = metric[:, 0]
+            return whole[:, at[:, :, None], at[:, None, :]], whole
     raise _check.error(
         "metric",
-        f"shape ({d}, {d}), ({m}, {d}, {d}), (G, {m}, {d}, {d}), ({m * d}, {m * d}) or (G, {m * d}, {m * d})",
+        f"shape ({d}, {d}), ({m}, {d}, {d}), (G, {m}, {d}, {d}) or (G, 1, {m * d}, {m * d})",
         f"shape {metric.shape}",
     )
 
@@ -135,12 +150,11 @@ def _descend(
     o, m, _ = blocks.shape
     search = SecondOrder(blocks.reshape(o, -1), whole, start.codes.reshape(o, m), start.codebook, weights, threads)
     updates = search.run(SWEEPS)
-    codebook = search.codebook
-    if codec.codebook_dtype == "float16":
-        codebook = _to_half(codebook)
+    codebook, scale = _stored(codec, search.codebook, search.codes, threads)
+    if codec.codebook_dtype != "float32":
         search.set_codebook(codebook.astype(np.float32))
         search.sweep()
-    return Fit(PackedPQ(codec, shape, search.codes, codebook), start.n_iter + updates)
+    return Fit(PackedPQ(codec, shape, search.codes, codebook, scale), start.n_iter + updates)
 
 
 def _to_half(codebook: np.ndarray) -> np.ndarray:

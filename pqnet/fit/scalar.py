@@ -58,7 +58,14 @@ class _Sorted:
 
 
 def scalar_kmeans(
-    values: Any, k: int, *, weights: Any = None, seed: int = 0, method: str = "exact", threads: int | None = None
+    values: Any,
+    k: int,
+    *,
+    weights: Any = None,
+    seed: int = 0,
+    method: str = "exact",
+    init: Any = None,
+    threads: int | None = None,
 ) -> KMeansResult:
     """Find K numbers that minimise ``sum_n w_n (v_n - c_{a(n)})^2``.
 
@@ -74,6 +81,8 @@ def scalar_kmeans(
     method : {"exact", "lloyd"}
         The global optimum by dynamic programming, O(K N log N) at most; or Lloyd's algorithm, O(K log N) an iteration
         after sorting.
+    init : array, shape (K,), optional
+        First codebook of method "lloyd", in any order.
     threads : int, optional
         Default: all cores. The result does not depend on it.
 
@@ -107,6 +116,9 @@ def scalar_kmeans(
         codebook = np.concatenate([data.v, np.full(k - len(data.v), data.v[-1])])
     elif exact:
         codebook = data.means(_best_edges(data, k, default_threads(threads)))
+    elif init is not None:
+        start = np.sort(_check.float_array(init, "init", shape=(k,)).astype(np.float64))
+        codebook, updates = _lloyd(data, start - data.mean)
     else:
         codebook, updates = _lloyd(data, _plus_plus(data, k, rng))
     return _result((codebook + data.mean).astype(np.float32), v, w, updates)

@@ -199,7 +199,7 @@ class FromData:
         """Measure no more of the moments than the blocks on the diagonal."""
         if self.options.metric == "none":
             return None
-        d, layout = self.run.codecs[node.name].blocks
+        d, layout = self.run.codecs[node.name].metric_blocks(shape)
         columns = block_columns(shape, layout)
 
         def moments(i: int) -> tuple[np.ndarray, int]:

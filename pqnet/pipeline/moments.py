@@ -163,25 +163,22 @@ def diagonal_blocks(moment: np.ndarray, shape: tuple[int, ...], d: int, layout: 
 
 def layer_metric(kind: str, moment: np.ndarray, shape: tuple[int, ...], codec: Codec) -> np.ndarray | None:
     """Make the metric of a layer from whole second moments (G, Kin, Kin) in (C, kh, kw) order."""
-    d, layout = codec.blocks
-    if kind != "full":
-        return build_metric(kind, diagonal_blocks(moment, shape, d, layout))
-    columns = block_columns(shape, layout)
-    return build_metric(kind, moment[:, columns[:, None], columns])
+    blocks = codec.metric_blocks(shape, whole=kind == "full")
+    return build_metric(kind, diagonal_blocks(moment, shape, *blocks))
 
 
 def build_metric(kind: str, moments: np.ndarray) -> np.ndarray | None:
-    """Turn mean second moments, (G, M, d, d) or whole (G, Kin, Kin), into the metric of `pqnet.fit.fit_pq`.
+    """Turn mean second moments (G, M, d, d) into the metric of `pqnet.fit.fit_pq`.
 
     ``none``: no metric. ``pooled``: their mean, exactly as "And the Bit Goes Down" has it (its E-step over sampled
     activations is a distance under this one matrix). ``block``: one matrix for each block position and group, damped
     by 1e-4 of the mean diagonal of all, because one position sees little data and each codeword solves with few.
-    ``full``: the whole, damped alike.
+    ``full``: alike; there M = 1 and d = Kin.
     """
     if _check.choice(kind, "metric", METRICS) == "none":
         return None
     size = moments.shape[-1]
-    pooled = moments.mean(tuple(range(moments.ndim - 2)))
+    pooled = moments.mean((0, 1))
     level = np.trace(pooled) / size
     if level <= 0:  # a layer that only ever sees zeros
         pooled, moments, level = np.eye(size), np.zeros_like(moments), 1.0 / DAMPING

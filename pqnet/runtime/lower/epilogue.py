@@ -74,7 +74,9 @@ def activation_of(b: Builder, node: Node) -> tuple[int, tuple[float, ...]] | Non
     return ACTIVATIONS[node.op], tuple(attrs[name] for name in PARAMETERS.get(node.op, ()))
 
 
-def absorb(b: Builder, node: Node, fits: Callable[[View], bool], channel_axis: int) -> Epilogue:
+def absorb(
+    b: Builder, node: Node, fits: Callable[[View], bool], channel_axis: int, scale: np.ndarray | None = None
+) -> Epilogue:
     """Collect the nodes behind a product that its epilogue can compute.
 
     Parameters
@@ -86,8 +88,10 @@ def absorb(b: Builder, node: Node, fits: Callable[[View], bool], channel_axis: i
         Tells whether a view of the output's shape has the steps that a residual needs.
     channel_axis : int
         The axis of the output along which scale and shift run.
+    scale : array, optional
+        Factors of the outputs that are part of the weight.
     """
-    out = Epilogue(shift=b.floats(node, "bias"))
+    out = Epilogue(scale, b.floats(node, "bias"))
     value = node.outputs[0]
     while len(b.users(value)) == 1 and not b.is_output(value) and not out.kind:
         user = b.users(value)[0]

@@ -68,11 +68,15 @@ def emit_gemm(b: Builder, p: Product) -> None:
         ]
     else:
         d, order = 1, np.arange(k)
-        rows = np.asarray(weight.decode() if isinstance(weight, Packed) else weight, np.float32).reshape(-1, k)
+
+        def dense() -> np.ndarray:
+            rows = np.asarray(weight.decode() if isinstance(weight, Packed) else weight, np.float32).reshape(-1, k)
+            return np.concatenate([rows, np.zeros((ROWS, k), np.float32)])
+
         # Behind the last output a tile reads rows of what follows; there is slack for them.
         own = [
             -1,
-            b.constant((name, "dense"), lambda: np.concatenate([rows, np.zeros((ROWS, k), np.float32)])),
+            b.constant((name, "dense"), dense),
             1,
             0,
             0,

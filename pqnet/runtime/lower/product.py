@@ -9,7 +9,16 @@ from pqnet.graph import Node
 from pqnet.runtime.builder import Builder
 from pqnet.runtime.views import View
 
-__all__ = ["Product", "block_size", "code_rows", "codebook_floats", "codeword_step", "round_up", "stored_bytes"]
+__all__ = [
+    "Product",
+    "block_size",
+    "code_rows",
+    "codebook_floats",
+    "codeword_step",
+    "round_up",
+    "stored_bytes",
+    "weight_and_scale",
+]
 
 
 @dataclass
@@ -53,6 +62,18 @@ class Product:
 def round_up(size: int, to: int) -> int:
     """Return the least multiple of ``to`` that is not below ``size``."""
     return -(-size // to) * to
+
+
+def weight_and_scale(b: Builder, node: Node) -> tuple[np.ndarray | Packed, np.ndarray | None]:
+    """Return the weight of a layer, codes as a PackedPQ if they can be one, and the factors of its outputs.
+
+    Weights with one code a number become codewords of one number; their scales, if a channel has one, factors of the
+    epilogue. What has scales of groups of inputs, or is a sum, is decoded when the program is built.
+    """
+    weight = b.param(node, "weight")
+    assert weight is not None
+    words = weight.codewords() if isinstance(weight, Packed) else None
+    return words or (weight, None)
 
 
 def block_size(weight: np.ndarray | Packed) -> int:

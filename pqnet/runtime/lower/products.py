@@ -13,7 +13,7 @@ from pqnet.runtime.lower.copy import dense
 from pqnet.runtime.lower.dots import dots_cost, emit_dots
 from pqnet.runtime.lower.epilogue import absorb
 from pqnet.runtime.lower.gemm import emit_gemm, gemm_cost
-from pqnet.runtime.lower.product import Product, block_size
+from pqnet.runtime.lower.product import Product, block_size, weight_and_scale
 from pqnet.runtime.lower.tables import ROW_POSITIONS, emit_lut, emit_rows, lut_cost, rows_cost
 from pqnet.runtime.lower.winograd import emit_winograd, winograd_cost, winograd_fits
 from pqnet.runtime.views import View
@@ -58,8 +58,7 @@ def _tap_planes(
 @lowers("conv2d")
 def conv2d(b: Builder, node: Node, x: list[View]) -> View | None:
     """Lower a convolution to padding, if it needs any, and a layer step."""
-    weight = b.param(node, "weight")
-    assert weight is not None
+    weight, scale = weight_and_scale(b, node)
     a, groups = b.attrs(node), b.attrs(node)["groups"]
     o, c, *kernel = weight.shape
     batch, _, height, width = b.info(node.outputs[0]).shape
@@ -91,7 +90,7 @@ def conv2d(b: Builder, node: Node, x: list[View]) -> View | None:
     def fits(view: View) -> bool:
         return all(view.strides[axis] == out.strides[axis] for axis in (0, 2, 3) if view.shape[axis] > 1)
 
-    tail = absorb(b, node, fits, 1)
+    tail = absorb(b, node, fits, 1, scale)
     own = tail.fields(b, node.name, 0 if tail.residual is None else tail.residual.strides[1])
     offsets = (np.arange(c)[:, None] * channel + shifts).reshape(-1)
     rows = _Rows(batch, height, width, image_step, pitch, whole=way != "winograd")
@@ -145,8 +144,7 @@ class _Rows:
 @lowers("linear")
 def linear(b: Builder, node: Node, x: list[View]) -> View | None:
     """Lower a linear layer to a layer step whose positions are the rows."""
-    weight = b.param(node, "weight")
-    assert weight is not None
+    weight, scale = weight_and_scale(b, node)
     *lead, inputs = x[0].shape
     rows, o = prod(lead), weight.shape[0]
     last = len(lead)
@@ -161,7 +159,7 @@ def linear(b: Builder, node: Node, x: list[View]) -> View | None:
         other = view.reshape((rows, o))
         return other is not None and (rows == 1 or other.strides[0] == 1)
 
-    tail = absorb(b, node, fits, 1 if last == 1 else -1)
+    tail = absorb(b, node, fits, 1 if last == 1 else -1, scale)
     other = None if tail.residual is None else tail.residual.reshape((rows, o))
     offsets = np.arange(inputs) * flat.strides[1]
     own = tail.fields(b, node.name, 0 if other is None else other.strides[1])

@@ -60,9 +60,9 @@ def _weight_fields(b: Builder, node: Node, weight: np.ndarray | Packed) -> list[
     name = node.params["weight"]
     outputs, channels = weight.shape[:2]
     if not isinstance(weight, PackedPQ):
-        dense = np.asarray(weight.decode() if isinstance(weight, Packed) else weight, np.float32)
 
         def rows() -> np.ndarray:
+            dense = np.asarray(weight.decode() if isinstance(weight, Packed) else weight, np.float32)
             numbers = transformed(dense).transpose(0, 2, 1).reshape(outputs, 16 * channels)
             return np.concatenate([numbers, np.zeros((ROWS, 16 * channels), np.float32)])
 

@@ -1,0 +1,319 @@
+"""Codecs with one code for each weight: a list of values, learned or fixed, and scales."""
+
+import dataclasses
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+
+from pqnet._check import choice, describe, error, float_array, index_array, integer
+from pqnet.codecs.base import Codec, Packed
+from pqnet.codecs.layout import check_blocks, to_blocks
+from pqnet.codecs.packing import code_dtype, pack_codes, packed_nbytes, unpack_codes, unpack_rows
+from pqnet.codecs.pq import PQ, PackedPQ
+from pqnet.errors import ConfigError, FormatError, PQNetError
+
+__all__ = ["PER", "SCALE_DTYPES", "PackedScalar", "Scalar", "ScalarCodec"]
+
+PER = ("tensor", "channel", "group")
+SCALE_DTYPES = ("float16", "float32")
+METHODS = ("exact", "lloyd")
+LARGEST = 1e38  # of decoded weights
+
+
+class ScalarCodec(Codec):
+    """What `Scalar`, `Fixed` and `IntN` share; the fields ``per`` and ``group`` say which weights share a scale."""
+
+    per: str = "tensor"
+    group: int | None = None
+
+    @property
+    @abstractmethod
+    def k(self) -> int:
+        """Number of values."""
+
+    @property
+    @abstractmethod
+    def levels(self) -> np.ndarray | None:
+        """The values in order, float32; None if each weight stores its own."""
+
+    @property
+    def value_dtype(self) -> str:
+        """Dtype of stored values or scales."""
+        return "float32"
+
+    @property
+    def scaled(self) -> bool:
+        """Whether scales are stored."""
+        return False
+
+    @property
+    def has_zeros(self) -> bool:
+        """Whether each scale has a zero point, which is subtracted from the values."""
+        return False
+
+    @property
+    def blocks(self) -> tuple[int, str]:
+        return 1, "spatial"
+
+    def check(self, shape: tuple[int, ...]) -> Self:
+        n = check_blocks(shape, 1, "spatial")
+        if self.group is not None and n % self.group:
+            raise ConfigError(f"group: expected a divisor of {n}, the inputs of a filter, got {self.group}")
+        return self
+
+    def scale_grid(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """Return how many scales a weight has along outputs and inputs."""
+        if self.per == "tensor":
+            return 1, 1
+        return shape[0], 1 if self.group is None else prod(shape[1:]) // self.group
+
+    def to_attrs(self) -> dict[str, Any]:
+        fields = dataclasses.asdict(self)  # type: ignore[call-overload]
+        return {"codec": self.name} | {n: v for n, v in fields.items() if v is not None}
+
+    def _check_per(self) -> None:
+        choice(self.per, f"{type(self).__name__}.per", PER)
+        if (self.per == "group") != (self.group is not None):
+            raise ConfigError(
+                f"{type(self).__name__}.group: expected a size with per='group' and None without, "
+                f"got {describe(self.group)} with per={self.per!r}"
+            )
+        if self.group is not None:
+            integer(self.group, f"{type(self).__name__}.group", 1)
+
+
+@dataclass(frozen=True)
+class Scalar(ScalarCodec):
+    """A learned list of ``k`` values for a weight: k-means of numbers, weighted by the metric's diagonal.
+
+    Parameters
+    ----------
+    k : int
+        Values, 2 to 65536; need not be a power of two. More than the weight has numbers is a ConfigError.
+    method : {"exact", "lloyd"}
+        The global optimum by dynamic programming, or Lloyd's algorithm on sorted values, from ``warm`` if given.
+    codebook_dtype : {"float16", "float32"}
+        How values are stored; codes are chosen after rounding.
+
+    Examples
+    --------
+    >>> import numpy as np, pqnet
+    >>> weight = np.random.default_rng(0).standard_normal((64, 32)).astype("float32")
+    >>> packed = pqnet.Scalar(k=4).fit(weight)
+    >>> packed.codes.shape, packed.codebook.shape, packed.nbytes
+    ((64, 32), (4, 1), 520)
+    """
+
+    k: int = 16  # type: ignore[assignment]
+    method: Literal["exact", "lloyd"] = "exact"
+    codebook_dtype: Literal["float16", "float32"] = "float16"
+    name: ClassVar[str] = "scalar"
+
+    def __post_init__(self) -> None:
+        integer(self.k, "Scalar.k", 2, 65536)
+        choice(self.method, "Scalar.method", METHODS)
+        choice(self.codebook_dtype, "Scalar.codebook_dtype", SCALE_DTYPES)
+
+    @property
+    def levels(self) -> None:
+        return None
+
+    @property
+    def value_dtype(self) -> str:
+        return self.codebook_dtype
+
+    def check(self, shape: tuple[int, ...]) -> "Scalar":
+        super().check(shape)
+        if self.k > prod(shape):
+            raise ConfigError(
+                f"k: expected at most {prod(shape)}, the numbers of a weight of shape {shape}, got {self.k}"
+            )
+        return self
+
+
+class PackedScalar(Packed, codecs=("scalar", "fixed", "intn")):
+    """A weight with one code for each number: ``(value - zero point) * scale``, computed in float32.
+
+    Parameters
+    ----------
+    codec : Scalar, Fixed or IntN
+    shape : tuple of int
+        Shape of the weight in filter form.
+    codes : integer array, shape (O, I)
+        Index of the value of each weight, inputs in (C, kh, kw) order.
+    codebook : array, shape (K, 1), optional
+        The values of a codec that learns them; the lists of the others are not stored.
+    scales : array, shape ``codec.scale_grid(shape)``, optional
+        (1, 1), (O, 1) or (O, groups) factors, of a codec that has them. Zero and negative ones are allowed.
+    zeros : integer array, shape of the scales, optional
+        Zero points below K.
+    """
+
+    codec: ScalarCodec
+
+    def __init__(
+        self,
+        codec: ScalarCodec,
+        shape: tuple[int, ...],
+        codes: np.ndarray,
+        codebook: np.ndarray | None = None,
+        scales: np.ndarray | None = None,
+        zeros: np.ndarray | None = None,
+    ) -> None:
+        if not isinstance(codec, ScalarCodec):
+            raise error("codec", "a Scalar, Fixed or IntN", describe(codec))
+        self.shape = tuple(integer(size, "shape", 1) for size in shape)
+        self.codec = codec.check(self.shape)
+        dtype = np.dtype(codec.value_dtype).type
+        grid = codec.scale_grid(self.shape)
+        wanted = {"codebook": codec.levels is None, "scales": codec.scaled, "zeros": codec.has_zeros}
+        for name, array in (("codebook", codebook), ("scales", scales), ("zeros", zeros)):
+            if (array is not None) != wanted[name]:
+                raise error(name, "an array" if wanted[name] else "None", describe(array))
+        self._stored: dict[str, np.ndarray] = {}
+        if codebook is not None:
+            self._stored["codebook"] = float_array(codebook, "codebook", shape=(codec.k, 1), dtype=dtype).copy()
+        if scales is not None:
+            self._stored["scales"] = float_array(scales, "scales", shape=grid, dtype=dtype).copy()
+            reach = (np.abs(self.codebook).max() + codec.k) * np.abs(self._stored["scales"].astype(np.float64)).max()
+            if reach > LARGEST:
+                raise error("scales", f"products with the values up to {LARGEST:g}", f"{reach:.3g}")
+        if zeros is not None:
+            self._stored["zeros"] = index_array(zeros, "zeros", below=codec.k, shape=grid).astype(np.uint8)
+        inputs = (self.shape[0], prod(self.shape[1:]))
+        self._stream = pack_codes(index_array(codes, "codes", below=codec.k, shape=inputs), codec.k)
+        for kept in (self._stream, *self._stored.values()):
+            kept.flags.writeable = False
+        self._words: tuple[PackedPQ, np.ndarray | None] | None = None
+
+    @property
+    def codes(self) -> np.ndarray:
+        """The codes, unpacked: unsigned integers, shape (O, I)."""
+        return unpack_codes(self._stream, prod(self.shape), self.codec.k).reshape(self.shape[0], -1)
+
+    @property
+    def codebook(self) -> np.ndarray:
+        """The values, shape (K, 1), without zero points and scales."""
+        stored = self._stored.get("codebook")
+        if stored is not None:
+            return stored
+        levels = self.codec.levels
+        assert levels is not None
+        return levels[:, None]
+
+    @property
+    def scales(self) -> np.ndarray | None:
+        """The scales, (1, 1), (O, 1) or (O, groups); None if there are none."""
+        return self._stored.get("scales")
+
+    @property
+    def zeros(self) -> np.ndarray | None:
+        """The zero points, shaped as the scales; None if there are none."""
+        return self._stored.get("zeros")
+
+    def decode(self) -> np.ndarray:
+        return self._floats(self.codes, self.scales, self.zeros).reshape(self.shape)
+
+    def decode_rows(self, rows: np.ndarray) -> np.ndarray:
+        ids = index_array(rows, "rows", below=self.shape[0])
+        flat = ids.reshape(-1)
+        codes = unpack_rows(self._stream, flat, prod(self.shape[1:]), self.codec.k)
+        scales, zeros = (a if a is None or len(a) == 1 else a[flat] for a in (self.scales, self.zeros))
+        return self._floats(codes, scales, zeros).reshape(*ids.shape, *self.shape[1:])
+
+    def _floats(self, codes: np.ndarray, scales: np.ndarray | None, zeros: np.ndarray | None) -> np.ndarray:
+        values: np.ndarray = np.take(self.codebook[:, 0].astype(np.float32), codes)
+        if scales is not None and values.size:
+            grid = values.reshape(*scales.shape, -1)  # a view
+            if zeros is not None:
+                grid -= zeros[:, :, None].astype(np.float32)
+            grid *= scales[:, :, None].astype(np.float32)
+        return values
+
+    def codewords(self) -> tuple[PackedPQ, np.ndarray | None] | None:
+        grid = self.codec.scale_grid(self.shape)
+        if grid[1] > 1:
+            return None
+        if self._words is None:
+            channels = grid[0] > 1
+            book, shift, k = self.codebook[:, 0].astype(np.float32), None, self.codec.k
+            scales = None if self.scales is None else self.scales[:, 0].astype(np.float32)
+            if self.zeros is not None:
+                if channels:  # values of all differences, so that one list serves all channels
+                    book, shift, k = (
+                        np.arange(1 - k, k, dtype=np.float32),
+                        k - 1 - self.zeros.astype(np.int64),
+                        2 * k - 1,
+                    )
+                else:
+                    book = book - np.float32(self.zeros[0, 0])
+            if scales is not None and not channels:
+                book, scales = book * scales[0], None
+            if k > prod(self.shape):
+                return None
+            self._words = self._as_pq(book, shift), scales
+        return self._words
+
+    def _as_pq(self, book: np.ndarray, shift: np.ndarray | None) -> PackedPQ:
+        """Return the weight as codewords of one number; taps of a kernel in ``channel`` layout, for Winograd."""
+        codec = PQ(len(book), 1, "channel", "float32")
+        if shift is None and prod(self.shape[2:]) == 1:
+            return PackedPQ.from_stream(codec, self.shape, self._stream, book[:, None])
+        codes = self.codes.astype(code_dtype(len(book)))
+        if shift is not None:
+            codes = codes + shift.astype(codes.dtype)
+        codes = to_blocks(codes.reshape(self.shape), 1, "channel").reshape(len(codes), -1)
+        return PackedPQ(codec, self.shape, codes, book[:, None])
+
+    @property
+    def code_nbytes(self) -> int:
+        return self._stream.nbytes
+
+    @property
+    def codebook_nbytes(self) -> int:
+        return sum(array.nbytes for array in self._stored.values())
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        return {"codes": self._stream, **self._stored}
+
+    @classmethod
+    def from_arrays(cls, codec: Codec, shape: tuple[int, ...], arrays: Mapping[str, np.ndarray]) -> "PackedScalar":
+        if not isinstance(codec, ScalarCodec):
+            raise FormatError(f"packed weight: expected a Scalar, Fixed or IntN, got {describe(codec)}")
+        try:
+            codec.check(shape)
+            dtypes = {"codes": "uint8"}
+            dtypes |= {"codebook": codec.value_dtype} if codec.levels is None else {}
+            dtypes |= {"scales": codec.value_dtype} if codec.scaled else {}
+            dtypes |= {"zeros": "uint8"} if codec.has_zeros else {}
+            if set(arrays) != set(dtypes):
+                raise PQNetError(f"packed {codec.name} weight: expected arrays {sorted(dtypes)}, got {sorted(arrays)}")
+            for name, dtype in dtypes.items():
+                if arrays[name].dtype != dtype:
+                    raise PQNetError(f"{name}: expected {dtype}, got {arrays[name].dtype}")
+            stream, n = arrays["codes"], prod(shape)
+            if stream.shape != (packed_nbytes(n, codec.k),):
+                raise PQNetError(f"codes: expected {packed_nbytes(n, codec.k)} bytes, got shape {stream.shape}")
+            codes = unpack_codes(stream, n, codec.k).reshape(shape[0], -1)
+            packed = cls(codec, shape, codes, **{name: arrays[name] for name in dtypes if name != "codes"})
+            if not np.array_equal(packed._stream, stream):
+                raise PQNetError("codes: expected zero bits after the last code, got others")
+            return packed
+        except PQNetError as reason:
+            raise FormatError(str(reason)) from None
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, PackedScalar)
+            and (self.codec, self.shape) == (other.codec, other.shape)
+            and all(np.array_equal(array, other.arrays()[name]) for name, array in self.arrays().items())
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"PackedScalar({self.codec}, shape={self.shape}, nbytes={self.nbytes})"
