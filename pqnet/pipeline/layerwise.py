@@ -91,8 +91,8 @@ class _Inputs:
     def products(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """Return a_o' E[s s'] b_o for every output, (O,)."""
         left, right = (w.reshape(len(self.moment), -1, self.moment.shape[1]) for w in (a, b))
-        total: np.ndarray = (np.matmul(left, self.moment) * right).sum(2, dtype=np.float64)
-        return total.reshape(-1)
+        total: np.ndarray = np.einsum("goi,goi->go", np.matmul(left, self.moment), right).reshape(-1)
+        return total
 
     def mean_shift(self, weight: np.ndarray, packed: np.ndarray) -> np.ndarray:
         """Return what must be added to the student's outputs for them to have the wanted means, (O,)."""
@@ -102,7 +102,8 @@ class _Inputs:
             found: np.ndarray = np.matmul(grouped, inputs[:, :, None]).reshape(-1)
             return found
 
-        return means(weight, self.taught_mean) - means(packed, self.mean) + self.lag_mean.reshape(-1)
+        shift: np.ndarray = means(weight, self.taught_mean) - means(packed, self.mean) + self.lag_mean.reshape(-1)
+        return shift
 
 
 class FromData:
