@@ -107,3 +107,40 @@ def lloyd_step(blocks, codebook, weights, metric=None, groups=None):
             return None
         out[k] = np.linalg.solve(left, right)
     return out
+
+
+def second_order_error(target, moments, weights, codes, codebook):
+    """sum_o a_o (t_o - w_o)' H (t_o - w_o), w_o made of the codewords; moments (G, Kin, Kin), targets (O, Kin)."""
+    total = 0.0
+    for o in range(len(target)):
+        e = np.asarray(target[o], float) - np.concatenate([codebook[code] for code in codes[o]])
+        total += weights[o] * e @ np.asarray(moments[o * len(moments) // len(target)], float) @ e
+    return total
+
+
+def second_order_sweep(target, moments, codes, codebook):
+    """Every code of every output chosen anew, position after position: the one of least error, all others given."""
+    codes = np.array(codes)
+    for o in range(len(target)):
+        moment = moments[o * len(moments) // len(target)][None]
+        for m in range(codes.shape[1]):
+            errors = []
+            for k in range(len(codebook)):
+                codes[o, m] = k
+                errors.append(second_order_error(target[o : o + 1], moment, [1.0], codes[o : o + 1], codebook))
+            codes[o, m] = int(np.argmin(errors))
+    return codes
+
+
+def second_order_codebook(target, moments, weights, codes, k):
+    """The codebook of least error for given codes: least squares over all its numbers at once."""
+    d = target.shape[1] // codes.shape[1]
+    rows, right = [], []
+    for o in range(len(target)):
+        root = np.linalg.cholesky(np.asarray(moments[o * len(moments) // len(target)], float)).T * np.sqrt(weights[o])
+        made = np.zeros((target.shape[1], k * d))
+        for m, code in enumerate(codes[o]):
+            made[m * d : (m + 1) * d, code * d : (code + 1) * d] = np.eye(d)
+        rows.append(root @ made)
+        right.append(root @ target[o])
+    return np.linalg.lstsq(np.concatenate(rows), np.concatenate(right), rcond=None)[0].reshape(k, d)

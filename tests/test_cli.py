@@ -402,7 +402,7 @@ BAD = [
      "calibration: expected data or statistics for metric='block', got None"),
     ("quantize model.h5 --statistics stats.h5 --preset small-blocks --reestimate-norm -o q.h5",
      "reestimate_norm: expected calibration data, got none; statistics are not enough"),
-    ("quantize model.h5 --statistics stats.h5 --preset small-blocks --metric full -o q.h5",
+    ("quantize model.h5 --statistics stats.h5 --preset small-blocks --metric whole -o q.h5",
      "metric: expected one of 'none'"),
     ("quantize model.h5 --statistics stats.h5 --recipe missing.yaml -o q.h5", "recipe: expected a readable YAML file"),
     ("quantize model.h5 --statistics stats.h5 --recipe broken.yaml -o q.h5",

@@ -163,7 +163,7 @@ def test_quantize_keeps_the_first_conv_and_reports_every_layer():
 def test_later_layers_see_what_the_quantized_ones_give():
     """The reported error of fc is measured on the student's own inputs, not on the float network's."""
     model = small_net()
-    small = pqnet.quantize(model, RECIPE, DATA, progress=False)
+    small = pqnet.quantize(model, RECIPE, DATA, metric="block", progress=False)
     weight = model.graph.params["fc.weight"]
     error = weight - small.graph.params["fc.weight"].decode()
 
@@ -193,10 +193,10 @@ def test_metrics_order_the_output_error(layout):
     scaled = DATA * np.array([1, 4, 0.2], np.float32)[None, :, None, None]
     stats = pqnet.calibrate(model, scaled)
     totals = {}
-    for metric in ("none", "pooled", "block"):
+    for metric in ("none", "pooled", "block", "full"):
         small = pqnet.quantize(model, {"default": PQ(24, 4, layout)}, stats, metric=metric, progress=False)
         totals[metric] = np.mean([e["output_error"] for e in small.graph.meta["quantization"]["layers"].values()])
-    assert totals["block"] < totals["none"]
+    assert totals["full"] < totals["block"] < totals["none"]
 
 
 def test_metric_none_needs_no_data_and_equals_plain_kmeans():
@@ -228,8 +228,14 @@ def test_every_node_is_computed_once_for_every_batch(monkeypatch):
 
     monkeypatch.setattr(sweep_module, "evaluate_node", counted)
     model = small_net()
-    pqnet.quantize(model, RECIPE, [DATA[:50], DATA[50:100], DATA[100:]], progress=False)
-    assert sorted(calls) == sorted(3 * [node.name for node in model.graph.nodes])
+    batches = [DATA[:50], DATA[50:100], DATA[100:]]
+    pqnet.quantize(model, RECIPE, batches, metric="block", progress=False)
+    nodes = [node.name for node in model.graph.nodes]
+    assert sorted(calls) == sorted(3 * nodes)
+    calls.clear()
+    pqnet.quantize(model, RECIPE, batches, progress=False)
+    first = nodes.index("grouped")  # from the first layer that is quantized, the teacher runs along
+    assert sorted(calls) == sorted(3 * (nodes + nodes[first:]))
 
 
 def test_reestimated_norms_standardise_the_students_values():
@@ -330,10 +336,11 @@ def test_unused_tokens_and_dead_inputs_do_not_break_metrics():
     model = small_net()
     data = DATA.copy()
     data[:, 1] = 0
-    for metric in ("pooled", "block"):
+    for metric in ("pooled", "block", "full"):
         small = pqnet.quantize(model, {**RECIPE, "stem": PQ(4, 9)}, data, metric=metric, progress=False)
         assert np.isfinite(small(data[:2])).all()
     zero = pqnet.quantize(model, {**RECIPE, "stem": PQ(4, 9)}, 0 * data, progress=False)
+    assert np.isfinite(zero(data[:2])).all()
     assert zero.graph.meta["quantization"]["layers"]["stem"]["output_error"] == 0
 
 

@@ -29,6 +29,7 @@ __all__ = ["FromData"]
 # Of the moment, as a share of its mean diagonal, where targets are solved for: what the student's inputs cannot express
 # stays with the float weight.
 TARGET_DAMPING = 1e-2
+ROUNDING = 1e-5  # of moments: sums of float32 products
 
 # Of a batch: what the student's filters see, what the teacher's see, and by how much the teacher's shortcut, to which
 # the outputs are added, is ahead of the student's, in units of the outputs; each (G, n, ..).
@@ -67,13 +68,15 @@ class _Inputs:
         return cls(*(sums / count for sums in total))
 
     def centred(self) -> "_Inputs":
-        """Return the moments about the means."""
+        """Return the moments about the means, with as much noise on both sides' inputs as rounding leaves."""
         about = self.mean[:, None, :]
         means = (self.mean, self.taught_mean, self.lag_mean)
         moment, cross, lag = (
             m - mean[:, :, None] * about for m, mean in zip((self.moment, self.cross, self.lag), means, strict=True)
         )
-        return _Inputs(moment, cross, lag, *means)
+        size = np.trace(self.moment, axis1=1, axis2=2)[:, None, None] / moment.shape[1]
+        noise = ROUNDING * size * np.eye(moment.shape[1])
+        return _Inputs(moment + noise, cross + noise, lag, *means)
 
     def target(self, weight: np.ndarray) -> np.ndarray:
         """Return the weight whose outputs from the student's inputs come nearest to the teacher's and the lag.
@@ -184,11 +187,11 @@ class FromData:
         else:
             # Filters of one size share codewords best; the norm gives each its own back.
             energy = about.products(target, target)
-            size = np.sqrt(np.maximum(energy, max(1e-12 * energy.max(), 1e-30)))
+            size = np.sqrt(np.maximum(energy, 1e-12 * energy.max())) if energy.max() > 0 else np.ones(len(energy))
             importance = np.maximum(size**2 / np.mean(size**2), 1e-6)
             dense = run.pack(node, target / _by_output(size, weight), metric, importance).decode()
-            scale = about.products(target, dense) / np.maximum(about.products(dense, dense), 1e-30)
-            scale = np.where(scale > 0, scale, size)
+            fitted = about.products(target, dense) / np.maximum(about.products(dense, dense), 1e-30)
+            scale = np.where(fitted > 0, fitted, size)
             dense = (dense * _by_output(scale, weight)).astype(np.float32)
         shift = np.zeros(len(weight))
         if affine is not None:
