@@ -167,7 +167,7 @@ CODECS: list[Row] = [
     ("empty", lambda: PQ(2, 4).fit(WEIGHT[:0]), P, r"weight: expected at least one element, got shape \(0, 8\)"),
     ("half", lambda: PQ(2, 4).fit(WEIGHT * 1e6), P, "weight: .* within float16's 65504.*use codebook_dtype='float32'"),
     ("metric", lambda: PQ(2, 4).fit(WEIGHT, metric=np.ones((3, 4, 4))), P,
-     r"metric: expected shape \(4, 4\), \(2, 4, 4\) or \(G, 2, 4, 4\), got shape \(3, 4, 4\)"),
+     r"metric: expected shape \(4, 4\), \(2, 4, 4\), \(G, 2, 4, 4\) or \(G, 1, 8, 8\), got shape \(3, 4, 4\)"),
     ("warm", lambda: PQ(2, 4).fit(WEIGHT, warm=PACKED), P, r"warm: expected .*\(2, 4\), got PackedPQ"),
     ("warm array", lambda: PQ(2, 4).fit(WEIGHT, warm=BLOCKS), P, "warm: expected a PackedPQ .* got float32 array"),
     ("seed", lambda: PQ(2, 4).fit(WEIGHT, seed=0.5), P, r"seed: expected .*, got float 0\.5"),
@@ -246,7 +246,8 @@ MODEL: list[Row] = [
 
 PIPELINE: list[Row] = [
     ("model", lambda: quantize(NET.graph, RECIPE, X), P, "model: expected a pqnet.Model, got Graph"),
-    ("metric", lambda: quantize(NET, RECIPE, X, metric="full"), C, "metric: .*'pooled', 'block', got str 'full'"),
+    ("metric", lambda: quantize(NET, RECIPE, X, metric="half"), C, "metric: .*'block', 'full', got str 'half'"),
+    ("target", lambda: quantize(NET, RECIPE, X, target="student"), C, "target: .*'weight', got str 'student'"),
     ("preset", lambda: quantize(NET, "tiny", X), C, "recipe: expected one of 'small-blocks', .* got str 'tiny'"),
     ("recipe list", lambda: quantize(NET, [PQ()], X), C, "recipe: expected a dict of patterns, got list"),
     ("recipe text", lambda: quantize(NET, {"fc": "pq"}, X), C, "recipe: expected .* a codec or None, got 'fc': str"),

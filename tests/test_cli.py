@@ -399,7 +399,7 @@ BAD = [
     ("quantize model.h5 --calibration x.npy --statistics stats.h5 --preset small-blocks -o q.h5",
      "expected one of --calibration and --statistics, got both"),
     ("quantize model.h5 --preset small-blocks -o q.h5",
-     "calibration: expected data or statistics for metric='block', got None"),
+     "calibration: expected data or statistics for metric='full', got None"),
     ("quantize model.h5 --statistics stats.h5 --preset small-blocks --reestimate-norm -o q.h5",
      "reestimate_norm: expected calibration data, got none; statistics are not enough"),
     ("quantize model.h5 --statistics stats.h5 --preset small-blocks --metric whole -o q.h5",

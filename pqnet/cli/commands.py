@@ -44,6 +44,8 @@ def quantize(args: argparse.Namespace) -> None:
         recipe,
         source,
         metric=args.metric,
+        target=args.target,
+        correct_bias=not args.no_correct_bias,
         reestimate_norm=args.reestimate_norm,
         seed=args.seed,
         threads=args.threads,
