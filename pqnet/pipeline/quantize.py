@@ -145,5 +145,6 @@ def quantize(
         else:
             batches = list(iterate_batches(model.graph, calibration))
             beside = teacher if (metric, target) == ("full", "teacher") else None
-            sweep(student, batches, FromData(run).visit, run.threads, beside)
+            visits = FromData(run)
+            sweep(student, batches, visits.visited, visits.visit, run.threads, beside)
         return run.finish()
