@@ -1,7 +1,7 @@
 """Quantization killed at random moments and continued: whether the file is the same, byte for byte.
 
-Every run starts ``pqnet quantize --checkpoint`` in a new folder, ends it by SIGKILL at a moment drawn uniformly from the
-time that a whole quantization takes, some times over, and then lets it end.
+Every run starts ``pqnet quantize --checkpoint`` in a new folder, ends it by SIGKILL at a moment drawn uniformly from
+the time that a whole quantization takes, some times over, and then lets it end.
 
 Example: ``python bench/bench_resume.py model.h5 x.npy --runs 10 --kills 4``
 """
