@@ -1,13 +1,14 @@
 """Quantization killed at random moments and continued: whether the file is the same, byte for byte.
 
 Every run starts ``pqnet quantize --checkpoint`` in a new folder, ends it by SIGKILL at a moment drawn uniformly from
-the time that a whole quantization takes, some times over, and then lets it end.
+the time that a whole quantization takes, some times over, and then lets it end; anew if it ends before it is killed.
 
 Example: ``python bench/bench_resume.py model.h5 x.npy --runs 10 --kills 4``
 """
 
 import argparse
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -41,12 +42,16 @@ def main() -> None:
             got, layers = Path(folder) / f"{run}.h5", Path(folder) / str(run)
             resumed = [*command, "-o", str(got), "--checkpoint", str(layers)]
             done = []  # layers that were there when the process was killed
-            for _ in range(args.kills):
+            while len(done) < args.kills:
                 with subprocess.Popen(resumed, stdout=subprocess.DEVNULL) as process:
                     time.sleep(moments.uniform(0, seconds))
                     process.kill()
                 if process.returncode == -signal.SIGKILL:
                     done.append(len(list(layers.glob("*.h5"))))
+                else:  # it had ended
+                    shutil.rmtree(layers)
+                    got.unlink()
+                    done.clear()
             start = time.perf_counter()
             subprocess.run(resumed, check=True, stdout=subprocess.DEVNULL)
             last = time.perf_counter() - start
