@@ -1,10 +1,10 @@
 """Quantization that can be interrupted: what was found for every layer, in a folder, under a name that fits no other.
 
 A file holds what quantizing one layer changed: parameters of the graph and the layer's report. Its name is a SHA-256 of
-all that this is a function of: pqnet's own source, the options, the codec, and either the layer's weight and moments,
-or, where layers see what those before them give, the whole float network, the calibration data and the codecs of all
-layers so far. So a file is found exactly when the same bytes would be computed again, whatever has changed, and none
-ever has to be deleted for a result to be right.
+all that this is a function of: pqnet's own source, the kind of CPU, the options, the codec, and either the layer's
+weight and moments, or, where layers see what those before them give, the whole float network, the calibration data and
+the codecs of all layers so far. So a file is found exactly when the same bytes would be computed again, whatever has
+changed, and none ever has to be deleted for a result to be right.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from pqnet import _check
+from pqnet import _check, kernels
 from pqnet.errors import FormatError
 from pqnet.graph import Node
 from pqnet.graph.graph import Param
@@ -86,7 +86,8 @@ class _Entries:
         self.digest = hashlib.sha256()
         for file in sorted(Path(__file__).parents[1].rglob("*.py")):
             self.digest.update(file.read_bytes())
-        self._add(self.digest, {"numpy": np.__version__, **vars(run.options)}, {})
+        host = [np.__version__, kernels.HOST, kernels.simd.ISA]
+        self._add(self.digest, [host, vars(run.options)], {})
         if isinstance(source, Sequence):
             self._add(self.digest, *graph_content(replace(run.graph, meta={}).validate()))
             for batch in source:

@@ -168,7 +168,8 @@ def quantize(
             _one_by_one(run, calibration, folder)
         else:
             batches = list(iterate_batches(model.graph, calibration))
-            visit = resumable(FromData(run).visit, folder, run, batches)
+            visits = FromData(run)
+            visit = resumable(visits.visit, folder, run, batches)
             beside = teacher if (options.metric, options.target) == ("full", "teacher") else None
-            sweep(student, batches, visit, run.threads, beside)
+            sweep(student, batches, visits.visited, visit, run.threads, beside)
         return run.finish()
