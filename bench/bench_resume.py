@@ -1,14 +1,13 @@
 """Quantization killed at random moments and continued: whether the file is the same, byte for byte.
 
-Every run starts ``pqnet quantize --checkpoint`` in a new folder, ends it by SIGKILL at a moment drawn uniformly from
-the time that a whole quantization takes, some times over, and then lets it end; anew if it ends before it is killed.
+Every run starts ``pqnet quantize --checkpoint`` in a new folder, ends it by SIGKILL, some times over, and then lets it
+end. The moment is drawn: a number of layers that are done, and a time after that, up to what a layer takes on average.
 
 Example: ``python bench/bench_resume.py model.h5 x.npy --runs 10 --kills 4``
 """
 
 import argparse
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +16,12 @@ import time
 from pathlib import Path
 
 from common import emit, machine
+
+import pqnet
+
+
+def count(layers: Path) -> int:
+    return len(list(layers.glob("*.h5")))
 
 
 def main() -> None:
@@ -37,21 +42,22 @@ def main() -> None:
         start = time.perf_counter()
         subprocess.run([*command, "-o", str(want)], check=True, stdout=subprocess.DEVNULL)
         seconds = time.perf_counter() - start
-        same = 0
+        total, same = len(pqnet.load(want).graph.meta["quantization"]["layers"]), 0
         for run in range(args.runs):
             got, layers = Path(folder) / f"{run}.h5", Path(folder) / str(run)
             resumed = [*command, "-o", str(got), "--checkpoint", str(layers)]
             done = []  # layers that were there when the process was killed
             while len(done) < args.kills:
+                wanted = moments.randint(count(layers), total)
                 with subprocess.Popen(resumed, stdout=subprocess.DEVNULL) as process:
-                    time.sleep(moments.uniform(0, seconds))
+                    while process.poll() is None and count(layers) < wanted:
+                        time.sleep(0.001)
+                    time.sleep(moments.uniform(0, seconds / total))
                     process.kill()
                 if process.returncode == -signal.SIGKILL:
-                    done.append(len(list(layers.glob("*.h5"))))
+                    done.append(count(layers))
                 else:  # it had ended
-                    shutil.rmtree(layers)
                     got.unlink()
-                    done.clear()
             start = time.perf_counter()
             subprocess.run(resumed, check=True, stdout=subprocess.DEVNULL)
             last = time.perf_counter() - start
