@@ -47,8 +47,7 @@ def main() -> None:
             got, layers = Path(folder) / f"{run}.h5", Path(folder) / str(run)
             resumed = [*command, "-o", str(got), "--checkpoint", str(layers)]
             done = []  # layers that were there when the process was killed
-            while len(done) < args.kills:
-                wanted = moments.randint(count(layers), total)
+            for wanted in sorted(moments.randint(0, total) for _ in range(args.kills)):
                 with subprocess.Popen(resumed, stdout=subprocess.DEVNULL) as process:
                     while process.poll() is None and count(layers) < wanted:
                         time.sleep(0.001)
@@ -56,8 +55,6 @@ def main() -> None:
                     process.kill()
                 if process.returncode == -signal.SIGKILL:
                     done.append(count(layers))
-                else:  # it had ended
-                    got.unlink()
             start = time.perf_counter()
             subprocess.run(resumed, check=True, stdout=subprocess.DEVNULL)
             last = time.perf_counter() - start
