@@ -1,6 +1,7 @@
 """The state of one quantization."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,9 @@ __all__ = ["Options", "Run"]
 
 @dataclass(frozen=True)
 class Options:
-    """How `quantize` searches; checked by it, recorded in the model."""
+    """How `quantize` searches; checked by `choose_options`, recorded in the model."""
 
+    mode: str | None
     metric: str
     target: str
     correct_bias: bool
@@ -37,6 +39,7 @@ class Run:
     options: Options
     threads: int
     bar: "tqdm[Any]"
+    search: Mapping[str, Any]  # arguments of the fit, of the mode
     report: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def weight(self, node: Node) -> np.ndarray:
@@ -60,19 +63,25 @@ class Run:
             row_weights=row_weights,
             seed=int.from_bytes(digest[:6], "big"),
             threads=self.threads,
+            **self.search,
         )
         self.graph.params[node.params["weight"]] = fit.packed
         energy, error = (float(np.square(w, dtype=np.float64).sum()) for w in (weight, weight - fit.packed.decode()))
-        self.report[node.name] = {
+        report = {
             "bytes": fit.packed.nbytes,
             "dense_bytes": 4 * weight.size,
             "weight_error": error / energy if energy > 0 else 0.0,
             "iterations": fit.n_iter,
             "codec": fit.packed.codec.to_attrs(),
         }
+        self.done(node, report)
+        return fit.packed
+
+    def done(self, node: Node, report: dict[str, Any]) -> None:
+        """Take note of a layer that has its codes."""
+        self.report[node.name] = report
         self.bar.set_postfix_str(node.name, refresh=False)
         self.bar.update()
-        return fit.packed
 
     def finish(self) -> Model:
         """Return the model, its batch norms folded, with the report."""
