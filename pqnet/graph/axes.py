@@ -23,7 +23,7 @@ class Segment:
 
     def __init__(self, size: int, *, fixed: bool = False) -> None:
         self.size, self.fixed = size, fixed
-        self.parts: tuple[Segment, ...] = ()
+        self.parts: tuple[Piece, ...] = ()
 
 
 class Piece(NamedTuple):
@@ -59,7 +59,7 @@ def resolve(axis: Axis) -> Axis:
     found: list[Piece] = []
     for segment, repeat in axis:
         if segment.parts:
-            found += resolve(tuple(Piece(part, repeat) for part in segment.parts))
+            found += resolve(tuple(Piece(part, repeat * inner) for part, inner in segment.parts))
         else:
             found.append(Piece(segment, repeat))
     return tuple(found)
@@ -77,25 +77,16 @@ def cut(axis: Axis, at: int) -> tuple[Axis, Axis]:
     for segment, repeat in resolve(axis):
         inside = at - position
         if 0 < inside < segment.size * repeat:
-            if inside % repeat:  # in the midst of the neighbours of one element, which is then a piece of its own
-                segment.fixed = True
-                return _cut_fixed(axis, at)
-            first, second = (
-                Segment(size, fixed=segment.fixed or size < 2)
-                for size in (inside // repeat, segment.size - inside // repeat)
-            )
-            segment.parts = (first, second)
+            if inside % repeat:  # in the midst of one element
+                fix(axis)
+                return fresh(at, fixed=True), fresh(sum(piece.size for piece in axis) - at, fixed=True)
+            sizes = inside // repeat, segment.size - inside // repeat
+            segment.parts = join(fresh(size, fixed=segment.fixed) for size in sizes)
             return cut(axis, at)
         position += segment.size * repeat
     pieces = resolve(axis)
-    sizes = [sum(p.size for p in pieces[:i]) for i in range(len(pieces) + 1)]
-    return pieces[: sizes.index(at)], pieces[sizes.index(at) :]
-
-
-def _cut_fixed(axis: Axis, at: int) -> tuple[Axis, Axis]:
-    fix(axis)
-    total = sum(piece.size for piece in axis)
-    return fresh(at, fixed=True), fresh(total - at, fixed=True)
+    ends = [sum(p.size for p in pieces[:i]) for i in range(len(pieces) + 1)]
+    return pieces[: ends.index(at)], pieces[ends.index(at) :]
 
 
 def unify(a: Axis, b: Axis) -> Axis:
@@ -105,20 +96,18 @@ def unify(a: Axis, b: Axis) -> Axis:
         step = next((i for i, (p, q) in enumerate(zip(left, right, strict=False)) if p != q), None)
         if step is None:
             return left
-        p, q = left[step], right[step]
-        if p.size > q.size:
-            cut(left[step : step + 1], q.size)
-        elif p.size < q.size:
-            cut(right[step : step + 1], p.size)
-        if resolve(a) != left or resolve(b) != right:
-            continue
-        if p.size == q.size and p.repeat == q.repeat:
-            p.segment.fixed = q.segment.fixed = p.segment.fixed or q.segment.fixed
-            q.segment.parts = (p.segment,)
-        else:
+        p, q = sorted((left[step], right[step]), key=lambda piece: piece.repeat)
+        size = min(p.size, q.size)
+        if p.size != q.size:
+            cut((p,), size)
+            cut((q,), size)
+        elif q.repeat % p.repeat == 0:
+            q.segment.fixed = p.segment.fixed or q.segment.fixed
+            p.segment.parts = (Piece(q.segment, q.repeat // p.repeat),)
+        if resolve(a) == left and resolve(b) == right:  # neither could be cut there
             fix(left)
             fix(right)
-            return fresh(sum(piece.size for piece in left), fixed=True)
+            return left
 
 
 def join(axes: Iterable[Axis]) -> Axis:
@@ -174,9 +163,11 @@ def _free(axis: Axis) -> bool:
 def _merge(value: Tracked) -> Axis:
     """Return the axis into which all axes of a value make one."""
     free = [i for i, axis in enumerate(value.axes) if _free(axis)]
-    outer, inner = (math.prod(part) for part in (value.shape[: free[0]], value.shape[free[0] + 1 :])) if free else (0, 0)
-    if len(free) == 1 and outer * len(value.axes[free[0]]) <= LONGEST:
-        return tuple(Piece(s, r * inner) for s, r in resolve(value.axes[free[0]])) * outer
+    if len(free) == 1:
+        axis = resolve(value.axes[free[0]])
+        outer, inner = math.prod(value.shape[: free[0]]), math.prod(value.shape[free[0] + 1 :])
+        if outer * len(axis) <= LONGEST:
+            return tuple(Piece(segment, repeat * inner) for segment, repeat in axis) * outer
     for axis in value.axes:
         fix(axis)
     return fresh(math.prod(value.shape), fixed=True)

@@ -140,10 +140,10 @@ def _eval(function: Function, x: Arrays, p: Params, a: Attrs) -> np.ndarray:
 for _name, _function in {"logical_and": np.logical_and, "logical_or": np.logical_or}.items():
     register(_name, infer=_infer_logical, evaluate=partial(_eval, _function), inputs=2, order=elementwise)
 register("logical_not", infer=_infer_logical, evaluate=partial(_eval, np.logical_not), order=elementwise)
-for _name, _function in FLOAT.items():
-    register(_name, infer=partial(_infer_unary, ("float32",)), evaluate=partial(_eval, _function), order=elementwise)
-for _name, _function in NUMERIC.items():
-    register(_name, infer=partial(_infer_unary, ("float32", "int64")), evaluate=partial(_eval, _function), order=elementwise)
+for _functions, _dtypes in ((FLOAT, ("float32",)), (NUMERIC, ("float32", "int64"))):
+    for _name, _function in _functions.items():
+        _infer_one = partial(_infer_unary, _dtypes)
+        register(_name, infer=_infer_one, evaluate=partial(_eval, _function), order=elementwise)
 
 
 def _branch_dtype(dtypes: Sequence[str]) -> str:

@@ -1,0 +1,209 @@
+"""Channels change places without changing the function of a network; a search of their order lowers its objective."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from realdata import cifar_resnet_module, needs_data, tiny_darknet
+
+import pqnet
+from pqnet.demo import model_path
+from pqnet.graph import GraphBuilder, ValueInfo
+from pqnet.graph.axes import Tracked, cut, fix, fresh, join, reshape, resolve, unify
+from pqnet.graph.permute import Channels
+from pqnet.runtime.execute import run_graph, values_to_free
+
+
+def rand(*shape, seed=0):
+    return np.random.default_rng((seed, *shape)).standard_normal(shape).astype(np.float32)
+
+
+def builder(*shape):
+    return GraphBuilder({"x": ValueInfo(("batch", *shape))}, {"batch": 2})
+
+
+def conv(b, x, outputs, inputs, kernel=1, **attrs):
+    """A convolution with a bias and an activation."""
+    params = {"weight": rand(outputs, inputs, kernel, kernel), "bias": rand(outputs)}
+    return b.add("silu", b.add("conv2d", x, params=params, padding=(kernel // 2,) * 4, **attrs))
+
+
+def outputs_of(graph, inputs):
+    return run_graph(graph, values_to_free(graph), inputs)
+
+
+def assert_same_function(graph, sizes=None, seed=0):
+    """Permute every set of channels at random: parameters change, outputs do not."""
+    rng, channels = np.random.default_rng(seed), Channels.find(graph)
+    if sizes is not None:
+        assert sorted(channels.sizes) == sorted(sizes)
+    permuted = channels.apply(graph, {i: rng.permutation(n) for i, n in enumerate(channels.sizes)})
+    infos = {n: info for n, info in graph.infer_shapes(graph.symbols).items() if n in graph.inputs}
+    draw = {"float32": lambda s: rng.standard_normal(s, np.float32), "int64": lambda s: rng.integers(0, 9, s)}
+    inputs = {name: draw[info.dtype](info.shape) for name, info in infos.items()}
+    for name, expected in outputs_of(graph, inputs).items():
+        scale = max(float(np.abs(expected).max()), 1e-6)
+        np.testing.assert_allclose(outputs_of(permuted, inputs)[name], expected, atol=2e-5 * scale)
+    return channels
+
+
+# ---- axes
+
+
+def test_unified_axes_are_cut_where_the_other_is():
+    whole, parts = fresh(10), join([fresh(4), fresh(6)])
+    unify(whole, parts)
+    assert resolve(whole) == resolve(parts) and [p.size for p in resolve(whole)] == [4, 6]
+    fix(cut(whole, 4)[0])
+    assert [p.segment.fixed for p in resolve(parts)] == [True, False]
+
+
+def test_an_axis_unified_with_itself_moved_has_one_order_for_all_its_parts():
+    a, b = fresh(2), fresh(4)
+    unify(join([a, b]), join([b, a]))
+    assert len({piece.segment for piece in resolve(b)} | {piece.segment for piece in resolve(a)}) == 1
+
+
+@pytest.mark.parametrize(
+    ("before", "free", "after", "sizes"),
+    [
+        ((2, 6, 3, 3), 1, (2, 54), [6]),  # a channel is nine neighbours
+        ((2, 54), 1, (2, 6, 9), [9]),  # all six parts in one order
+        ((2, 12), 1, (2, 3, 4), [4]),
+        ((2, 3, 4), 2, (2, 12), [4]),
+        ((2, 5, 1, 1), 1, (2, 5), [5]),
+        ((2, 5), 1, (1, 2, 5, 1), [5]),
+        ((2, 6, 4), 1, (2, 4, 6), []),
+    ],
+)
+def test_reshaping(before, free, after, sizes):
+    axes = tuple(fresh(size, fixed=i != free) for i, size in enumerate(before))
+    found = reshape(Tracked(before, axes), after)
+    assert [sum(p.size for p in axis) for axis in found] == list(after)
+    segments = {p.segment for axis in found for p in resolve(axis) if not p.segment.fixed}
+    assert sorted(s.size for s in segments) == sizes
+
+
+# ---- graphs
+
+
+def test_residual_adds_and_concats():
+    b = builder(3, 6, 6)
+    x = conv(b, "x", 8, 3, 3)
+    x = b.add("add", conv(b, conv(b, x, 12, 8), 8, 12, 3), x)
+    y = b.add("concat", x, conv(b, x, 4, 8), axis=1)
+    y = b.add("add", y, conv(b, y, 12, 12))
+    assert_same_function(b.build({"y": conv(b, y, 5, 12)}), [8, 12, 4])
+
+
+def test_grouped_depthwise_and_normalisation():
+    b = builder(3, 6, 6)
+    x = conv(b, "x", 12, 3)
+    x = b.add("group_norm", x, params={"weight": rand(12), "bias": rand(12)}, groups=3)
+    x = conv(b, conv(b, x, 8, 12), 8, 1, 3, groups=8)
+    x = conv(b, x, 6, 4, 3, groups=2)
+    x = b.add("batch_norm", x, params={r: np.abs(rand(6)) + 0.5 for r in ("weight", "bias", "mean", "var")})
+    graph = b.build({"y": conv(b, x, 5, 6)})
+    # Groups of the norm; both groups of inputs of the grouped convolution in one order; its groups of outputs.
+    assert_same_function(graph, [4, 4, 4, 4, 3, 3])
+
+
+def test_flattening_squeeze_and_excitation_and_padding():
+    b = builder(3, 6, 6)
+    x = conv(b, "x", 8, 3)
+    gate = b.add("mean", x, axes=(2, 3), keepdims=True)
+    x = b.add("mul", x, b.add("sigmoid", conv(b, conv(b, gate, 4, 8), 8, 4)))
+    x = b.add("pad", x, padding=(0, 0, 2, 2, 0, 0, 0, 0))
+    x = b.add("add", x, conv(b, x, 12, 12))
+    x = b.add("reshape", b.add("max_pool2d", x, kernel=(2, 2), stride=(2, 2)), shape=("batch", 12 * 9))
+    graph = b.build({"y": b.add("linear", x, params={"weight": rand(5, 108), "bias": rand(5)})})
+    assert_same_function(graph, [8, 4, 2, 2])
+
+
+def test_what_reads_the_order_fixes_it():
+    b = builder(3, 4, 4)
+    x, y, z = (conv(b, "x", 6, 3) for _ in range(3))
+    order = b.add("argmax", x, axis=1)
+    strided = b.add("slice", y, axis=1, step=2)
+    b.add("permute", b.add("reshape", z, shape=("batch", 4, 6, 4)), name="mixed", axes=(0, 2, 1, 3))
+    mixed = conv(b, "mixed", 2, 6)
+    assert_same_function(b.build({"a": order, "b": conv(b, strided, 2, 3), "c": mixed}), [])
+
+
+def test_outputs_and_packed_weights_keep_their_order():
+    b = builder(4, 4, 4)
+    graph = b.build({"y": conv(b, conv(b, "x", 8, 4), 4, 8)})
+    assert Channels.find(graph).sizes == (8,)
+    packed = pqnet.quantize(pqnet.Model(graph), {"conv2d_1": pqnet.PQ(4, 4)}, metric="none", progress=False).graph
+    assert Channels.find(packed).sizes == ()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.sampled_from(["conv", "add", "concat", "split", "depthwise", "group_norm", "slice"]), max_size=7))
+def test_any_network_keeps_its_function(steps):
+    b = builder(4, 5, 5)
+    values = [(conv(b, "x", 8, 4), 8), (conv(b, "x", 8, 4, 3), 8)]
+    for i, step in enumerate(steps):
+        (x, n), (y, m) = values[-1], values[-2]
+        if step == "conv":
+            values.append((conv(b, x, 6 + 2 * i, n), 6 + 2 * i))
+        elif step == "add":
+            values.append((b.add("add", x, conv(b, y, n, m)), n))
+        elif step == "concat":
+            values.append((b.add("concat", y, x, y, axis=1), n + 2 * m))
+        elif step == "split":
+            first, second = b.add_many("split", [x], 2, axis=1, sizes=(n // 2, n - n // 2))
+            values += [(first, n // 2), (second, n - n // 2)]
+        elif step == "depthwise":
+            values.append((conv(b, x, n, 1, 3, groups=n), n))
+        elif step == "group_norm":
+            values.append((b.add("group_norm", x, groups=2 - n % 2), n))
+        else:
+            values.append((b.add("slice", x, axis=1, start=1), n - 1))
+        values = [v for v in values if v[1] > 1]
+        values = values if len(values) > 1 else [*values, (conv(b, "x", 8, 4), 8)]
+    (x, n), (y, m) = values[-1], values[-2]
+    assert_same_function(b.build({"y": conv(b, x, 3, n), "z": conv(b, y, 3, m)}))
+
+
+# ---- real networks
+
+
+@pytest.mark.parametrize(
+    ("name", "sets", "moving"),
+    [
+        ("resnet18", 12, 20),
+        ("mobilenet_v2", 11, 13),
+        ("mobilenet_v3", 12, 16),
+        ("VisionTransformer", 5, 9),
+        ("SmallUNet", 27, 11),
+        ("TiedLanguageModel", 5, 9),
+    ],
+)
+def test_converted_networks(name, sets, moving):
+    torch = pytest.importorskip("torch")
+    import nets
+    from pqnet_converters import from_torch
+
+    torch.manual_seed(0)
+    inputs = torch.zeros((2, 12), dtype=torch.long) if name == "TiedLanguageModel" else torch.zeros(2, 3, 32, 32)
+    graph = from_torch(nets.randomise(getattr(nets, name)()), inputs).graph
+    channels = assert_same_function(graph)
+    layers = graph.layers().values()
+    assert len(channels.sizes) == sets
+    assert sum((node.params["weight"], 1) in channels.places for node in layers) == moving
+
+
+def test_the_demo_network():
+    assert_same_function(pqnet.load(model_path()).graph, [64, 64, 80, 80])
+
+
+@needs_data
+def test_trained_networks():
+    torch = pytest.importorskip("torch")
+    from pqnet_converters import from_torch
+
+    assert_same_function(tiny_darknet().graph, [16, 128] * 2 + [32, 256] * 2 + [64, 512] * 2 + [16, 32, 128])
+    # The shortcuts pad with zeros, so that the streams of two stages share their middle.
+    graph = from_torch(cifar_resnet_module("resnet20"), torch.zeros(2, 3, 32, 32)).graph
+    assert len(assert_same_function(graph).sizes) == 14
