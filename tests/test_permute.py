@@ -1,5 +1,6 @@
 """Channels change places without changing the function of a network; a search of their order lowers its objective."""
 
+import naive
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,7 +8,9 @@ from hypothesis import strategies as st
 from realdata import cifar_resnet_module, needs_data, tiny_darknet
 
 import pqnet
-from pqnet.demo import model_path
+from pqnet import PQ, ConfigError, PQNetError
+from pqnet.demo import load_images, model_path
+from pqnet.fit.permutation import Reader, search_order
 from pqnet.graph import GraphBuilder, ValueInfo
 from pqnet.graph.axes import Tracked, cut, fix, fresh, join, reshape, resolve, unify
 from pqnet.graph.permute import Channels
@@ -134,7 +137,7 @@ def test_outputs_and_packed_weights_keep_their_order():
     b = builder(4, 4, 4)
     graph = b.build({"y": conv(b, conv(b, "x", 8, 4), 4, 8)})
     assert Channels.find(graph).sizes == (8,)
-    packed = pqnet.quantize(pqnet.Model(graph), {"conv2d_1": pqnet.PQ(4, 4)}, metric="none", progress=False).graph
+    packed = pqnet.quantize(pqnet.Model(graph), {"conv2d_1": PQ(4, 4)}, metric="none", progress=False).graph
     assert Channels.find(packed).sizes == ()
 
 
@@ -183,6 +186,7 @@ def test_any_network_keeps_its_function(steps):
 def test_converted_networks(name, sets, moving):
     torch = pytest.importorskip("torch")
     import nets
+
     from pqnet_converters import from_torch
 
     torch.manual_seed(0)
@@ -207,3 +211,109 @@ def test_trained_networks():
     # The shortcuts pad with zeros, so that the streams of two stages share their middle.
     graph = from_torch(cifar_resnet_module("resnet20"), torch.zeros(2, 3, 32, 32)).graph
     assert len(assert_same_function(graph).sizes) == 14
+
+
+# ---- the search
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_sums_are_those_of_the_slow_twin_and_never_rise(seed):
+    # A weight that has the channels twice, among others; one that has no others, two numbers of each in a block.
+    twice, alone = rand(20, 1, 30, seed=seed), rand(8, 2, 25, seed=seed)
+    twice[::3] *= 4
+    alone[::2] *= 3
+    found = search_order([Reader(twice, 4, (2, 11)), Reader(alone, 2, (0,))], 8, seed=seed)
+    assert sorted(found.order) == list(range(8))
+    moved = np.arange(20)
+    moved[2:10], moved[11:19] = 2 + found.order, 11 + found.order
+    for total, rows in ((found.before, (twice, alone)), (found.after, (twice[moved], alone[found.order]))):
+        expected = sum(naive.spread_of_blocks(r, w) for r, w in zip(rows, (4, 2), strict=True))
+        assert total == pytest.approx(expected, rel=1e-5)
+    assert found.after < found.before
+
+
+def test_channels_of_a_kind_come_to_the_same_position_of_blocks():
+    sizes = np.random.default_rng(0).permutation([1.0] * 8 + [10.0] * 8).astype(np.float32)
+    found = search_order([Reader(rand(16, 1, 200) * sizes[:, None, None], 2, (0,))], 16)
+    assert all(len(set(sizes[found.order[i::2]])) == 1 for i in (0, 1))
+
+
+def test_channels_without_numbers_or_company_stay_a_permutation():
+    assert sorted(search_order([Reader(np.zeros((6, 1, 5), np.float32), 3, (0,))], 6).order) == list(range(6))
+    assert sorted(search_order([Reader(rand(4, 1, 1), 4, (0,))], 2).order) == [0, 1]
+
+
+# ---- quantization
+
+
+RECIPE = {"default": PQ(8, 4, layout="channel"), "conv2d": None}
+
+
+def small_network():
+    """Channels of very different sizes, through an add, a depthwise and a grouped convolution, to a linear layer."""
+    b = builder(3, 8, 8)
+    x = b.add("conv2d", "x", params={"weight": rand(16, 3, 3, 3) * np.exp(rand(16, 1, 1, 1))}, padding=(1, 1, 1, 1))
+    x = b.add("add", x, conv(b, conv(b, x, 32, 16), 16, 32, 3))
+    x = conv(b, conv(b, x, 16, 1, 3, groups=16), 16, 8, groups=2)
+    x = b.add("mean", x, axes=(2, 3))
+    codecs = {"conv2d_3": None}  # depthwise
+    return pqnet.Model(b.build({"y": b.add("linear", x, params={"weight": rand(5, 16)})})), RECIPE | codecs
+
+
+def test_quantize_permutes_and_takes_the_same_bytes():
+    model, recipe = small_network()
+    data = rand(40, 3, 8, 8)
+    plain, permuted = (pqnet.quantize(model, recipe, data, permute=p, progress=False) for p in (False, True))
+    assert [m.graph.meta["quantization"]["permute"] for m in (plain, permuted)] == [False, True]
+    assert plain.size().total == permuted.size().total
+    assert not np.array_equal(plain.graph.params["conv2d.weight"], permuted.graph.params["conv2d.weight"])
+    expected = np.sort(plain.graph.params["conv2d.weight"], axis=0)
+    np.testing.assert_array_equal(np.sort(permuted.graph.params["conv2d.weight"], axis=0), expected)
+    energy = np.square(model(data)).sum()
+    assert np.square(permuted(data) - model(data)).sum() < 0.5 * energy
+
+
+def test_statistics_follow_the_channels():
+    """One shot from statistics and metric full: the report's errors are those of the permuted network's own moments."""
+    model, recipe = small_network()
+    data = rand(40, 3, 8, 8)
+    small = pqnet.quantize(model, recipe, pqnet.calibrate(model, data), permute=True, progress=False)
+    before, after = (m.graph.params["conv2d.weight"] for m in (model, small))
+    assert not np.array_equal(before, after)
+    errors = [entry["output_error"] for entry in small.graph.meta["quantization"]["layers"].values()]
+    assert max(errors) < 0.2  # moments in another order than the weights give errors of the size of the outputs
+    energy = np.square(model(data)).sum()
+    assert np.square(small(data) - model(data)).sum() < 0.5 * energy
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_the_bytes_do_not_depend_on_threads(tmp_path, calibrated):
+    model, recipe = small_network()
+    files = []
+    for threads in (1, 2):
+        options = {"calibration": rand(30, 3, 8, 8)} if calibrated else {"metric": "none"}
+        small = pqnet.quantize(model, recipe, permute=True, threads=threads, progress=False, **options)
+        small.save(tmp_path / f"{threads}.h5")
+        files.append((tmp_path / f"{threads}.h5").read_bytes())
+    assert files[0] == files[1]
+
+
+def test_the_demo_network_permuted():
+    images, held_out, labels = load_images()
+    model = pqnet.load(model_path())
+    small = pqnet.quantize(model, "small-blocks", images[:100], permute=True, progress=False)
+    assert (small(held_out).argmax(1) == labels).mean() > 0.9 * (model(held_out).argmax(1) == labels).mean()
+
+
+def test_a_permutation_that_changes_the_function_is_an_error(monkeypatch):
+    model, recipe = small_network()
+    permuted = Channels.apply
+    monkeypatch.setattr(Channels, "apply", lambda self, graph, _: permuted(self, graph, {0: np.zeros(8, int)}))
+    with pytest.raises(PQNetError, match="permute: expected the outputs of the float network"):
+        pqnet.quantize(model, recipe, metric="none", permute=True, progress=False)
+
+
+def test_other_values_of_permute_are_errors():
+    model, recipe = small_network()
+    with pytest.raises((ConfigError, PQNetError), match="permute"):
+        pqnet.quantize(model, recipe, metric="none", permute="yes", progress=False)

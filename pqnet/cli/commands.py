@@ -47,6 +47,7 @@ def quantize(args: argparse.Namespace) -> None:
         target=args.target,
         correct_bias=not args.no_correct_bias,
         reestimate_norm=args.reestimate_norm,
+        permute=args.permute,
         seed=args.seed,
         threads=args.threads,
     )

@@ -83,6 +83,7 @@ def _quantize(sub: Any) -> None:
     p.add_argument("--target", default="teacher", help="what layers aim at, with data: teacher (default) or weight")
     p.add_argument("--no-correct-bias", action="store_true", help="leave biases and norms as they are")
     p.add_argument("--reestimate-norm", action="store_true", help="measure batch norm statistics again")
+    p.add_argument("--permute", action="store_true", help="first put channels into an order that suits the codes")
     p.add_argument("-o", "--output", required=True, help="model file to write")
     add_common(p)
 

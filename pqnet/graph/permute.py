@@ -10,7 +10,9 @@ from pqnet.graph.axes import Axes, Segment, Tracked, fix, fresh, resolve
 from pqnet.graph.graph import Graph, param_info
 from pqnet.graph.op import get_op, resolve_attrs
 
-__all__ = ["Channels"]
+__all__ = ["Channels", "Orders"]
+
+Orders = Mapping[int, np.ndarray]  # of some sets of channels, by number: which channel comes where
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,12 @@ class Channels:
                     places[name, i] = tuple(found)
         return cls(tuple(segment.size for segment in numbers), places)
 
-    def order(self, name: str, axis: int, size: int, orders: Mapping[int, np.ndarray]) -> np.ndarray:
+    def starts(self, name: str, axis: int, channels: int) -> tuple[int, ...]:
+        """Return where a set lies on a parameter's axis, one element for each channel."""
+        places = self.places.get((name, axis), ())
+        return tuple(place.start for place in places if place.channels == channels and place.repeat == 1)
+
+    def order(self, name: str, axis: int, size: int, orders: Orders) -> np.ndarray:
         """Return which element of a parameter's axis of ``size`` comes where, for new orders of some of the sets."""
         index = np.arange(size)
         for place in self.places.get((name, axis), ()):
@@ -64,7 +71,7 @@ class Channels:
                 index[place.start : place.start + moved.size] = moved.reshape(-1)
         return index
 
-    def apply(self, graph: Graph, orders: Mapping[int, np.ndarray]) -> Graph:
+    def apply(self, graph: Graph, orders: Orders) -> Graph:
         """Return the graph of the same function whose sets of channels are in new orders: new channel i is order[i]."""
         params = dict(graph.params)
         for (name, axis), places in self.places.items():

@@ -15,6 +15,7 @@ from pqnet.graph.passes import separate_norm_statistics
 from pqnet.pipeline.batches import iterate_batches
 from pqnet.pipeline.layerwise import FromData
 from pqnet.pipeline.moments import METRICS, layer_metric, row_weights, token_error
+from pqnet.pipeline.permute import Permutation
 from pqnet.pipeline.progress import progress_bar
 from pqnet.pipeline.recipe import Recipe, resolve_recipe
 from pqnet.pipeline.run import Options, Run
@@ -67,6 +68,7 @@ def quantize(
     target: str = "teacher",
     correct_bias: bool = True,
     reestimate_norm: bool = False,
+    permute: bool = False,
     seed: int = 0,
     threads: int | None = None,
     progress: bool = True,
@@ -88,6 +90,9 @@ def quantize(
         d x d second moment for the layer, as "And the Bit Goes Down" does; ``block`` under one for each block position.
     reestimate_norm : bool
         Measure the statistics of all batch norms again, on what the quantized layers before them give; needs data.
+    permute : bool
+        First put channels into an order in which the blocks of the layers that read them suit one codebook better;
+        the float network computes the same, which is checked, and the codes take the same bytes.
     seed : int
     threads : int, optional
         Default: all cores. The bytes of the result do not depend on it.
@@ -122,20 +127,28 @@ def quantize(
         _check.choice(target, "target", TARGETS),
         _check.choice(correct_bias, "correct_bias", (False, True)),
         _check.choice(reestimate_norm, "reestimate_norm", (False, True)),
+        _check.choice(permute, "permute", (False, True)),
         _check.rng_seed(seed),
     )
     codecs = resolve_recipe(recipe, model.graph)
     _check_float(model.graph, codecs)
     chosen = {name: codec for name, codec in codecs.items() if codec is not None}
     with progress_bar(progress, "quantize", "layer", len(chosen)) as bar:
-        teacher = separate_norm_statistics(model.graph)
+        teacher, threads = separate_norm_statistics(model.graph), default_threads(threads)
+        data = calibration
+        if not (data is None or isinstance(data, Statistics)):
+            data = list(iterate_batches(model.graph, data))
+        if permute:
+            permutation = Permutation(teacher, chosen, data, options.seed, threads)
+            teacher = permutation.apply()
+            data = permutation.statistics(data) if isinstance(data, Statistics) else data
         student = replace(teacher, params=dict(teacher.params))
-        run = Run(student, chosen, options, default_threads(threads), bar)
-        if calibration is None or isinstance(calibration, Statistics):
+        run = Run(student, chosen, options, threads, bar)
+        if data is None or isinstance(data, Statistics):
             if reestimate_norm:
                 raise ConfigError("reestimate_norm: expected calibration data, got none; statistics are not enough")
-            if calibration is not None:
-                _from_statistics(run, calibration)
+            if data is not None:
+                _from_statistics(run, data)
             elif metric != "none":
                 raise ConfigError(f"calibration: expected data or statistics for metric={metric!r}, got None")
             else:
@@ -143,7 +156,6 @@ def quantize(
                     if node.name in run.codecs:
                         run.pack(node, run.weight(node))
         else:
-            batches = list(iterate_batches(model.graph, calibration))
             beside = teacher if (metric, target) == ("full", "teacher") else None
-            sweep(student, batches, FromData(run).visit, run.threads, beside)
+            sweep(student, data, FromData(run).visit, run.threads, beside)
         return run.finish()

@@ -25,6 +25,7 @@ class Options:
     target: str
     correct_bias: bool
     reestimate_norm: bool
+    permute: bool
     seed: int
 
 
