@@ -15,7 +15,7 @@ from pqnet.kernels import permutation as kernels
 
 __all__ = ["Reader", "SwapResult", "search_order"]
 
-TRIALS = 200  # swaps tried for each channel
+TRIALS = 100  # swaps tried for each channel
 
 
 class Reader(NamedTuple):

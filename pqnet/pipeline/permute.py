@@ -47,7 +47,7 @@ class Permutation:
         seed: int,
         threads: int,
     ) -> None:
-        self.graph, self.channels = graph, Channels.find(graph)
+        self.graph, self.codecs, self.channels = graph, codecs, Channels.find(graph)
         self.readers = [n for n in graph.layers().values() if _channels_in_block(graph, n, codecs.get(n.name)) > 1]
         energies = _energies(graph, self.readers, data, threads)
         self.orders: dict[int, np.ndarray] = {}
@@ -56,17 +56,18 @@ class Permutation:
             for node in self.readers:
                 starts = self.channels.starts(node.params["weight"], 1, number)
                 if starts:
-                    readers.append(self._reader(node, codecs[node.name], energies.get(node.name), starts))
+                    readers.append(self._reader(node, energies.get(node.name), starts))
             if readers:
                 self.orders[number] = search_order(readers, size, seed=(seed, number)).order
 
-    def _reader(self, node: Node, codec: Codec, energy: np.ndarray | None, starts: tuple[int, ...]) -> Reader:
+    def _reader(self, node: Node, energy: np.ndarray | None, starts: tuple[int, ...]) -> Reader:
         weight = np.asarray(self.graph.params[node.params["weight"]], np.float32)
         if energy is not None:
             scale = np.maximum(energy, 1e-6 * max(energy.max(), 1e-30)) ** EXPONENT
             weight = weight * scale.reshape(-1, *[1] * (weight.ndim - 2)).astype(np.float32)
         weight = np.take(weight, self._inputs(node), 1)
         rows = weight.reshape(*weight.shape[:2], -1).transpose(1, 2, 0)
+        codec = self.codecs[node.name]
         width = _channels_in_block(self.graph, node, codec)
         if codec.metric_blocks(weight.shape)[0] == width:  # one tap in a block
             rows = rows.reshape(len(rows), 1, -1)
@@ -91,19 +92,22 @@ class Permutation:
         return permuted
 
     def statistics(self, found: Statistics) -> Statistics:
-        """Return the moments of the layers' inputs in the new orders."""
-        layers = dict(found.layers)
+        """Return the moments of the inputs of the layers that have a codec, in the new orders."""
+        layers = {}
         for node in self.graph.layers().values():
-            name, shape = node.params["weight"], self.graph.params[node.params["weight"]].shape
-            if node.op == "embedding" or node.name not in layers:
+            if node.name not in self.codecs:
                 continue
-            taps = math.prod(shape[2:])
-            inputs = (self._inputs(node)[:, None] * taps + np.arange(taps)).reshape(-1)
-            mean, groups = layers[node.name].mean, np.arange(node.attrs.get("groups", 1))
+            name, shape = node.params["weight"], self.graph.params[node.params["weight"]].shape
+            moments = found.for_layer(node, shape)
+            if node.op == "embedding":
+                layers[node.name] = moments
+                continue
+            taps, groups = math.prod(shape[2:]), np.arange(len(moments.mean))
             if len(groups) == shape[0]:
                 groups = self.channels.order(name, 0, shape[0], self.orders)
-            at = np.ix_(groups, inputs, inputs)
-            layers[node.name] = Moments(np.ascontiguousarray(mean[at]), layers[node.name].count)
+            inputs = (self._inputs(node)[:, None] * taps + np.arange(taps)).reshape(-1)
+            mean = moments.mean[np.ix_(groups, inputs, inputs)]
+            layers[node.name] = Moments(np.ascontiguousarray(mean), moments.count)
         return Statistics(layers)
 
 
@@ -131,7 +135,7 @@ def _energies(
     elif data is not None:
 
         def visit(node: Node, values: Values, _: Values) -> None:
-            if node in layers:
+            if node.name in shapes:
                 x = values[node.inputs[0]][0]
                 axis = x.ndim - 1 if node.op == "linear" else 1
                 square = np.square(x, dtype=np.float64).mean(tuple(i for i in range(x.ndim) if i != axis))
