@@ -135,11 +135,10 @@ def _energies(
     elif data is not None:
 
         def visit(node: Node, values: Values, _: Values) -> None:
-            if node.name in shapes:
-                x = values[node.inputs[0]][0]
-                axis = x.ndim - 1 if node.op == "linear" else 1
-                square = np.square(x, dtype=np.float64).mean(tuple(i for i in range(x.ndim) if i != axis))
-                found[node.name] = square.reshape(-1, shapes[node.name][1]).mean(0)
+            x = values[0][node.inputs[0]]
+            axis = x.ndim - 1 if node.op == "linear" else 1
+            square = np.square(x, dtype=np.float64).mean(tuple(i for i in range(x.ndim) if i != axis))
+            found[node.name] = square.reshape(-1, shapes[node.name][1]).mean(0)
 
-        sweep(graph, data[:1], visit, threads)
+        sweep(graph, data[:1], shapes, visit, threads)
     return found

@@ -157,5 +157,6 @@ def quantize(
                         run.pack(node, run.weight(node))
         else:
             beside = teacher if (metric, target) == ("full", "teacher") else None
-            sweep(student, data, FromData(run).visit, run.threads, beside)
+            visits = FromData(run)
+            sweep(student, data, visits.visited, visits.visit, run.threads, beside)
         return run.finish()
