@@ -9,6 +9,7 @@ from realdata import cifar_resnet_module, needs_data, tiny_darknet
 
 import pqnet
 from pqnet import PQ, ConfigError, PQNetError
+from pqnet.cli.main import main
 from pqnet.demo import load_images, model_path
 from pqnet.fit.permutation import Reader, search_order
 from pqnet.graph import GraphBuilder, ValueInfo
@@ -311,6 +312,15 @@ def test_a_permutation_that_changes_the_function_is_an_error(monkeypatch):
     monkeypatch.setattr(Channels, "apply", lambda self, graph, _: permuted(self, graph, {0: np.zeros(8, int)}))
     with pytest.raises(PQNetError, match="permute: expected the outputs of the float network"):
         pqnet.quantize(model, recipe, metric="none", permute=True, progress=False)
+
+
+def test_the_command_line_permutes(tmp_path):
+    model, recipe = small_network()
+    model.save(tmp_path / "float.h5")
+    (tmp_path / "r.yaml").write_text(pqnet.Recipe(recipe).to_yaml())
+    files = [str(tmp_path / name) for name in ("float.h5", "r.yaml", "small.h5")]
+    assert main(["quantize", files[0], "--recipe", files[1], "--metric", "none", "--permute", "-o", files[2]]) == 0
+    assert pqnet.load(files[2]).graph.meta["quantization"]["permute"] is True
 
 
 def test_other_values_of_permute_are_errors():
