@@ -124,6 +124,15 @@ def test_flattening_squeeze_and_excitation_and_padding():
     assert_same_function(graph, [8, 4, 2, 2])
 
 
+def test_pixels_stay_where_a_convolution_or_pool_puts_them():
+    b = builder(3, 6, 6)
+    x = b.add("slice", conv(b, "x", 8, 3, 3, stride=(2, 2)), axis=2, start=1)
+    x = b.add("add", x, b.add("constant", params={"value": rand(8, 2, 3)}))
+    x = b.add("max_pool2d", b.add("concat", x, x, axis=2), kernel=(2, 1), stride=(2, 1))
+    x = b.add("mul", x, b.add("constant", params={"value": rand(1, 1, 2, 3)}))
+    assert_same_function(b.build({"y": conv(b, x, 5, 8)}), [8])
+
+
 def test_what_reads_the_order_fixes_it():
     b = builder(3, 4, 4)
     x, y, z = (conv(b, "x", 6, 3) for _ in range(3))

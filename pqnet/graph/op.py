@@ -53,7 +53,8 @@ class Op:
     ``infer(inputs: list[Info], params: dict[role, Info], attrs) -> Info | tuple[Info, ...]`` checks and gives the
     outputs' shapes. ``evaluate(inputs, params, attrs) -> array | tuple`` computes them; it never changes its inputs,
     but may return a view of one. ``order(inputs, params, attrs) -> Axes`` (a list of them for several outputs) says
-    how the order of elements goes through, see `pqnet.graph.axes`; without it, inputs and outputs keep theirs.
+    how the order of elements goes through, see `pqnet.graph.axes`; an axis of another size than the output's keeps its
+    own, and without a rule all inputs and outputs keep theirs.
     """
 
     name: str

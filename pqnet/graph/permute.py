@@ -98,7 +98,10 @@ def _param_axes(graph: Graph) -> dict[str, Axes]:
         else:
             found = op.order(inputs, roles, resolve_attrs(op, node.attrs, graph.symbols))
             results = found if isinstance(found, list) else [found]
-        values.update(zip(node.outputs, results, strict=True))
+        for value, axes in zip(node.outputs, results, strict=True):
+            # Where an operation computes elements from several, its rule gives no axis, or that of the input.
+            known = zip(axes, shapes[value], strict=True)
+            values[value] = tuple(a if sum(p.size for p in a) == n else fresh(n, fixed=True) for a, n in known)
     _fix_all([Tracked(shapes[v], values[v]) for v in graph.outputs.values()])
     return {name: tracked.axes for name, tracked in params.items()}
 
