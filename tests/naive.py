@@ -144,3 +144,14 @@ def second_order_codebook(target, moments, weights, codes, k):
         rows.append(root @ made)
         right.append(root @ target[o])
     return np.linalg.lstsq(np.concatenate(rows), np.concatenate(right), rcond=None)[0].reshape(k, d)
+
+
+def spread_of_blocks(rows, width):
+    """det(S)^(1/d) relative to trace(S) / d, S the sum of v v' over blocks of ``width`` channels; rows (C, t, n)."""
+    d = width * rows.shape[1]
+    moment = np.zeros((d, d))
+    for first in range(0, len(rows), width):
+        for n in range(rows.shape[2]):
+            v = rows[first : first + width, :, n].astype(float).reshape(d)
+            moment += np.outer(v, v)
+    return np.linalg.det(moment / np.trace(moment) * d) ** (1 / d)

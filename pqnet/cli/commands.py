@@ -49,6 +49,7 @@ def quantize(args: argparse.Namespace) -> None:
         correct_bias=False if args.no_correct_bias else None,
         reestimate_norm=args.reestimate_norm,
         checkpoint=args.checkpoint,
+        permute=args.permute or None,
         seed=args.seed,
         threads=args.threads,
     )

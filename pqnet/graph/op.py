@@ -8,6 +8,7 @@ import numpy as np
 
 from pqnet._check import describe
 from pqnet.errors import PQNetError, UnsupportedOpError
+from pqnet.graph.axes import Axes, Tracked
 
 __all__ = [
     *("DTYPES", "OPS", "REQUIRED", "Attr", "Info", "Op", "get_op", "register", "resolve_dim"),
@@ -51,7 +52,9 @@ class Op:
 
     ``infer(inputs: list[Info], params: dict[role, Info], attrs) -> Info | tuple[Info, ...]`` checks and gives the
     outputs' shapes. ``evaluate(inputs, params, attrs) -> array | tuple`` computes them; it never changes its inputs,
-    but may return a view of one.
+    but may return a view of one. ``order(inputs, params, attrs) -> Axes`` (a list of them for several outputs) says
+    how the order of elements goes through, see `pqnet.graph.axes`; an axis of another size than the output's keeps its
+    own, and without a rule all inputs and outputs keep theirs.
     """
 
     name: str
@@ -61,6 +64,7 @@ class Op:
     attrs: Mapping[str, Attr]
     infer: Callable[[Sequence[Info], Mapping[str, Info], Attrs], Info | tuple[Info, ...]]
     evaluate: Callable[[Arrays, Params, Attrs], np.ndarray | tuple[np.ndarray, ...]]
+    order: Callable[[Sequence[Tracked], Mapping[str, Tracked], Attrs], Axes | list[Axes]] | None
 
 
 def register(
@@ -70,11 +74,12 @@ def register(
     evaluate: Callable[..., Any],
     inputs: int | tuple[int, int] = 1,
     params: Mapping[str, bool] | None = None,
+    order: Callable[..., Any] | None = None,
     **attrs: Attr,
 ) -> None:
     """Add an operation to the registry; infinities and NaN in its arithmetic are results, not warnings."""
     low, high = (inputs, inputs) if isinstance(inputs, int) else inputs
-    OPS[name] = Op(name, low, high, params or {}, attrs, infer, np.errstate(all="ignore")(evaluate))
+    OPS[name] = Op(name, low, high, params or {}, attrs, infer, np.errstate(all="ignore")(evaluate), order)
 
 
 def get_op(name: str) -> Op:

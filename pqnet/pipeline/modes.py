@@ -23,18 +23,20 @@ class Mode:
     Parameters
     ----------
     metric : str
+    permute : bool
     search : dict
         Arguments of `pqnet.fit.fit_pq`.
     """
 
     metric: str
+    permute: bool
     search: Mapping[str, Any]
 
 
 MODES = {
-    "bgd": Mode("pooled", {"init": "random", "n_iter": 100}),
-    "pqf": Mode("none", {"annealed": True, "n_iter": 1000}),
-    "ipq": Mode("none", {"init": "random", "n_iter": 15}),
+    "bgd": Mode("pooled", False, {"init": "random", "n_iter": 100}),
+    "pqf": Mode("none", True, {"annealed": True, "n_iter": 1000}),
+    "ipq": Mode("none", False, {"init": "random", "n_iter": 15}),
 }
 
 
@@ -43,25 +45,28 @@ def choose_options(
     metric: str | None,
     target: str | None,
     correct_bias: bool | None,
+    permute: bool | None,
     reestimate_norm: bool,
     seed: int,
 ) -> Options:
     """Return the checked options of `quantize`; None is what the mode has, without a mode the best."""
     _check.choice(mode, "mode", (None, *MODES))
-    given = {"metric": metric, "target": target, "correct_bias": correct_bias}
-    best: dict[str, Any] = {"metric": "full", "target": "teacher", "correct_bias": True}
+    given = {"metric": metric, "target": target, "correct_bias": correct_bias, "permute": permute}
+    best: dict[str, Any] = {"metric": "full", "target": "teacher", "correct_bias": True, "permute": False}
     if mode is not None:
         if set_too := [name for name, value in given.items() if value is not None]:
             raise ConfigError(
                 f"{set_too[0]}: expected None with mode={mode!r}, which sets it, got {given[set_too[0]]!r}"
             )
-        best = {"metric": MODES[mode].metric, "target": "weight", "correct_bias": False}
+        own = MODES[mode]
+        best = {"metric": own.metric, "target": "weight", "correct_bias": False, "permute": own.permute}
     chosen = {name: best[name] if value is None else value for name, value in given.items()}
     return Options(
         mode,
         _check.choice(chosen["metric"], "metric", METRICS),
         _check.choice(chosen["target"], "target", TARGETS),
         _check.choice(chosen["correct_bias"], "correct_bias", (False, True)),
+        _check.choice(chosen["permute"], "permute", (False, True)),
         _check.choice(reestimate_norm, "reestimate_norm", (False, True)),
         _check.rng_seed(seed),
     )

@@ -19,6 +19,7 @@ from pqnet.pipeline.checkpoint import checkpoint_folder, resumable
 from pqnet.pipeline.layerwise import FromData
 from pqnet.pipeline.modes import check_calibration, choose_options, mode_search
 from pqnet.pipeline.moments import layer_metric, row_weights, token_error
+from pqnet.pipeline.permute import Permutation
 from pqnet.pipeline.progress import progress_bar
 from pqnet.pipeline.recipe import Recipe, resolve_recipe
 from pqnet.pipeline.run import Run
@@ -79,6 +80,7 @@ def quantize(
     metric: str | None = None,
     target: str | None = None,
     correct_bias: bool | None = None,
+    permute: bool | None = None,
     reestimate_norm: bool = False,
     checkpoint: str | Path | None = None,
     seed: int = 0,
@@ -98,10 +100,10 @@ def quantize(
         whole takes about two forward passes, and memory for the values that later layers still need, of all samples.
         Statistics of `calibrate`: every layer on its own. None is enough for ``metric="none"``.
     mode : {None, "bgd", "pqf", "ipq"}
-        Find codes as published and no better, for comparison; metric, target and correct_bias are then the mode's.
+        Find codes as published and no better, for comparison; metric, target, correct_bias and permute are the mode's.
         ``bgd``, "And the Bit Goes Down": at most 100 iterations of k-means from random blocks, under the pooled
-        metric, layer after layer; needs data. ``pqf``, the clustering of "Permute, Quantize, and Fine-tune": 1000
-        iterations of annealed k-means on the weights alone; it does not permute channels. ``ipq``, "Training with
+        metric, layer after layer; needs data. ``pqf``, "Permute, Quantize, and Fine-tune": channels in
+        another order, then 1000 iterations of annealed k-means, both on the weights alone. ``ipq``, "Training with
         Quantization Noise": at most 15 iterations of k-means from random blocks, on the weights alone. All for the PQ
         codec only and without the papers' finetuning. Codecs are those of the recipe: ``clamp="strict"`` is that of
         the first paper, ``"floor"`` that of the second.
@@ -117,6 +119,9 @@ def quantize(
     correct_bias : bool
         With data and the full metric: let shifts and scales that the network has anyway, of biases and batch norms,
         make up for the mean error of each output. It costs no bytes. Default True.
+    permute : bool
+        First put channels into an order in which the blocks of the layers that read them suit one codebook better;
+        the float network computes the same, which is checked, and the codes take the same bytes. Default False.
     reestimate_norm : bool
         Measure the statistics of all batch norms again, on what the quantized layers before them give; needs data.
     checkpoint : str or Path, optional
@@ -153,7 +158,7 @@ def quantize(
     """
     if not isinstance(model, Model):
         raise _check.error("model", "a pqnet.Model", _check.describe(model))
-    options = choose_options(mode, metric, target, correct_bias, reestimate_norm, seed)
+    options = choose_options(mode, metric, target, correct_bias, permute, reestimate_norm, seed)
     codecs = resolve_recipe(recipe, model.graph)
     _check_float(model.graph, codecs)
     chosen = {name: codec for name, codec in codecs.items() if codec is not None}
@@ -161,15 +166,22 @@ def quantize(
     search = mode_search(mode, chosen)
     folder = None if checkpoint is None else checkpoint_folder(checkpoint)
     with progress_bar(progress, "quantize", "layer", len(chosen)) as bar:
-        teacher = separate_norm_statistics(model.graph)
+        teacher, threads = separate_norm_statistics(model.graph), default_threads(threads)
+        data = calibration
+        if not (data is None or isinstance(data, Statistics)):
+            data = list(iterate_batches(model.graph, data))
+        if options.permute:
+            moments = None if options.metric == "none" else data
+            permutation = Permutation(teacher, chosen, moments, options.seed, threads)
+            teacher = permutation.apply()
+            data = permutation.statistics(data) if isinstance(data, Statistics) else data
         student = replace(teacher, params=dict(teacher.params))
-        run = Run(student, chosen, options, default_threads(threads), bar, search)
-        if calibration is None or isinstance(calibration, Statistics):
-            _one_by_one(run, calibration, folder)
+        run = Run(student, chosen, options, threads, bar, search)
+        if data is None or isinstance(data, Statistics):
+            _one_by_one(run, data, folder)
         else:
-            batches = list(iterate_batches(model.graph, calibration))
             visits = FromData(run)
-            visit = resumable(visits.visit, folder, run, batches)
+            visit = resumable(visits.visit, folder, run, data)
             beside = teacher if (options.metric, options.target) == ("full", "teacher") else None
-            sweep(student, batches, visits.visited, visit, run.threads, beside)
+            sweep(student, data, visits.visited, visit, threads, beside)
         return run.finish()

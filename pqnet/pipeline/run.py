@@ -26,6 +26,7 @@ class Options:
     metric: str
     target: str
     correct_bias: bool
+    permute: bool
     reestimate_norm: bool
     seed: int
 

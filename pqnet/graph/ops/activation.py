@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from pqnet.errors import PQNetError
+from pqnet.graph.axes import Axes, Tracked, unify
 from pqnet.graph.op import Arrays, Attr, Attrs, Info, Params, check_axes, check_dtype, check_shape, register
-from pqnet.graph.ops.elementwise import as_scalar, erf, operand_dtype
+from pqnet.graph.ops.elementwise import as_scalar, elementwise, erf, operand_dtype
 
 # Functions of several passes run over pieces of this many elements, whose temporaries stay in the cache.
 PIECE = 1 << 15
@@ -97,7 +98,7 @@ def _eval_function(function: Callable[..., Any], x: Arrays, p: Params, a: Attrs)
 
 
 for _name, (_function, _attrs) in FUNCTIONS.items():
-    register(_name, infer=_infer_float, evaluate=partial(_eval_function, _function), **_attrs)
+    register(_name, infer=_infer_float, evaluate=partial(_eval_function, _function), order=elementwise, **_attrs)
 
 
 def _infer_clamp(x: Sequence[Info], p: Mapping[str, Info], a: Attrs) -> Info:
@@ -112,7 +113,14 @@ def _eval_clamp(x: Arrays, p: Params, a: Attrs) -> np.ndarray:
     return np.asarray(np.clip(x[0].astype(dtype, copy=False), low, high))
 
 
-register("clamp", infer=_infer_clamp, evaluate=_eval_clamp, min=Attr("float", None), max=Attr("float", None))
+register(
+    "clamp",
+    infer=_infer_clamp,
+    evaluate=_eval_clamp,
+    order=elementwise,
+    min=Attr("float", None),
+    max=Attr("float", None),
+)
 
 
 def _infer_prelu(x: Sequence[Info], p: Mapping[str, Info], a: Attrs) -> Info:
@@ -127,7 +135,13 @@ def _eval_prelu(x: Arrays, p: Params, a: Attrs) -> np.ndarray:
     return _two_sided(x[0], lambda y: y * slope).reshape(x[0].shape)
 
 
-register("prelu", infer=_infer_prelu, evaluate=_eval_prelu, params={"weight": True})
+def _order_prelu(x: Sequence[Tracked], p: Mapping[str, Tracked], a: Attrs) -> Axes:
+    if p["weight"].shape != (1,):
+        unify(x[0].axes[1], p["weight"].axes[0])
+    return x[0].axes
+
+
+register("prelu", infer=_infer_prelu, evaluate=_eval_prelu, params={"weight": True}, order=_order_prelu)
 
 
 def _infer_softmax(x: Sequence[Info], p: Mapping[str, Info], a: Attrs) -> Info:
@@ -154,5 +168,5 @@ def _eval_log_softmax(x: Arrays, p: Params, a: Attrs) -> np.ndarray:
     return y
 
 
-register("softmax", infer=_infer_softmax, evaluate=_eval_softmax, axis=Attr("int"))
-register("log_softmax", infer=_infer_softmax, evaluate=_eval_log_softmax, axis=Attr("int"))
+register("softmax", infer=_infer_softmax, evaluate=_eval_softmax, order=elementwise, axis=Attr("int"))
+register("log_softmax", infer=_infer_softmax, evaluate=_eval_log_softmax, order=elementwise, axis=Attr("int"))

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from pqnet.errors import PQNetError
+from pqnet.graph.axes import Axes, Tracked, broadcast, fix, unify
 from pqnet.graph.op import Arrays, Attr, Attrs, Info, Params, broadcast_shape, check_dtype, register
 
 
@@ -51,11 +52,27 @@ def _evaluate(x: Arrays, p: Params, a: Attrs) -> np.ndarray:
     return out
 
 
+def _order(x: Sequence[Tracked], p: Mapping[str, Tracked], a: Attrs) -> Axes:
+    q, k, v = x[:3]
+    unify(q.axes[-1], k.axes[-1])
+    keys = unify(k.axes[-2], v.axes[-2])
+    if a["causal"]:
+        fix(keys)
+        fix(q.axes[-2])
+    batch = broadcast([Tracked(t.shape[:-2], t.axes[:-2]) for t in x[:3]])
+    scores = (*batch, q.axes[-2], keys)
+    if len(x) == 4:
+        size = (*broadcast_shape(*(t.shape[:-2] for t in x[:3])), q.shape[-2], k.shape[-2])
+        scores = broadcast([Tracked(size, scores), x[3]])
+    return (*scores[:-1], v.axes[-1])
+
+
 register(
     "attention",
     infer=_infer,
     evaluate=_evaluate,
     inputs=(3, 4),
+    order=_order,
     scale=Attr("float", None),
     causal=Attr("bool", False),
 )

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from pqnet.errors import PQNetError
+from pqnet.graph.axes import Axes, Tracked, cut, fix, join, unify
 from pqnet.graph.op import Arrays, Attr, Attrs, Info, Params, check_dtype, check_shape, register
 
 __all__ = ["conv2d", "conv_windows", "zero_stuffed"]
@@ -101,10 +102,27 @@ def _eval_conv2d(x: Arrays, p: Params, a: Attrs) -> np.ndarray:
     return conv2d(x[0], p["weight"], p.get("bias"), a)
 
 
+def _order(x: Sequence[Tracked], p: Mapping[str, Tracked], a: Attrs) -> Axes:
+    weight, groups = p["weight"], a["groups"]
+    outputs, inputs = weight.axes[:2]
+    for axis in (*x[0].axes[2:], *weight.axes[2:]):
+        fix(axis)
+    if weight.shape[:2] == (groups, 1):
+        unify(x[0].axes[1], outputs)
+    else:  # every group sees its channels in the one order that the weight has
+        unify(x[0].axes[1], join([inputs] * groups))
+        for g in range(1, groups):
+            cut(outputs, g * weight.shape[0] // groups)
+    if "bias" in p:
+        unify(outputs, p["bias"].axes[0])
+    return x[0].axes[0], outputs, (), ()
+
+
 register(
     "conv2d",
     infer=_infer_conv2d,
     evaluate=_eval_conv2d,
+    order=_order,
     params={"weight": True, "bias": False},
     stride=Attr("ints", (1, 1), length=2),
     padding=Attr("ints", (0, 0, 0, 0), length=4),
@@ -164,6 +182,7 @@ register(
     "conv_transpose2d",
     infer=_infer_transpose,
     evaluate=_eval_transpose,
+    order=_order,
     params={"weight": True, "bias": False},
     stride=Attr("ints", (1, 1), length=2),
     padding=Attr("ints", (0, 0, 0, 0), length=4),

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from pqnet.errors import PQNetError
+from pqnet.graph.axes import Axes, Tracked, broadcast, fresh
 from pqnet.graph.op import DTYPES, Arrays, Attr, Attrs, Info, Params, broadcast_shape, check_dtype, register
 
-__all__ = ["as_scalar", "erf", "operand_dtype"]
+__all__ = ["as_scalar", "elementwise", "erf", "operand_dtype"]
 
 Function = Callable[..., Any]
 
@@ -87,6 +88,11 @@ def as_scalar(value: float, dtype: str) -> int | float:
     return int(value) if dtype == "int64" else value
 
 
+def elementwise(x: Sequence[Tracked], p: Mapping[str, Tracked], a: Attrs) -> Axes:
+    """Order rule of operations that treat all elements alike."""
+    return broadcast(x)
+
+
 def _infer_binary(meet: str | None, result: str | None, x: Sequence[Info], p: Mapping[str, Info], a: Attrs) -> Info:
     if (len(x) == 1) == (a["scalar"] is None):
         raise PQNetError(f"expected two inputs, or one input and a scalar, got {len(x)} and scalar {a['scalar']}")
@@ -112,6 +118,7 @@ for _name, _function in (ARITHMETIC | COMPARISONS).items():
         infer=partial(_infer_binary, _meet, "bool" if _name in COMPARISONS else None),
         evaluate=partial(_eval_binary, _function, _meet),
         inputs=(1, 2),
+        order=elementwise,
         scalar=Attr("float", None),
         **_reverse,
     )
@@ -131,12 +138,12 @@ def _eval(function: Function, x: Arrays, p: Params, a: Attrs) -> np.ndarray:
 
 
 for _name, _function in {"logical_and": np.logical_and, "logical_or": np.logical_or}.items():
-    register(_name, infer=_infer_logical, evaluate=partial(_eval, _function), inputs=2)
-register("logical_not", infer=_infer_logical, evaluate=partial(_eval, np.logical_not))
-for _name, _function in FLOAT.items():
-    register(_name, infer=partial(_infer_unary, ("float32",)), evaluate=partial(_eval, _function))
-for _name, _function in NUMERIC.items():
-    register(_name, infer=partial(_infer_unary, ("float32", "int64")), evaluate=partial(_eval, _function))
+    register(_name, infer=_infer_logical, evaluate=partial(_eval, _function), inputs=2, order=elementwise)
+register("logical_not", infer=_infer_logical, evaluate=partial(_eval, np.logical_not), order=elementwise)
+for _functions, _dtypes in ((FLOAT, ("float32",)), (NUMERIC, ("float32", "int64"))):
+    for _name, _function in _functions.items():
+        _infer_one = partial(_infer_unary, _dtypes)
+        register(_name, infer=_infer_one, evaluate=partial(_eval, _function), order=elementwise)
 
 
 def _branch_dtype(dtypes: Sequence[str]) -> str:
@@ -153,7 +160,7 @@ def _eval_where(x: Arrays, p: Params, a: Attrs) -> np.ndarray:
     return np.where(x[0], x[1].astype(dtype, copy=False), x[2].astype(dtype, copy=False))
 
 
-register("where", infer=_infer_where, evaluate=_eval_where, inputs=3)
+register("where", infer=_infer_where, evaluate=_eval_where, inputs=3, order=elementwise)
 
 
 def _infer_cast(x: Sequence[Info], p: Mapping[str, Info], a: Attrs) -> Info:
@@ -164,7 +171,7 @@ def _eval_cast(x: Arrays, p: Params, a: Attrs) -> np.ndarray:
     return x[0].astype(a["dtype"], copy=False)
 
 
-register("cast", infer=_infer_cast, evaluate=_eval_cast, dtype=Attr("str", options=DTYPES))
+register("cast", infer=_infer_cast, evaluate=_eval_cast, order=elementwise, dtype=Attr("str", options=DTYPES))
 
 
 def _infer_constant(x: Sequence[Info], p: Mapping[str, Info], a: Attrs) -> Info:
@@ -175,7 +182,18 @@ def _eval_constant(x: Arrays, p: Params, a: Attrs) -> np.ndarray:
     return p["value"]
 
 
-register("constant", infer=_infer_constant, evaluate=_eval_constant, inputs=0, params={"value": True})
+def _order_constant(x: Sequence[Tracked], p: Mapping[str, Tracked], a: Attrs) -> Axes:
+    return p["value"].axes
+
+
+register(
+    "constant",
+    infer=_infer_constant,
+    evaluate=_eval_constant,
+    inputs=0,
+    params={"value": True},
+    order=_order_constant,
+)
 
 
 def _infer_full(x: Sequence[Info], p: Mapping[str, Info], a: Attrs) -> Info:
@@ -188,11 +206,16 @@ def _eval_full(x: Arrays, p: Params, a: Attrs) -> np.ndarray:
     return np.full(a["shape"], as_scalar(a["value"], a["dtype"]), a["dtype"])
 
 
+def _order_full(x: Sequence[Tracked], p: Mapping[str, Tracked], a: Attrs) -> Axes:
+    return tuple(map(fresh, a["shape"]))
+
+
 register(
     "full",
     infer=_infer_full,
     evaluate=_eval_full,
     inputs=0,
+    order=_order_full,
     shape=Attr("dims"),
     value=Attr("float"),
     dtype=Attr("str", "float32", options=DTYPES),

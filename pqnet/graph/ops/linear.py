@@ -6,6 +6,7 @@ import numpy as np
 
 from pqnet._check import index_array
 from pqnet.errors import PQNetError
+from pqnet.graph.axes import Axes, Tracked, broadcast, fix, unify
 from pqnet.graph.op import Arrays, Attrs, Info, Params, broadcast_shape, check_dtype, check_shape, register
 
 
@@ -34,7 +35,21 @@ def _eval_linear(x: Arrays, p: Params, a: Attrs) -> np.ndarray:
     return out.reshape(*x[0].shape[:-1], weight.shape[0])
 
 
-register("linear", infer=_infer_linear, evaluate=_eval_linear, params={"weight": True, "bias": False})
+def _order_linear(x: Sequence[Tracked], p: Mapping[str, Tracked], a: Attrs) -> Axes:
+    outputs, inputs = p["weight"].axes
+    unify(x[0].axes[-1], inputs)
+    if "bias" in p:
+        unify(outputs, p["bias"].axes[0])
+    return (*x[0].axes[:-1], outputs)
+
+
+register(
+    "linear",
+    infer=_infer_linear,
+    evaluate=_eval_linear,
+    params={"weight": True, "bias": False},
+    order=_order_linear,
+)
 
 
 def _infer_matmul(x: Sequence[Info], p: Mapping[str, Info], a: Attrs) -> Info:
@@ -58,7 +73,14 @@ def _eval_matmul(x: Arrays, p: Params, a: Attrs) -> np.ndarray:
     return np.asarray(left @ right)
 
 
-register("matmul", infer=_infer_matmul, evaluate=_eval_matmul, inputs=2)
+def _order_matmul(x: Sequence[Tracked], p: Mapping[str, Tracked], a: Attrs) -> Axes:
+    left, right = x
+    unify(left.axes[-1], right.axes[max(-2, -len(right.shape))])
+    batch = broadcast([Tracked(t.shape[:-2], t.axes[:-2]) for t in x])
+    return (*batch, *left.axes[-2:-1], *(right.axes[-1:] if len(right.shape) > 1 else ()))
+
+
+register("matmul", infer=_infer_matmul, evaluate=_eval_matmul, inputs=2, order=_order_matmul)
 
 
 def _infer_embedding(x: Sequence[Info], p: Mapping[str, Info], a: Attrs) -> Info:
@@ -70,4 +92,15 @@ def _eval_embedding(x: Arrays, p: Params, a: Attrs) -> np.ndarray:
     return np.take(p["weight"], index_array(x[0], "ids", below=p["weight"].shape[0]), axis=0)
 
 
-register("embedding", infer=_infer_embedding, evaluate=_eval_embedding, params={"weight": True})
+def _order_embedding(x: Sequence[Tracked], p: Mapping[str, Tracked], a: Attrs) -> Axes:
+    fix(p["weight"].axes[0])
+    return (*x[0].axes, p["weight"].axes[1])
+
+
+register(
+    "embedding",
+    infer=_infer_embedding,
+    evaluate=_eval_embedding,
+    params={"weight": True},
+    order=_order_embedding,
+)

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from pqnet.errors import PQNetError
+from pqnet.graph.axes import Axes, Tracked, cut, unify
 from pqnet.graph.op import Arrays, Attr, Attrs, Info, Params, check_dtype, check_shape, register
 
 
@@ -80,6 +81,27 @@ def _eval_group(x: Arrays, p: Params, a: Attrs) -> np.ndarray:
     return out
 
 
+def _order_batch(x: Sequence[Tracked], p: Mapping[str, Tracked], a: Attrs) -> Axes:
+    for param in p.values():
+        unify(x[0].axes[1], param.axes[0])
+    return x[0].axes
+
+
+def _order_layer(x: Sequence[Tracked], p: Mapping[str, Tracked], a: Attrs) -> Axes:
+    for param in p.values():
+        for axis, other in zip(x[0].axes[-a["axes"] :], param.axes, strict=True):
+            unify(axis, other)
+    return x[0].axes
+
+
+def _order_group(x: Sequence[Tracked], p: Mapping[str, Tracked], a: Attrs) -> Axes:
+    channels = x[0].shape[1]
+    if a["groups"] < channels:
+        for g in range(1, a["groups"]):
+            cut(x[0].axes[1], g * channels // a["groups"])
+    return _order_batch(x, p, a)
+
+
 _affine = {"weight": False, "bias": False}
 _eps = Attr("float", 1e-5)
 register(
@@ -87,7 +109,24 @@ register(
     infer=_infer_batch,
     evaluate=_eval_batch,
     params=_affine | {"mean": False, "var": False},
+    order=_order_batch,
     eps=_eps,
 )
-register("layer_norm", infer=_infer_layer, evaluate=_eval_layer, params=_affine, axes=Attr("int", 1), eps=_eps)
-register("group_norm", infer=_infer_group, evaluate=_eval_group, params=_affine, groups=Attr("int"), eps=_eps)
+register(
+    "layer_norm",
+    infer=_infer_layer,
+    evaluate=_eval_layer,
+    params=_affine,
+    order=_order_layer,
+    axes=Attr("int", 1),
+    eps=_eps,
+)
+register(
+    "group_norm",
+    infer=_infer_group,
+    evaluate=_eval_group,
+    params=_affine,
+    order=_order_group,
+    groups=Attr("int"),
+    eps=_eps,
+)

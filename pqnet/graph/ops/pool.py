@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from pqnet.errors import PQNetError
+from pqnet.graph.axes import keep_pixels
 from pqnet.graph.op import REQUIRED, Arrays, Attr, Attrs, Info, Params, check_dtype, register
 
 
@@ -112,6 +113,7 @@ def _eval_adaptive(ufunc: np.ufunc, x: Arrays, p: Params, a: Attrs) -> np.ndarra
 
 
 _windows: dict[str, Any] = {
+    "order": keep_pixels,
     "kernel": Attr("ints", REQUIRED, length=2),
     "stride": Attr("ints", REQUIRED, length=2),
     "padding": Attr("ints", (0, 0, 0, 0), length=4),
@@ -131,5 +133,6 @@ for _name, _ufunc in {"adaptive_avg_pool2d": np.add, "adaptive_max_pool2d": np.m
         _name,
         infer=_infer_adaptive,
         evaluate=partial(_eval_adaptive, _ufunc),
+        order=keep_pixels,
         size=Attr("ints", REQUIRED, length=2),
     )

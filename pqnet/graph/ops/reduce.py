@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from pqnet.errors import PQNetError
+from pqnet.graph.axes import Axes, Tracked, fix, fresh
 from pqnet.graph.op import DTYPES, Arrays, Attr, Attrs, Info, Params, check_axes, check_dtype, register
 
 # Which dtypes a reduction takes; those of max and min stay, bool counts as int64 in sums.
@@ -71,6 +72,14 @@ def _eval_position(function: Any, x: Arrays, p: Params, a: Attrs) -> np.ndarray:
     return np.asarray(function(x[0], a["axis"], keepdims=a["keepdims"]))
 
 
+def _order(x: Sequence[Tracked], p: Mapping[str, Tracked], a: Attrs) -> Axes:
+    axes = _axes(a)
+    if "axis" in a:  # the result is a position
+        fix(x[0].axes[a["axis"]])
+    kept = enumerate(x[0].axes)
+    return tuple(fresh(1) if i in axes else axis for i, axis in kept if a["keepdims"] or i not in axes)
+
+
 _attrs: dict[str, Any] = {"axes": Attr("ints"), "keepdims": Attr("bool", False)}
 _evaluates: dict[str, Callable[..., np.ndarray]] = {
     "mean": _eval_mean,
@@ -79,13 +88,21 @@ _evaluates: dict[str, Callable[..., np.ndarray]] = {
     "min": partial(_eval_ufunc, np.minimum),
 }
 for _name, _evaluate in _evaluates.items():
-    register(_name, infer=partial(_infer, _name), evaluate=_evaluate, **_attrs)
-register("var", infer=partial(_infer, "var"), evaluate=_eval_var, **_attrs, correction=Attr("int", 1))
+    register(_name, infer=partial(_infer, _name), evaluate=_evaluate, order=_order, **_attrs)
+register(
+    "var",
+    infer=partial(_infer, "var"),
+    evaluate=_eval_var,
+    order=_order,
+    **_attrs,
+    correction=Attr("int", 1),
+)
 for _name, _function in {"argmax": np.argmax, "argmin": np.argmin}.items():
     register(
         _name,
         infer=partial(_infer, _name),
         evaluate=partial(_eval_position, _function),
+        order=_order,
         axis=Attr("int"),
         keepdims=Attr("bool", False),
     )

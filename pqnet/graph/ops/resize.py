@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from pqnet.errors import PQNetError
+from pqnet.graph.axes import keep_pixels
 from pqnet.graph.op import REQUIRED, Arrays, Attr, Attrs, Info, Params, check_dtype, register
 
 
@@ -69,6 +70,7 @@ register(
     "interpolate",
     infer=_infer,
     evaluate=_evaluate,
+    order=keep_pixels,
     size=Attr("dims", REQUIRED, length=2),
     mode=Attr("str", "nearest", options=("nearest", "bilinear")),
     align_corners=Attr("bool", False),

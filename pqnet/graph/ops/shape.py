@@ -7,6 +7,7 @@ import numpy as np
 
 from pqnet._check import index_array
 from pqnet.errors import PQNetError
+from pqnet.graph.axes import Axes, Axis, Tracked, broadcast, cut, fix, fresh, join, reshape, unify
 from pqnet.graph.op import Arrays, Attr, Attrs, Info, Params, broadcast_shape, check_axes, check_dtype, register
 from pqnet.graph.ops.elementwise import as_scalar, operand_dtype
 
@@ -28,7 +29,11 @@ def _eval_reshape(x: Arrays, p: Params, a: Attrs) -> np.ndarray:
     return x[0].reshape(a["shape"])
 
 
-register("reshape", infer=_infer_reshape, evaluate=_eval_reshape, shape=Attr("dims"))
+def _order_reshape(x: Sequence[Tracked], p: Mapping[str, Tracked], a: Attrs) -> Axes:
+    return reshape(x[0], _infer_reshape([Info(x[0].shape)], {}, a).shape)
+
+
+register("reshape", infer=_infer_reshape, evaluate=_eval_reshape, order=_order_reshape, shape=Attr("dims"))
 
 
 def _infer_permute(x: Sequence[Info], p: Mapping[str, Info], a: Attrs) -> Info:
@@ -42,7 +47,11 @@ def _eval_permute(x: Arrays, p: Params, a: Attrs) -> np.ndarray:
     return x[0].transpose(a["axes"])
 
 
-register("permute", infer=_infer_permute, evaluate=_eval_permute, axes=Attr("ints"))
+def _order_permute(x: Sequence[Tracked], p: Mapping[str, Tracked], a: Attrs) -> Axes:
+    return tuple(x[0].axes[axis] for axis in a["axes"])
+
+
+register("permute", infer=_infer_permute, evaluate=_eval_permute, order=_order_permute, axes=Attr("ints"))
 
 
 def _resized(info: Info, axis: int, size: int) -> Info:
@@ -62,10 +71,26 @@ def _eval_slice(x: Arrays, p: Params, a: Attrs) -> np.ndarray:
     return out
 
 
+def _replaced(axes: Axes, axis: int, by: Axis) -> Axes:
+    return (*axes[:axis], by, *axes[axis + 1 :])
+
+
+def _order_slice(x: Sequence[Tracked], p: Mapping[str, Tracked], a: Attrs) -> Axes:
+    along = x[0].axes[a["axis"]]
+    taken = range(x[0].shape[a["axis"]])[slice(a["start"], a["stop"], a["step"])]
+    if a["step"] == 1 and len(taken):
+        along = cut(cut(along, taken.stop)[0], taken.start)[1]
+    else:
+        fix(along)
+        along = fresh(len(taken), fixed=True)
+    return _replaced(x[0].axes, a["axis"], along)
+
+
 register(
     "slice",
     infer=_infer_slice,
     evaluate=_eval_slice,
+    order=_order_slice,
     axis=Attr("int"),
     start=Attr("dim", 0),
     stop=Attr("dim", None),
@@ -87,7 +112,23 @@ def _eval_concat(x: Arrays, p: Params, a: Attrs) -> np.ndarray:
     return np.concatenate(x, a["axis"])
 
 
-register("concat", infer=_infer_concat, evaluate=_eval_concat, inputs=(1, MAX_INPUTS), axis=Attr("int"))
+def _order_concat(x: Sequence[Tracked], p: Mapping[str, Tracked], a: Attrs) -> Axes:
+    axis = a["axis"]
+    for i, first in enumerate(x[0].axes):
+        if i != axis:
+            for other in x[1:]:
+                unify(first, other.axes[i])
+    return _replaced(x[0].axes, axis, join(value.axes[axis] for value in x))
+
+
+register(
+    "concat",
+    infer=_infer_concat,
+    evaluate=_eval_concat,
+    inputs=(1, MAX_INPUTS),
+    order=_order_concat,
+    axis=Attr("int"),
+)
 
 
 def _infer_split(x: Sequence[Info], p: Mapping[str, Info], a: Attrs) -> tuple[Info, ...]:
@@ -102,7 +143,22 @@ def _eval_split(x: Arrays, p: Params, a: Attrs) -> tuple[np.ndarray, ...]:
     return tuple(np.split(x[0], np.cumsum(a["sizes"])[:-1], a["axis"]))
 
 
-register("split", infer=_infer_split, evaluate=_eval_split, axis=Attr("int"), sizes=Attr("dims"))
+def _order_split(x: Sequence[Tracked], p: Mapping[str, Tracked], a: Attrs) -> list[Axes]:
+    parts, rest = [], x[0].axes[a["axis"]]
+    for size in a["sizes"]:
+        part, rest = cut(rest, size)
+        parts.append(_replaced(x[0].axes, a["axis"], part))
+    return parts
+
+
+register(
+    "split",
+    infer=_infer_split,
+    evaluate=_eval_split,
+    order=_order_split,
+    axis=Attr("int"),
+    sizes=Attr("dims"),
+)
 
 
 def _infer_expand(x: Sequence[Info], p: Mapping[str, Info], a: Attrs) -> Info:
@@ -115,7 +171,11 @@ def _eval_expand(x: Arrays, p: Params, a: Attrs) -> np.ndarray:
     return np.broadcast_to(x[0], a["shape"])
 
 
-register("expand", infer=_infer_expand, evaluate=_eval_expand, shape=Attr("dims"))
+def _order_expand(x: Sequence[Tracked], p: Mapping[str, Tracked], a: Attrs) -> Axes:
+    return broadcast([x[0], Tracked(a["shape"], tuple(map(fresh, a["shape"])))])
+
+
+register("expand", infer=_infer_expand, evaluate=_eval_expand, order=_order_expand, shape=Attr("dims"))
 
 
 def _infer_pad(x: Sequence[Info], p: Mapping[str, Info], a: Attrs) -> Info:
@@ -149,10 +209,24 @@ def _eval_pad(x: Arrays, p: Params, a: Attrs) -> np.ndarray:
     return out
 
 
+def _order_pad(x: Sequence[Tracked], p: Mapping[str, Tracked], a: Attrs) -> Axes:
+    found: list[Axis] = []
+    for axis, size, before, after in zip(x[0].axes, x[0].shape, a["padding"][::2], a["padding"][1::2], strict=True):
+        if (before, after) == (0, 0):
+            found.append(axis)
+        elif a["mode"] == "constant" and min(before, after) >= 0:
+            found.append(join([fresh(before), axis, fresh(after)]))  # equal elements have no order
+        else:
+            fix(axis)
+            found.append(fresh(size + before + after, fixed=True))
+    return tuple(found)
+
+
 register(
     "pad",
     infer=_infer_pad,
     evaluate=_eval_pad,
+    order=_order_pad,
     padding=Attr("ints"),
     mode=Attr("str", "constant", options=("constant", "reflect", "replicate")),
     value=Attr("float", 0.0),
@@ -171,4 +245,16 @@ def _eval_select(x: Arrays, p: Params, a: Attrs) -> np.ndarray:
     return np.take(x[0], index_array(x[1], "ids", below=x[0].shape[a["axis"]]), a["axis"])
 
 
-register("index_select", infer=_infer_select, evaluate=_eval_select, inputs=2, axis=Attr("int"))
+def _order_select(x: Sequence[Tracked], p: Mapping[str, Tracked], a: Attrs) -> Axes:
+    fix(x[0].axes[a["axis"]])
+    return _replaced(x[0].axes, a["axis"], x[1].axes[0])
+
+
+register(
+    "index_select",
+    infer=_infer_select,
+    evaluate=_eval_select,
+    inputs=2,
+    order=_order_select,
+    axis=Attr("int"),
+)
