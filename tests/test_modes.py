@@ -46,7 +46,8 @@ def test_modes_change_nothing_but_the_codes_and_are_recorded(tmp_path):
         assert record.items() >= (options | {"correct_bias": False, "reestimate_norm": False, "seed": 0}).items()
         plain = pqnet.quantize(model, RECIPE, metric="none", progress=False).graph.params
         for name, param in small.graph.params.items():
-            a, b = (np.sort(p, None) if mode == "pqf" and isinstance(p, np.ndarray) else p for p in (param, plain[name]))
+            reorder = mode == "pqf" and isinstance(param, np.ndarray)
+            a, b = (np.sort(p, None) if reorder else p for p in (param, plain[name]))
             same = isinstance(a, np.ndarray) and np.array_equal(a, b)  # pqf: in another order
             assert same == (name not in ("grouped.weight", "up.weight", "fc.weight"))
         again = pqnet.quantize(model, RECIPE, DATA, mode=mode, threads=2, progress=False)
