@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pqnet._threads import ordered_map, parallel_kernels
+from pqnet.fit.problem import SERIAL_WORK
 from pqnet.fit.tiles import Codewords, aligned
 from pqnet.kernels import descent as kernels
 from pqnet.kernels.kmeans_search import ALL_GROUP, ALL_TILE
@@ -50,12 +51,11 @@ class SecondOrder:
         weights: np.ndarray,
         threads: int,
     ) -> None:
-        self.threads = threads
         self.codebook = codebook.astype(np.float32)
         filters = target.reshape(len(moment), -1, target.shape[1])
         parts = codes.reshape(len(moment), -1, codes.shape[1])
         split = zip(filters, moment, parts, weights.reshape(len(moment), -1), strict=True)
-        self.groups = [_Group(*part, codebook.shape[1], threads) for part in split]
+        self.groups = [_Group(*part, codebook, threads) for part in split]
         self.error = self.set_codebook(self.codebook)
 
     @property
@@ -138,7 +138,7 @@ class SecondOrder:
         for group, value in zip(self.groups, values, strict=True):
             chunk = -(-len(group.codes) // CHUNKS)
             sums = np.empty((-(-len(group.codes) // chunk), *self.codebook.shape))
-            with parallel_kernels(self.threads):
+            with parallel_kernels(group.threads):
                 kernels.sum_words(value, group.codes, group.weights, chunk, sums)
             total += sums.sum(0)
         return total
@@ -148,10 +148,17 @@ class _Group:
     """One convolution group: matrices with a row for each input and a column for each output."""
 
     def __init__(
-        self, target: np.ndarray, moment: np.ndarray, codes: np.ndarray, weights: np.ndarray, d: int, threads: int
+        self,
+        target: np.ndarray,
+        moment: np.ndarray,
+        codes: np.ndarray,
+        weights: np.ndarray,
+        codebook: np.ndarray,
+        threads: int,
     ) -> None:
         self.outputs, inputs = target.shape
-        self.d, self.threads = d, threads
+        k, d = codebook.shape
+        self.d, self.threads = d, threads if BATCH * self.outputs * k > SERIAL_WORK else 1
         width = -(-self.outputs // ALL_TILE) * ALL_TILE
         self.moment = np.ascontiguousarray(moment, np.float32)
         at = np.arange(inputs).reshape(-1, d)
