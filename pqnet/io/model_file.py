@@ -12,9 +12,9 @@ from pqnet.codecs import PACKED, Packed, codec_from_attrs
 from pqnet.errors import FormatError, PQNetError, UnsupportedOpError
 from pqnet.graph.graph import Graph, Node, Param, ValueInfo
 from pqnet.graph.op import DTYPES, Attr, get_op
-from pqnet.io.container import Path, check_name, read_container, write_container
+from pqnet.io.container import Path, check_name, container_nbytes, read_container, write_container
 
-__all__ = ["Golden", "load_graph", "relative_differences", "save_graph"]
+__all__ = ["Golden", "graph_nbytes", "load_graph", "relative_differences", "save_graph"]
 
 MAX_SIZE = 1 << 40  # of an axis
 MAX_DRAWN = 1 << 28  # float32 numbers that a golden record may draw: 1 GiB
@@ -187,6 +187,11 @@ def save_graph(path: Path, graph: Graph, golden: Golden | None = None) -> None:
     header, arrays = _to_file(graph.validate(), golden)
     _graph_from(header, graph.params, golden)  # what is written can be read
     write_container(path, "model", header, arrays)
+
+
+def graph_nbytes(graph: Graph, golden: Golden | None = None) -> int:
+    """Return the bytes of the file that `save_graph` makes of the same arguments."""
+    return container_nbytes("model", *_to_file(graph.validate(), golden))
 
 
 def load_graph(path: Path) -> tuple[Graph, Golden | None]:

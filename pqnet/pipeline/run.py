@@ -1,6 +1,7 @@
 """The state of one quantization."""
 
 import hashlib
+import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -63,19 +64,30 @@ class Run:
         )
         self.graph.params[node.params["weight"]] = fit.packed
         energy, error = (float(np.square(w, dtype=np.float64).sum()) for w in (weight, weight - fit.packed.decode()))
-        self.report[node.name] = {
-            "bytes": fit.packed.nbytes,
-            "dense_bytes": 4 * weight.size,
-            "weight_error": error / energy if energy > 0 else 0.0,
-            "iterations": fit.n_iter,
-            "codec": fit.packed.codec.to_attrs(),
-        }
+        self.record(node.name, fit.packed, error / energy if energy > 0 else 0.0, fit.n_iter)
         self.bar.set_postfix_str(node.name, refresh=False)
         self.bar.update()
         return fit.packed
 
-    def finish(self) -> Model:
-        """Return the model, its batch norms folded, with the report."""
+    def record(self, name: str, packed: Packed, weight_error: float, iterations: int) -> None:
+        """Report a packed layer."""
+        self.report[name] = {
+            "bytes": packed.nbytes,
+            "dense_bytes": 4 * math.prod(packed.shape),
+            "weight_error": weight_error,
+            "iterations": iterations,
+            "codec": packed.codec.to_attrs(),
+        }
+
+    def finished_graph(self) -> Graph:
+        """Return the graph, its batch norms folded, with the report; errors have four digits, for small files."""
         graph = fold_norm_statistics(self.graph)
-        record = {**vars(self.options), "layers": self.report}
-        return Model(replace(graph, meta={**graph.meta, "quantization": record}))
+        layers = {
+            name: {key: float(f"{v:.4g}") if isinstance(v, float) else v for key, v in entry.items()}
+            for name, entry in self.report.items()
+        }
+        return replace(graph, meta={**graph.meta, "quantization": {**vars(self.options), "layers": layers}})
+
+    def finish(self) -> Model:
+        """Return the model of the finished graph."""
+        return Model(self.finished_graph())

@@ -1,0 +1,99 @@
+"""How much of a layer's error reaches the outputs of the network."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from pqnet._threads import ordered_map
+from pqnet.graph import Graph, Node
+from pqnet.pipeline.batches import Batch, iterate_batches
+from pqnet.pipeline.sweep import Values, sweep
+from pqnet.runtime.execute import evaluate_node, node_params, run_graph, values_to_free
+
+__all__ = ["network_gains", "some_samples"]
+
+
+def some_samples(graph: Graph, data: Any, n: int) -> list[Batch]:
+    """Return about n samples of calibration data, evenly from arrays, the first ones of an iterable.
+
+    One sample a batch, where the network takes any number: threads share them.
+    """
+    if not isinstance(data, np.ndarray | Mapping):
+        return list(islice(iterate_batches(graph, data), n))
+    batches = list(iterate_batches(graph, data))
+    if any(isinstance(info.shape[0], int) for info in graph.inputs.values()):
+        return batches[:: max(1, len(batches) // n)]
+    singles = [{name: a[i : i + 1] for name, a in batch.items()} for batch in batches for i in range(_length(batch))]
+    return [singles[i] for i in np.linspace(0, len(singles) - 1, min(n, len(singles))).astype(int)]
+
+
+def _length(batch: Batch) -> int:
+    return len(next(iter(batch.values())))
+
+
+def network_gains(
+    graph: Graph, batches: list[Batch], perturb: Callable[[Node], np.ndarray], names: Iterable[str], threads: int
+) -> dict[str, float]:
+    """Return the relative change of the network's outputs for one of each layer's outputs alone (both squared).
+
+    Parameters
+    ----------
+    graph : Graph
+    batches : list of dict of arrays
+    perturb : callable
+        Given a layer's node, returns another weight for it.
+    names : iterable of str
+        Layers.
+    threads : int
+    """
+    free, chosen = values_to_free(graph), set(names)
+    clean = list(ordered_map(lambda batch: run_graph(graph, free, dict(batch)), batches, threads))
+    scale = {
+        name: sum(float(np.square(out[name], dtype=np.float64).sum()) for out in clean)
+        for name in graph.outputs
+        if clean[0][name].dtype.kind == "f"
+    }
+    symbols = [graph.bind_symbols({n: a.shape for n, a in batch.items()}) for batch in batches]
+    at = {node.name: i for i, node in enumerate(graph.nodes)}
+    gains = {}
+
+    def visit(node: Node, values: Values, _: Values) -> None:
+        if node.name not in chosen:
+            return
+        params = node_params(graph, node)
+        products = {"weight": params["weight"]}
+        difference = {"weight": perturb(node) - params["weight"]}
+
+        def one(i: int) -> tuple[float, float, dict[str, float]]:
+            inputs = [values[v][i] for v in node.inputs]
+            whole, y, change = (evaluate_node(node, inputs, p, symbols[i])[0] for p in (params, products, difference))
+            now = {v: column[i] for v, column in values.items()} | {node.outputs[0]: whole + change}
+            outputs = _rest(graph, at[node.name] + 1, now, free, symbols[i])
+            changes = {n: _energy(outputs[n] - clean[i][n]) for n in scale}
+            return _energy(y), _energy(change), changes
+
+        parts = list(ordered_map(one, range(len(batches)), threads))
+        energy, error = sum(p[0] for p in parts), sum(p[1] for p in parts)
+        changes = [sum(p[2][n] for p in parts) / scale[n] for n in scale if scale[n] > 0]
+        gains[node.name] = float(np.mean(changes) * energy / error) if changes and error > 0 else 0.0
+
+    sweep(graph, batches, visit, threads)
+    return gains
+
+
+def _energy(x: np.ndarray) -> float:
+    return float(np.square(x, dtype=np.float64).sum())
+
+
+def _rest(
+    graph: Graph, start: int, values: dict[str, np.ndarray], free: list[list[str]], symbols: Mapping[str, int]
+) -> dict[str, np.ndarray]:
+    """Compute the nodes from ``start`` on; those without need of what changed are computed with it."""
+    for node, done in zip(graph.nodes[start:], free[start:], strict=True):
+        results = evaluate_node(node, [values[v] for v in node.inputs], node_params(graph, node), symbols)
+        values.update(zip(node.outputs, results, strict=True))
+        for value in done:
+            values.pop(value, None)
+    return {name: values[value] for name, value in graph.outputs.items()}
