@@ -1,5 +1,6 @@
 """Which codec for which layer, so that the file has a wanted size and the network's outputs change least."""
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -11,14 +12,14 @@ from pqnet import _check
 from pqnet._threads import default_threads
 from pqnet.codecs import PQ, Codec, IntN, Packed, PackedPQ, PackedScalar
 from pqnet.codecs.layout import check_blocks
+from pqnet.codecs.packing import code_bits
 from pqnet.errors import ConfigError
-from pqnet.graph import Graph
 from pqnet.graph.passes import separate_norm_statistics
 from pqnet.io import Golden, graph_nbytes
 from pqnet.pipeline.allocate import allocations
 from pqnet.pipeline.calibrate import calibrate
 from pqnet.pipeline.progress import progress_bar
-from pqnet.pipeline.rates import Choice, LayerRates
+from pqnet.pipeline.rates import Choice, LayerRates, codec_nbytes
 from pqnet.pipeline.recipe import Recipe
 from pqnet.pipeline.run import Options, Run
 from pqnet.pipeline.sensitivity import network_gains, some_samples
@@ -31,8 +32,8 @@ PREFER = ("error", "latency")
 LEAST_SHARE = 0.99  # of the target that the file takes
 AIM = 0.993  # of the target, at which allocations begin: sizes are counted in cells
 CELLS = 16384  # of bytes; 400 for each layer if that is more
-MOMENT_SAMPLES = 256  # blocks of d inputs need few
-GAIN_SAMPLES = 12
+MOMENT_SAMPLES = 128  # blocks of d inputs need few
+GAIN_SAMPLES = 8
 UNITS = {"": 1, "b": 1} | {p + "b": 1000**i for i, p in enumerate("kmg", 1)}
 UNITS |= {p + "ib": 1024**i for i, p in enumerate("kmg", 1)}
 
@@ -128,7 +129,7 @@ def plan(
     model : Model
         The float network.
     calibration : array, dict of arrays, iterable of either, or Statistics
-        Data, as for `quantize`; 256 samples of arrays are used. With statistics of `calibrate` only, a layer's
+        Data, as for `quantize`; 128 samples of arrays are used. With statistics of `calibrate` only, a layer's
         relative output error counts the same in all layers.
     target_size : int or str
         Bytes of the file that ``quantize(model, recipe, ...).save(path)`` writes, or text like ``"5MB"`` (10**6 bytes),
@@ -193,7 +194,9 @@ def make_plan(
     if not isinstance(calibration, Statistics | np.ndarray | Mapping) and hasattr(calibration, "__iter__"):
         calibration = list(calibration)  # read twice
     layers = model.graph.layers()
-    with progress_bar(progress, "plan", "layer", len(layers) * (1 if isinstance(calibration, Statistics) else 2)) as bar:
+    with progress_bar(
+        progress, "plan", "layer", len(layers) * (1 if isinstance(calibration, Statistics) else 2)
+    ) as bar:
         statistics, samples = calibration, []
         if not isinstance(calibration, Statistics):
             samples = some_samples(model.graph, calibration, MOMENT_SAMPLES)
@@ -214,8 +217,7 @@ def make_plan(
 
             gains = network_gains(model.graph, some, lambda node: perturb(node.name), layers, threads)
     chosen, nbytes = _choose(options, gains, files, target)
-    shapes = {name: tuple(model.graph.params[node.params["weight"]].shape) for name, node in layers.items()}
-    planned = {n: PlannedLayer(shapes[n], c.codec, c.nbytes, c.error, gains[n]) for n, c in chosen.items()}
+    planned = {n: PlannedLayer(files.shape(n), c.codec, c.nbytes, c.error, gains[n]) for n, c in chosen.items()}
     return Plan(planned, nbytes, target)
 
 
@@ -227,7 +229,7 @@ class _Files:
 
     def __init__(self, model: Model, golden: bool, seed: int) -> None:
         self.graph = separate_norm_statistics(model.graph)
-        self.seed = seed
+        self.layers, self.seed = self.graph.layers(), seed
         self.golden: Golden | None = model.with_golden(model.draw_golden(seed)).golden if golden else None
         self._made: dict[tuple[str, Codec], Packed] = {}
 
@@ -235,17 +237,22 @@ class _Files:
         """Return what the file of a network with these codecs takes at most."""
         chosen = {name: codec for name, codec in codecs.items() if codec is not None}
         student = replace(self.graph, params=dict(self.graph.params))
-        run = Run(student, chosen, Options("pooled", "teacher", False, False, self.seed), 1, progress_bar(False, "", ""))
+        run = Run(
+            student, chosen, Options("pooled", "teacher", False, False, self.seed), 1, progress_bar(False, "", "")
+        )
         rng = np.random.default_rng(0)
         for name, codec in chosen.items():
-            param = self.graph.layers()[name].params["weight"]
-            packed = self._stand_in(name, codec, self.graph.params[param].shape)
-            student.params[param] = packed
+            packed = self._stand_in(name, codec, self.shape(name))
+            student.params[self.layers[name].params["weight"]] = packed
             # Digits that compress as badly as any, in numbers of the longest text.
             errors = [float(f"{x:.3e}") for x in rng.uniform(1e-5, 9.999e-5, 2)]
             run.record(name, packed, errors[0], int(rng.integers(10, 99)))
             run.report[name]["output_error"] = errors[1]
         return graph_nbytes(run.finished_graph(), self.golden) + len(chosen) + 16
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a layer's weight."""
+        return tuple(self.graph.params[self.layers[name].params["weight"]].shape)
 
     def _stand_in(self, name: str, codec: Codec, shape: tuple[int, ...]) -> Packed:
         key = (name, codec)
@@ -311,5 +318,26 @@ def _useful(options: list[Choice]) -> list[Choice]:
 def _filled(
     chosen: dict[str, Choice], gains: dict[str, float], files: _Files, target: int
 ) -> tuple[dict[str, Choice], int]:
-    """Raise K within the bits of the codes, as far as the file has room, where the network gains most."""
-    return chosen, files.nbytes({n: c.codec for n, c in chosen.items()})
+    """Raise K within the bits of its codes, as far as the file has room, where the network gains most a byte."""
+    codecs = {n: c.codec for n, c in chosen.items()}
+    before = files.nbytes(codecs)
+    room, filled = target - before, dict(chosen)
+    worth = {  # the slope of an error that falls as K**(-2 / d)
+        n: gains[n] * c.error * 2 / (c.codec.d * c.codec.k * _word_nbytes(c.codec))
+        for n, c in chosen.items()
+        if isinstance(c.codec, PQ)
+    }
+    for name in sorted(worth, key=lambda n: -worth[n]):
+        codec, shape = codecs[name], files.shape(name)
+        assert isinstance(codec, PQ)
+        most = min(1 << code_bits(codec.k), math.prod(shape) // codec.d)
+        more = replace(codec, k=min(most, codec.k + max(room, 0) // _word_nbytes(codec)))
+        error = chosen[name].error * (more.k / codec.k) ** (-2 / codec.d)
+        filled[name] = Choice(more, codec_nbytes(more, shape), error)
+        room -= filled[name].nbytes - chosen[name].nbytes
+    after = files.nbytes({n: c.codec for n, c in filled.items()})
+    return (filled, after) if after <= target else (chosen, before)
+
+
+def _word_nbytes(codec: PQ) -> int:
+    return codec.d * (1 if codec.codebook_dtype == "int8" else 2)

@@ -1,6 +1,6 @@
 """How much of a layer's error reaches the outputs of the network."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from typing import Any
 
@@ -8,6 +8,7 @@ import numpy as np
 
 from pqnet._threads import ordered_map
 from pqnet.graph import Graph, Node
+from pqnet.graph.affine import FreeAffine
 from pqnet.pipeline.batches import Batch, iterate_batches
 from pqnet.pipeline.sweep import Values, sweep
 from pqnet.runtime.execute import evaluate_node, node_params, run_graph, values_to_free
@@ -66,18 +67,28 @@ def network_gains(
         products = {"weight": params["weight"]}
         difference = {"weight": perturb(node) - params["weight"]}
 
-        def one(i: int) -> tuple[float, float, dict[str, float]]:
-            inputs = [values[v][i] for v in node.inputs]
-            whole, y, change = (evaluate_node(node, inputs, p, symbols[i])[0] for p in (params, products, difference))
-            now = {v: column[i] for v, column in values.items()} | {node.outputs[0]: whole + change}
-            outputs = _rest(graph, at[node.name] + 1, now, free, symbols[i])
-            changes = {n: _energy(outputs[n] - clean[i][n]) for n in scale}
-            return _energy(y), _energy(change), changes
+        def outputs(weights: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+            def one(i: int) -> np.ndarray:
+                return evaluate_node(node, [values[v][i] for v in node.inputs], weights, symbols[i])[0]
 
-        parts = list(ordered_map(one, range(len(batches)), threads))
-        energy, error = sum(p[0] for p in parts), sum(p[1] for p in parts)
-        changes = [sum(p[2][n] for p in parts) / scale[n] for n in scale if scale[n] > 0]
-        gains[node.name] = float(np.mean(changes) * energy / error) if changes and error > 0 else 0.0
+            return list(ordered_map(one, range(len(batches)), threads))
+
+        energy, changes = sum(map(_energy, outputs(products))), outputs(difference)
+        error = sum(map(_energy, changes))
+        if FreeAffine.find(graph, node) is not None:  # quantization gives the outputs their means back
+            changes = _centred(changes, 1 if node.op.startswith("conv") else -1)
+
+        def reached(i: int) -> dict[str, float]:
+            now = {v: column[i] for v, column in values.items()}
+            now[node.outputs[0]] = (
+                evaluate_node(node, [now[v] for v in node.inputs], params, symbols[i])[0] + changes[i]
+            )
+            found = _rest(graph, at[node.name] + 1, now, free, symbols[i])
+            return {n: _energy(found[n] - clean[i][n]) for n in scale}
+
+        parts = list(ordered_map(reached, range(len(batches)), threads))
+        shares = [sum(part[n] for part in parts) / scale[n] for n in scale if scale[n] > 0]
+        gains[node.name] = float(np.mean(shares) * energy / error) if shares and error > 0 else 0.0
 
     sweep(graph, batches, visit, threads)
     return gains
@@ -85,6 +96,14 @@ def network_gains(
 
 def _energy(x: np.ndarray) -> float:
     return float(np.square(x, dtype=np.float64).sum())
+
+
+def _centred(changes: list[np.ndarray], axis: int) -> list[np.ndarray]:
+    """Subtract the mean of each channel over all arrays."""
+    axes = tuple(i for i in range(changes[0].ndim) if i != axis % changes[0].ndim)
+    count = sum(x.size // x.shape[axis] for x in changes)
+    mean = sum(x.sum(axes, np.float64, keepdims=True) for x in changes) / count
+    return [x - mean.astype(np.float32) for x in changes]
 
 
 def _rest(
