@@ -11,7 +11,6 @@ Example: ``python bench/bench_plan.py demo resnet20 > plan.jsonl``
 """
 
 import argparse
-import os
 import sys
 import tempfile
 import time
@@ -28,7 +27,7 @@ from pqnet import PQ, Model
 from pqnet.codecs import Packed
 from pqnet.demo import load_images, model_path
 from pqnet.io import graph_nbytes
-from pqnet.pipeline import make_plan
+from pqnet.pipeline import measure
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
@@ -69,7 +68,6 @@ def resnet20() -> Case:
 def minilm() -> Case:
     import importlib.util
 
-    import torch
     import transformers
 
     from pqnet_converters import from_torch
@@ -150,7 +148,7 @@ def run(name: str, case: Case) -> None:
 
     wanted = outputs(case.model)
 
-    def measure(recipe: Any, path: Path) -> dict[str, Any]:
+    def quantized(recipe: Any, path: Path) -> dict[str, Any]:
         start = time.perf_counter()
         small = pqnet.quantize(case.model, recipe, source, metric=case.metric, progress=False)
         small.save(path)
@@ -166,20 +164,24 @@ def run(name: str, case: Case) -> None:
             "seconds": time.perf_counter() - start,
         }
 
+    start = time.perf_counter()
+    measured = measure(case.model, case.calibration, progress=False)
+    seconds = time.perf_counter() - start
     for target in case.targets:
         start = time.perf_counter()
-        plan = make_plan(case.model, case.calibration, target, progress=False)
-        seconds = time.perf_counter() - start
+        plan = measured.plan(target)
+        choice = time.perf_counter() - start
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "small.h5"
-            planned = measure(plan.recipe, path)
+            planned = quantized(plan.recipe, path)
             recipe, k = uniform(case, planned["bytes"])
-            even = measure(recipe, path)
+            even = quantized(recipe, path)
         emit(
             "plan",
             network=name,
             target=plan.target,
-            plan_seconds=seconds,
+            measure_seconds=seconds,
+            plan_seconds=choice,
             predicted_bytes=plan.nbytes,
             share=planned["bytes"] / plan.target,
             predicted_error=plan.error,

@@ -1,5 +1,8 @@
 """Slow twins that are obviously right: loops over plain indices, float64."""
 
+import itertools
+from collections.abc import Sequence
+
 import numpy as np
 
 Pair = tuple[int, int]
@@ -144,3 +147,13 @@ def second_order_codebook(target, moments, weights, codes, k):
         rows.append(root @ made)
         right.append(root @ target[o])
     return np.linalg.lstsq(np.concatenate(rows), np.concatenate(right), rcond=None)[0].reshape(k, d)
+
+
+def allocation(sizes: Sequence[np.ndarray], errors: Sequence[np.ndarray], low: int, high: int) -> float | None:
+    """Return the least summed error of one option for each item with a total size in [low, high]; None if none is."""
+    losses = [
+        sum(float(e[i]) for e, i in zip(errors, way, strict=True))
+        for way in itertools.product(*(range(len(size)) for size in sizes))
+        if low <= sum(int(s[i]) for s, i in zip(sizes, way, strict=True)) <= high
+    ]
+    return min(losses, default=None)

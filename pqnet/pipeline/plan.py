@@ -14,6 +14,7 @@ from pqnet.codecs import PQ, Codec, IntN, Packed, PackedPQ, PackedScalar
 from pqnet.codecs.layout import check_blocks
 from pqnet.codecs.packing import code_bits
 from pqnet.errors import ConfigError
+from pqnet.graph import Node
 from pqnet.graph.passes import separate_norm_statistics
 from pqnet.io import Golden, graph_nbytes
 from pqnet.pipeline.allocate import allocations
@@ -26,7 +27,7 @@ from pqnet.pipeline.sensitivity import network_gains, some_samples
 from pqnet.pipeline.statistics import Statistics
 from pqnet.runtime import Model
 
-__all__ = ["Plan", "PlannedLayer", "make_plan", "parse_size", "plan"]
+__all__ = ["Measured", "Plan", "PlannedLayer", "measure", "parse_size", "plan"]
 
 PREFER = ("error", "latency")
 LEAST_SHARE = 0.99  # of the target that the file takes
@@ -165,60 +166,81 @@ def plan(
     >>> 39_600 <= os.path.getsize("small.h5") <= 40_000
     True
     """
-    options: dict[str, Any] = {"seed": seed, "threads": threads, "progress": progress}
-    return make_plan(model, calibration, target_size, prefer=prefer, golden=golden, **options).recipe
+    target = parse_size(target_size)
+    measured = measure(model, calibration, prefer=prefer, seed=seed, threads=threads, progress=progress)
+    return measured.plan(target, golden=golden).recipe
 
 
-def make_plan(
+@dataclass(frozen=True)
+class Measured:
+    """What plans of any size are made from.
+
+    Attributes
+    ----------
+    model : Model
+    options : dict of str to list of Choice
+        What each layer may become.
+    gains : dict of str to float
+        See `PlannedLayer`.
+    seed : int
+    """
+
+    model: Model
+    options: dict[str, list[Choice]]
+    gains: dict[str, float]
+    seed: int
+
+    def plan(self, target_size: int | str, *, golden: bool = False) -> Plan:
+        """Return what `pqnet.plan` decides, with its predictions."""
+        target = parse_size(target_size)
+        files = _Files(self.model, _check.choice(golden, "golden", (False, True)), self.seed)
+        chosen, nbytes = _choose(self.options, self.gains, files, target)
+        layers = {n: PlannedLayer(files.shape(n), c.codec, c.nbytes, c.error, self.gains[n]) for n, c in chosen.items()}
+        return Plan(layers, nbytes, target)
+
+
+def measure(
     model: Model,
     calibration: Any,
-    target_size: int | str,
     *,
     prefer: str = "error",
-    golden: bool = False,
     seed: int = 0,
     threads: int | None = None,
     progress: bool = True,
-) -> Plan:
-    """Return what `plan` decides together with its predictions; the arguments are the same."""
+) -> Measured:
+    """Measure what `plan` decides from, for any number of sizes; the arguments are the same."""
     if not isinstance(model, Model):
         raise _check.error("model", "a pqnet.Model", _check.describe(model))
-    target = parse_size(target_size)
     fast = _check.choice(prefer, "prefer", PREFER) == "latency"
-    _check.choice(golden, "golden", (False, True))
     seed, threads = _check.rng_seed(seed), default_threads(threads)
-    for name, node in model.graph.layers().items():
-        if isinstance(model.graph.params[node.params["weight"]], Packed):
+    graph, layers = model.graph, model.graph.layers()
+    weights = {name: graph.params[node.params["weight"]] for name, node in layers.items()}
+    if not layers:
+        raise ConfigError("model: expected layers with weights to quantize, got none")
+    for name, weight in weights.items():
+        if isinstance(weight, Packed):
             raise ConfigError(f"layer {name!r}: expected a float weight, got a packed one; plan for the float model")
-    files = _Files(model, golden, seed)
-    if not isinstance(calibration, Statistics | np.ndarray | Mapping) and hasattr(calibration, "__iter__"):
-        calibration = list(calibration)  # read twice
-    layers = model.graph.layers()
-    with progress_bar(
-        progress, "plan", "layer", len(layers) * (1 if isinstance(calibration, Statistics) else 2)
-    ) as bar:
-        statistics, samples = calibration, []
-        if not isinstance(calibration, Statistics):
-            samples = some_samples(model.graph, calibration, MOMENT_SAMPLES)
-            statistics = calibrate(model, samples, seed=seed, threads=threads)
-        rates, options = {}, {}
+    only_statistics = isinstance(calibration, Statistics)
+    samples = [] if only_statistics else some_samples(graph, calibration, MOMENT_SAMPLES)
+    statistics = calibration if only_statistics else calibrate(model, samples, seed=seed, threads=threads)
+    moments = {name: statistics.for_layer(node, weights[name].shape) for name, node in layers.items()}  # before work
+    rates: dict[str, LayerRates] = {}
+    options: dict[str, list[Choice]] = {}
+    with progress_bar(progress, "plan", "layer", len(layers) * (1 if only_statistics else 2)) as bar:
         for name, node in layers.items():
-            weight = np.asarray(model.graph.params[node.params["weight"]], np.float32)
-            rates[name] = LayerRates(node, weight, statistics.for_layer(node, weight.shape), fast, seed, threads)
+            bar.set_postfix_str(name, refresh=False)
+            dense = np.asarray(weights[name], np.float32)
+            rates[name] = LayerRates(node, dense, moments[name], fast, seed, threads)
             options[name] = rates[name].choices()
             bar.update()
-        gains = dict.fromkeys(layers, 1.0)
-        if samples:
-            some = samples[:: max(1, len(samples) // GAIN_SAMPLES)][:GAIN_SAMPLES]
 
-            def perturb(name: str) -> np.ndarray:
-                bar.update()
-                return rates[name].perturbed()
+        def perturb(node: Node) -> np.ndarray:
+            bar.update()
+            return rates[node.name].perturbed()
 
-            gains = network_gains(model.graph, some, lambda node: perturb(node.name), layers, threads)
-    chosen, nbytes = _choose(options, gains, files, target)
-    planned = {n: PlannedLayer(files.shape(n), c.codec, c.nbytes, c.error, gains[n]) for n, c in chosen.items()}
-    return Plan(planned, nbytes, target)
+        some = [samples[i] for i in np.linspace(0, len(samples) - 1, GAIN_SAMPLES).astype(int)] if samples else []
+        gains = network_gains(graph, some, perturb, layers, threads) if some else dict.fromkeys(layers, 1.0)
+    return Measured(model, options, gains, seed)
 
 
 # -- the size of the file --------------------------------------------------------------------------------------
