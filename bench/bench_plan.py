@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,8 +25,9 @@ from common import DATA, emit, machine
 
 import pqnet
 from pqnet import PQ, Model
-from pqnet.codecs import Packed
+from pqnet.codecs import FITTERS, Packed
 from pqnet.demo import load_images, model_path
+from pqnet.fit import fit_pq
 from pqnet.io import graph_nbytes
 from pqnet.pipeline import measure
 
@@ -85,7 +87,7 @@ def minilm() -> Case:
     model = from_torch(net, {n: data[n][:2] for n in names}, output_names=["tokens", "pooled"])
     arrays = {n: data[n].numpy() for n in names}
     calibration, held_out = ({n: a[part] for n, a in arrays.items()} for part in (slice(0, 256), slice(256, None)))
-    return Case(model, calibration, held_out, None, ("4MB", "6MB", "10MB"), 8, "full", True)
+    return Case(model, calibration, held_out, None, ("4MB", "6MB", "10MB"), 8, "block", False)
 
 
 def resnet50() -> Case:
@@ -197,7 +199,9 @@ CASES: dict[str, Callable[[], Case]] = {"demo": demo, "resnet20": resnet20, "min
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("networks", nargs="*", default=list(CASES), help=", ".join(CASES))
+    parser.add_argument("--steps", type=int, default=100, help="of k-means, at most (default 100)")
     args = parser.parse_args()
+    FITTERS["pq"] = partial(fit_pq, n_iter=args.steps)
     emit("machine", **machine())
     for name in args.networks:
         run(name, CASES[name]())

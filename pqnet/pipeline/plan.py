@@ -134,7 +134,8 @@ def plan(
         relative output error counts the same in all layers.
     target_size : int or str
         Bytes of the file that ``quantize(model, recipe, ...).save(path)`` writes, or text like ``"5MB"`` (10**6 bytes),
-        ``"800kB"``, ``"1.5MiB"``. The file is never larger, and takes at least 99 % of it.
+        ``"800kB"``, ``"1.5MiB"``. The file is never larger, and from 10 kB on takes at least
+        99 % of it.
     prefer : {"error", "latency"}
         What decides at the same bytes: the predicted error, or, before that, the layouts that kernels run fastest.
     golden : bool
