@@ -311,7 +311,6 @@ def _choose(
     overhead = least - sum(c.nbytes for c in smallest.values())
     sizes = [np.array([c.nbytes for c in useful[n]]) for n in names]
     errors = [np.array([gains[n] * c.error for c in useful[n]]) for n in names]
-    tried = 0
     for share in (AIM, LEAST_SHARE - 0.02):
         for _ in range(4):
             high = target - overhead
@@ -323,7 +322,6 @@ def _choose(
                 chosen, nbytes = _filled(chosen, gains, files, target)
                 if LEAST_SHARE * target <= nbytes <= target:
                     return chosen, nbytes
-                tried += 1
                 overhead = nbytes - sum(c.nbytes for c in chosen.values())
                 break
     raise ConfigError(f"target_size: no plan takes between 99 % and 100 % of {target} bytes; choose another size")
