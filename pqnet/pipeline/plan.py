@@ -23,7 +23,7 @@ from pqnet.pipeline.progress import progress_bar
 from pqnet.pipeline.rates import Choice, LayerRates, codec_nbytes
 from pqnet.pipeline.recipe import Recipe
 from pqnet.pipeline.run import Options, Run
-from pqnet.pipeline.sensitivity import network_gains, some_samples
+from pqnet.pipeline.sensitivity import network_gains, single_samples, some_samples
 from pqnet.pipeline.statistics import Statistics
 from pqnet.runtime import Model
 
@@ -31,7 +31,7 @@ __all__ = ["Measured", "Plan", "PlannedLayer", "measure", "parse_size", "plan"]
 
 PREFER = ("error", "latency")
 LEAST_SHARE = 0.99  # of the target that the file takes
-AIM = 0.993  # of the target, at which allocations begin: sizes are counted in cells
+AIM = 0.997  # of the target, up to which plans keep away from that share
 CELLS = 16384  # of bytes; 400 for each layer if that is more
 MOMENT_SAMPLES = 128  # blocks of d inputs need few
 GAIN_SAMPLES = 8
@@ -239,7 +239,7 @@ def measure(
             bar.update()
             return rates[node.name].perturbed()
 
-        some = [samples[i] for i in np.linspace(0, len(samples) - 1, GAIN_SAMPLES).astype(int)] if samples else []
+        some = single_samples(graph, samples, GAIN_SAMPLES) if samples else []
         gains = network_gains(graph, some, perturb, layers, threads) if some else dict.fromkeys(layers, 1.0)
     return Measured(model, options, gains, seed)
 
@@ -311,19 +311,20 @@ def _choose(
     overhead = least - sum(c.nbytes for c in smallest.values())
     sizes = [np.array([c.nbytes for c in useful[n]]) for n in names]
     errors = [np.array([gains[n] * c.error for c in useful[n]]) for n in names]
-    for share in (AIM, LEAST_SHARE - 0.02):
+    # The size is an upper bound; what reports may take less is left in the first place, where that can be.
+    firm = min(LEAST_SHARE * target + 10 * len(names) + 16, AIM * target)
+    for start, enough in ((firm, firm), ((LEAST_SHARE - 0.02) * target, LEAST_SHARE * target)):
         for _ in range(4):
-            high = target - overhead
-            low = max(0, int(share * target) - overhead)
-            for way in allocations(sizes, errors, low, high, max(CELLS, 400 * len(names))):
-                chosen = {n: useful[n][i] for n, i in zip(names, way, strict=True)}
-                if not any(c.codec for c in chosen.values()):
-                    continue
-                chosen, nbytes = _filled(chosen, gains, files, target)
-                if LEAST_SHARE * target <= nbytes <= target:
-                    return chosen, nbytes
-                overhead = nbytes - sum(c.nbytes for c in chosen.values())
+            low, high = max(0, int(start) - overhead), target - overhead
+            ways = allocations(sizes, errors, low, high, max(CELLS, 400 * len(names)))
+            way = next((w for w in ways if any(useful[n][i].codec for n, i in zip(names, w, strict=True))), None)
+            if way is None:
                 break
+            chosen = {n: useful[n][i] for n, i in zip(names, way, strict=True)}
+            chosen, nbytes = _filled(chosen, gains, files, target)
+            if enough <= nbytes <= target:
+                return chosen, nbytes
+            overhead = nbytes - sum(c.nbytes for c in chosen.values())
     raise ConfigError(f"target_size: no plan takes between 99 % and 100 % of {target} bytes; choose another size")
 
 

@@ -17,12 +17,12 @@ from pqnet.pipeline.statistics import Moments
 
 __all__ = ["Choice", "LayerRates", "codec_nbytes"]
 
-SAMPLE = 16384  # blocks that codewords are learned from; half of them change predicted errors by some percent
+SAMPLE = 16384  # blocks of a layer that codewords are tried on
 ANCHORS = (8, 64, 512)  # K at which errors are measured; between them log error is linear in log K
 MIDDLE = 64  # K at which int8 is tried, and which perturbs a layer for its sensitivity
 STEPS = 6  # of k-means at an anchor
 LARGEST_K = 4096
-BITS = (8, 6, 5, 4)
+BITS = (8, 7, 6, 5, 4)
 GROUPS = (32, 8, 2)  # inputs that share a scale of 8-bit integers: 8.5, 10 and 16 bits a weight
 # Of moments, as a share of their mean diagonal, where the gain of the second-order search is predicted: on six layers
 # of two networks (d = 4 to 18, K = 16 to 256) that comes within 0.03 of the factor in the median, and within
@@ -97,6 +97,7 @@ class LayerRates:
         found = [Choice(None, codec_nbytes(None, shape), 0.0)]
         for d, layout in block_sizes(shape, self.fast):
             found += self._pq(d, layout)
+        self._factors.clear()  # large
         return found + self._integers()
 
     def _integers(self) -> list[Choice]:

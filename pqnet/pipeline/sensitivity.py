@@ -13,25 +13,28 @@ from pqnet.pipeline.batches import Batch, iterate_batches
 from pqnet.pipeline.sweep import Values, sweep
 from pqnet.runtime.execute import evaluate_node, node_params, run_graph, values_to_free
 
-__all__ = ["network_gains", "some_samples"]
+__all__ = ["network_gains", "single_samples", "some_samples"]
 
 
 def some_samples(graph: Graph, data: Any, n: int) -> list[Batch]:
-    """Return about n samples of calibration data, evenly from arrays, the first ones of an iterable.
-
-    One sample a batch, where the network takes any number: threads share them.
-    """
+    """Return about n samples of calibration data in batches: evenly from arrays, the first n batches of an iterable."""
     if not isinstance(data, np.ndarray | Mapping):
         return list(islice(iterate_batches(graph, data), n))
-    batches = list(iterate_batches(graph, data))
+    next(iterate_batches(graph, data))  # checks all of it
+    named = data if isinstance(data, Mapping) else {next(iter(graph.inputs)): data}
+    length = len(next(iter(named.values())))
     if any(isinstance(info.shape[0], int) for info in graph.inputs.values()):
-        return batches[:: max(1, len(batches) // n)]
-    singles = [{name: a[i : i + 1] for name, a in batch.items()} for batch in batches for i in range(_length(batch))]
-    return [singles[i] for i in np.linspace(0, len(singles) - 1, min(n, len(singles))).astype(int)]
+        return list(iterate_batches(graph, named))[: max(1, n)]
+    at = np.linspace(0, length - 1, min(n, length)).astype(np.int64)
+    return list(iterate_batches(graph, {name: np.asarray(a)[at] for name, a in named.items()}))
 
 
-def _length(batch: Batch) -> int:
-    return len(next(iter(batch.values())))
+def single_samples(graph: Graph, batches: list[Batch], n: int) -> list[Batch]:
+    """Return n samples, evenly, each as a batch that a thread may take; whole batches if the network takes no less."""
+    first = {info.shape[0] if info.shape else None for info in graph.inputs.values()}
+    if len(first) == 1 and isinstance(first.pop(), str):
+        batches = [{k: a[i : i + 1] for k, a in b.items()} for b in batches for i in range(len(next(iter(b.values()))))]
+    return [batches[i] for i in np.unique(np.linspace(0, len(batches) - 1, n).astype(int))]
 
 
 def network_gains(
