@@ -33,7 +33,7 @@ PREFER = ("error", "latency")
 LEAST_SHARE = 0.99  # of the target that the file takes
 AIM = 0.997  # of the target, up to which plans keep away from that share
 CELLS = 16384  # of bytes; 400 for each layer if that is more
-MOMENT_SAMPLES = 128  # blocks of d inputs need few
+MOMENT_SAMPLES = 64  # blocks of d inputs need few
 GAIN_SAMPLES = 8
 UNITS = {"": 1, "b": 1} | {p + "b": 1000**i for i, p in enumerate("kmg", 1)}
 UNITS |= {p + "ib": 1024**i for i, p in enumerate("kmg", 1)}
@@ -130,7 +130,7 @@ def plan(
     model : Model
         The float network.
     calibration : array, dict of arrays, iterable of either, or Statistics
-        Data, as for `quantize`; 128 samples of arrays are used. With statistics of `calibrate` only, a layer's
+        Data, as for `quantize`; 64 samples of arrays are used. With statistics of `calibrate` only, a layer's
         relative output error counts the same in all layers.
     target_size : int or str
         Bytes of the file that ``quantize(model, recipe, ...).save(path)`` writes, or text like ``"5MB"`` (10**6 bytes),
