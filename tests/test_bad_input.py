@@ -259,7 +259,7 @@ PIPELINE: list[Row] = [
     ("k", lambda: quantize(NET, {"fc": PQ(400, 4)}, X), C, "layer 'fc': k: expected at most 32, .*got 400"),
     ("seed", lambda: quantize(NET, RECIPE, X, seed=-1), P, "seed: expected .*, got -1"),
     ("threads", lambda: quantize(NET, RECIPE, X, threads=0), P, "threads: expected .*, got 0"),
-    ("no data", lambda: quantize(NET, RECIPE), C, "calibration: expected data or statistics for metric='block'"),
+    ("no data", lambda: quantize(NET, RECIPE), C, "calibration: expected data or statistics for metric='full'"),
     ("norms without data", lambda: quantize(NET, RECIPE, STATISTICS, reestimate_norm=True), C,
      "reestimate_norm: expected calibration data, got none; statistics are not enough"),
     ("norms", lambda: quantize(NET, RECIPE, X, reestimate_norm="no"), C, "reestimate_norm: .* False, True, got"),

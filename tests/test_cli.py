@@ -134,6 +134,10 @@ def test_calibrate_quantize_run_inspect_verify(folder: Path, capsys: pytest.Capt
 
     assert run("quantize model.h5 --calibration x.npz --preset small-blocks --reestimate-norm -o small2.h5") == 0
     assert run("quantize model.h5 --recipe recipe.yaml --metric none --seed 3 -o recipe.h5") == 0
+    for name in ("ipq.h5", "ipq2.h5"):
+        line = f"quantize model.h5 --preset small-blocks --mode ipq --checkpoint layers/of -o {name}"
+        assert run(line) == 0 and len(list(Path("layers/of").iterdir())) == len(layers) - 1
+    assert Path("ipq.h5").read_bytes() == Path("ipq2.h5").read_bytes()
     made = pqnet.load("recipe.h5").graph
     packed = {n: isinstance(made.params[node.params["weight"]], Packed) for n, node in made.layers().items()}
     first = next(n for n, node in made.layers().items() if node.op == "conv2d")
@@ -412,6 +416,12 @@ BAD = [
      "expected a float weight, got a packed one"),
     ("quantize two.h5 --preset small-blocks --metric none -o q.h5",
      "recipe: expected a codec for at least one layer, got none"),
+    ("quantize model.h5 --preset small-blocks --mode ipq --metric none -o q.h5",
+     "metric: expected None with mode='ipq', which sets it, got 'none'"),
+    ("quantize model.h5 --preset small-blocks --mode ipq --no-correct-bias -o q.h5",
+     "correct_bias: expected None with mode='ipq'"),
+    ("quantize model.h5 --preset small-blocks --mode ipq --checkpoint x.npy -o q.h5",
+     "checkpoint: expected a folder that can be written to, got str 'x.npy'"),
     ("verify damaged.h5", "the file is damaged"),
     ("verify other.h5", "recorded outputs: expected a relative difference of at most 0.001, got 0.333"),
     ("verify small.h5 --tolerance -1", "recorded outputs: expected a relative difference of at most -1.0"),

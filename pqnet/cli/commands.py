@@ -41,10 +41,12 @@ def quantize(args: argparse.Namespace) -> None:
         model,
         recipe,
         source,
+        mode=args.mode,
         metric=args.metric,
         target=args.target,
-        correct_bias=not args.no_correct_bias,
+        correct_bias=False if args.no_correct_bias else None,
         reestimate_norm=args.reestimate_norm,
+        checkpoint=args.checkpoint,
         seed=args.seed,
         threads=args.threads,
     )

@@ -105,10 +105,12 @@ def _quantize(sub: Any) -> None:
     which.add_argument("--recipe", help="YAML file: name pattern to codec, or null to keep float")
     which.add_argument("--target-size", help=f"{_SIZE}; plans the codecs, see pqnet plan")
     _add_prefer(p)
-    _add_metric(p)
-    p.add_argument("--target", default="teacher", help="what layers aim at, with data: teacher (default) or weight")
+    p.add_argument("--mode", help="a published algorithm: bgd, pqf or ipq; instead of the next three")
+    _add_metric(p, None)
+    p.add_argument("--target", help="what layers aim at, with data: teacher (default) or weight")
     p.add_argument("--no-correct-bias", action="store_true", help="leave biases and norms as they are")
     p.add_argument("--reestimate-norm", action="store_true", help="measure batch norm statistics again")
+    p.add_argument("--checkpoint", metavar="DIR", help="folder of finished layers: run again to go on after a stop")
     p.add_argument("-o", "--output", required=True, help="model file to write")
     add_common(p)
 
@@ -117,8 +119,8 @@ def _add_prefer(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prefer", default="error", help="of a plan: least error (default), or latency: fast layouts")
 
 
-def _add_metric(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--metric", default="full", help="none, pooled, block or full (default)")
+def _add_metric(parser: argparse.ArgumentParser, default: str | None) -> None:
+    parser.add_argument("--metric", default=default, help="none, pooled, block or full (default)")
 
 
 def _add_batch(parser: argparse.ArgumentParser) -> None:
@@ -200,7 +202,7 @@ def _demo(sub: Any) -> None:
         sub, "demo", demo.run, "quantize and run a small real network that comes with the package", "pqnet demo"
     )
     p.add_argument("--preset", default="small-blocks", help="small-blocks (default) or large-blocks")
-    _add_metric(p)
+    _add_metric(p, "full")
     add_common(p)
 
 

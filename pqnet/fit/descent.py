@@ -16,10 +16,11 @@ from pqnet.kernels.kmeans_search import ALL_GROUP, ALL_TILE
 
 __all__ = ["SecondOrder"]
 
-BATCH = 64  # inputs whose residuals follow every change at once; those after them wait for a product of matrices
+BATCH = 64  # inputs whose residuals follow every change at once; the next ones wait for a product of matrices
+PANEL = 512  # inputs, of whose changes all others learn together: products of 64 rows would only move memory
 COLUMNS = 128  # outputs that a product of matrices takes at a time, whatever the number of threads
 CHUNKS = 32  # partial sums over block positions
-STEPS = 12  # of conjugate gradients between two sweeps
+STEPS = 4  # of conjugate gradients between two sweeps
 TOLERANCE = 2e-3  # gain of a round, relative, that ends the search
 
 
@@ -66,7 +67,11 @@ class SecondOrder:
         """Take another codebook, codes kept; return the error."""
         self.codebook = codebook.astype(np.float32)
         for group in self.groups:
-            group.renew(self.codebook)
+            group.spread(self.codebook)
+            group.renew()
+        return self._measure()
+
+    def _measure(self) -> float:
         self.error = sum(group.error() for group in self.groups)
         return self.error
 
@@ -84,7 +89,7 @@ class SecondOrder:
         """Choose every code anew, block position after block position; return the error."""
         for group in self.groups:
             group.sweep(self.codebook)
-        return self.set_codebook(self.codebook)
+        return self._measure()
 
     def update(self, steps: int) -> float:
         """Move the codebook towards the minimum for these codes by conjugate gradients; return the error."""
@@ -97,16 +102,22 @@ class SecondOrder:
             if rz <= stop:
                 break
             direction = p.astype(np.float32)
-            moved = self._sums([group.product(direction) for group in self.groups])
+            products = [group.product(direction) for group in self.groups]
+            moved = self._sums(products)
             curvature = float((p * moved).sum())
             if curvature <= 0:
                 break
             a = rz / curvature
             x, r = x + a * p, r - a * moved
+            for group, product in zip(self.groups, products, strict=True):
+                group.residual -= np.multiply(product, np.float32(a), out=product)
             z = np.einsum("kij,kj->ki", inverse, r)
             rz, before = float((r * z).sum()), rz
             p = z + rz / before * p
-        return self.set_codebook((self.codebook + x).astype(np.float32))
+        self.codebook = (self.codebook + x).astype(np.float32)
+        for group in self.groups:
+            group.spread(self.codebook)
+        return self._measure()
 
     def _members(self) -> np.ndarray:
         """Return the sum of G over the members of every codeword: the diagonal blocks of the problem, (K, d, d)."""
@@ -153,10 +164,13 @@ class _Group:
         self.weights = np.zeros(width, np.float32)
         self.weights[: self.outputs] = weights
 
-    def renew(self, codebook: np.ndarray) -> None:
-        """Compute weights and residuals anew, free of what rounding left."""
+    def spread(self, codebook: np.ndarray) -> None:
+        """Make the weights that codes and codebook stand for."""
         with parallel_kernels(self.threads):
             kernels.spread_words(codebook, self.codes, self.current)
+
+    def renew(self) -> None:
+        """Compute residuals anew, free of what rounding left of changes."""
         self._multiply(self.moment, np.subtract(self.target, self.current, out=self.scratch), self.residual)
 
     def error(self) -> float:
@@ -182,28 +196,34 @@ class _Group:
         words, ids = now.interleaved(), np.arange(now.padded, dtype=np.int32)
         flat, tiles = np.ascontiguousarray(codebook).reshape(-1), self.codes.shape[1] // ALL_TILE
         scratch = aligned(tiles, d * ALL_TILE), np.empty((tiles, ALL_TILE), np.int32)
-        some = max(1, BATCH // d)
-        for m in range(0, inputs // d, some):
-            n = min(some, inputs // d - m)
-            rows = slice(m * d, (m + n) * d)
-            change = self.scratch[rows]
-            with parallel_kernels(self.threads):
-                kernels.descend(
-                    words,
-                    now.offset[m : m + n],
-                    ids,
-                    -(-now.k // ALL_GROUP),
-                    flat,
-                    self.diagonal[m : m + n].reshape(-1),
-                    np.ascontiguousarray(self.moment[rows, rows]),
-                    d,
-                    *scratch,
-                    self.residual[rows],
-                    self.current[rows],
-                    self.codes[m : m + n],
-                    change,
-                )
-            self._multiply(self.moment[rows.stop :, rows], change, self.residual[rows.stop :], add=True)
+        step = max(1, BATCH // d) * d
+        wide = max(1, PANEL // step) * step
+        for start in range(0, inputs, wide):
+            panel = slice(start, min(start + wide, inputs))
+            before = self.residual[panel].copy()
+            for first in range(panel.start, panel.stop, step):
+                rows = slice(first, min(first + step, panel.stop))
+                blocks = slice(rows.start // d, rows.stop // d)
+                with parallel_kernels(self.threads):
+                    kernels.descend(
+                        words,
+                        now.offset[blocks],
+                        ids,
+                        -(-now.k // ALL_GROUP),
+                        flat,
+                        self.diagonal[blocks].reshape(-1),
+                        np.ascontiguousarray(self.moment[rows, rows]),
+                        d,
+                        *scratch,
+                        self.residual[rows],
+                        self.current[rows],
+                        self.codes[blocks],
+                        self.scratch[rows],
+                    )
+                rest = slice(rows.stop, panel.stop)
+                self._multiply(self.moment[rest, rows], self.scratch[rows], self.residual[rest], add=True)
+            self.residual[panel] = before
+            self._multiply(self.moment[:, panel], self.scratch[panel], self.residual, add=True)
 
     def _multiply(self, a: np.ndarray, b: np.ndarray, out: np.ndarray, *, add: bool = False) -> None:
         """Compute out = a @ b, or add that to it, with bits that do not depend on the number of threads."""

@@ -10,6 +10,7 @@ from pqnet.codecs import FITTERS, PQ, Fit, Packed, PackedPQ
 from pqnet.codecs.layout import to_blocks
 from pqnet.codecs.pq import Integers
 from pqnet.errors import PQNetError
+from pqnet.fit.annealed import annealed_kmeans
 from pqnet.fit.descent import SecondOrder
 from pqnet.fit.kmeans import KMeansResult, assign, weighted_kmeans
 from pqnet.fit.scales import best_scales
@@ -27,6 +28,8 @@ def fit_pq(
     seed: int = 0,
     *,
     row_weights: Any = None,
+    init: str | None = None,
+    annealed: bool = False,
     n_iter: int = 100,
     threads: int | None = None,
 ) -> Fit:
@@ -49,8 +52,12 @@ def fit_pq(
     seed : int
     row_weights : array, shape (O,), optional
         Weight of each output (of each token of an embedding).
+    init : {None, "k-means++", "random"}
+        First codebook of k-means where ``warm`` gives none.
+    annealed : bool
+        Search by `annealed_kmeans` instead, without a metric, row weights or a first codebook.
     n_iter : int
-        Limit on codebook updates.
+        Limit on codebook updates; of annealed k-means, their number.
     threads : int, optional
         Default: all cores. The result does not depend on it.
 
@@ -80,17 +87,23 @@ def fit_pq(
     if row_weights is not None:
         row_weights = np.repeat(_check.float_array(row_weights, "row_weights", shape=(o,)), m)
     rows = blocks.reshape(-1, d)
-    found = weighted_kmeans(
-        rows,
-        codec.k,
-        weights=row_weights,
-        metric=metric,
-        groups=groups,
-        init=None if warm is None else warm.codebook.astype(np.float32),
-        n_iter=n_iter,
-        seed=seed,
-        threads=threads,
-    )
+    if annealed:
+        for name, value in {"metric": metric, "row_weights": row_weights, "warm": warm, "init": init}.items():
+            if value is not None:
+                raise _check.error(name, "None with annealed=True", _check.describe(value))
+        found = annealed_kmeans(rows, codec.k, n_iter=n_iter, seed=seed, threads=threads)
+    else:
+        found = weighted_kmeans(
+            rows,
+            codec.k,
+            weights=row_weights,
+            metric=metric,
+            groups=groups,
+            init=init if warm is None else warm.codebook.astype(np.float32),
+            n_iter=n_iter,
+            seed=seed,
+            threads=threads,
+        )
     threads = default_threads(threads)
     if whole is not None:
         weights = np.ones(o, np.float32) if row_weights is None else row_weights[::m]

@@ -41,7 +41,7 @@ __all__ = ["check_name", "container_nbytes", "read_arrays", "read_container", "r
 
 MAGIC = b"PQNET\n"
 VERSION = 1
-KINDS = {"model": "pqnet.load", "statistics": "pqnet.load_statistics"}
+KINDS = {"model": "pqnet.load", "statistics": "pqnet.load_statistics", "layer": "pqnet.quantize(checkpoint=...)"}
 MAX_HEADER = 1 << 24  # bytes of JSON: names of a thousand layers and of a vocabulary, not a decompression bomb
 MAX_DEPTH = 64
 MAX_AXES = 8
@@ -59,7 +59,7 @@ def write_container(path: Path, kind: str, header: Mapping[str, Any], arrays: Ma
     ----------
     path : str or path
         File to create or replace. Equal content in equal order gives equal bytes.
-    kind : {"model", "statistics"}
+    kind : {"model", "statistics", "layer"}
         What the file is; the reader must ask for the same.
     header : dict
         Plain data: dict with str keys, list, str, int, finite float, bool, None. Tuples come back as lists.
@@ -117,7 +117,7 @@ def read_container(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, np.
     ----------
     path : str or path
         File to read.
-    kind : {"model", "statistics"}
+    kind : {"model", "statistics", "layer"}
         What the file has to be.
 
     Returns

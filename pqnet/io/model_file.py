@@ -14,7 +14,16 @@ from pqnet.graph.graph import Graph, Node, Param, ValueInfo
 from pqnet.graph.op import DTYPES, Attr, get_op
 from pqnet.io.container import Path, check_name, container_nbytes, read_container, write_container
 
-__all__ = ["Golden", "graph_nbytes", "load_graph", "relative_differences", "save_graph"]
+__all__ = [
+    "Golden",
+    "graph_content",
+    "graph_nbytes",
+    "load_graph",
+    "params_content",
+    "params_from",
+    "relative_differences",
+    "save_graph",
+]
 
 MAX_SIZE = 1 << 40  # of an axis
 MAX_DRAWN = 1 << 28  # float32 numbers that a golden record may draw: 1 GiB
@@ -184,14 +193,14 @@ def save_graph(path: Path, graph: Graph, golden: Golden | None = None) -> None:
     >>> list(graph.params), golden
     (['fc.weight'], None)
     """
-    header, arrays = _to_file(graph.validate(), golden)
+    header, arrays = graph_content(graph.validate(), golden)
     _graph_from(header, graph.params, golden)  # what is written can be read
     write_container(path, "model", header, arrays)
 
 
 def graph_nbytes(graph: Graph, golden: Golden | None = None) -> int:
     """Return the bytes of the file that `save_graph` makes of the same arguments."""
-    return container_nbytes("model", *_to_file(graph.validate(), golden))
+    return container_nbytes("model", *graph_content(graph.validate(), golden))
 
 
 def load_graph(path: Path) -> tuple[Graph, Golden | None]:
@@ -220,17 +229,24 @@ def load_graph(path: Path) -> tuple[Graph, Golden | None]:
 # -- writing -------------------------------------------------------------------------------------------------
 
 
-def _to_file(graph: Graph, golden: Golden | None) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    params: dict[str, Any] = {}
+def params_content(params: Mapping[str, Param]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return the records and arrays that a file holds for parameters; `params_from` is the inverse."""
+    records: dict[str, Any] = {}
     arrays: dict[str, np.ndarray] = {}
-    for name in dict.fromkeys(name for node in graph.nodes for name in node.params.values()):
-        param = graph.params[name]
+    for name, param in params.items():
         if isinstance(param, Packed):
-            params[name] = {"codec": param.codec.to_attrs(), "shape": list(param.shape)}
+            records[name] = {"codec": param.codec.to_attrs(), "shape": list(param.shape)}
             arrays |= {f"params/{name}/{key}": array for key, array in param.arrays().items()}
         else:
-            params[name] = None
+            records[name] = None
             arrays[f"params/{name}/values"] = param
+    return records, arrays
+
+
+def graph_content(graph: Graph, golden: Golden | None = None) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return the header and arrays that a file holds for a validated graph."""
+    used = dict.fromkeys(name for node in graph.nodes for name in node.params.values())
+    params, arrays = params_content({name: graph.params[name] for name in used})
     header: dict[str, Any] = {
         "inputs": {n: {"shape": list(i.shape), "dtype": i.dtype} for n, i in graph.inputs.items()},
         "outputs": graph.outputs,
@@ -266,27 +282,36 @@ def _plain(value: Any) -> Any:
 
 def _from_file(header: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> tuple[Graph, Golden | None]:
     """Build graph and golden record from what a file holds, or raise."""
-    stored: dict[str, dict[str, np.ndarray]] = {}
+    stored: dict[str, np.ndarray] = {}
     recorded: dict[str, dict[str, np.ndarray]] = {"inputs": {}, "outputs": {}}
     for path, array in arrays.items():
         match path.split("/", 2):
-            case ["params", *rest] if rest:
-                name, _, key = "/".join(rest).rpartition("/")
-                stored.setdefault(name, {})[key] = array
             case ["golden", "inputs" | "outputs" as part, name] if "golden" in header:
                 recorded[part][name] = array
             case _:
-                raise FormatError(f"array {path!r} belongs to nothing")
-    records = _record(header.get("params"), "params")
-    if unknown := sorted(set(stored) - set(records)):
-        raise FormatError(f"the arrays of {unknown[:5]} belong to no parameter")
-    params = {name: _param(name, record, stored.get(name, {})) for name, record in records.items()}
+                stored[path] = array
+    params = params_from(header.get("params"), stored)
     golden = None
     if "golden" in header:
         fields = _record(header["golden"], "golden", seed=object, shapes=dict)
         shapes = {n: _shape(s, f"golden input {n!r}") for n, s in fields["shapes"].items()}
         golden = Golden(shapes, fields["seed"], recorded["inputs"], recorded["outputs"])
     return _graph_from(header, params, golden), golden
+
+
+def params_from(records: Any, arrays: Mapping[str, np.ndarray]) -> dict[str, Param]:
+    """Rebuild parameters from `params_content`; anything that does not fit raises FormatError."""
+    stored: dict[str, dict[str, np.ndarray]] = {}
+    for path, array in arrays.items():
+        first, _, rest = path.partition("/")
+        if first != "params" or not rest:
+            raise FormatError(f"array {path!r} belongs to nothing")
+        name, _, key = rest.rpartition("/")
+        stored.setdefault(name, {})[key] = array
+    records = _record(records, "params")
+    if unknown := sorted(set(stored) - set(records)):
+        raise FormatError(f"the arrays of {unknown[:5]} belong to no parameter")
+    return {name: _param(name, record, stored.get(name, {})) for name, record in records.items()}
 
 
 def _param(name: str, record: Any, arrays: Mapping[str, np.ndarray]) -> Param:

@@ -35,13 +35,11 @@ class _Accumulator:
         self.samples = 0
 
     def add(self, batches: list[Batch]) -> None:
-        sweep(self.graph, batches, self.visit, self.threads)
+        sweep(self.graph, batches, self.layers, self.visit, self.threads)
         self.samples += sum(max((len(a) for a in b.values() if a.ndim), default=1) for b in batches)
 
     def visit(self, node: Node, values: Values, _: Values) -> None:
-        if node.name not in self.layers:
-            return
-        inputs = values[node.inputs[0]]
+        inputs = [batch[node.inputs[0]] for batch in values]
         shape = tuple(self.graph.params[node.params["weight"]].shape)
         starts = self.samples + np.cumsum([0, *(len(x) for x in inputs[:-1])])
 
@@ -152,6 +150,6 @@ def statistics_of_inputs(
             get_op(node.op).infer([Info(x.shape, x.dtype.name)], params, node.attrs)
         except PQNetError as reason:
             raise PQNetError(f"{where}: {reason}") from None
-        values = {node.inputs[0]: [x[i : i + 64] for i in range(0, len(x), 64)]}
+        values = [{node.inputs[0]: x[i : i + 64]} for i in range(0, len(x), 64)]
         accumulator.visit(node, values, values)
     return accumulator.result()

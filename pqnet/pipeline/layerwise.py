@@ -14,7 +14,7 @@ from pqnet.pipeline.moments import (
     build_metric,
     input_rows,
     layer_metric,
-    output_gap,
+    output_energies,
     output_rows,
     row_moments,
     row_weights,
@@ -46,17 +46,21 @@ class _Inputs:
     mean: np.ndarray  # E[s], (G, Kin)
     taught_mean: np.ndarray  # E[t]
     lag_mean: np.ndarray  # E[r], (G, O / G)
+    energies: np.ndarray  # E|W t|^2 and E|W (t - s)|^2 of the float weight
 
     @classmethod
-    def measure(cls, rows: _Rows, batches: int, threads: int) -> "_Inputs":
+    def measure(cls, weight: np.ndarray, rows: _Rows, batches: int, threads: int) -> "_Inputs":
         """Sum over all batches, in their order."""
 
         def one(i: int) -> tuple[list[np.ndarray], int]:
-            parts = rows(i)
-            seen = parts[0]
-            moments = [np.matmul(part.swapaxes(1, 2), seen) for part in parts[: 1 if parts[1] is seen else 2]]
-            moments = [moments[0], moments[-1], np.matmul(parts[2].swapaxes(1, 2), seen)]
-            return moments + [part.sum(1, np.float64) for part in parts], seen.shape[1]
+            seen, wanted, lag = rows(i)
+            same = wanted is seen
+            moment = np.matmul(seen.swapaxes(1, 2), seen)
+            cross = moment if same else np.matmul(wanted.swapaxes(1, 2), seen)
+            moments = [moment, cross, np.matmul(lag.swapaxes(1, 2), seen)]
+            means = [part.sum(1, dtype=np.float64) for part in (seen, wanted, lag)]
+            energies = output_energies(wanted, [weight]), [0.0] if same else output_energies(wanted - seen, [weight])
+            return [*moments, *means, np.concatenate(energies)], seen.shape[1]
 
         found = ordered_map(one, range(batches), threads)
         first, count = next(found)
@@ -76,7 +80,7 @@ class _Inputs:
         )
         size = np.trace(self.moment, axis1=1, axis2=2)[:, None, None] / moment.shape[1]
         noise = ROUNDING * size * np.eye(moment.shape[1])
-        return _Inputs(moment + noise, cross + noise, lag, *means)
+        return _Inputs(moment + noise, cross + noise, lag, *means, self.energies)
 
     def target(self, weight: np.ndarray) -> np.ndarray:
         """Return the weight whose outputs from the student's inputs come nearest to the teacher's and the lag.
@@ -108,6 +112,19 @@ class _Inputs:
         shift: np.ndarray = means(weight, self.taught_mean) - means(packed, self.mean) + self.lag_mean.reshape(-1)
         return shift
 
+    def error(self, weight: np.ndarray, packed: np.ndarray, shift: np.ndarray) -> float:
+        """Return E|W t - (V s + b)|^2 for the packed weight V: of W (t - s) + (W - V) s - b.
+
+        Differences first: what rounding leaves of the moments would hide small errors.
+        """
+        groups, n = self.mean.shape
+        filters, change = (w.reshape(groups, -1, n).astype(np.float64) for w in (weight, weight - packed))
+        lag = np.matmul(filters, self.cross - self.moment)  # E[W (t - s) s']
+        total = self.energies[1] + ((2 * lag + np.matmul(change, self.moment)) * change).sum()
+        ahead = np.matmul(filters, (self.taught_mean - self.mean)[:, :, None])
+        wanted = (ahead + np.matmul(change, self.mean[:, :, None])).reshape(-1)
+        return float(total + (shift * (shift - 2 * wanted)).sum())
+
 
 class FromData:
     """Visits the nodes of a sweep, see `pqnet.pipeline.sweep`."""
@@ -115,16 +132,17 @@ class FromData:
     def __init__(self, run: Run) -> None:
         self.run, self.options = run, run.options
         self.shapes = run.graph.infer_shapes(run.graph.symbols)
+        norms = [node.name for node in run.graph.nodes if node.op == "batch_norm"]
+        self.visited = {*run.codecs, *(norms if run.options.reestimate_norm else ())}
 
     def visit(self, node: Node, values: Values, taught: Values) -> None:
         """Quantize a layer, or measure a batch norm."""
-        if node.name in self.run.codecs:
-            if node.op == "embedding":
-                self._embedding(node, values[node.inputs[0]])
-            else:
-                self._matrix(node, values, taught)
-        elif node.op == "batch_norm" and self.options.reestimate_norm:
-            self._reestimate(node, values[node.inputs[0]])
+        if node.op == "embedding":
+            self._embedding(node, [batch[node.inputs[0]] for batch in values])
+        elif node.op == "batch_norm":
+            self._reestimate(node, [batch[node.inputs[0]] for batch in values])
+        else:
+            self._matrix(node, values, taught)
 
     def _embedding(self, node: Node, inputs: list[np.ndarray]) -> None:
         run, weight = self.run, self.run.weight(node)
@@ -136,49 +154,48 @@ class FromData:
         run, weight, full = self.run, self.run.weight(node), self.options.metric == "full"
         affine = FreeAffine.find(run.graph, node) if full and self.options.correct_bias else None
         rows = self._rows(node, weight, values, taught, affine)
-        batches = len(values[node.inputs[0]])
         if full:
-            dense, shift = self._second_order(node, weight, rows, batches, affine)
+            energy, error = self._second_order(node, weight, rows, len(values), affine)
         else:
-            metric = self._block_metric(node, weight.shape, rows, batches)
-            dense, shift = run.pack(node, weight, metric).decode(), np.zeros(len(weight))
+            dense = run.pack(node, weight, self._block_metric(node, weight.shape, rows, len(values))).decode()
 
-        def gaps(i: int) -> np.ndarray:
-            seen, wanted, _ = rows(i)
-            return output_gap(wanted, weight, seen, dense, shift)
+            def energies(i: int) -> np.ndarray:
+                return output_energies(rows(i)[0], [weight, weight - dense])
 
-        energy, error = sum(ordered_map(gaps, range(batches), run.threads), np.zeros(2))
+            energy, error = sum(ordered_map(energies, range(len(values)), run.threads), np.zeros(2))
         run.report[node.name]["output_error"] = float(error / energy) if energy > 0 else 0.0
 
     def _rows(self, node: Node, weight: np.ndarray, values: Values, taught: Values, affine: FreeAffine | None) -> _Rows:
         graph, seed = self.run.graph, self.options.seed
-        seen, wanted = values[node.inputs[0]], taught[node.inputs[0]]
-        starts = np.cumsum([0, *(len(x) for x in seen)])
+        name = node.inputs[0]
+        starts = np.cumsum([0, *(len(batch[name]) for batch in values)])
         n_inputs, groups = int(np.prod(weight.shape[1:])), node.attrs.get("groups", 1)
         shortcut = shortcut_of(graph, node, affine)
         if shortcut is not None and self.shapes[shortcut].shape != self.shapes[node.outputs[0]].shape:
             shortcut = None
-        behind, ahead = (side.get(shortcut or "") for side in (values, taught))
+        if shortcut is not None and shortcut not in values[0]:
+            shortcut = None  # not computed yet
         gain = np.ones(len(weight)) if affine is None else affine.gain
         gain = np.where(np.abs(gain) > 1e-12, gain, np.inf).astype(np.float32).reshape(groups, 1, -1)
 
         def rows(i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-            first = int(starts[i])
-            x = input_rows(node, weight.shape, seen[i], first, seed)
-            t = x if wanted[i] is seen[i] else input_rows(node, weight.shape, wanted[i], first, seed)
-            if behind is None or ahead is None or behind is ahead:
+            first, ours, theirs = int(starts[i]), values[i], taught[i]
+            x = input_rows(node, weight.shape, ours[name], first, seed)
+            t = x if theirs[name] is ours[name] else input_rows(node, weight.shape, theirs[name], first, seed)
+            if shortcut is None or theirs[shortcut] is ours[shortcut]:
                 return x, t, np.zeros((groups, x.shape[1], len(weight) // groups), np.float32)
-            lag = output_rows(node, ahead[i] - behind[i], n_inputs, groups, first, seed)
+            lag = output_rows(node, theirs[shortcut], n_inputs, groups, first, seed)
+            lag -= output_rows(node, ours[shortcut], n_inputs, groups, first, seed)
             return x, t, lag / gain
 
         return rows
 
     def _second_order(
         self, node: Node, weight: np.ndarray, rows: _Rows, batches: int, affine: FreeAffine | None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Pack a layer; return the weight and the shift with which the network then computes its outputs."""
+    ) -> tuple[float, float]:
+        """Pack a layer; return the energy of its outputs and of their error."""
         run = self.run
-        found = _Inputs.measure(rows, batches, run.threads)
+        found = _Inputs.measure(weight, rows, batches, run.threads)
         about = found if affine is None else found.centred()
         target = about.target(weight) if self.options.target == "teacher" else weight
         metric = layer_metric("full", about.moment, weight.shape, run.codecs[node.name])
@@ -197,7 +214,7 @@ class FromData:
         if affine is not None:
             shift = found.mean_shift(weight, dense)
             affine.apply(scale, shift)
-        return dense, shift
+        return float(found.energies[0]), found.error(weight, dense, shift)
 
     def _block_metric(self, node: Node, shape: tuple[int, ...], rows: _Rows, batches: int) -> np.ndarray | None:
         """Measure no more of the moments than the blocks on the diagonal."""

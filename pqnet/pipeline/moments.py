@@ -20,7 +20,6 @@ __all__ = [
     "input_rows",
     "layer_metric",
     "output_energies",
-    "output_gap",
     "output_rows",
     "positions_needed",
     "row_moments",
@@ -134,25 +133,9 @@ def token_counts(ids: np.ndarray, vocabulary: int) -> np.ndarray:
 
 def output_energies(rows: np.ndarray, weights: Sequence[np.ndarray]) -> np.ndarray:
     """Return, for each of several weights in filter form, the sum over rows x and filters w of (w . x)**2."""
-    outputs = (_outputs(rows, w) for w in weights)
+    filters = (w.reshape(len(rows), -1, rows.shape[2]) for w in weights)
+    outputs = (np.matmul(rows, f.swapaxes(-1, -2)) for f in filters)
     return np.array([np.einsum("gno,gno->", y, y, dtype=np.float64) for y in outputs])
-
-
-def output_gap(
-    wanted: np.ndarray, weight: np.ndarray, rows: np.ndarray, packed: np.ndarray, shift: np.ndarray
-) -> np.ndarray:
-    """Return the sums of y**2 and (y - z)**2 for the float layer's y = w . x, and z = packed . rows + shift."""
-    y, z = _outputs(wanted, weight), _outputs(rows, packed)
-    z += shift.astype(np.float32).reshape(len(z), 1, -1)
-    energy = np.einsum("gno,gno->", y, y, dtype=np.float64)
-    y -= z
-    return np.array([energy, np.einsum("gno,gno->", y, y, dtype=np.float64)])
-
-
-def _outputs(rows: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    filters = weight.reshape(len(rows), -1, rows.shape[2])
-    outputs: np.ndarray = np.matmul(rows, filters.swapaxes(-1, -2))
-    return outputs
 
 
 def diagonal_blocks(moment: np.ndarray, shape: tuple[int, ...], d: int, layout: str) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,40 +12,50 @@ from pqnet import _check
 from pqnet._threads import default_threads
 from pqnet.codecs import Codec, Packed
 from pqnet.errors import ConfigError
-from pqnet.graph import Graph
+from pqnet.graph import Graph, Node
 from pqnet.graph.passes import separate_norm_statistics
 from pqnet.pipeline.batches import iterate_batches
+from pqnet.pipeline.checkpoint import checkpoint_folder, resumable
 from pqnet.pipeline.layerwise import FromData
-from pqnet.pipeline.moments import METRICS, layer_metric, row_weights, token_error
+from pqnet.pipeline.modes import check_calibration, choose_options, mode_search
+from pqnet.pipeline.moments import layer_metric, row_weights, token_error
 from pqnet.pipeline.progress import progress_bar
 from pqnet.pipeline.recipe import Recipe, resolve_recipe
-from pqnet.pipeline.run import Options, Run
+from pqnet.pipeline.run import Run
 from pqnet.pipeline.statistics import Statistics
 from pqnet.pipeline.sweep import sweep
 from pqnet.runtime import Model
 
 __all__ = ["quantize"]
 
-TARGETS = ("teacher", "weight")
 
-
-def _from_statistics(run: Run, statistics: Statistics) -> None:
-    """Quantize every layer on its own, from the float network's moments."""
-    metric = run.options.metric
+def _one_by_one(run: Run, statistics: Statistics | None, folder: Path | None) -> None:
     layers = [node for node in run.graph.layers().values() if node.name in run.codecs]
-    found = [statistics.for_layer(node, run.weight(node).shape) for node in layers]  # all, before work
-    for node, moments in zip(layers, found, strict=True):
-        weight, report = run.weight(node), run.report
-        if node.op == "embedding":
-            packed = run.pack(node, weight, row_weights=row_weights(metric, moments.mean * moments.count))
-            report[node.name]["output_error"] = token_error(moments.mean, weight, packed.decode())
-            continue
-        packed = run.pack(node, weight, layer_metric(metric, moments.mean, weight.shape, run.codecs[node.name]))
-        energy, error = (
-            _quadratic(w.reshape(len(moments.mean), -1, moments.mean.shape[1]), moments.mean)
-            for w in (weight, weight - packed.decode())
-        )
-        report[node.name]["output_error"] = error / energy if energy > 0 else 0.0
+    if statistics is not None:
+        for node in layers:  # all, before work
+            statistics.for_layer(node, run.weight(node).shape)
+    visit = resumable(partial(_alone, run, statistics), folder, run, statistics)
+    for node in layers:
+        visit(node)
+
+
+def _alone(run: Run, statistics: Statistics | None, node: Node) -> None:
+    """Quantize a layer on its own, from the float network's moments if there are any."""
+    metric, weight = run.options.metric, run.weight(node)
+    if statistics is None:
+        run.pack(node, weight)
+        return
+    moments = statistics.for_layer(node, weight.shape)
+    if node.op == "embedding":
+        packed = run.pack(node, weight, row_weights=row_weights(metric, moments.mean * moments.count))
+        run.report[node.name]["output_error"] = token_error(moments.mean, weight, packed.decode())
+        return
+    packed = run.pack(node, weight, layer_metric(metric, moments.mean, weight.shape, run.codecs[node.name]))
+    energy, error = (
+        _quadratic(w.reshape(len(moments.mean), -1, moments.mean.shape[1]), moments.mean)
+        for w in (weight, weight - packed.decode())
+    )
+    run.report[node.name]["output_error"] = error / energy if energy > 0 else 0.0
 
 
 def _quadratic(filters: np.ndarray, moment: np.ndarray) -> float:
@@ -63,10 +75,12 @@ def quantize(
     recipe: Recipe | Mapping[str, Codec | None] | str,
     calibration: Any = None,
     *,
-    metric: str = "full",
-    target: str = "teacher",
-    correct_bias: bool = True,
+    mode: str | None = None,
+    metric: str | None = None,
+    target: str | None = None,
+    correct_bias: bool | None = None,
     reestimate_norm: bool = False,
+    checkpoint: str | Path | None = None,
     seed: int = 0,
     threads: int | None = None,
     progress: bool = True,
@@ -83,11 +97,33 @@ def quantize(
         Data: layers are quantized in graph order, each from the inputs that the layers already quantized give it; the
         whole takes about two forward passes, and memory for the values that later layers still need, of all samples.
         Statistics of `calibrate`: every layer on its own. None is enough for ``metric="none"``.
-    metric : {"block", "pooled", "none"}
+    mode : {None, "bgd", "pqf", "ipq"}
+        Find codes as published and no better, for comparison; metric, target and correct_bias are then the mode's.
+        ``bgd``, "And the Bit Goes Down": at most 100 iterations of k-means from random blocks, under the pooled
+        metric, layer after layer; needs data. ``pqf``, the clustering of "Permute, Quantize, and Fine-tune": 1000
+        iterations of annealed k-means on the weights alone; it does not permute channels. ``ipq``, "Training with
+        Quantization Noise": at most 15 iterations of k-means from random blocks, on the weights alone. All for the PQ
+        codec only and without the papers' finetuning. Codecs are those of the recipe: ``clamp="strict"`` is that of
+        the first paper, ``"floor"`` that of the second.
+    metric : {"full", "block", "pooled", "none"}
         What the search of codes minimises: ``none`` the error of the weights; ``pooled`` the output error under one
-        d x d second moment for the layer, as "And the Bit Goes Down" does; ``block`` under one for each block position.
+        d x d second moment for the layer, as "And the Bit Goes Down" does; ``block`` under one for each block position;
+        ``full``, the default, under all second moments of the layer's inputs, so that errors of blocks make up for one
+        another.
+    target : {"teacher", "weight"}
+        With data and the full metric, what the outputs of a layer are to be, given the inputs s that the layers already
+        quantized give it: ``teacher``, the default, those of the float network from its own inputs t, for which codes
+        are found for T = W E[t s'] E[s s']^-1 instead of the weight W; ``weight`` those of W.
+    correct_bias : bool
+        With data and the full metric: let shifts and scales that the network has anyway, of biases and batch norms,
+        make up for the mean error of each output. It costs no bytes. Default True.
     reestimate_norm : bool
         Measure the statistics of all batch norms again, on what the quantized layers before them give; needs data.
+    checkpoint : str or Path, optional
+        Folder, made if missing, that keeps what was found for each layer, as soon as it is found. An interrupted call
+        that is repeated goes on where it stopped, to the same bytes; after a change of the recipe only what depends on
+        it is searched again: with data a layer and those after it, else the layer. Files of earlier calls are left
+        alone, damaged ones made anew with a warning; deleting any is safe.
     seed : int
     threads : int, optional
         Default: all cores. The bytes of the result do not depend on it.
@@ -103,9 +139,9 @@ def quantize(
     Raises
     ------
     ConfigError
-        A pattern that matches no layer, a codec that does not fit, an unknown preset or metric.
+        A pattern that matches no layer, a codec that does not fit, an unknown preset, mode or metric.
     PQNetError
-        Calibration data that do not fit the model, NaN.
+        Calibration data that do not fit the model, NaN; a checkpoint that is not a folder to write to.
 
     Examples
     --------
@@ -117,33 +153,23 @@ def quantize(
     """
     if not isinstance(model, Model):
         raise _check.error("model", "a pqnet.Model", _check.describe(model))
-    options = Options(
-        _check.choice(metric, "metric", METRICS),
-        _check.choice(target, "target", TARGETS),
-        _check.choice(correct_bias, "correct_bias", (False, True)),
-        _check.choice(reestimate_norm, "reestimate_norm", (False, True)),
-        _check.rng_seed(seed),
-    )
+    options = choose_options(mode, metric, target, correct_bias, reestimate_norm, seed)
     codecs = resolve_recipe(recipe, model.graph)
     _check_float(model.graph, codecs)
     chosen = {name: codec for name, codec in codecs.items() if codec is not None}
+    check_calibration(options, calibration)
+    search = mode_search(mode, chosen)
+    folder = None if checkpoint is None else checkpoint_folder(checkpoint)
     with progress_bar(progress, "quantize", "layer", len(chosen)) as bar:
         teacher = separate_norm_statistics(model.graph)
         student = replace(teacher, params=dict(teacher.params))
-        run = Run(student, chosen, options, default_threads(threads), bar)
+        run = Run(student, chosen, options, default_threads(threads), bar, search)
         if calibration is None or isinstance(calibration, Statistics):
-            if reestimate_norm:
-                raise ConfigError("reestimate_norm: expected calibration data, got none; statistics are not enough")
-            if calibration is not None:
-                _from_statistics(run, calibration)
-            elif metric != "none":
-                raise ConfigError(f"calibration: expected data or statistics for metric={metric!r}, got None")
-            else:
-                for node in model.graph.layers().values():
-                    if node.name in run.codecs:
-                        run.pack(node, run.weight(node))
+            _one_by_one(run, calibration, folder)
         else:
             batches = list(iterate_batches(model.graph, calibration))
-            beside = teacher if (metric, target) == ("full", "teacher") else None
-            sweep(student, batches, FromData(run).visit, run.threads, beside)
+            visits = FromData(run)
+            visit = resumable(visits.visit, folder, run, batches)
+            beside = teacher if (options.metric, options.target) == ("full", "teacher") else None
+            sweep(student, batches, visits.visited, visit, run.threads, beside)
         return run.finish()

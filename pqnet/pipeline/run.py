@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +16,14 @@ from pqnet.runtime import Model
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-__all__ = ["Options", "Run"]
+__all__ = ["Options", "Run", "layer_report"]
 
 
 @dataclass(frozen=True)
 class Options:
-    """How `quantize` searches; checked by it, recorded in the model."""
+    """How `quantize` searches; checked by `choose_options`, recorded in the model."""
 
+    mode: str | None
     metric: str
     target: str
     correct_bias: bool
@@ -38,6 +40,7 @@ class Run:
     options: Options
     threads: int
     bar: "tqdm[Any]"
+    search: Mapping[str, Any]  # arguments of the fit, of the mode
     report: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def weight(self, node: Node) -> np.ndarray:
@@ -61,23 +64,18 @@ class Run:
             row_weights=row_weights,
             seed=int.from_bytes(digest[:6], "big"),
             threads=self.threads,
+            **self.search,
         )
         self.graph.params[node.params["weight"]] = fit.packed
         energy, error = (float(np.square(w, dtype=np.float64).sum()) for w in (weight, weight - fit.packed.decode()))
-        self.record(node.name, fit.packed, error / energy if energy > 0 else 0.0, fit.n_iter)
-        self.bar.set_postfix_str(node.name, refresh=False)
-        self.bar.update()
+        self.done(node, layer_report(fit.packed, error / energy if energy > 0 else 0.0, fit.n_iter))
         return fit.packed
 
-    def record(self, name: str, packed: Packed, weight_error: float, iterations: int) -> None:
-        """Report a packed layer."""
-        self.report[name] = {
-            "bytes": packed.nbytes,
-            "dense_bytes": 4 * math.prod(packed.shape),
-            "weight_error": weight_error,
-            "iterations": iterations,
-            "codec": packed.codec.to_attrs(),
-        }
+    def done(self, node: Node, report: dict[str, Any]) -> None:
+        """Take note of a layer that has its codes."""
+        self.report[node.name] = report
+        self.bar.set_postfix_str(node.name, refresh=False)
+        self.bar.update()
 
     def finished_graph(self) -> Graph:
         """Return the graph, its batch norms folded, with the report; errors have four digits, for small files."""
@@ -91,3 +89,14 @@ class Run:
     def finish(self) -> Model:
         """Return the model of the finished graph."""
         return Model(self.finished_graph())
+
+
+def layer_report(packed: Packed, weight_error: float, iterations: int) -> dict[str, Any]:
+    """Return what is recorded of a packed layer, but for its output error."""
+    return {
+        "bytes": packed.nbytes,
+        "dense_bytes": 4 * math.prod(packed.shape),
+        "weight_error": weight_error,
+        "iterations": iterations,
+        "codec": packed.codec.to_attrs(),
+    }

@@ -52,7 +52,7 @@ def network_gains(
         Layers.
     threads : int
     """
-    free, chosen = values_to_free(graph), set(names)
+    free = values_to_free(graph)
     clean = list(ordered_map(lambda batch: run_graph(graph, free, dict(batch)), batches, threads))
     scale = {
         name: sum(float(np.square(out[name], dtype=np.float64).sum()) for out in clean)
@@ -64,15 +64,13 @@ def network_gains(
     gains = {}
 
     def visit(node: Node, values: Values, _: Values) -> None:
-        if node.name not in chosen:
-            return
         params = node_params(graph, node)
         products = {"weight": params["weight"]}
         difference = {"weight": perturb(node) - params["weight"]}
 
         def outputs(weights: Mapping[str, np.ndarray]) -> list[np.ndarray]:
             def one(i: int) -> np.ndarray:
-                return evaluate_node(node, [values[v][i] for v in node.inputs], weights, symbols[i])[0]
+                return evaluate_node(node, [values[i][v] for v in node.inputs], weights, symbols[i])[0]
 
             return list(ordered_map(one, range(len(batches)), threads))
 
@@ -82,7 +80,7 @@ def network_gains(
             changes = _centred(changes, 1 if node.op.startswith("conv") else -1)
 
         def reached(i: int) -> dict[str, float]:
-            now = {v: column[i] for v, column in values.items()}
+            now = dict(values[i])
             now[node.outputs[0]] = (
                 evaluate_node(node, [now[v] for v in node.inputs], params, symbols[i])[0] + changes[i]
             )
@@ -93,7 +91,7 @@ def network_gains(
         shares = [sum(part[n] for part in parts) / scale[n] for n in scale if scale[n] > 0]
         gains[node.name] = float(np.mean(shares) * energy / error) if shares and error > 0 else 0.0
 
-    sweep(graph, batches, visit, threads)
+    sweep(graph, batches, set(names), visit, threads)
     return gains
 
 

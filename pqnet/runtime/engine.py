@@ -8,7 +8,7 @@ import numpy as np
 
 from pqnet._threads import blas_limit
 from pqnet.graph import Graph
-from pqnet.runtime.builder import Store
+from pqnet.runtime.builder import Choose, Store
 from pqnet.runtime.plan import Plan, StepTime, Workspace
 from pqnet.runtime.tuning import Tuner
 
@@ -24,10 +24,12 @@ class Engine:
     Parameters
     ----------
     graph : Graph
+    choose : callable
+        Says which way runs a layer; by default the fastest, by measurement where the cost rule is not sure.
     """
 
-    def __init__(self, graph: Graph) -> None:
-        self.graph = graph
+    def __init__(self, graph: Graph, choose: Choose = _TUNER) -> None:
+        self.graph, self.choose = graph, choose
         self._store = Store()
         self._lock = threading.Lock()
         self._plans: OrderedDict[tuple[tuple[str, int], ...], Plan] = OrderedDict()
@@ -39,7 +41,7 @@ class Engine:
         key = tuple(sorted(symbols.items()))
         with self._lock:
             if key not in self._plans:
-                self._plans[key] = Plan(self.graph, symbols, self._store, _TUNER)
+                self._plans[key] = Plan(self.graph, symbols, self._store, self.choose)
                 if len(self._plans) > PLANS:
                     self._plans.popitem(last=False)
                     self._by_shapes.clear()

@@ -18,6 +18,7 @@ from pqnet.io import Golden, load_graph, save_graph
 from pqnet.runtime.engine import Engine
 from pqnet.runtime.execute import check_inputs, dense_param
 from pqnet.runtime.plan import StepTime
+from pqnet.runtime.tuning import rule
 
 __all__ = ["Model", "Signature", "load"]
 
@@ -141,12 +142,15 @@ class Model:
         save_graph(path, self.graph, self.golden)
 
     def draw_golden(self, seed: int = 0) -> Golden:
-        """Return a golden pair: seeded inputs, and what this model gives for them now (on one thread)."""
+        """Return a golden pair: seeded inputs, and what this model gives for them now.
+
+        On one thread and in the ways of the cost rule: files do not depend on measurements.
+        """
         _check.rng_seed(seed)
         infos = self.graph.infer_shapes(self.graph.symbols)
         shapes = {name: ValueInfo(infos[name].shape, infos[name].dtype) for name in self.graph.inputs}
         golden = Golden.draw(shapes, seed)
-        return golden.with_outputs(self.run(golden.inputs(), threads=1))
+        return golden.with_outputs(Engine(self._engine.graph, rule).run(golden.inputs(), 1))
 
     def with_golden(self, golden: Golden) -> "Model":
         """Return the model with a golden pair for its file; one of over 8 KiB is left out: files stay small."""

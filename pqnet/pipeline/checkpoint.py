@@ -1,0 +1,137 @@
+"""Quantization that can be interrupted: what was found for every layer, in a folder, under a name that fits no other.
+
+A file holds what quantizing one layer changed: parameters of the graph and the layer's report. Its name is a SHA-256 of
+all that this is a function of: pqnet's own source, the kind of CPU, the options, the codec, and either the layer's
+weight and moments, or, where layers see what those before them give, the whole float network, the calibration data and
+the codecs of all layers so far. So a file is found exactly when the same bytes would be computed again, whatever has
+changed, and none ever has to be deleted for a result to be right.
+"""
+
+import hashlib
+import json
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pqnet import _check, kernels
+from pqnet.errors import FormatError
+from pqnet.graph import Node
+from pqnet.graph.graph import Param
+from pqnet.io import graph_content, params_content, params_from, read_container, write_container
+from pqnet.pipeline.batches import Batch
+from pqnet.pipeline.run import Run
+from pqnet.pipeline.statistics import Statistics
+
+__all__ = ["checkpoint_folder", "resumable"]
+
+
+def checkpoint_folder(value: Any) -> Path:
+    """Return a folder that files can be written to, made if it is missing, or raise PQNetError."""
+    try:
+        folder = Path(value)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except (OSError, TypeError, ValueError) as reason:
+        raise _check.error(
+            "checkpoint", "a folder that can be written to", f"{_check.describe(value)}: {reason}"
+        ) from None
+
+
+def resumable(
+    visit: Callable[..., None], folder: Path | None, run: Run, source: Sequence[Batch] | Statistics | None
+) -> Callable[..., None]:
+    """Return ``visit(node, ...)`` such that for a layer with an entry in the folder it does only what it once did.
+
+    Parameters
+    ----------
+    visit : callable
+        Quantizes a node if it is a layer with a codec; what it changes of ``run.graph.params`` it replaces.
+    folder : Path or None
+        None: keep nothing.
+    run : Run
+        Before its first layer.
+    source : list of Batch, Statistics or None
+        What layers are measured with: data, each after those before it; statistics or nothing, each on its own.
+    """
+    if folder is None:
+        return visit
+    entries = _Entries(folder, run, source)
+
+    def once(node: Node, *inputs: Any) -> None:
+        if node.name not in run.codecs:
+            visit(node, *inputs)
+            return
+        key = entries.key(node)
+        if not entries.replay(node, key):
+            before = dict(run.graph.params)
+            visit(node, *inputs)
+            entries.store(node, key, before)
+
+    return once
+
+
+class _Entries:
+    """The files of one run."""
+
+    def __init__(self, folder: Path, run: Run, source: Sequence[Batch] | Statistics | None) -> None:
+        self.folder, self.run = folder, run
+        self.statistics = source if isinstance(source, Statistics) else None
+        self.chained = isinstance(source, Sequence)
+        self.digest = hashlib.sha256()
+        for file in sorted(Path(__file__).parents[1].rglob("*.py")):
+            self.digest.update(file.read_bytes())
+        host = [np.__version__, kernels.HOST, kernels.simd.ISA]
+        self._add(self.digest, [host, vars(run.options)], {})
+        if isinstance(source, Sequence):
+            self._add(self.digest, *graph_content(replace(run.graph, meta={}).validate()))
+            for batch in source:
+                self._add(self.digest, "batch", batch)
+
+    @staticmethod
+    def _add(digest: Any, header: Any, arrays: Mapping[str, np.ndarray]) -> None:
+        index = [(name, array.dtype.str, array.shape) for name, array in arrays.items()]
+        digest.update(json.dumps([header, index]).encode())
+        for array in arrays.values():
+            digest.update(np.ascontiguousarray(array).data)
+
+    def key(self, node: Node) -> str:
+        digest, header = self.digest.copy(), [node.op, node.name, self.run.codecs[node.name].to_attrs()]
+        if self.chained:
+            self._add(digest, header, {})
+            self.digest = digest  # what later layers see depends on this one
+        else:
+            arrays = {"weight": self.run.weight(node)}
+            if self.statistics is not None:
+                moments = self.statistics.layers[node.name]
+                arrays |= {"mean": moments.mean, "count": np.array(moments.count)}
+            self._add(digest, header, arrays)
+        return digest.hexdigest()
+
+    def replay(self, node: Node, key: str) -> bool:
+        """Do what quantizing a layer once did; return whether there was a sound file that says it."""
+        path = self.folder / f"{key}.h5"
+        if not path.exists():
+            return False
+        try:
+            header, arrays = read_container(path, "layer")
+            if set(header) != {"key", "report", "params"} or header["key"] != key:
+                raise FormatError(f"{path}: expected the entry of layer {node.name!r}, got another one")
+            changed = params_from(header["params"], arrays)
+        except FormatError as reason:
+            warnings.warn(f"checkpoint: {reason}; layer {node.name!r} is quantized again", stacklevel=2)
+            return False
+        self.run.graph.params |= changed
+        self.run.done(node, header["report"])
+        return True
+
+    def store(self, node: Node, key: str, before: Mapping[str, Param]) -> None:
+        changed = {name: param for name, param in self.run.graph.params.items() if param is not before[name]}
+        records, arrays = params_content(changed)
+        header = {"key": key, "report": self.run.report[node.name], "params": records}
+        write_container(self.folder / f"{key}.h5", "layer", header, arrays)
