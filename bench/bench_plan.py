@@ -167,7 +167,7 @@ def run(name: str, case: Case) -> None:
         }
 
     start = time.perf_counter()
-    measured = measure(case.model, case.calibration, progress=False)
+    measured = measure(case.model, case.calibration, metric=case.metric, progress=False)
     seconds = time.perf_counter() - start
     for target in case.targets:
         start = time.perf_counter()

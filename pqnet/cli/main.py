@@ -84,6 +84,7 @@ def _plan(sub: Any) -> None:
     p.add_argument("--statistics", help="statistics file of pqnet calibrate, instead of --calibration")
     p.add_argument("--target-size", required=True, help=_SIZE)
     _add_prefer(p)
+    _add_metric(p, "full")
     p.add_argument("--dry-run", action="store_true", help="print the plan, write nothing")
     p.add_argument("-o", "--output", help="recipe file (YAML) to write")
     add_common(p)

@@ -29,7 +29,8 @@ def plan_for(args: argparse.Namespace, model: Model, source: Any) -> Plan:
     if source is None:
         raise PQNetError("target-size: expected --calibration or --statistics with it, got neither")
     target = parse_size(args.target_size)  # before work
-    measured = measure(model, source, prefer=args.prefer, seed=args.seed, threads=args.threads)
+    options = {"prefer": args.prefer, "seed": args.seed, "threads": args.threads}
+    measured = measure(model, source, metric=args.metric or "full", **options)
     return measured.plan(target, golden=True)
 
 

@@ -19,6 +19,7 @@ from pqnet.graph.passes import separate_norm_statistics
 from pqnet.io import Golden, graph_nbytes
 from pqnet.pipeline.allocate import allocations
 from pqnet.pipeline.calibrate import calibrate
+from pqnet.pipeline.moments import METRICS
 from pqnet.pipeline.progress import progress_bar
 from pqnet.pipeline.rates import Choice, LayerRates, codec_nbytes
 from pqnet.pipeline.recipe import Recipe
@@ -113,6 +114,7 @@ def plan(
     target_size: int | str,
     *,
     prefer: str = "error",
+    metric: str = "full",
     golden: bool = False,
     seed: int = 0,
     threads: int | None = None,
@@ -138,6 +140,8 @@ def plan(
         99 % of it.
     prefer : {"error", "latency"}
         What decides at the same bytes: the predicted error, or, before that, the layouts that kernels run fastest.
+    metric : {"full", "block", "pooled", "none"}
+        Of `quantize`: only with ``full`` do the errors of blocks make up for each other.
     golden : bool
         Leave room for the golden record that `pqnet quantize` adds.
     seed : int
@@ -153,7 +157,8 @@ def plan(
     Raises
     ------
     ConfigError
-        A size that is none, or that no plan meets; the message names the smallest and the largest.
+        A size that is none, or that no plan meets; the message names the smallest and the largest. Near the float
+        network's size, where layers are integers or float, there are gaps between the sizes of plans.
     PQNetError
         Calibration data that do not fit the model, NaN.
 
@@ -168,7 +173,7 @@ def plan(
     True
     """
     target = parse_size(target_size)
-    measured = measure(model, calibration, prefer=prefer, seed=seed, threads=threads, progress=progress)
+    measured = measure(model, calibration, prefer=prefer, metric=metric, seed=seed, threads=threads, progress=progress)
     return measured.plan(target, golden=golden).recipe
 
 
@@ -205,6 +210,7 @@ def measure(
     calibration: Any,
     *,
     prefer: str = "error",
+    metric: str = "full",
     seed: int = 0,
     threads: int | None = None,
     progress: bool = True,
@@ -213,6 +219,7 @@ def measure(
     if not isinstance(model, Model):
         raise _check.error("model", "a pqnet.Model", _check.describe(model))
     fast = _check.choice(prefer, "prefer", PREFER) == "latency"
+    second_order = _check.choice(metric, "metric", METRICS) == "full"
     seed, threads = _check.rng_seed(seed), default_threads(threads)
     graph, layers = model.graph, model.graph.layers()
     weights = {name: graph.params[node.params["weight"]] for name, node in layers.items()}
@@ -231,7 +238,7 @@ def measure(
         for name, node in layers.items():
             bar.set_postfix_str(name, refresh=False)
             dense = np.asarray(weights[name], np.float32)
-            rates[name] = LayerRates(node, dense, moments[name], fast, seed, threads)
+            rates[name] = LayerRates(node, dense, moments[name], seed, threads, fast=fast, second_order=second_order)
             options[name] = rates[name].choices()
             bar.update()
 

@@ -76,11 +76,24 @@ class LayerRates:
         Of the layer's inputs.
     fast : bool
         Only blocks that kernels run fastest.
+    second_order : bool
+        Whether the search is that of metric "full".
     seed, threads : int
     """
 
-    def __init__(self, node: Node, weight: np.ndarray, moments: Moments, fast: bool, seed: int, threads: int) -> None:
-        self.weight, self.fast, self.seed, self.threads = weight, fast, seed, threads
+    def __init__(
+        self,
+        node: Node,
+        weight: np.ndarray,
+        moments: Moments,
+        seed: int,
+        threads: int,
+        *,
+        fast: bool = False,
+        second_order: bool = True,
+    ) -> None:
+        self.weight, self.seed, self.threads = weight, seed, threads
+        self.fast, self.second_order = fast, second_order
         self._factors: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self.embedding = node.op == "embedding"
         if self.embedding:  # tokens as often as they occur, those that calibration did not see as if seen once
@@ -201,7 +214,7 @@ class LayerRates:
         block's moment given the inputs before it, over that of the moment alone, as a mean over blocks. Inputs too
         weak to be coded take no part, which the damping stands for.
         """
-        if self.embedding:
+        if self.embedding or not self.second_order:
             return 1.0
         pivots, moment = self._pivots(layout)
         at = np.arange(moment.shape[1]).reshape(-1, d)
