@@ -30,7 +30,8 @@ def plan_for(args: argparse.Namespace, model: Model, source: Any) -> Plan:
         raise PQNetError("target-size: expected --calibration or --statistics with it, got neither")
     target = parse_size(args.target_size)  # before work
     options = {"prefer": args.prefer, "seed": args.seed, "threads": args.threads}
-    measured = measure(model, source, metric=args.metric or "full", **options)
+    published = getattr(args, "mode", None) is not None  # no mode has a search of second order
+    measured = measure(model, source, metric=args.metric or ("block" if published else "full"), **options)
     return measured.plan(target, golden=True)
 
 
