@@ -279,7 +279,8 @@ def test_plan_and_quantize_commands(demo, images, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert all(name in printed for name in demo.graph.layers()) and "of 30000; predicted error" in printed
     assert not (tmp_path / "recipe.yaml").exists()
-    assert main(["plan", "model.h5", "--calibration", "x.npy", "--target-size", "30kB", "-o", "recipe.yaml"]) == 0
+    size = "--calibration x.npy --target-size 30kB --metric block"
+    assert main(f"plan model.h5 {size} -o recipe.yaml".split()) == 0
     capsys.readouterr()
     common = "quantize model.h5 --calibration x.npy --metric block -o"
     assert main(f"{common} a.h5 --recipe recipe.yaml".split()) == 0
