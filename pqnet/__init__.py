@@ -19,6 +19,7 @@ from pqnet.pipeline import Recipe as Recipe
 from pqnet.pipeline import Statistics as Statistics
 from pqnet.pipeline import calibrate as calibrate
 from pqnet.pipeline import load_statistics as load_statistics
+from pqnet.pipeline import plan as plan
 from pqnet.pipeline import quantize as quantize
 from pqnet.runtime import Model as Model
 from pqnet.runtime import conv2d as conv2d

@@ -1,5 +1,8 @@
 """Slow twins that are obviously right: loops over plain indices, float64."""
 
+import itertools
+from collections.abc import Sequence
+
 import numpy as np
 
 Pair = tuple[int, int]
@@ -155,3 +158,13 @@ def spread_of_blocks(rows, width):
             v = rows[first : first + width, :, n].astype(float).reshape(d)
             moment += np.outer(v, v)
     return np.linalg.det(moment / np.trace(moment) * d) ** (1 / d)
+
+
+def allocation(sizes: Sequence[np.ndarray], errors: Sequence[np.ndarray], low: int, high: int) -> float | None:
+    """Return the least summed error of one option for each item with a total size in [low, high]; None if none is."""
+    losses = [
+        sum(float(e[i]) for e, i in zip(errors, way, strict=True))
+        for way in itertools.product(*(range(len(size)) for size in sizes))
+        if low <= sum(int(s[i]) for s, i in zip(sizes, way, strict=True)) <= high
+    ]
+    return min(losses, default=None)

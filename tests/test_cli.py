@@ -398,7 +398,7 @@ BAD = [
     ("calibrate model.h5 --calibration x.npy --merge model.h5 -o s.h5", "expected a statistics file, got a model file"),
     ("quantize model.h5 --preset small-blocks --recipe recipe.yaml -o q.h5",
      "--recipe: not allowed with argument --preset"),
-    ("quantize model.h5 --calibration x.npy -o q.h5", "one of the arguments --preset --recipe is required"),
+    ("quantize model.h5 --calibration x.npy -o q.h5", "arguments --preset --recipe --target-size is required"),
     ("quantize model.h5 --calibration x.npy --preset huge -o q.h5", "recipe: expected one of 'small-blocks', .*'huge'"),
     ("quantize model.h5 --calibration x.npy --statistics stats.h5 --preset small-blocks -o q.h5",
      "expected one of --calibration and --statistics, got both"),

@@ -3,15 +3,15 @@
 import argparse
 import json
 import os
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 import pqnet
 from pqnet import Model, Packed, PQNetError, Recipe
-from pqnet.cli.data import check_output, read_inputs, run_batches, write_outputs
-from pqnet.io import relative_differences
+from pqnet.cli.data import check_output, codec_text, read_inputs, run_batches, write_outputs
+from pqnet.cli.plan import plan_for, read_source
+from pqnet.io import graph_nbytes, relative_differences
 
 __all__ = ["calibrate", "inspect", "quantize", "run", "verify"]
 
@@ -30,15 +30,13 @@ def calibrate(args: argparse.Namespace) -> None:
 
 def quantize(args: argparse.Namespace) -> None:
     check_output(args.output, (".h5",))
-    if args.calibration and args.statistics:
-        raise PQNetError("quantize: expected one of --calibration and --statistics, got both")
-    recipe = args.preset or Recipe.read(args.recipe)
+    recipe: Any = args.preset or (Recipe.read(args.recipe) if args.recipe else None)
     model = pqnet.load(args.model)
-    source: Any = None
-    if args.statistics:
-        source = pqnet.load_statistics(args.statistics)
-    elif args.calibration:
-        source = read_inputs(args.calibration, list(model.inputs))
+    source = read_source(args, model, "quantize")
+    made = None
+    if recipe is None:
+        made = plan_for(args, model, source)
+        recipe = made.recipe
     small = pqnet.quantize(
         model,
         recipe,
@@ -54,6 +52,8 @@ def quantize(args: argparse.Namespace) -> None:
         threads=args.threads,
     )
     small = small.with_golden(small.draw_golden(args.seed))
+    if made is not None and (got := graph_nbytes(small.graph, small.golden)) > made.target:
+        raise PQNetError(f"target-size: expected a file of at most {made.target} bytes, got {got}; report this")
     small.save(args.output)
     _print_layers(small)
     print(f"{args.output}: {os.path.getsize(args.output)} bytes")
@@ -85,22 +85,12 @@ def _report(model: Model) -> dict[str, Any]:
     return {"inputs": model.inputs, "outputs": model.outputs, "size": total, "layers": layers}
 
 
-def _codec_text(attrs: Mapping[str, Any]) -> str:
-    """Return a codec in a few words: of its fields, those that say how many values there are and what shares them."""
-    if "parts" in attrs:
-        return " + ".join(_codec_text(part) for part in attrs["parts"])
-    if isinstance(attrs.get("values"), list):
-        attrs = {**attrs, "values": f"{len(attrs['values'])} values"}
-    shown = [f"{n}={attrs[n]}" for n in ("k", "d", "bits", "count") if n in attrs]
-    return " ".join([attrs["codec"], *shown, *(str(attrs[n]) for n in ("layout", "values", "per") if n in attrs)])
-
-
 def _print_layers(model: Model) -> None:
     report = _report(model)
     print(f"{'layer':<32} {'shape':<18} {'codec':<24} {'bytes':>10} {'ratio':>6} {'error':>7} {'iterations':>10}")
     for name, layer in report["layers"].items():
         codec = layer["codec"]
-        text = "float" if codec is None else _codec_text(codec)
+        text = "float" if codec is None else codec_text(codec)
         error, steps = layer["output_error"], layer["iterations"]
         print(
             f"{name:<32} {'x'.join(map(str, layer['shape'])):<18} {text:<24} {layer['bytes']:>10} "

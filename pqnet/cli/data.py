@@ -11,7 +11,7 @@ import numpy as np
 from pqnet import Model, PQNetError
 from pqnet.io import read_arrays, replaced
 
-__all__ = ["check_output", "read_inputs", "run_batches", "write_outputs"]
+__all__ = ["check_output", "codec_text", "read_inputs", "run_batches", "write_outputs"]
 
 
 def _read(path: str) -> dict[str, np.ndarray] | np.ndarray:
@@ -89,3 +89,16 @@ def write_outputs(path: str, outputs: Mapping[str, Any]) -> None:
             np.savez(file, **outputs)
         else:
             np.save(file, next(iter(outputs.values())))
+
+
+def codec_text(attrs: Mapping[str, Any]) -> str:
+    """Return a codec in a few words: of its fields, those that say how many values there are and what shares them."""
+    if "parts" in attrs:
+        return " + ".join(codec_text(part) for part in attrs["parts"])
+    if isinstance(attrs.get("values"), list):
+        attrs = {**attrs, "values": f"{len(attrs['values'])} values"}
+    int8 = ["int8"] if attrs.get("codebook_dtype") == "int8" else []
+    shown = [f"{n}={attrs[n]}" for n in ("k", "d", "bits", "count") if n in attrs]
+    return " ".join(
+        [attrs["codec"], *shown, *(str(attrs[n]) for n in ("layout", "values", "per") if n in attrs), *int8]
+    )

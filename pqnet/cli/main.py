@@ -7,10 +7,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pqnet import PQNetError, __version__
-from pqnet.cli import bench, commands, convert, demo
+from pqnet.cli import bench, commands, convert, demo, plan
 from pqnet.cli.parser import Parser, add_common, add_data, at_least
 
 __all__ = ["build_parser", "main"]
+
+
+_SIZE = "bytes of the file, or text like 5MB, 800kB, 1.5MiB; never exceeded, and used to 99 %%"
 
 
 def _command(
@@ -32,7 +35,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"pqnet {__version__}")
     sub = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
-    for add in (_convert, _calibrate, _quantize, _run, _inspect, _verify, _bench, _warmup, _demo):
+    for add in (_convert, _calibrate, _plan, _quantize, _run, _inspect, _verify, _bench, _warmup, _demo):
         add(sub)
     return parser
 
@@ -65,6 +68,28 @@ def _calibrate(sub: Any) -> None:
     add_common(p)
 
 
+def _plan(sub: Any) -> None:
+    p = _command(
+        sub,
+        "plan",
+        plan.plan,
+        "choose a codec for every layer so that the quantized file has a wanted size",
+        "pqnet plan model.h5 --calibration x.npy --target-size 5MB --dry-run\n"
+        "  pqnet plan model.h5 --calibration x.npy --target-size 5MB -o recipe.yaml",
+    )
+    p.add_argument("model", help="pqnet model file with float weights")
+    add_data(
+        p, "--calibration", "samples, also to measure how much of a layer's error reaches the outputs", required=False
+    )
+    p.add_argument("--statistics", help="statistics file of pqnet calibrate, instead of --calibration")
+    p.add_argument("--target-size", required=True, help=_SIZE)
+    _add_prefer(p)
+    _add_metric(p, "full")
+    p.add_argument("--dry-run", action="store_true", help="print the plan, write nothing")
+    p.add_argument("-o", "--output", help="recipe file (YAML) to write")
+    add_common(p)
+
+
 def _quantize(sub: Any) -> None:
     p = _command(
         sub,
@@ -79,6 +104,8 @@ def _quantize(sub: Any) -> None:
     which = p.add_mutually_exclusive_group(required=True)
     which.add_argument("--preset", help="small-blocks, large-blocks or transformer")
     which.add_argument("--recipe", help="YAML file: name pattern to codec, or null to keep float")
+    which.add_argument("--target-size", help=f"{_SIZE}; plans the codecs, see pqnet plan")
+    _add_prefer(p)
     p.add_argument("--mode", help="a published algorithm: bgd, pqf or ipq; instead of the next four")
     _add_metric(p, None)
     p.add_argument("--target", help="what layers aim at, with data: teacher (default) or weight")
@@ -88,6 +115,10 @@ def _quantize(sub: Any) -> None:
     p.add_argument("--checkpoint", metavar="DIR", help="folder of finished layers: run again to go on after a stop")
     p.add_argument("-o", "--output", required=True, help="model file to write")
     add_common(p)
+
+
+def _add_prefer(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--prefer", default="error", help="of a plan: least error (default), or latency: fast layouts")
 
 
 def _add_metric(parser: argparse.ArgumentParser, default: str | None) -> None:

@@ -37,7 +37,7 @@ from pqnet._check import choice, describe, error
 from pqnet.errors import FormatError, PQNetError
 from pqnet.io.hdf5_layout import BASE, DTYPES, TEXT_START, Frame, hdf5_frame
 
-__all__ = ["check_name", "read_arrays", "read_container", "replaced", "write_container"]
+__all__ = ["check_name", "container_nbytes", "read_arrays", "read_container", "replaced", "write_container"]
 
 MAGIC = b"PQNET\n"
 VERSION = 1
@@ -80,6 +80,19 @@ def write_container(path: Path, kind: str, header: Mapping[str, Any], arrays: Ma
     ({'samples': 3}, {'h': array([[1., 0.],
            [0., 1.]])})
     """
+    text, counts = _described(kind, header, arrays)
+    with replaced(path) as temporary, open(temporary, "wb") as stream:
+        _write(stream, text, arrays, counts)
+
+
+def container_nbytes(kind: str, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> int:
+    """Return the bytes of the file that `write_container` makes of the same arguments, or raise as it does."""
+    text, counts = _described(kind, header, arrays)
+    return hdf5_frame(len(text), len(zlib.compress(text, 9)), counts).length
+
+
+def _described(kind: str, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> tuple[bytes, dict[str, int]]:
+    """Return the checked content as JSON, and how many numbers of each dtype there are."""
     choice(kind, "kind", KINDS)
     index: dict[str, Any] = {}
     for name, array in arrays.items():
@@ -94,8 +107,7 @@ def write_container(path: Path, kind: str, header: Mapping[str, Any], arrays: Ma
     text = json.dumps(document, separators=(",", ":")).encode()
     if len(text) > MAX_HEADER:
         raise error("header", f"at most {MAX_HEADER} bytes of JSON", len(text))
-    with replaced(path) as temporary, open(temporary, "wb") as stream:
-        _write(stream, text, arrays, _counts(index))
+    return text, _counts(index)
 
 
 def read_container(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

@@ -12,11 +12,12 @@ from pqnet.codecs import PACKED, Packed, codec_from_attrs
 from pqnet.errors import FormatError, PQNetError, UnsupportedOpError
 from pqnet.graph.graph import Graph, Node, Param, ValueInfo
 from pqnet.graph.op import DTYPES, Attr, get_op
-from pqnet.io.container import Path, check_name, read_container, write_container
+from pqnet.io.container import Path, check_name, container_nbytes, read_container, write_container
 
 __all__ = [
     "Golden",
     "graph_content",
+    "graph_nbytes",
     "load_graph",
     "params_content",
     "params_from",
@@ -195,6 +196,11 @@ def save_graph(path: Path, graph: Graph, golden: Golden | None = None) -> None:
     header, arrays = graph_content(graph.validate(), golden)
     _graph_from(header, graph.params, golden)  # what is written can be read
     write_container(path, "model", header, arrays)
+
+
+def graph_nbytes(graph: Graph, golden: Golden | None = None) -> int:
+    """Return the bytes of the file that `save_graph` makes of the same arguments."""
+    return container_nbytes("model", *graph_content(graph.validate(), golden))
 
 
 def load_graph(path: Path) -> tuple[Graph, Golden | None]:

@@ -2,6 +2,10 @@
 
 from pqnet.pipeline.calibrate import calibrate as calibrate
 from pqnet.pipeline.calibrate import statistics_of_inputs as statistics_of_inputs
+from pqnet.pipeline.plan import Plan as Plan
+from pqnet.pipeline.plan import measure as measure
+from pqnet.pipeline.plan import parse_size as parse_size
+from pqnet.pipeline.plan import plan as plan
 from pqnet.pipeline.quantize import quantize as quantize
 from pqnet.pipeline.recipe import PRESETS as PRESETS
 from pqnet.pipeline.recipe import Recipe as Recipe

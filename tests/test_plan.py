@@ -1,0 +1,316 @@
+"""Plans for a file size: the allocation against brute force, predictions against files, errors, and the commands."""
+
+import re
+
+import naive
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import pqnet
+from pqnet import PQ, ConfigError, IntN, Model, PQNetError, Recipe
+from pqnet.cli.main import main
+from pqnet.demo import load_images, model_path
+from pqnet.graph import GraphBuilder, ValueInfo
+from pqnet.io import graph_nbytes
+from pqnet.pipeline import measure, parse_size
+from pqnet.pipeline.allocate import allocations
+from pqnet.pipeline.rates import LayerRates, codec_nbytes
+from pqnet.pipeline.sensitivity import network_gains
+from pqnet.pipeline.statistics import Moments
+
+
+def rand(*shape, seed=0):
+    return np.random.default_rng((seed, *shape)).standard_normal(shape).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return pqnet.load(model_path())
+
+
+@pytest.fixture(scope="module")
+def images():
+    return load_images()[0][:200]
+
+
+@pytest.fixture(scope="module")
+def measured(demo, images):
+    return measure(demo, images)
+
+
+# -- sizes as text -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "nbytes"),
+    [
+        (5_000_000, 5_000_000),
+        (np.int64(7), 7),
+        ("5MB", 5_000_000),
+        ("800kB", 800_000),
+        ("800 kb", 800_000),
+        (" 1.5 MiB ", 3 << 19),
+        ("2KiB", 2048),
+        ("1GB", 10**9),
+        ("0.25GiB", 1 << 28),
+        ("12345", 12345),
+        ("77B", 77),
+    ],
+)
+def test_sizes(text, nbytes):
+    assert parse_size(text) == nbytes
+
+
+@pytest.mark.parametrize("size", ["", "MB", "5 megabytes", "-5MB", "1e6", "5,5MB", "0", 0, -1, 2.5, True, None, b"5MB"])
+def test_what_is_no_size(size):
+    with pytest.raises(ConfigError, match=r"^target_size: expected a number of bytes such as 5000000, '5MB'.*, got "):
+        parse_size(size)
+
+
+# -- the allocation ------------------------------------------------------------------------------------------
+
+
+@given(
+    st.lists(
+        st.lists(st.tuples(st.integers(0, 30), st.integers(0, 100)), min_size=1, max_size=5), min_size=1, max_size=5
+    ),
+    st.integers(0, 60),
+    st.integers(0, 60),
+)
+def test_allocations_are_those_of_brute_force(items, a, b):
+    sizes = [np.array([size for size, _ in options]) for options in items]
+    errors = [np.array([float(error) for _, error in options]) for options in items]
+    low, high = min(a, b), max(a, b)
+    wanted = naive.allocation(sizes, errors, low, high)
+    ways = list(allocations(sizes, errors, low, high, cells=1000))
+    assert bool(ways) == (wanted is not None)
+    if wanted is not None:
+        totals = [sum(int(s[i]) for s, i in zip(sizes, way, strict=True)) for way in ways]
+        losses = [sum(e[i] for e, i in zip(errors, way, strict=True)) for way in ways]
+        assert losses[0] == wanted and losses == sorted(losses)
+        assert all(low <= total <= high for total in totals) and len(set(totals)) == len(totals)
+
+
+def test_rounding_to_cells_never_exceeds_the_bound():
+    rng = np.random.default_rng(0)
+    sizes = [np.sort(rng.integers(1, 10**6, 20)) for _ in range(12)]
+    errors = [1.0 / size for size in sizes]
+    for high in (2_000_000, 5_000_000):
+        way = next(allocations(sizes, errors, int(0.98 * high), high, cells=5000))
+        total = sum(int(s[i]) for s, i in zip(sizes, way, strict=True))
+        assert 0.97 * high <= total <= high
+
+
+# -- what is measured ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(12, 10), (16, 8, 3, 3), (9, 1, 5, 5)])
+@pytest.mark.parametrize("codec", [PQ(5, 1), PQ(4, 1, codebook_dtype="int8"), IntN(5), IntN(8, per="group", group=1)])
+def test_bytes_of_a_codec_are_those_of_a_fit(shape, codec):
+    assert codec_nbytes(codec, shape) == codec.fit(rand(*shape)).nbytes
+    assert codec_nbytes(None, shape) == rand(*shape).nbytes
+
+
+def linear_net():
+    b = GraphBuilder({"input": ValueInfo(("batch", 16))}, {"batch": 2})
+    x = b.add("linear", "input", name="first", params={"weight": rand(32, 16)})
+    x = b.add("linear", x, name="second", params={"weight": rand(8, 32, seed=1), "bias": rand(8)})
+    return Model(b.build({"output": x}))
+
+
+def test_gains_are_those_of_an_error_that_passes_through():
+    model, x = linear_net(), rand(20, 16, seed=3)
+    first, second = (model.graph.params[f"{n}.weight"].astype(float) for n in ("first", "second"))
+    change = {"first": 0.1 * rand(32, 16, seed=5), "second": 0.1 * rand(8, 32, seed=6)}
+
+    def perturb(node):
+        return model.graph.params[node.params["weight"]] + change[node.name]
+
+    out = np.square(model(x).astype(float)).sum()
+    gains = network_gains(model.graph, [{"input": x[:7]}, {"input": x[7:]}], perturb, list(change), 1)
+    hidden = x @ first.T
+    wrong = x @ change["first"].T.astype(float)
+    share = np.square(wrong).sum() / np.square(hidden).sum()
+    assert gains["first"] == pytest.approx(np.square(wrong @ second.T).sum() / out / share, rel=1e-4)
+    wrong = hidden @ change["second"].T
+    share = np.square(wrong).sum() / np.square(hidden @ second.T).sum()
+    wrong = wrong - wrong.mean(0)  # the bias takes the mean
+    assert gains["second"] == pytest.approx(np.square(wrong).sum() / out / share, rel=1e-4)
+
+
+def test_predicted_errors_are_near_those_of_quantization(measured, demo):
+    """Through the whole search, from the same kind of moments."""
+    codec = PQ(64, 8, "channel")
+    small = pqnet.quantize(demo, {"layer*conv1": codec, "*downsample*": codec}, pqnet.calibrate(demo, load_images()[0]))
+    for name, entry in small.graph.meta["quantization"]["layers"].items():
+        predicted = next(c.error for c in measured.options[name] if c.codec == codec)
+        assert 0.5 < predicted / entry["output_error"] < 2, name
+
+
+def test_the_search_gains_where_blocks_depend_on_each_other():
+    node = linear_net().graph.layers()["first"]
+    independent = np.eye(16, dtype=np.float32)
+    for a in range(0, 16, 4):
+        independent[a : a + 4, a : a + 4] += 1
+    dependent = rand(16, 16)
+    rates = [LayerRates(node, rand(32, 16), Moments(m[None], 9), 0, 1) for m in (independent, dependent @ dependent.T)]
+    assert rates[0]._shaping(4, "spatial") == pytest.approx(1, abs=1e-3)
+    assert rates[1]._shaping(4, "spatial") < 0.8
+    assert rates[1]._shaping(16, "spatial") == pytest.approx(1)
+
+
+# -- files ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", [16_000, 33_333, 60_000, 250_000])
+def test_files_fill_their_target(measured, demo, images, tmp_path, target):
+    plans = {golden: measured.plan(target, golden=golden) for golden in (False, True)}
+    for golden, plan in plans.items():
+        small = pqnet.quantize(demo, plan.recipe, images, metric="none")
+        if golden:
+            small = small.with_golden(small.draw_golden())
+        small.save(tmp_path / "small.h5")
+        got = (tmp_path / "small.h5").stat().st_size
+        assert graph_nbytes(small.graph, small.golden) == got
+        assert 0.99 * target <= got <= plan.nbytes <= target
+        assert plan.nbytes - got <= 64
+        sizes = {n: s.codes + s.codebooks for n, s in small.size().per_layer.items()}
+        assert all(sizes[n] == layer.nbytes for n, layer in plan.layers.items() if layer.codec)
+
+
+def test_every_size_can_be_planned_for(measured):
+    for target in np.geomspace(9_500, 400_000, 25).astype(int):
+        assert 0.99 * target <= measured.plan(int(target), golden=True).nbytes <= target
+
+
+def test_a_plan_is_better_than_one_k(measured, demo, images):
+    held_out = load_images()[1]
+    wanted = demo(held_out)
+    statistics = pqnet.calibrate(demo, images)
+
+    def error(recipe):
+        small = pqnet.quantize(demo, recipe, statistics)
+        return np.square(small(held_out) - wanted).sum() / np.square(wanted).sum(), graph_nbytes(small.graph)
+
+    even = {"default": PQ(64, 8, "channel", clamp="floor")}
+    one_k, nbytes = error(even)
+    planned, less = error(measured.plan(nbytes).recipe)
+    assert less <= nbytes and planned < 0.5 * one_k
+
+
+def test_plans_do_not_depend_on_threads(demo, images):
+    plans = [pqnet.plan(demo, images[:40], "30kB", threads=threads, progress=False) for threads in (1, 2)]
+    assert plans[0] == plans[1] == Recipe.from_yaml(plans[0].to_yaml())
+
+
+def test_latency_keeps_to_fast_layouts(demo, images):
+    plan = pqnet.plan(demo, pqnet.calibrate(demo, images[:60]), "30kB", prefer="latency")
+    blocks = {n: (c.d, c.layout) for n, c in plan.layers.items() if isinstance(c, PQ)}
+    assert blocks and all(
+        (d, layout) in ((8, "channel"), (16, "channel")) for n, (d, layout) in blocks.items() if n != "conv1"
+    )
+
+
+def test_embeddings_and_groups_are_planned():
+    b = GraphBuilder({"ids": ValueInfo(("batch", 6), "int64")}, {"batch": 2})
+    x = b.add("embedding", "ids", name="table", params={"weight": rand(600, 16)})
+    x = b.add("reshape", b.add("permute", x, axes=(0, 2, 1)), shape=("batch", 16, 2, 3))
+    x = b.add("conv2d", x, name="grouped", params={"weight": rand(32, 4, 1, 3)}, groups=4)
+    x = b.add("conv2d", x, name="depthwise", params={"weight": rand(32, 1, 1, 1)}, groups=32)
+    x = b.add("linear", b.add("mean", x, axes=(2, 3)), name="head", params={"weight": rand(5, 32)})
+    model = Model(b.build({"output": x}))
+    ids = np.random.default_rng(0).integers(0, 600, (30, 6))
+    for source in (ids, [ids[:8], ids[8:]], pqnet.calibrate(model, ids)):
+        for target in (12_000, 16_000):
+            recipe = pqnet.plan(model, source, target)
+            small = pqnet.quantize(model, recipe, source, metric="block")
+            assert 0.99 * target <= graph_nbytes(small.graph) <= target
+
+
+# -- errors --------------------------------------------------------------------------------------------------
+
+
+def test_sizes_that_no_plan_meets(measured, demo):
+    with pytest.raises(ConfigError, match=r"^target_size: expected \d+ bytes \(the smallest plan\) to .*, got 2000;"):
+        measured.plan(2000)
+    with pytest.raises(ConfigError, match=r"\(the float network\), got 5000000; choose a size between them"):
+        measured.plan("5MB")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        ((None, "images", "30kB"), {}, r"model: expected a pqnet\.Model, got NoneType None"),
+        (("demo", "images", "30 elephants"), {}, "target_size: expected a number of bytes"),
+        (
+            ("demo", "images", "30kB"),
+            {"prefer": "speed"},
+            "prefer: expected one of 'error', 'latency', got",
+        ),
+        (("demo", "images", "30kB"), {"golden": 1}, "golden: expected one of False, True, got int 1"),
+        (("demo", None, "30kB"), {}, "calibration: expected an array, a dict of arrays or an iterable"),
+        (("demo", "wide", "30kB"), {}, "input 'input': expected shape"),
+        (("demo", "nan", "30kB"), {}, "input 'input': expected finite float32 numbers"),
+        (("demo", "images", "30kB"), {"seed": -1}, "seed: expected an integer"),
+        (("small", "images", "30kB"), {}, "expected a float weight, got a packed one; plan for the float model"),
+        (("none", "x4", "30kB"), {}, "model: expected layers with weights to quantize, got none"),
+    ],
+)
+def test_bad_arguments(demo, images, arguments, options, message):
+    b = GraphBuilder({"x": ValueInfo(("n", 4))}, {"n": 2})
+    values = {"demo": demo, "images": images[:2], "wide": images[:, :, :, :7], "nan": images * np.float32(np.nan)}
+    values["none"] = Model(b.build({"y": b.add("add", "x", "x")}))
+    values["small"] = pqnet.quantize(demo, {"fc": PQ(4, 4)}, metric="none")
+    given = [values.get(a, a) if isinstance(a, str) else a for a in arguments]
+    with pytest.raises(PQNetError, match=message):
+        pqnet.plan(*given, **options)
+
+
+# -- the commands --------------------------------------------------------------------------------------------
+
+
+def test_plan_and_quantize_commands(demo, images, tmp_path, capsys):
+    np.save("x.npy", images[:60])
+    demo.save("model.h5")
+    pqnet.calibrate(demo, images[:60]).save("stats.h5")
+    assert main(["plan", "model.h5", "--statistics", "stats.h5", "--target-size", "30kB", "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in demo.graph.layers()) and "of 30000; predicted error" in printed
+    assert not (tmp_path / "recipe.yaml").exists()
+    size = "--calibration x.npy --target-size 30kB --metric block"
+    assert main(f"plan model.h5 {size} -o recipe.yaml".split()) == 0
+    capsys.readouterr()
+    common = "quantize model.h5 --calibration x.npy --metric block -o"
+    assert main(f"{common} a.h5 --recipe recipe.yaml".split()) == 0
+    assert main(f"{common} b.h5 --target-size 30kB".split()) == 0
+    files = [(tmp_path / name).read_bytes() for name in ("a.h5", "b.h5")]
+    assert files[0] == files[1] and 29_700 <= len(files[0]) <= 30_000
+    assert main(["verify", "b.h5"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("plan model.h5 --calibration x.npy --target-size 30kB", "expected one of --output and --dry-run, got neither"),
+        ("plan model.h5 --calibration x.npy --target-size 30kB --dry-run -o r.yaml", "--dry-run, got both"),
+        ("plan model.h5 --target-size 30kB --dry-run", "expected --calibration or --statistics with it, got neither"),
+        ("plan model.h5 --calibration x.npy --target-size 30xB --dry-run", "target_size: expected a number of bytes"),
+        ("plan model.h5 --calibration x.npy --target-size 30kB -o r.txt", "r.txt"),
+        ("quantize model.h5 --target-size 30kB -o s.h5", "expected --calibration or --statistics with it"),
+        ("quantize model.h5 --target-size 30kB --preset small-blocks -o s.h5", "not allowed with"),
+        (
+            "quantize model.h5 --calibration x.npy --target-size 9GB -o s.h5",
+            r"expected \d+ bytes \(the smallest plan\)",
+        ),
+    ],
+)
+def test_bad_command_lines(demo, images, capsys, line, message, tmp_path):
+    np.save("x.npy", images[:8])
+    demo.save("model.h5")
+    assert main(line.split()) == 2
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1
+    assert re.search(message, printed), printed
+    assert not list(tmp_path.glob("*.yaml")) and not (tmp_path / "s.h5").exists()
