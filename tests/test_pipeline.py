@@ -71,7 +71,7 @@ def test_rows_are_what_the_filters_see(op, shape, x, attrs):
     """The energy of the rows under the filters is the energy of the layer's outputs, and the moments agree with it."""
     node = Node(op, "layer", ("x",), ("y",), complete_attrs(get_op(op), attrs), {"weight": "w"})
     weight, values = rand(*shape), rand(*x)
-    rows = input_rows(node, shape, values, 0, 0)
+    rows = input_rows(node, shape, values, 0, 0, 256)
     want = float(np.square(get_op(op).evaluate([values], {"weight": weight}, node.attrs).astype(float)).sum())
     assert output_energies(rows, [weight, 2 * weight]) == pytest.approx([want, 4 * want], rel=1e-5)
     n = rows.shape[2]
@@ -93,12 +93,14 @@ def test_block_moments_are_the_diagonal_of_the_whole():
 def test_positions_of_large_maps_are_sampled_by_the_stated_rule():
     node = Node("conv2d", "c", ("x",), ("y",), complete_attrs(get_op("conv2d"), {}), {"weight": "w"})
     assert (positions_needed(100), positions_needed(4608)) == (256, 2304)
+    assert [positions_needed(100, n) for n in (1, 1000, 10**6)] == [256, 66, 1]
+    assert positions_needed(4608, 1000) == 148
     x = np.arange(2 * 40 * 40, dtype=np.float32).reshape(2, 1, 40, 40)
-    rows = input_rows(node, (1, 1, 1, 1), x, 5, 7)[0, :, 0].reshape(2, 256)
+    rows = input_rows(node, (1, 1, 1, 1), x, 5, 7, 256)[0, :, 0].reshape(2, 256)
     edges = np.arange(256) * (1600 / 256)  # one position from each stratum, in order
     assert np.all(np.abs(rows - [[0], [1600]] - edges - 1600 / 512) <= 1600 / 512 + 1)
     assert not np.array_equal(rows[0], rows[1] - 1600)  # every sample draws its own
-    assert np.array_equal(rows[1], input_rows(node, (1, 1, 1, 1), x[1:], 6, 7)[0, :, 0])  # whatever its batch
+    assert np.array_equal(rows[1], input_rows(node, (1, 1, 1, 1), x[1:], 6, 7, 256)[0, :, 0])  # whatever its batch
 
 
 def moments_by_hand(model, data):

@@ -1,5 +1,6 @@
 """Streaming calibration: second moments of every layer's inputs in one pass of the float network."""
 
+import math
 from collections.abc import Mapping
 from itertools import islice
 from typing import Any
@@ -13,7 +14,7 @@ from pqnet.graph import Graph, Info, Node
 from pqnet.graph.graph import param_info
 from pqnet.graph.op import get_op
 from pqnet.pipeline.batches import Batch, iterate_batches
-from pqnet.pipeline.moments import input_rows, row_moments, token_counts
+from pqnet.pipeline.moments import input_rows, positions_needed, row_moments, token_counts
 from pqnet.pipeline.progress import progress_bar
 from pqnet.pipeline.statistics import Moments, Statistics, moment_shape
 from pqnet.pipeline.sweep import Values, sweep
@@ -43,10 +44,12 @@ class _Accumulator:
         shape = tuple(self.graph.params[node.params["weight"]].shape)
         starts = self.samples + np.cumsum([0, *(len(x) for x in inputs[:-1])])
 
+        wanted = positions_needed(math.prod(shape[1:]))
+
         def measure(i: int) -> tuple[np.ndarray, int]:
             if node.op == "embedding":
                 return token_counts(inputs[i], shape[0]), inputs[i].size
-            rows = input_rows(node, shape, inputs[i], int(starts[i]), self.seed)
+            rows = input_rows(node, shape, inputs[i], int(starts[i]), self.seed, wanted)
             n_inputs = rows.shape[2]
             return row_moments(rows, np.arange(n_inputs), n_inputs)[:, 0], rows.shape[1]
 

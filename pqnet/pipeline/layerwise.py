@@ -1,6 +1,6 @@
 """Quantization during one sweep over data: every layer sees what the layers already quantized give it."""
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from pqnet.pipeline.moments import (
     layer_metric,
     output_energies,
     output_rows,
+    positions_needed,
     row_moments,
     row_weights,
     token_counts,
@@ -29,11 +30,76 @@ __all__ = ["FromData"]
 # Of the moment, as a share of its mean diagonal, where targets are solved for: what the student's inputs cannot express
 # stays with the float weight.
 TARGET_DAMPING = 1e-2
+ROWS = 4096  # that are multiplied at a time
 ROUNDING = 1e-5  # of moments: sums of float32 products
 
-# Of a batch: what the student's filters see, what the teacher's see, and by how much the teacher's shortcut, to which
-# the outputs are added, is ahead of the student's, in units of the outputs; each (G, n, ..).
-_Rows = Callable[[int], tuple[np.ndarray, np.ndarray, np.ndarray]]
+
+class _Rows:
+    """What the filters of a layer are multiplied with on both sides, gathered from batches as often as asked for."""
+
+    def __init__(
+        self, run: Run, node: Node, weight: np.ndarray, values: Values, taught: Values, affine: FreeAffine | None
+    ) -> None:
+        self.node, self.shape, self.seed = node, weight.shape, run.options.seed
+        self.name, self.values, self.taught = node.inputs[0], values, taught
+        sizes = [len(batch[self.name]) for batch in values]
+        self.starts = np.cumsum([0, *sizes])
+        self.wanted = positions_needed(math.prod(weight.shape[1:]), int(self.starts[-1]))
+        self.convolution_groups = node.attrs.get("groups", 1)
+        shapes = run.graph.infer_shapes(run.graph.symbols)
+        output = shapes[node.outputs[0]].shape
+        positions = math.prod(output[1:-1] if node.op == "linear" else output[2:])
+        self.rows_of_batch = max(sizes) * min(positions, self.wanted)
+        self.shortcut = shortcut_of(run.graph, node, affine)
+        if self.shortcut is not None and (
+            self.shortcut not in values[0]  # not computed yet
+            or shapes[self.shortcut].shape != output
+            or taught[0][self.shortcut] is values[0][self.shortcut]
+        ):
+            self.shortcut = None
+        gain = np.ones(len(weight)) if affine is None else affine.gain
+        gain = np.where(np.abs(gain) > 1e-12, gain, np.inf).astype(np.float32)
+        self.gain = gain.reshape(self.convolution_groups, 1, -1)
+
+    def seen(self, i: int) -> np.ndarray:
+        """Return what the student's filters see of batch i, (G, n, Kin)."""
+        return self._inputs(self.values, i)
+
+    def _inputs(self, side: Values, i: int) -> np.ndarray:
+        return input_rows(self.node, self.shape, side[i][self.name], int(self.starts[i]), self.seed, self.wanted)
+
+    def _lag(self, i: int) -> np.ndarray:
+        ahead, behind = (
+            output_rows(
+                self.node,
+                side[i][str(self.shortcut)],
+                self.convolution_groups,
+                int(self.starts[i]),
+                self.seed,
+                self.wanted,
+            )
+            for side in (self.taught, self.values)
+        )
+        ahead -= behind
+        lag: np.ndarray = ahead / self.gain
+        return lag
+
+    def groups(self) -> list[range]:
+        """Return which batches are multiplied together: sums of few products would only move memory."""
+        n = max(1, ROWS // max(1, self.rows_of_batch))
+        return [range(i, min(i + n, len(self.values))) for i in range(0, len(self.values), n)]
+
+    def together(self, batches: range) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Return of several batches what the student's filters see, what the teacher's see, and the shortcut's lag.
+
+        The lag, (G, n, O / G), is by how much the teacher's shortcut, to which the outputs are added, is ahead of the
+        student's, in units of the outputs; None if there is none.
+        """
+        same = self.values[0][self.name] is self.taught[0][self.name]
+        seen = np.concatenate([self.seen(i) for i in batches], 1)
+        wanted = seen if same else np.concatenate([self._inputs(self.taught, i) for i in batches], 1)
+        lag = None if self.shortcut is None else np.concatenate([self._lag(i) for i in batches], 1)
+        return seen, wanted, lag
 
 
 @dataclass
@@ -49,27 +115,34 @@ class _Inputs:
     energies: np.ndarray  # E|W t|^2 and E|W (t - s)|^2 of the float weight
 
     @classmethod
-    def measure(cls, weight: np.ndarray, rows: _Rows, batches: int, threads: int) -> "_Inputs":
+    def measure(cls, weight: np.ndarray, rows: _Rows, threads: int) -> "_Inputs":
         """Sum over all batches, in their order."""
 
-        def one(i: int) -> tuple[list[np.ndarray], int]:
-            seen, wanted, lag = rows(i)
-            same = wanted is seen
-            moment = np.matmul(seen.swapaxes(1, 2), seen)
-            cross = moment if same else np.matmul(wanted.swapaxes(1, 2), seen)
-            moments = [moment, cross, np.matmul(lag.swapaxes(1, 2), seen)]
-            means = [part.sum(1, dtype=np.float64) for part in (seen, wanted, lag)]
-            energies = output_energies(wanted, [weight]), [0.0] if same else output_energies(wanted - seen, [weight])
-            return [*moments, *means, np.concatenate(energies)], seen.shape[1]
+        def one(batches: range) -> tuple[list[np.ndarray], int]:
+            seen, wanted, lag = rows.together(batches)
+            moments, energies = [np.matmul(seen.swapaxes(1, 2), seen)], [output_energies(wanted, [weight])]
+            if wanted is not seen:
+                moments.append(np.matmul(wanted.swapaxes(1, 2), seen))
+                energies.append(output_energies(wanted - seen, [weight]))
+            if lag is not None:
+                moments.append(np.matmul(lag.swapaxes(1, 2), seen))
+            means = [part.sum(1, dtype=np.float64) for part in (seen, wanted, lag) if part is not None]
+            return [np.concatenate(energies), *means, *moments], seen.shape[1]
 
-        found = ordered_map(one, range(batches), threads)
+        found = ordered_map(one, rows.groups(), threads)
         first, count = next(found)
         total = [part.astype(np.float64) for part in first]
         for more, n in found:
             for sums, part in zip(total, more, strict=True):
                 sums += part
             count += n
-        return cls(*(sums / count for sums in total))
+        for sums in total:
+            sums /= count
+        energies, mean, taught_mean, *rest = total
+        lag_mean = np.zeros((len(mean), len(weight) // len(mean))) if rows.shortcut is None else rest.pop(0)
+        moment = rest.pop(0)
+        lag = np.zeros((*lag_mean.shape, mean.shape[1])) if rows.shortcut is None else rest.pop()
+        return cls(moment, rest[0] if rest else moment, lag, mean, taught_mean, lag_mean, np.append(energies, 0.0)[:2])
 
     def centred(self) -> "_Inputs":
         """Return the moments about the means, with as much noise on both sides' inputs as rounding leaves."""
@@ -131,7 +204,6 @@ class FromData:
 
     def __init__(self, run: Run) -> None:
         self.run, self.options = run, run.options
-        self.shapes = run.graph.infer_shapes(run.graph.symbols)
         norms = [node.name for node in run.graph.nodes if node.op == "batch_norm"]
         self.visited = {*run.codecs, *(norms if run.options.reestimate_norm else ())}
 
@@ -153,49 +225,24 @@ class FromData:
     def _matrix(self, node: Node, values: Values, taught: Values) -> None:
         run, weight, full = self.run, self.run.weight(node), self.options.metric == "full"
         affine = FreeAffine.find(run.graph, node) if full and self.options.correct_bias else None
-        rows = self._rows(node, weight, values, taught, affine)
+        rows = _Rows(run, node, weight, values, taught, affine)
         if full:
-            energy, error = self._second_order(node, weight, rows, len(values), affine)
+            energy, error = self._second_order(node, weight, rows, affine)
         else:
             dense = run.pack(node, weight, self._block_metric(node, weight.shape, rows, len(values))).decode()
 
             def energies(i: int) -> np.ndarray:
-                return output_energies(rows(i)[0], [weight, weight - dense])
+                return output_energies(rows.seen(i), [weight, weight - dense])
 
             energy, error = sum(ordered_map(energies, range(len(values)), run.threads), np.zeros(2))
         run.report[node.name]["output_error"] = float(error / energy) if energy > 0 else 0.0
 
-    def _rows(self, node: Node, weight: np.ndarray, values: Values, taught: Values, affine: FreeAffine | None) -> _Rows:
-        graph, seed = self.run.graph, self.options.seed
-        name = node.inputs[0]
-        starts = np.cumsum([0, *(len(batch[name]) for batch in values)])
-        n_inputs, groups = int(np.prod(weight.shape[1:])), node.attrs.get("groups", 1)
-        shortcut = shortcut_of(graph, node, affine)
-        if shortcut is not None and self.shapes[shortcut].shape != self.shapes[node.outputs[0]].shape:
-            shortcut = None
-        if shortcut is not None and shortcut not in values[0]:
-            shortcut = None  # not computed yet
-        gain = np.ones(len(weight)) if affine is None else affine.gain
-        gain = np.where(np.abs(gain) > 1e-12, gain, np.inf).astype(np.float32).reshape(groups, 1, -1)
-
-        def rows(i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-            first, ours, theirs = int(starts[i]), values[i], taught[i]
-            x = input_rows(node, weight.shape, ours[name], first, seed)
-            t = x if theirs[name] is ours[name] else input_rows(node, weight.shape, theirs[name], first, seed)
-            if shortcut is None or theirs[shortcut] is ours[shortcut]:
-                return x, t, np.zeros((groups, x.shape[1], len(weight) // groups), np.float32)
-            lag = output_rows(node, theirs[shortcut], n_inputs, groups, first, seed)
-            lag -= output_rows(node, ours[shortcut], n_inputs, groups, first, seed)
-            return x, t, lag / gain
-
-        return rows
-
     def _second_order(
-        self, node: Node, weight: np.ndarray, rows: _Rows, batches: int, affine: FreeAffine | None
+        self, node: Node, weight: np.ndarray, rows: _Rows, affine: FreeAffine | None
     ) -> tuple[float, float]:
         """Pack a layer; return the energy of its outputs and of their error."""
         run = self.run
-        found = _Inputs.measure(weight, rows, batches, run.threads)
+        found = _Inputs.measure(weight, rows, run.threads)
         about = found if affine is None else found.centred()
         target = about.target(weight) if self.options.target == "teacher" else weight
         metric = layer_metric("full", about.moment, weight.shape, run.codecs[node.name])
@@ -224,7 +271,7 @@ class FromData:
         columns = block_columns(shape, layout)
 
         def moments(i: int) -> tuple[np.ndarray, int]:
-            seen = rows(i)[0]
+            seen = rows.seen(i)
             return row_moments(seen, columns, d), seen.shape[1]
 
         parts = ordered_map(moments, range(batches), self.run.threads)

@@ -28,6 +28,7 @@ __all__ = [
     "token_error",
 ]
 
+ROWS, ROWS_OF_INPUT = 1 << 16, 32  # in all, where the number of samples is known
 METRICS = ("none", "pooled", "block", "full")
 # Damping of block metrics, as a share of the mean diagonal: directions that calibration never saw cost a little.
 DAMPING = 1e-4
@@ -35,25 +36,28 @@ DAMPING = 1e-4
 LARGEST = 1e12
 
 
-def positions_needed(n_inputs: int) -> int:
+def positions_needed(n_inputs: int, samples: int | None = None) -> int:
     """Return how many positions of one sample enter a layer's moments: 256, or half its inputs if that is more.
 
     Neighbouring patches overlap, so a few hundred images at this rate determine the matrix; all positions are used
-    where a sample has no more.
+    where a sample has no more. With a known number of samples no more are taken than give 65,536 rows, or 32 for each
+    input if that is more.
     """
-    return max(256, n_inputs // 2)
+    most = max(256, n_inputs // 2)
+    return most if samples is None else min(most, -(-max(ROWS, ROWS_OF_INPUT * n_inputs) // samples))
 
 
-def _pick(available: int, n_inputs: int, sample: int, seed: int) -> np.ndarray:
+def _pick(available: int, wanted: int, sample: int, seed: int) -> np.ndarray:
     """Return the positions of one sample that are used: one at random from each of equal strata."""
-    wanted = positions_needed(n_inputs)
     if available <= wanted:
         return np.arange(available)
     jitter = np.random.default_rng((seed, sample)).random(wanted)
     return ((np.arange(wanted) + jitter) * (available / wanted)).astype(np.int64)
 
 
-def input_rows(node: Node, shape: tuple[int, ...], x: np.ndarray, first_sample: int, seed: int) -> np.ndarray:
+def input_rows(
+    node: Node, shape: tuple[int, ...], x: np.ndarray, first_sample: int, seed: int, wanted: int
+) -> np.ndarray:
     """Return what the filters of a layer are multiplied with.
 
     Parameters
@@ -67,6 +71,8 @@ def input_rows(node: Node, shape: tuple[int, ...], x: np.ndarray, first_sample: 
     first_sample : int
         Index of the batch's first sample in the whole calibration set; with ``seed`` it fixes the positions taken.
     seed : int
+    wanted : int
+        Positions of a sample, see `positions_needed`.
 
     Returns
     -------
@@ -82,7 +88,7 @@ def input_rows(node: Node, shape: tuple[int, ...], x: np.ndarray, first_sample: 
     n_inputs = int(np.prod(shape[1:]))
     if node.op == "linear":
         samples = x.reshape(x.shape[0] if x.ndim > 1 else 1, -1, n_inputs)
-        rows = [s[_pick(len(s), n_inputs, first_sample + i, seed)] for i, s in enumerate(samples)]
+        rows = [s[_pick(len(s), wanted, first_sample + i, seed)] for i, s in enumerate(samples)]
         return np.concatenate(rows)[None]
     attrs: Any = node.attrs
     if node.op == "conv_transpose2d":
@@ -91,13 +97,13 @@ def input_rows(node: Node, shape: tuple[int, ...], x: np.ndarray, first_sample: 
     if node.op == "conv_transpose2d":
         windows = windows[:, :, ::-1, ::-1]
     groups, width = attrs["groups"], windows.shape[5]
-    at = np.stack([_pick(windows.shape[4] * width, n_inputs, first_sample + i, seed) for i in range(len(windows))])
+    at = np.stack([_pick(windows.shape[4] * width, wanted, first_sample + i, seed) for i in range(len(windows))])
     patches = np.empty((groups, at.size, n_inputs), np.float32)
     gather_patches(windows, at // width, at % width, groups, patches)
     return patches
 
 
-def output_rows(node: Node, y: np.ndarray, n_inputs: int, groups: int, first_sample: int, seed: int) -> np.ndarray:
+def output_rows(node: Node, y: np.ndarray, groups: int, first_sample: int, seed: int, wanted: int) -> np.ndarray:
     """Return what lies at the positions of `input_rows` in an array of the shape of the layer's output.
 
     float32, shape (G, n, O / G).
@@ -106,7 +112,7 @@ def output_rows(node: Node, y: np.ndarray, n_inputs: int, groups: int, first_sam
         samples = y.reshape(y.shape[0] if y.ndim > 1 else 1, -1, y.shape[-1])
     else:
         samples = y.reshape(*y.shape[:2], -1).swapaxes(1, 2)
-    picked = [s[_pick(len(s), n_inputs, first_sample + i, seed)] for i, s in enumerate(samples)]
+    picked = [s[_pick(len(s), wanted, first_sample + i, seed)] for i, s in enumerate(samples)]
     rows = np.concatenate(picked)
     return np.ascontiguousarray(rows.reshape(len(rows), groups, -1).swapaxes(0, 1))
 
