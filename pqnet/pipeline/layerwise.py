@@ -112,7 +112,7 @@ class _Inputs:
     mean: np.ndarray  # E[s], (G, Kin)
     taught_mean: np.ndarray  # E[t]
     lag_mean: np.ndarray  # E[r], (G, O / G)
-    energies: np.ndarray  # E|W t|^2 and E|W (t - s)|^2 of the float weight
+    ahead: float  # E|W (t - s)|^2 of the float weight
 
     @classmethod
     def measure(cls, weight: np.ndarray, rows: _Rows, threads: int) -> "_Inputs":
@@ -120,14 +120,14 @@ class _Inputs:
 
         def one(batches: range) -> tuple[list[np.ndarray], int]:
             seen, wanted, lag = rows.together(batches)
-            moments, energies = [np.matmul(seen.swapaxes(1, 2), seen)], [output_energies(wanted, [weight])]
+            moments, ahead = [np.matmul(seen.swapaxes(1, 2), seen)], np.zeros(1)
             if wanted is not seen:
                 moments.append(np.matmul(wanted.swapaxes(1, 2), seen))
-                energies.append(output_energies(wanted - seen, [weight]))
+                ahead = output_energies(wanted - seen, [weight])
             if lag is not None:
                 moments.append(np.matmul(lag.swapaxes(1, 2), seen))
             means = [part.sum(1, dtype=np.float64) for part in (seen, wanted, lag) if part is not None]
-            return [np.concatenate(energies), *means, *moments], seen.shape[1]
+            return [ahead, *means, *moments], seen.shape[1]
 
         found = ordered_map(one, rows.groups(), threads)
         first, count = next(found)
@@ -138,11 +138,11 @@ class _Inputs:
             count += n
         for sums in total:
             sums /= count
-        energies, mean, taught_mean, *rest = total
+        ahead, mean, taught_mean, *rest = total
         lag_mean = np.zeros((len(mean), len(weight) // len(mean))) if rows.shortcut is None else rest.pop(0)
         moment = rest.pop(0)
         lag = np.zeros((*lag_mean.shape, mean.shape[1])) if rows.shortcut is None else rest.pop()
-        return cls(moment, rest[0] if rest else moment, lag, mean, taught_mean, lag_mean, np.append(energies, 0.0)[:2])
+        return cls(moment, rest[0] if rest else moment, lag, mean, taught_mean, lag_mean, float(ahead[0]))
 
     def centred(self) -> "_Inputs":
         """Return the moments about the means, with as much noise on both sides' inputs as rounding leaves."""
@@ -153,7 +153,7 @@ class _Inputs:
         )
         size = np.trace(self.moment, axis1=1, axis2=2)[:, None, None] / moment.shape[1]
         noise = ROUNDING * size * np.eye(moment.shape[1])
-        return _Inputs(moment + noise, cross + noise, lag, *means, self.energies)
+        return _Inputs(moment + noise, cross + noise, lag, *means, self.ahead)
 
     def target(self, weight: np.ndarray) -> np.ndarray:
         """Return the weight whose outputs from the student's inputs come nearest to the teacher's and the lag.
@@ -185,18 +185,18 @@ class _Inputs:
         shift: np.ndarray = means(weight, self.taught_mean) - means(packed, self.mean) + self.lag_mean.reshape(-1)
         return shift
 
-    def error(self, weight: np.ndarray, packed: np.ndarray, shift: np.ndarray) -> float:
-        """Return E|W t - (V s + b)|^2 for the packed weight V: of W (t - s) + (W - V) s - b.
+    def errors(self, weight: np.ndarray, packed: np.ndarray, shift: np.ndarray) -> tuple[float, float]:
+        """Return E|W t|^2, and E|W t - (V s + b)|^2 for the packed weight V: of W (t - s) + (W - V) s - b.
 
         Differences first: what rounding leaves of the moments would hide small errors.
         """
         groups, n = self.mean.shape
         filters, change = (w.reshape(groups, -1, n).astype(np.float64) for w in (weight, weight - packed))
-        lag = np.matmul(filters, self.cross - self.moment)  # E[W (t - s) s']
-        total = self.energies[1] + ((2 * lag + np.matmul(change, self.moment)) * change).sum()
+        lag = 2 * np.matmul(filters, self.cross - self.moment)  # 2 E[W (t - s) s']
+        energy, error = (self.ahead + ((lag + np.matmul(w, self.moment)) * w).sum() for w in (filters, change))
         ahead = np.matmul(filters, (self.taught_mean - self.mean)[:, :, None])
         wanted = (ahead + np.matmul(change, self.mean[:, :, None])).reshape(-1)
-        return float(total + (shift * (shift - 2 * wanted)).sum())
+        return float(energy), float(error + (shift * (shift - 2 * wanted)).sum())
 
 
 class FromData:
@@ -261,7 +261,7 @@ class FromData:
         if affine is not None:
             shift = found.mean_shift(weight, dense)
             affine.apply(scale, shift)
-        return float(found.energies[0]), found.error(weight, dense, shift)
+        return found.errors(weight, dense, shift)
 
     def _block_metric(self, node: Node, shape: tuple[int, ...], rows: _Rows, batches: int) -> np.ndarray | None:
         """Measure no more of the moments than the blocks on the diagonal."""

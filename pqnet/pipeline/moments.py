@@ -141,7 +141,7 @@ def output_energies(rows: np.ndarray, weights: Sequence[np.ndarray]) -> np.ndarr
     """Return, for each of several weights in filter form, the sum over rows x and filters w of (w . x)**2."""
     filters = (w.reshape(len(rows), -1, rows.shape[2]) for w in weights)
     outputs = (np.matmul(rows, f.swapaxes(-1, -2)) for f in filters)
-    return np.array([np.einsum("gno,gno->", y, y, dtype=np.float64) for y in outputs])
+    return np.array([np.einsum("gno,gno->gn", y, y).sum(dtype=np.float64) for y in outputs])
 
 
 def diagonal_blocks(moment: np.ndarray, shape: tuple[int, ...], d: int, layout: str) -> np.ndarray:
