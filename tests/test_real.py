@@ -67,3 +67,54 @@ def test_tiny_darknet_gives_its_324_right_answers():
     x = np.ascontiguousarray((images.astype(np.float32) / 255).transpose(0, 3, 1, 2))
     logits = np.concatenate([model(x[i : i + 20]) for i in range(0, 500, 20)])
     assert int((logits.argmax(1) == labels).sum()) == 324
+
+
+# Top-1 on the 10,000 test images that a rough prototype kept without training (ResNet-20), or as many points lost.
+FLOORS = {
+    ("resnet20", "small-blocks"): 89.7,
+    ("resnet20", "large-blocks"): 85.8,
+    ("resnet32", "small-blocks"): 90.6,
+    ("resnet32", "large-blocks"): 86.7,
+}
+
+
+@needs_data
+@pytest.mark.parametrize(("network", "preset"), FLOORS)
+def test_the_full_metric_keeps_accuracy_without_training(cifar, network, preset):
+    models, calibration, _ = cifar
+    small = pqnet.quantize(models[network], preset, calibration, progress=False)
+    assert 100 * top1(small, *cifar10("test")) >= FLOORS[network, preset]
+
+
+@needs_data
+@pytest.mark.parametrize("preset", ["small-blocks", "large-blocks"])
+def test_the_full_metric_leaves_half_of_the_error_at_equal_bytes(cifar, preset):
+    """Weights as targets and no repair, against "And the Bit Goes Down"."""
+    models, calibration, _ = cifar
+    options = {"full": {"target": "weight"}, "bgd": {"mode": "bgd"}}
+    found = {
+        n: pqnet.quantize(models["resnet20"], preset, calibration, progress=False, **o) for n, o in options.items()
+    }
+    errors = {
+        name: np.mean([e["output_error"] for n, e in m.graph.meta["quantization"]["layers"].items() if n != "linear"])
+        for name, m in found.items()
+    }
+    assert found["full"].size().total == found["bgd"].size().total
+    assert errors["full"] <= 0.55 * errors["bgd"]
+
+
+@needs_data
+@pytest.mark.parametrize(("ratio", "kept"), [(8, 0.90), (16, 0.75)])
+def test_tiny_darknet_keeps_its_right_answers(ratio, kept):
+    """Half of the images calibrate, the other half is asked."""
+    model = tiny_darknet()
+    images, labels = imagenet_dev()
+    x = np.ascontiguousarray((images.astype(np.float32) / 255).transpose(0, 3, 1, 2))
+    recipe = pqnet.plan(model, x[::2], model.size().dense // ratio, progress=False)
+    small = pqnet.quantize(model, recipe, x[::2], progress=False)
+    assert small.size().ratio >= ratio
+    right, still = (
+        np.concatenate([m(x[i : i + 50 : 2]).argmax(1) == labels[i : i + 50 : 2] for i in range(1, 500, 50)])
+        for m in (model, small)
+    )
+    assert (right & still).sum() >= kept * right.sum()

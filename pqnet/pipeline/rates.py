@@ -25,8 +25,7 @@ LARGEST_K = 4096
 BITS = (8, 7, 6, 5, 4)
 GROUPS = (32, 8, 2)  # inputs that share a scale of 8-bit integers: 8.5, 10 and 16 bits a weight
 # Of moments, as a share of their mean diagonal, where the gain of the second-order search is predicted: on six layers
-# of two networks (d = 4 to 18, K = 16 to 256) that comes within 0.03 of the factor in the median, and within
-# 0.19 of all; the factors are 0.14 to 0.77.
+# of two networks (d = 4 to 18, K = 16 to 256) that comes within 0.19 of the factor, which is 0.14 to 0.77.
 SHAPING_DAMPING = 3e-2
 LEAST = 1e-9  # of a predicted relative error
 
