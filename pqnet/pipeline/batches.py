@@ -13,7 +13,7 @@ from pqnet.runtime.execute import check_inputs
 __all__ = ["Batch", "iterate_batches"]
 
 Batch = dict[str, np.ndarray]
-BATCH_BYTES = 4 << 20  # of input a batch: small enough for caches and threads, large enough for BLAS
+BATCH_BYTES = 8 << 20  # of input a batch: small enough for caches and threads, large enough for BLAS
 
 
 def iterate_batches(graph: Graph, data: Any) -> Iterator[Batch]:

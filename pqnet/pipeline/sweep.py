@@ -1,5 +1,7 @@
 """One forward pass over many batches in lockstep, with a visit before each of some nodes is computed."""
 
+import ctypes
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -48,6 +50,14 @@ def sweep(
         work = partial(_advance, steps, values, taught, symbols)
         for _ in ordered_map(work, range(len(batches)), threads):
             pass
+        _release_memory()
+
+
+def _release_memory() -> None:
+    """Give memory of freed values back to the system; glibc keeps what lies between values that are in use."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 @dataclass(frozen=True)
