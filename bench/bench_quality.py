@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from realdata import cifar10, cifar_resnet_module, imagenet_dev, tiny_darknet
 
 Kind = Callable[[int, tuple[int, ...]], Codec]  # of K and the shape of a weight
-SIZES = (0.6, 0.8, 1.0, 1.25, 1.6, 2.0, 3.0)  # of plans, in sizes of the preset small-blocks
+SIZES = (0.7, 1.0, 1.5, 2.5)  # of plans, in sizes of the preset small-blocks
 
 
 @dataclass(frozen=True)
