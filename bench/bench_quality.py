@@ -180,9 +180,10 @@ def draw(table: list[dict[str, Any]], path: str) -> None:
         mine = [row for row in table if row["network"] == name]
         axis.axhline(mine[0]["top1"], color="black", linewidth=0.8, label="float32")
         for label in ("bgd", "pqf", "ipq", "full, both (default)", "plan"):
-            points = sorted((r["bytes"], r["top1"]) for r in mine if r["variant"].split(",")[0] == label.split(",")[0])
-            if label.startswith("full"):
-                points = sorted((r["bytes"], r["top1"]) for r in mine if r["variant"] == label)
+            named = [
+                r for r in mine if r["variant"] == label or r["variant"].startswith(f"{label}, ") and label == "plan"
+            ]
+            points = sorted((r["bytes"], r["top1"]) for r in named)
             axis.plot(*zip(*points, strict=True), marker="o", label=label)
         axis.set(title=name, xlabel="bytes", ylabel="top-1, %", xscale="log")
         axis.legend()
