@@ -181,7 +181,7 @@ def draw(table: list[dict[str, Any]], path: str) -> None:
         axis.axhline(mine[0]["top1"], color="black", linewidth=0.8, label="float32")
         for label in ("bgd", "pqf", "ipq", "full, both (default)", "plan"):
             named = [
-                r for r in mine if r["variant"] == label or r["variant"].startswith(f"{label}, ") and label == "plan"
+                r for r in mine if r["variant"] == label or (r["variant"].startswith(f"{label}, ") and label == "plan")
             ]
             points = sorted((r["bytes"], r["top1"]) for r in named)
             axis.plot(*zip(*points, strict=True), marker="o", label=label)
