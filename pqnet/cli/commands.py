@@ -89,8 +89,7 @@ def _print_layers(model: Model) -> None:
     report = _report(model)
     print(f"{'layer':<32} {'shape':<18} {'codec':<24} {'bytes':>10} {'ratio':>6} {'error':>7} {'iterations':>10}")
     for name, layer in report["layers"].items():
-        codec = layer["codec"]
-        text = "float" if codec is None else codec_text(codec)
+        text = codec_text(layer["codec"])
         error, steps = layer["output_error"], layer["iterations"]
         print(
             f"{name:<32} {'x'.join(map(str, layer['shape'])):<18} {text:<24} {layer['bytes']:>10} "

@@ -91,8 +91,10 @@ def write_outputs(path: str, outputs: Mapping[str, Any]) -> None:
             np.save(file, next(iter(outputs.values())))
 
 
-def codec_text(attrs: Mapping[str, Any]) -> str:
+def codec_text(attrs: Mapping[str, Any] | None) -> str:
     """Return a codec in a few words: of its fields, those that say how many values there are and what shares them."""
+    if attrs is None:
+        return "float"
     if "parts" in attrs:
         return " + ".join(codec_text(part) for part in attrs["parts"])
     if isinstance(attrs.get("values"), list):

@@ -77,11 +77,7 @@ def _plan(sub: Any) -> None:
         "pqnet plan model.h5 --calibration x.npy --target-size 5MB --dry-run\n"
         "  pqnet plan model.h5 --calibration x.npy --target-size 5MB -o recipe.yaml",
     )
-    p.add_argument("model", help="pqnet model file with float weights")
-    add_data(
-        p, "--calibration", "samples, also to measure how much of a layer's error reaches the outputs", required=False
-    )
-    p.add_argument("--statistics", help="statistics file of pqnet calibrate, instead of --calibration")
+    _add_source(p, "samples, also to measure how much of a layer's error reaches the outputs")
     p.add_argument("--target-size", required=True, help=_SIZE)
     _add_prefer(p)
     _add_metric(p, "full")
@@ -98,9 +94,7 @@ def _quantize(sub: Any) -> None:
         "replace the weights of a model by codes",
         "pqnet quantize model.h5 --calibration x.npy --preset small-blocks -o small.h5",
     )
-    p.add_argument("model", help="pqnet model file with float weights")
-    add_data(p, "--calibration", "calibration samples, for layer after layer", required=False)
-    p.add_argument("--statistics", help="statistics file of pqnet calibrate, instead of --calibration")
+    _add_source(p, "calibration samples, for layer after layer")
     which = p.add_mutually_exclusive_group(required=True)
     which.add_argument("--preset", help="small-blocks, large-blocks or transformer")
     which.add_argument("--recipe", help="YAML file: name pattern to codec, or null to keep float")
@@ -115,6 +109,12 @@ def _quantize(sub: Any) -> None:
     p.add_argument("--checkpoint", metavar="DIR", help="folder of finished layers: run again to go on after a stop")
     p.add_argument("-o", "--output", required=True, help="model file to write")
     add_common(p)
+
+
+def _add_source(parser: argparse.ArgumentParser, data: str) -> None:
+    parser.add_argument("model", help="pqnet model file with float weights")
+    add_data(parser, "--calibration", data, required=False)
+    parser.add_argument("--statistics", help="statistics file of pqnet calibrate, instead of --calibration")
 
 
 def _add_prefer(parser: argparse.ArgumentParser) -> None:

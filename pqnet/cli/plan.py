@@ -54,7 +54,7 @@ def _print_plan(made: Plan) -> None:
         f"{'layer':<32} {'shape':<18} {'codec':<32} {'bytes':>10} {'ratio':>6} {'error':>8} {'reaches the outputs':>20}"
     )
     for name, layer in made.layers.items():
-        text = "float" if layer.codec is None else codec_text(layer.codec.to_attrs())
+        text = codec_text(None if layer.codec is None else layer.codec.to_attrs())
         dense = 4 * int(np.prod(layer.shape))
         print(
             f"{name:<32} {'x'.join(map(str, layer.shape)):<18} {text:<32} {layer.nbytes:>10} "

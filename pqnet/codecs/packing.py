@@ -2,7 +2,9 @@
 
 import numpy as np
 
-__all__ = ["code_bits", "pack_codes", "packed_nbytes", "unpack_codes", "unpack_rows"]
+from pqnet.errors import PQNetError
+
+__all__ = ["code_bits", "pack_codes", "packed_nbytes", "read_codes", "unpack_codes", "unpack_rows"]
 
 
 def code_bits(k: int) -> int:
@@ -46,6 +48,18 @@ def unpack_codes(packed: np.ndarray, n: int, k: int) -> np.ndarray:
     for b in range(bits):
         codes |= planes[:, b].astype(dtype) << dtype(b)
     return codes
+
+
+def read_codes(stream: np.ndarray, n: int, k: int) -> np.ndarray:
+    """Return the ``n`` codes of a stream in a file, or raise PQNetError unless it is what `pack_codes` makes."""
+    if stream.dtype != np.uint8:
+        raise PQNetError(f"codes: expected uint8, got {stream.dtype}")
+    if stream.shape != (packed_nbytes(n, k),):
+        raise PQNetError(f"codes: expected {packed_nbytes(n, k)} bytes, got shape {stream.shape}")
+    used = n * code_bits(k) % 8
+    if used and stream[-1] >> used:
+        raise PQNetError("codes: expected zero bits after the last code, got others")
+    return unpack_codes(stream, n, k)
 
 
 def unpack_rows(packed: np.ndarray, rows: np.ndarray, m: int, k: int) -> np.ndarray:

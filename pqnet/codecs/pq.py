@@ -11,7 +11,7 @@ import numpy as np
 from pqnet._check import choice, describe, error, float_array, index_array, integer
 from pqnet.codecs.base import Codec, Packed
 from pqnet.codecs.layout import LAYOUTS, check_blocks, from_blocks
-from pqnet.codecs.packing import pack_codes, packed_nbytes, unpack_codes
+from pqnet.codecs.packing import pack_codes, read_codes, unpack_codes
 from pqnet.errors import ConfigError, FormatError, PQNetError
 
 __all__ = ["PQ", "PackedPQ", "clamp_k"]
@@ -229,19 +229,13 @@ class PackedPQ(Packed):
             n = shape[0] * m
             if codec.k == 1 and n > MAX_UNCODED:
                 raise PQNetError(f"shape: expected at most {MAX_UNCODED} blocks of one codeword, got {shape}")
-            if stream.dtype != np.uint8 or stream.shape != (packed_nbytes(n, codec.k),):
-                raise PQNetError(
-                    f"codes: expected {packed_nbytes(n, codec.k)} bytes, got {stream.dtype} of shape {stream.shape}"
-                )
+            codes = read_codes(stream, n, codec.k).reshape(shape[0], m)
             if codebook.dtype != ("uint8" if integers else codec.codebook_dtype):
                 raise PQNetError(f"codebook: expected {codec.codebook_dtype}, got {codebook.dtype}")
             if integers:
                 stored = Integers(codebook, arrays["scale"])
                 codebook, scale = stored.floats(), float(stored.scale[0])
-            packed = cls(codec, shape, unpack_codes(stream, n, codec.k).reshape(shape[0], m), codebook, scale)
-            if not np.array_equal(packed._stream, stream):
-                raise PQNetError("codes: expected zero bits after the last code, got others")
-            return packed
+            return cls(codec, shape, codes, codebook, scale)
         except PQNetError as reason:
             raise FormatError(str(reason)) from None
 

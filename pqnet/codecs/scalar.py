@@ -12,7 +12,7 @@ import numpy as np
 from pqnet._check import choice, describe, error, float_array, index_array, integer
 from pqnet.codecs.base import Codec, Packed
 from pqnet.codecs.layout import check_blocks, to_blocks
-from pqnet.codecs.packing import code_dtype, pack_codes, packed_nbytes, unpack_codes, unpack_rows
+from pqnet.codecs.packing import code_dtype, pack_codes, read_codes, unpack_codes, unpack_rows
 from pqnet.codecs.pq import PQ, PackedPQ
 from pqnet.errors import ConfigError, FormatError, PQNetError
 
@@ -286,23 +286,17 @@ class PackedScalar(Packed, codecs=("scalar", "fixed", "intn")):
             raise FormatError(f"packed weight: expected a Scalar, Fixed or IntN, got {describe(codec)}")
         try:
             codec.check(shape)
-            dtypes = {"codes": "uint8"}
-            dtypes |= {"codebook": codec.value_dtype} if codec.levels is None else {}
+            dtypes = {"codebook": codec.value_dtype} if codec.levels is None else {}
             dtypes |= {"scales": codec.value_dtype} if codec.scaled else {}
             dtypes |= {"zeros": "uint8"} if codec.has_zeros else {}
-            if set(arrays) != set(dtypes):
-                raise PQNetError(f"packed {codec.name} weight: expected arrays {sorted(dtypes)}, got {sorted(arrays)}")
+            if set(arrays) != {"codes", *dtypes}:
+                wanted = sorted(["codes", *dtypes])
+                raise PQNetError(f"packed {codec.name} weight: expected arrays {wanted}, got {sorted(arrays)}")
             for name, dtype in dtypes.items():
                 if arrays[name].dtype != dtype:
                     raise PQNetError(f"{name}: expected {dtype}, got {arrays[name].dtype}")
-            stream, n = arrays["codes"], prod(shape)
-            if stream.shape != (packed_nbytes(n, codec.k),):
-                raise PQNetError(f"codes: expected {packed_nbytes(n, codec.k)} bytes, got shape {stream.shape}")
-            codes = unpack_codes(stream, n, codec.k).reshape(shape[0], -1)
-            packed = cls(codec, shape, codes, **{name: arrays[name] for name in dtypes if name != "codes"})
-            if not np.array_equal(packed._stream, stream):
-                raise PQNetError("codes: expected zero bits after the last code, got others")
-            return packed
+            codes = read_codes(arrays["codes"], prod(shape), codec.k).reshape(shape[0], -1)
+            return cls(codec, shape, codes, **{name: arrays[name] for name in dtypes})
         except PQNetError as reason:
             raise FormatError(str(reason)) from None
 

@@ -7,7 +7,7 @@ import numpy as np
 from pqnet import _check
 from pqnet.codecs import FITTERS, Additive, Fit, Packed, PackedAdditive, PackedSparse, Sparse
 from pqnet.codecs.layout import block_columns, to_blocks
-from pqnet.fit.scales import input_importance
+from pqnet.fit.scales import check_fit, stored_floats
 
 __all__ = ["fit_additive", "fit_sparse", "metric_of_blocks"]
 
@@ -40,20 +40,12 @@ def fit_sparse(
     -------
     Fit
     """
-    dense = _check.float_array(weight, "weight", ndim=(2, 4))
-    codec = codec.check(dense.shape)
-    _check.rng_seed(seed)
-    if warm is not None and not isinstance(warm, PackedSparse):
-        raise _check.error("warm", "a weight packed by Sparse", _check.describe(warm))
-    importance = input_importance(dense.shape, metric, row_weights)
+    codec, dense, importance = check_fit(codec, weight, metric, warm, seed, row_weights)
     loss = np.square(dense.reshape(-1), dtype=np.float64)
     if importance is not None:
         loss *= importance.reshape(-1)
     places = np.sort(np.argsort(-loss, kind="stable")[: codec.count])
-    values = dense.reshape(-1)[places]
-    if codec.value_dtype == "float16" and np.abs(values).max() > float(np.finfo(np.float16).max):
-        got = f"{np.abs(values).max():.3g}"
-        raise _check.error("weight", "values within float16's 65504", got, "use value_dtype='float32'")
+    values = stored_floats(dense.reshape(-1)[places], codec.value_dtype, "values", "value_dtype")
     return Fit(PackedSparse(codec, dense.shape, places, values), 0)
 
 

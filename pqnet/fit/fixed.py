@@ -6,18 +6,10 @@ import numpy as np
 
 from pqnet import _check
 from pqnet.codecs import FITTERS, Fit, Fixed, Packed, PackedScalar, Scalar
-from pqnet.codecs.scalar import ScalarCodec
 from pqnet.fit.scalar import scalar_kmeans
-from pqnet.fit.scales import best_scales, input_importance, nearest_codes, stored_scales
+from pqnet.fit.scales import best_scales, check_fit, nearest_codes, stored_scales
 
-__all__ = ["check_warm", "fit_fixed", "fit_scalar"]
-
-
-def check_warm(warm: Packed | None, codec: ScalarCodec) -> PackedScalar | None:
-    """Return an earlier result of the same codec, or raise."""
-    if warm is not None and (not isinstance(warm, PackedScalar) or type(warm.codec) is not type(codec)):
-        raise _check.error("warm", f"a weight packed by {type(codec).__name__}", _check.describe(warm))
-    return warm
+__all__ = ["fit_fixed", "fit_scalar"]
 
 
 def fit_scalar(
@@ -49,19 +41,16 @@ def fit_scalar(
     -------
     Fit
     """
-    dense = _check.float_array(weight, "weight", ndim=(2, 4))
-    codec = codec.check(dense.shape)
-    earlier = check_warm(warm, codec)
-    if earlier is not None and len(earlier.codebook) != codec.k:
-        raise _check.error("warm", f"{codec.k} values", len(earlier.codebook))
-    importance = input_importance(dense.shape, metric, row_weights)
+    codec, dense, importance = check_fit(codec, weight, metric, warm, seed, row_weights)
+    if warm is not None and len(warm.codebook) != codec.k:
+        raise _check.error("warm", f"{codec.k} values", len(warm.codebook))
     found = scalar_kmeans(
         dense.reshape(-1),
         codec.k,
         weights=None if importance is None else importance.reshape(-1),
         seed=seed,
         method=codec.method,
-        init=None if earlier is None or codec.method == "exact" else earlier.codebook[:, 0].astype(np.float32),
+        init=None if warm is None or codec.method == "exact" else warm.codebook[:, 0].astype(np.float32),
         threads=threads,
     )
     book = stored_scales(found.codebook, codec)
@@ -83,11 +72,7 @@ def fit_fixed(
 
     The result depends on neither ``warm`` nor ``seed``.
     """
-    dense = _check.float_array(weight, "weight", ndim=(2, 4))
-    codec = codec.check(dense.shape)
-    check_warm(warm, codec)
-    _check.rng_seed(seed)
-    importance = input_importance(dense.shape, metric, row_weights)
+    codec, dense, importance = check_fit(codec, weight, metric, warm, seed, row_weights)
     grid = codec.scale_grid(dense.shape)
     rows = dense.reshape(grid[0] * grid[1], -1)
     h = None if importance is None else importance.reshape(rows.shape)

@@ -4,11 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from pqnet import _check
 from pqnet._threads import default_threads, parallel_kernels
 from pqnet.codecs import FITTERS, Fit, IntN, Packed, PackedScalar
-from pqnet.fit.fixed import check_warm
-from pqnet.fit.scales import best_scales, input_importance, nearest_codes, stored_scales
+from pqnet.fit.scales import best_scales, check_fit, nearest_codes, stored_scales
 from pqnet.kernels import scales as kernels
 
 __all__ = ["fit_intn"]
@@ -48,11 +46,7 @@ def fit_intn(
     -------
     Fit
     """
-    dense = _check.float_array(weight, "weight", ndim=(2, 4))
-    codec = codec.check(dense.shape)
-    check_warm(warm, codec)
-    _check.rng_seed(seed)
-    importance = input_importance(dense.shape, metric, row_weights)
+    codec, dense, importance = check_fit(codec, weight, metric, warm, seed, row_weights)
     grid = codec.scale_grid(dense.shape)
     rows = dense.reshape(grid[0] * grid[1], -1)
     zeros = None

@@ -9,11 +9,10 @@ from pqnet._threads import default_threads
 from pqnet.codecs import FITTERS, PQ, Fit, Packed, PackedPQ
 from pqnet.codecs.layout import to_blocks
 from pqnet.codecs.pq import Integers
-from pqnet.errors import PQNetError
 from pqnet.fit.annealed import annealed_kmeans
 from pqnet.fit.descent import SecondOrder
 from pqnet.fit.kmeans import KMeansResult, assign, weighted_kmeans
-from pqnet.fit.scales import best_scales
+from pqnet.fit.scales import best_scales, stored_floats
 
 __all__ = ["fit_pq"]
 
@@ -117,10 +116,8 @@ def fit_pq(
 
 def _stored(codec: PQ, codebook: np.ndarray, codes: np.ndarray, threads: int) -> tuple[np.ndarray, float | None]:
     """Return the codebook rounded as the codec stores it, and the scale of int8 codewords."""
-    if codec.codebook_dtype == "float16":
-        return _to_half(codebook), None
-    if codec.codebook_dtype == "float32":
-        return codebook, None
+    if codec.codebook_dtype != "int8":
+        return stored_floats(codebook, codec.codebook_dtype, "codewords", "codebook_dtype"), None
     used = np.bincount(codes.reshape(-1), minlength=codec.k).repeat(codec.d)[None].astype(np.float32)
     levels = np.arange(-127.0, 128.0)
     scale = float(best_scales(codebook.reshape(1, -1), levels, used, threads=threads)[0][0])
@@ -168,15 +165,6 @@ def _descend(
         search.set_codebook(codebook.astype(np.float32))
         search.sweep()
     return Fit(PackedPQ(codec, shape, search.codes, codebook, scale), start.n_iter + updates)
-
-
-def _to_half(codebook: np.ndarray) -> np.ndarray:
-    largest = float(np.abs(codebook).max())
-    if largest > float(np.finfo(np.float16).max):
-        raise PQNetError(
-            f"weight: expected codewords within float16's 65504, got {largest:.3g}; use codebook_dtype='float32'"
-        )
-    return codebook.astype(np.float16)
 
 
 FITTERS[PQ.name] = fit_pq

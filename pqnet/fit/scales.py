@@ -1,21 +1,36 @@
 """Scales of weights that are rounded to a list of values: the best of all, by what changes from one to the next."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from pqnet import _check
 from pqnet._threads import default_threads, parallel_kernels
+from pqnet.codecs import Codec, Packed
 from pqnet.codecs.scalar import ScalarCodec
 from pqnet.kernels import scales as kernels
 
-__all__ = ["best_scales", "input_importance", "nearest_codes", "stored_scales"]
+__all__ = ["best_scales", "check_fit", "input_importance", "nearest_codes", "stored_floats", "stored_scales"]
+
+C = TypeVar("C", bound=Codec)
 
 CHANGES = 1 << 20  # of codes, in a weight, up to which all are looked at
 PART = 1 << 19  # of these at a time
 TRIES = 64  # scales of a grid
 TINY = 1e30
 SERIAL = 1 << 20  # roundings below which waking other threads costs more than it saves
+
+
+def check_fit(
+    codec: C, weight: Any, metric: Any, warm: Packed | None, seed: int, row_weights: Any
+) -> tuple[C, np.ndarray, np.ndarray | None]:
+    """Return the codec as it applies, the weight, and what the error of each number weighs; check ``warm``."""
+    dense = _check.float_array(weight, "weight", ndim=(2, 4))
+    codec = codec.check(dense.shape)
+    if warm is not None and (not isinstance(warm, Packed) or type(warm.codec) is not type(codec)):
+        raise _check.error("warm", f"a weight packed by {type(codec).__name__}", _check.describe(warm))
+    _check.rng_seed(seed)
+    return codec, dense, input_importance(dense.shape, metric, row_weights)
 
 
 def input_importance(shape: tuple[int, ...], metric: Any, row_weights: Any) -> np.ndarray | None:
@@ -53,14 +68,17 @@ def input_importance(shape: tuple[int, ...], metric: Any, row_weights: Any) -> n
 
 def stored_scales(scales: np.ndarray, codec: ScalarCodec) -> np.ndarray:
     """Return scales as they are stored, or raise if they leave float16."""
-    if codec.value_dtype == "float16" and np.abs(scales).max() > float(np.finfo(np.float16).max):
-        raise _check.error(
-            "weight",
-            "scales within float16's 65504",
-            f"{np.abs(scales).max():.3g}",
-            f"use {'codebook' if codec.levels is None else 'scale'}_dtype='float32'",
-        )
-    return scales.astype(codec.value_dtype)
+    return stored_floats(
+        scales, codec.value_dtype, "scales", "codebook_dtype" if codec.levels is None else "scale_dtype"
+    )
+
+
+def stored_floats(values: np.ndarray, dtype: str, what: str, option: str) -> np.ndarray:
+    """Return numbers found for a weight in the dtype that stores them, or raise if they leave float16."""
+    largest = np.abs(values).max()
+    if dtype == "float16" and largest > float(np.finfo(np.float16).max):
+        raise _check.error("weight", f"{what} within float16's 65504", f"{largest:.3g}", f"use {option}='float32'")
+    return values.astype(dtype)
 
 
 def nearest_codes(weights: np.ndarray, levels: np.ndarray, scales: Any, offset: Any = 0.0) -> np.ndarray:

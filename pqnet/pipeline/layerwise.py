@@ -1,6 +1,7 @@
 """Quantization during one sweep over data: every layer sees what the layers already quantized give it."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,10 +18,9 @@ from pqnet.pipeline.moments import (
     output_energies,
     output_rows,
     positions_needed,
+    relative,
     row_moments,
-    row_weights,
     token_counts,
-    token_error,
 )
 from pqnet.pipeline.run import Run
 from pqnet.pipeline.sweep import Values
@@ -118,31 +118,29 @@ class _Inputs:
     def measure(cls, weight: np.ndarray, rows: _Rows, threads: int) -> "_Inputs":
         """Sum over all batches, in their order."""
 
-        def one(batches: range) -> tuple[list[np.ndarray], int]:
+        def one(batches: range) -> tuple[dict[str, np.ndarray], int]:
             seen, wanted, lag = rows.together(batches)
-            moments, ahead = [np.matmul(seen.swapaxes(1, 2), seen)], np.zeros(1)
+            sums = {"moment": np.matmul(seen.swapaxes(1, 2), seen), "mean": seen.sum(1, dtype=np.float64)}
             if wanted is not seen:
-                moments.append(np.matmul(wanted.swapaxes(1, 2), seen))
-                ahead = output_energies(wanted - seen, [weight])
+                sums["cross"] = np.matmul(wanted.swapaxes(1, 2), seen)
+                sums["taught_mean"] = wanted.sum(1, dtype=np.float64)
+                sums["ahead"] = output_energies(wanted - seen, [weight])
             if lag is not None:
-                moments.append(np.matmul(lag.swapaxes(1, 2), seen))
-            means = [part.sum(1, dtype=np.float64) for part in (seen, wanted, lag) if part is not None]
-            return [ahead, *means, *moments], seen.shape[1]
+                sums["lag"], sums["lag_mean"] = np.matmul(lag.swapaxes(1, 2), seen), lag.sum(1, dtype=np.float64)
+            return sums, seen.shape[1]
 
-        found = ordered_map(one, rows.groups(), threads)
-        first, count = next(found)
-        total = [part.astype(np.float64) for part in first]
-        for more, n in found:
-            for sums, part in zip(total, more, strict=True):
-                sums += part
-            count += n
-        for sums in total:
-            sums /= count
-        ahead, mean, taught_mean, *rest = total
-        lag_mean = np.zeros((len(mean), len(weight) // len(mean))) if rows.shortcut is None else rest.pop(0)
-        moment = rest.pop(0)
-        lag = np.zeros((*lag_mean.shape, mean.shape[1])) if rows.shortcut is None else rest.pop()
-        return cls(moment, rest[0] if rest else moment, lag, mean, taught_mean, lag_mean, float(ahead[0]))
+        found = _means(ordered_map(one, rows.groups(), threads))
+        moment, mean = found["moment"], found["mean"]
+        outputs = len(mean), len(weight) // len(mean)
+        return cls(
+            moment,
+            found.get("cross", moment),
+            found["lag"] if "lag" in found else np.zeros((*outputs, mean.shape[1])),
+            mean,
+            found.get("taught_mean", mean),
+            found["lag_mean"] if "lag" in found else np.zeros(outputs),
+            float(found["ahead"][0]) if "ahead" in found else 0.0,
+        )
 
     def centred(self) -> "_Inputs":
         """Return the moments about the means, with as much noise on both sides' inputs as rounding leaves."""
@@ -174,16 +172,16 @@ class _Inputs:
         total: np.ndarray = np.einsum("goi,goi->go", np.matmul(left, self.moment), right).reshape(-1)
         return total
 
-    def mean_shift(self, weight: np.ndarray, packed: np.ndarray) -> np.ndarray:
-        """Return what must be added to the student's outputs for them to have the wanted means, (O,)."""
+    def mean_gap(self, weight: np.ndarray, packed: np.ndarray) -> np.ndarray:
+        """Return by how much the means of the teacher's outputs are ahead of the student's, (O,)."""
 
         def means(filters: np.ndarray, inputs: np.ndarray) -> np.ndarray:
             grouped = filters.reshape(len(inputs), -1, inputs.shape[1]).astype(np.float64)
             found: np.ndarray = np.matmul(grouped, inputs[:, :, None]).reshape(-1)
             return found
 
-        shift: np.ndarray = means(weight, self.taught_mean) - means(packed, self.mean) + self.lag_mean.reshape(-1)
-        return shift
+        gap: np.ndarray = means(weight, self.taught_mean) - means(packed, self.mean)
+        return gap
 
     def errors(self, weight: np.ndarray, packed: np.ndarray, shift: np.ndarray) -> tuple[float, float]:
         """Return E|W t|^2, and E|W t - (V s + b)|^2 for the packed weight V: of W (t - s) + (W - V) s - b.
@@ -194,9 +192,7 @@ class _Inputs:
         filters, change = (w.reshape(groups, -1, n).astype(np.float64) for w in (weight, weight - packed))
         lag = 2 * np.matmul(filters, self.cross - self.moment)  # 2 E[W (t - s) s']
         energy, error = (self.ahead + ((lag + np.matmul(w, self.moment)) * w).sum() for w in (filters, change))
-        ahead = np.matmul(filters, (self.taught_mean - self.mean)[:, :, None])
-        wanted = (ahead + np.matmul(change, self.mean[:, :, None])).reshape(-1)
-        return float(energy), float(error + (shift * (shift - 2 * wanted)).sum())
+        return float(energy), float(error + (shift * (shift - 2 * self.mean_gap(weight, packed))).sum())
 
 
 class FromData:
@@ -217,10 +213,8 @@ class FromData:
             self._matrix(node, values, taught)
 
     def _embedding(self, node: Node, inputs: list[np.ndarray]) -> None:
-        run, weight = self.run, self.run.weight(node)
-        counts = np.sum([token_counts(ids, len(weight)) for ids in inputs], axis=0)
-        packed = run.pack(node, weight, row_weights=row_weights(self.options.metric, counts))
-        run.report[node.name]["output_error"] = token_error(counts, weight, packed.decode())
+        vocabulary = len(self.run.weight(node))
+        self.run.pack_tokens(node, np.sum([token_counts(ids, vocabulary) for ids in inputs], axis=0))
 
     def _matrix(self, node: Node, values: Values, taught: Values) -> None:
         run, weight, full = self.run, self.run.weight(node), self.options.metric == "full"
@@ -235,7 +229,7 @@ class FromData:
                 return output_energies(rows.seen(i), [weight, weight - dense])
 
             energy, error = sum(ordered_map(energies, range(len(values)), run.threads), np.zeros(2))
-        run.report[node.name]["output_error"] = float(error / energy) if energy > 0 else 0.0
+        run.report[node.name]["output_error"] = relative(float(error), float(energy))
 
     def _second_order(
         self, node: Node, weight: np.ndarray, rows: _Rows, affine: FreeAffine | None
@@ -259,7 +253,7 @@ class FromData:
             dense = (dense * _by_output(scale, weight)).astype(np.float32)
         shift = np.zeros(len(weight))
         if affine is not None:
-            shift = found.mean_shift(weight, dense)
+            shift = found.mean_gap(weight, dense) + found.lag_mean.reshape(-1)
             affine.apply(scale, shift)
         return found.errors(weight, dense, shift)
 
@@ -270,16 +264,12 @@ class FromData:
         d, layout = self.run.codecs[node.name].metric_blocks(shape)
         columns = block_columns(shape, layout)
 
-        def moments(i: int) -> tuple[np.ndarray, int]:
+        def moments(i: int) -> tuple[dict[str, np.ndarray], int]:
             seen = rows.seen(i)
-            return row_moments(seen, columns, d), seen.shape[1]
+            return {"blocks": row_moments(seen, columns, d)}, seen.shape[1]
 
-        parts = ordered_map(moments, range(batches), self.run.threads)
-        total, count = next(parts)
-        for part, n in parts:
-            total += part
-            count += n
-        return build_metric(self.options.metric, total / count)
+        found = _means(ordered_map(moments, range(batches), self.run.threads))
+        return build_metric(self.options.metric, found["blocks"])
 
     def _reestimate(self, node: Node, inputs: list[np.ndarray]) -> None:
         if "mean" not in node.params or "var" not in node.params:
@@ -301,6 +291,19 @@ class FromData:
             var = np.maximum(square - mean**2, 0.0) * (count / max(count - 1, 1))
         self.run.graph.params[node.params["mean"]] = mean.astype(np.float32)
         self.run.graph.params[node.params["var"]] = var.astype(np.float32)
+
+
+def _means(parts: Iterator[tuple[dict[str, np.ndarray], int]]) -> dict[str, np.ndarray]:
+    """Return the sums of named arrays over all parts, divided by how many rows they are of; float64."""
+    first, count = next(parts)
+    total = {name: sums.astype(np.float64) for name, sums in first.items()}
+    for more, n in parts:
+        for name, sums in more.items():
+            total[name] += sums
+        count += n
+    for sums in total.values():
+        sums /= count
+    return total
 
 
 def _by_output(values: np.ndarray, weight: np.ndarray) -> np.ndarray:

@@ -20,8 +20,10 @@ __all__ = [
     "input_rows",
     "layer_metric",
     "output_energies",
+    "output_error",
     "output_rows",
     "positions_needed",
+    "relative",
     "row_moments",
     "row_weights",
     "token_counts",
@@ -182,5 +184,19 @@ def row_weights(metric: str, counts: np.ndarray) -> np.ndarray | None:
 
 def token_error(counts: np.ndarray, weight: np.ndarray, packed: np.ndarray) -> float:
     """Return the relative squared error of the rows of an embedding, weighted by how often they are used."""
-    energy, error = (float(counts @ np.square(w, dtype=np.float64).sum(1)) for w in (weight, weight - packed))
+    return relative(*(float(counts @ np.square(w, dtype=np.float64).sum(1)) for w in (weight - packed, weight)))
+
+
+def output_error(moment: np.ndarray, weight: np.ndarray, packed: np.ndarray) -> float:
+    """Return the relative squared error of a layer's outputs under whole second moments (G, Kin, Kin)."""
+
+    def energy(w: np.ndarray) -> float:
+        filters = w.reshape(len(moment), -1, moment.shape[1])
+        return float((np.matmul(filters, moment) * filters).sum(dtype=np.float64))
+
+    return relative(energy(weight - packed), energy(weight))
+
+
+def relative(error: float, energy: float) -> float:
+    """Return an error as a share of what it is an error of; 0 of nothing."""
     return error / energy if energy > 0 else 0.0

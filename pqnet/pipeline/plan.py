@@ -23,7 +23,7 @@ from pqnet.pipeline.moments import METRICS
 from pqnet.pipeline.progress import progress_bar
 from pqnet.pipeline.rates import Choice, LayerRates, codec_nbytes
 from pqnet.pipeline.recipe import Recipe
-from pqnet.pipeline.run import Options, Run, layer_report
+from pqnet.pipeline.run import Options, finished_graph, layer_report
 from pqnet.pipeline.sensitivity import network_gains, single_samples, some_samples
 from pqnet.pipeline.statistics import Statistics
 from pqnet.runtime import Model
@@ -268,16 +268,15 @@ class _Files:
         chosen = {name: codec for name, codec in codecs.items() if codec is not None}
         student = replace(self.graph, params=dict(self.graph.params))
         options = Options(None, "pooled", "teacher", False, False, False, self.seed)
-        run = Run(student, chosen, options, 1, progress_bar(False, "", ""), {})
+        report: dict[str, dict[str, Any]] = {}
         rng = np.random.default_rng(0)
         for name, codec in chosen.items():
             packed = self._stand_in(name, codec, self.shape(name))
             student.params[self.layers[name].params["weight"]] = packed
             # Digits that compress as badly as any, in numbers of the longest text.
             errors = [float(f"{x:.3e}") for x in rng.uniform(1e-5, 9.999e-5, 2)]
-            report = layer_report(packed, errors[0], int(rng.integers(10, 99)))
-            run.report[name] = report | {"output_error": errors[1]}
-        return graph_nbytes(run.finished_graph(), self.golden) + len(chosen) + 16
+            report[name] = layer_report(packed, errors[0], int(rng.integers(10, 99))) | {"output_error": errors[1]}
+        return graph_nbytes(finished_graph(student, options, report), self.golden) + len(chosen) + 16
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a layer's weight."""

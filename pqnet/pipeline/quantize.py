@@ -6,8 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pqnet import _check
 from pqnet._threads import default_threads
 from pqnet.codecs import Codec, Packed
@@ -18,7 +16,7 @@ from pqnet.pipeline.batches import iterate_batches
 from pqnet.pipeline.checkpoint import checkpoint_folder, resumable
 from pqnet.pipeline.layerwise import FromData
 from pqnet.pipeline.modes import check_calibration, choose_options, mode_search
-from pqnet.pipeline.moments import layer_metric, row_weights, token_error
+from pqnet.pipeline.moments import layer_metric, output_error
 from pqnet.pipeline.permute import Permutation
 from pqnet.pipeline.progress import progress_bar
 from pqnet.pipeline.recipe import Recipe, resolve_recipe
@@ -48,19 +46,10 @@ def _alone(run: Run, statistics: Statistics | None, node: Node) -> None:
         return
     moments = statistics.for_layer(node, weight.shape)
     if node.op == "embedding":
-        packed = run.pack(node, weight, row_weights=row_weights(metric, moments.mean * moments.count))
-        run.report[node.name]["output_error"] = token_error(moments.mean, weight, packed.decode())
+        run.pack_tokens(node, moments.mean * moments.count)
         return
     packed = run.pack(node, weight, layer_metric(metric, moments.mean, weight.shape, run.codecs[node.name]))
-    energy, error = (
-        _quadratic(w.reshape(len(moments.mean), -1, moments.mean.shape[1]), moments.mean)
-        for w in (weight, weight - packed.decode())
-    )
-    run.report[node.name]["output_error"] = error / energy if energy > 0 else 0.0
-
-
-def _quadratic(filters: np.ndarray, moment: np.ndarray) -> float:
-    return float((np.matmul(filters, moment) * filters).sum(dtype=np.float64))
+    run.report[node.name]["output_error"] = output_error(moments.mean, weight, packed.decode())
 
 
 def _check_float(graph: Graph, recipe: Mapping[str, Codec | None]) -> None:

@@ -12,7 +12,7 @@ from pqnet.codecs.packing import packed_nbytes
 from pqnet.codecs.pq import Integers
 from pqnet.fit import assign, weighted_kmeans
 from pqnet.graph import Node
-from pqnet.pipeline.moments import build_metric, diagonal_blocks
+from pqnet.pipeline.moments import build_metric, diagonal_blocks, output_error, row_weights
 from pqnet.pipeline.statistics import Moments
 
 __all__ = ["Choice", "LayerRates", "codec_nbytes"]
@@ -95,9 +95,11 @@ class LayerRates:
         self.fast, self.second_order = fast, second_order
         self._factors: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self.embedding = node.op == "embedding"
-        if self.embedding:  # tokens as often as they occur, those that calibration did not see as if seen once
-            counts = moments.mean.astype(np.float64) * moments.count + 1.0
-            self.share, self.moment = counts / counts.sum(), np.eye(weight.shape[1], dtype=np.float32)[None]
+        if self.embedding:
+            weights = row_weights("full", moments.mean.astype(np.float64) * moments.count)
+            assert weights is not None
+            self.share = weights.astype(np.float64) / weights.sum(dtype=np.float64)
+            self.moment = np.eye(weight.shape[1], dtype=np.float32)[None]
         else:
             full = build_metric("full", moments.mean[:, None])
             assert full is not None
@@ -236,12 +238,7 @@ class LayerRates:
     def _error(self, decoded: np.ndarray, target: np.ndarray) -> float:
         """Return the relative squared error of the outputs of some rows."""
         with blas_limit(1):  # more threads could change the bits
-            error, energy = (self._energy(w) for w in (decoded - target, target))
-        return error / energy if energy > 0 else 0.0
-
-    def _energy(self, rows: np.ndarray) -> float:
-        filters = rows.reshape(len(self.moment), -1, self.moment.shape[1])
-        return float((np.matmul(filters, self.moment) * filters).sum(dtype=np.float64))
+            return output_error(self.moment, target, decoded)
 
 
 def _interpolate(x: np.ndarray, known: np.ndarray, values: np.ndarray) -> np.ndarray:

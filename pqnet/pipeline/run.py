@@ -11,12 +11,13 @@ import numpy as np
 from pqnet.codecs import FITTERS, Codec, Packed
 from pqnet.graph import Graph, Node
 from pqnet.graph.passes import fold_norm_statistics
+from pqnet.pipeline.moments import relative, row_weights, token_error
 from pqnet.runtime import Model
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-__all__ = ["Options", "Run", "layer_report"]
+__all__ = ["Options", "Run", "finished_graph", "layer_report"]
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,15 @@ class Run:
             **self.search,
         )
         self.graph.params[node.params["weight"]] = fit.packed
-        energy, error = (float(np.square(w, dtype=np.float64).sum()) for w in (weight, weight - fit.packed.decode()))
-        self.done(node, layer_report(fit.packed, error / energy if energy > 0 else 0.0, fit.n_iter))
+        error, energy = (float(np.square(w, dtype=np.float64).sum()) for w in (weight - fit.packed.decode(), weight))
+        self.done(node, layer_report(fit.packed, relative(error, energy), fit.n_iter))
         return fit.packed
+
+    def pack_tokens(self, node: Node, counts: np.ndarray) -> None:
+        """Pack an embedding whose tokens occur as often as ``counts`` says."""
+        weight = self.weight(node)
+        packed = self.pack(node, weight, row_weights=row_weights(self.options.metric, counts))
+        self.report[node.name]["output_error"] = token_error(counts, weight, packed.decode())
 
     def done(self, node: Node, report: dict[str, Any]) -> None:
         """Take note of a layer that has its codes."""
@@ -78,18 +85,19 @@ class Run:
         self.bar.set_postfix_str(node.name, refresh=False)
         self.bar.update()
 
-    def finished_graph(self) -> Graph:
-        """Return the graph, its batch norms folded, with the report; errors have four digits, for small files."""
-        graph = fold_norm_statistics(self.graph)
-        layers = {
-            name: {key: float(f"{v:.4g}") if isinstance(v, float) else v for key, v in entry.items()}
-            for name, entry in self.report.items()
-        }
-        return replace(graph, meta={**graph.meta, "quantization": {**vars(self.options), "layers": layers}})
-
     def finish(self) -> Model:
         """Return the model of the finished graph."""
-        return Model(self.finished_graph())
+        return Model(finished_graph(self.graph, self.options, self.report))
+
+
+def finished_graph(graph: Graph, options: Options, report: Mapping[str, Mapping[str, Any]]) -> Graph:
+    """Return a graph with folded batch norms and the report of its layers; errors have four digits, for small files."""
+    graph = fold_norm_statistics(graph)
+    layers = {
+        name: {key: float(f"{v:.4g}") if isinstance(v, float) else v for key, v in entry.items()}
+        for name, entry in report.items()
+    }
+    return replace(graph, meta={**graph.meta, "quantization": {**vars(options), "layers": layers}})
 
 
 def layer_report(packed: Packed, weight_error: float, iterations: int) -> dict[str, Any]:

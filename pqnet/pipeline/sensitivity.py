@@ -11,7 +11,7 @@ from pqnet.graph import Graph, Node
 from pqnet.graph.affine import FreeAffine
 from pqnet.pipeline.batches import Batch, iterate_batches
 from pqnet.pipeline.sweep import Values, sweep
-from pqnet.runtime.execute import evaluate_node, node_params, run_graph, values_to_free
+from pqnet.runtime.execute import evaluate_node, node_params, run_from, run_graph, values_to_free
 
 __all__ = ["network_gains", "single_samples", "some_samples"]
 
@@ -84,7 +84,7 @@ def network_gains(
             now[node.outputs[0]] = (
                 evaluate_node(node, [now[v] for v in node.inputs], params, symbols[i])[0] + changes[i]
             )
-            found = _rest(graph, at[node.name] + 1, now, free, symbols[i])
+            found = run_from(graph, free, at[node.name] + 1, now, symbols[i])
             return {n: _energy(found[n] - clean[i][n]) for n in scale}
 
         parts = list(ordered_map(reached, range(len(batches)), threads))
@@ -105,15 +105,3 @@ def _centred(changes: list[np.ndarray], axis: int) -> list[np.ndarray]:
     count = sum(x.size // x.shape[axis] for x in changes)
     mean = sum(x.sum(axes, np.float64, keepdims=True) for x in changes) / count
     return [x - mean.astype(np.float32) for x in changes]
-
-
-def _rest(
-    graph: Graph, start: int, values: dict[str, np.ndarray], free: list[list[str]], symbols: Mapping[str, int]
-) -> dict[str, np.ndarray]:
-    """Compute the nodes from ``start`` on; those without need of what changed are computed with it."""
-    for node, done in zip(graph.nodes[start:], free[start:], strict=True):
-        results = evaluate_node(node, [values[v] for v in node.inputs], node_params(graph, node), symbols)
-        values.update(zip(node.outputs, results, strict=True))
-        for value in done:
-            values.pop(value, None)
-    return {name: values[value] for name, value in graph.outputs.items()}

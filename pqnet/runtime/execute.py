@@ -11,7 +11,7 @@ from pqnet.errors import PQNetError
 from pqnet.graph import Graph, Node
 from pqnet.graph.op import get_op, resolve_attrs
 
-__all__ = ["check_inputs", "dense_param", "evaluate_node", "node_params", "run_graph", "values_to_free"]
+__all__ = ["check_inputs", "dense_param", "evaluate_node", "node_params", "run_from", "run_graph", "values_to_free"]
 
 
 def check_inputs(graph: Graph, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -80,10 +80,16 @@ def run_graph(graph: Graph, free: list[list[str]], inputs: dict[str, np.ndarray]
     """Compute the outputs for checked inputs; intermediate values live only until their last use."""
     symbols = graph.bind_symbols({name: array.shape for name, array in inputs.items()})
     graph.infer_shapes(symbols)  # a network may fit some batch sizes only
-    values = dict(inputs)
-    for node, done in zip(graph.nodes, free, strict=True):
+    return run_from(graph, free, 0, dict(inputs), symbols)
+
+
+def run_from(
+    graph: Graph, free: list[list[str]], start: int, values: dict[str, np.ndarray], symbols: Mapping[str, int]
+) -> dict[str, np.ndarray]:
+    """Compute the nodes from number ``start`` on; ``values``, which holds what they need, is used up."""
+    for node, done in zip(graph.nodes[start:], free[start:], strict=True):
         results = evaluate_node(node, [values[v] for v in node.inputs], node_params(graph, node), symbols)
         values.update(zip(node.outputs, results, strict=True))
         for value in done:
-            del values[value]
+            values.pop(value, None)
     return {name: values[value] for name, value in graph.outputs.items()}
