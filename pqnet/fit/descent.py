@@ -110,7 +110,8 @@ class SecondOrder:
             e = np.subtract(group.target, group.current, out=group.scratch)[:, : group.outputs]
             squares += np.square(e, dtype=np.float64).sum(1).reshape(-1, d).sum(0)
         blocks = sum(len(group.codes) * group.outputs for group in self.groups)
-        return np.sqrt(squares / blocks)
+        spread: np.ndarray = np.sqrt(squares / blocks)
+        return spread
 
     def sweep(self) -> float:
         """Choose every code anew, block position after block position; return the error."""
