@@ -70,7 +70,7 @@ def minilm() -> Case:
     from realdata import MiniLM, sst2
 
     encoder = MiniLM()
-    calibration, held_out = (encoder.tokens(sst2(n, split)) for n, split in ((2000, "train"), (400, "dev")))
+    calibration, held_out = (encoder.tokens(sst2(n, split)) for n, split in ((600, "train"), (200, "dev")))
     return Case(encoder.model, calibration, held_out, None, ("4MB", "6MB", "10MB"), 8, "full")
 
 
