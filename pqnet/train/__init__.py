@@ -1,0 +1,7 @@
+"""Training: packed weights inside PyTorch modules, learned through their codes. Needs PyTorch."""
+
+from pqnet.train.ops import TorchGraph as TorchGraph
+from pqnet.train.weights import FilterForm as FilterForm
+from pqnet.train.weights import Weight as Weight
+from pqnet.train.weights import find_weights as find_weights
+from pqnet.train.weights import match as match
