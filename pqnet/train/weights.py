@@ -191,7 +191,8 @@ def match(module: nn.Module, patterns: Mapping[str, X | None]) -> dict[str, X]:
     module : Module
     patterns : dict of str to anything
         Keys are names of `find_weights` or globs (``*``, ``?``, ``[..]``); of several that match a weight the longest
-        wins, and a whole name over a glob of its length. ``"default"`` is for weights that no other key matches. None leaves a weight out.
+        wins, and a whole name over a glob of its length. ``"default"`` is for weights that no other key matches.
+        None leaves a weight out.
 
     Returns
     -------
