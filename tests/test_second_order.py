@@ -59,6 +59,33 @@ def test_error_never_rises_and_whole_batches_of_positions_agree_with_the_slow_tw
     assert errors[-1] < 0.7 * errors[0]
 
 
+def test_fading_noise_leads_past_poor_minima():
+    found = []
+    for noise in (False, True):
+        errors = []
+        for seed in range(4):
+            target, moments, weights, codes, codebook = problem(1, 64, 24, 4, 32, seed)
+            search = SecondOrder(target, moments, codes, codebook, weights, 1)
+            if noise:
+                search.anneal(seed)
+            search.run(100)
+            errors.append(search.error)
+        found.append(np.mean(errors))
+    assert found[1] < 0.96 * found[0]
+
+
+def test_a_warm_start_is_not_led_away_by_noise():
+    target, moments, *_ = problem(1, 64, 24, 4, 32, 0)
+    first = PQ(32, 4, codebook_dtype="float32").fit(target, metric=moments[:, None])
+    again = PQ(32, 4, codebook_dtype="float32").fit(target, metric=moments[:, None], warm=first, seed=1)
+
+    def error(packed):
+        e = (target - packed.decode()).astype(float)
+        return np.einsum("oi,ij,oj->", e, moments[0].astype(float), e)
+
+    assert error(again) <= error(first) * (1 + 1e-5)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "float32", "int8"])
 @pytest.mark.parametrize(("shape", "groups", "layout"), [((24, 8, 3, 3), 1, "channel"), ((24, 4, 3, 3), 3, "spatial")])
 def test_whole_moments_beat_their_blocks(shape, groups, layout, dtype):

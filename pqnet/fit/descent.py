@@ -2,7 +2,8 @@
 
 Minimises sum_o a_o (t_o - w_o)' H (t_o - w_o) over codes and codebook, w_o made of codewords: given the others, the
 best codeword of block position m is the least of c' G_m c / 2 - c' (G_m w_m + (H e)_m) with e = t - w; given the codes,
-the codebook is a linear least-squares problem, solved by conjugate gradients. The error never rises.
+the codebook is a linear least-squares problem, solved by conjugate gradients. Neither lets the error rise; noise on the
+codewords, less in every round, first leads past poor minima.
 """
 
 from collections.abc import Sequence
@@ -23,6 +24,9 @@ COLUMNS = 128  # outputs that a product of matrices takes at a time, whatever th
 CHUNKS = 32  # partial sums over block positions
 STEPS = 4  # of conjugate gradients between two sweeps
 TOLERANCE = 2e-3  # gain of a round, relative, that ends the search
+# Rounds with noise: the fewer, the more one costs; WORK multiplications in all, within the bounds.
+ROUNDS, WORK = (10, 30), 3e10
+NOISE = 0.4  # in the first of them, as a share of the spread of the errors of weights
 
 
 class SecondOrder:
@@ -84,6 +88,30 @@ class SecondOrder:
             if before - self.error <= TOLERANCE * before:
                 return done + 1
         return sweeps
+
+    def anneal(self, seed: int) -> int:
+        """Choose codes and codebook in turn, with noise on the codewords that fades; return the rounds it took."""
+        k, d = self.codebook.shape
+        multiplied = sum(g.target.size * (2 * k + (STEPS + 1) * len(g.target)) for g in self.groups)
+        rounds = int(np.clip(WORK / multiplied, *ROUNDS))
+        rng = np.random.default_rng(seed)
+        for done in range(rounds):
+            spread = NOISE * (1 - done / rounds) * self._spread()
+            self.set_codebook(self.codebook + spread * rng.standard_normal((k, d)))
+            self.sweep()
+            self.update(STEPS)
+        return rounds
+
+    def _spread(self) -> np.ndarray:
+        """Return the standard deviation of the errors of weights, at each place of a block, (d,)."""
+        d = self.codebook.shape[1]
+        squares = np.zeros(d)
+        for group in self.groups:
+            e = np.subtract(group.target, group.current, out=group.scratch)[:, : group.outputs]
+            squares += np.square(e, dtype=np.float64).sum(1).reshape(-1, d).sum(0)
+        blocks = sum(len(group.codes) * group.outputs for group in self.groups)
+        spread: np.ndarray = np.sqrt(squares / blocks)
+        return spread
 
     def sweep(self) -> float:
         """Choose every code anew, block position after block position; return the error."""

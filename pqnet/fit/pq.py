@@ -35,7 +35,8 @@ def fit_pq(
     """Product-quantize a weight: k-means over its blocks, codebook rounded as stored, blocks assigned once more.
 
     Under whole second moments k-means is the start of a search that sees how the errors of blocks add up: codes are
-    chosen anew block position after block position, then the codebook, in turn, see `SecondOrder`.
+    chosen anew block position after block position, then the codebook, in turn, at first with noise on the codewords
+    (not with ``warm``), see `SecondOrder`.
 
     Parameters
     ----------
@@ -47,7 +48,8 @@ def fit_pq(
         each block position, (G, M, D, D) one for each position and convolution group, or the whole of all positions
         together: (G, 1, Kin, Kin), symmetric positive definite. None is Euclidean.
     warm : PackedPQ, optional
-        Its codebook is the first one of k-means; it must have the same K and D.
+        Its codebook is the first one of k-means; it must have the same K and D. Under whole second moments, a weight
+        of the same shape and layout starts from its codes instead of from k-means, and the error never rises.
     seed : int
     row_weights : array, shape (O,), optional
         Weight of each output (of each token of an embedding).
@@ -91,6 +93,8 @@ def fit_pq(
             if value is not None:
                 raise _check.error(name, "None with annealed=True", _check.describe(value))
         found = annealed_kmeans(rows, codec.k, n_iter=n_iter, seed=seed, threads=threads)
+    elif whole is not None and warm is not None and (warm.shape, warm.codec.layout) == (dense.shape, codec.layout):
+        found = KMeansResult(warm.codebook.astype(np.float32), warm.codes.reshape(-1), np.inf, 0)
     else:
         found = weighted_kmeans(
             rows,
@@ -106,7 +110,8 @@ def fit_pq(
     threads = default_threads(threads)
     if whole is not None:
         weights = np.ones(o, np.float32) if row_weights is None else row_weights[::m]
-        return _descend(codec, dense.shape, blocks, whole, weights, found, threads)
+        anneal = seed if warm is None else None  # noise would lead away from what is given
+        return _descend(codec, dense.shape, blocks, whole, weights, found, anneal, threads)
     codebook, scale = _stored(codec, found.codebook, found.codes, threads)
     codes = found.codes
     if codec.codebook_dtype != "float32":
@@ -154,12 +159,13 @@ def _descend(
     whole: np.ndarray,
     weights: np.ndarray,
     start: KMeansResult,
+    anneal: int | None,
     threads: int,
 ) -> Fit:
     """Search on from k-means under whole second moments, the last sweep with the codebook as stored."""
     o, m, _ = blocks.shape
     search = SecondOrder(blocks.reshape(o, -1), whole, start.codes.reshape(o, m), start.codebook, weights, threads)
-    updates = search.run(SWEEPS)
+    updates = (0 if anneal is None else search.anneal(anneal)) + search.run(SWEEPS)
     codebook, scale = _stored(codec, search.codebook, search.codes, threads)
     if codec.codebook_dtype != "float32":
         search.set_codebook(codebook.astype(np.float32))

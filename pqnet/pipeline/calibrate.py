@@ -1,7 +1,8 @@
 """Streaming calibration: second moments of every layer's inputs in one pass of the float network."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -15,6 +16,7 @@ from pqnet.graph.graph import param_info
 from pqnet.graph.op import get_op
 from pqnet.pipeline.batches import Batch, iterate_batches
 from pqnet.pipeline.moments import input_rows, positions_needed, row_moments, token_counts
+from pqnet.pipeline.padding import real_positions
 from pqnet.pipeline.progress import progress_bar
 from pqnet.pipeline.statistics import Moments, Statistics, moment_shape
 from pqnet.pipeline.sweep import Values, sweep
@@ -36,10 +38,11 @@ class _Accumulator:
         self.samples = 0
 
     def add(self, batches: list[Batch]) -> None:
-        sweep(self.graph, batches, self.layers, self.visit, self.threads)
+        masks = [real_positions(batch) for batch in batches]
+        sweep(self.graph, batches, self.layers, partial(self.visit, masks), self.threads)
         self.samples += sum(max((len(a) for a in b.values() if a.ndim), default=1) for b in batches)
 
-    def visit(self, node: Node, values: Values, _: Values) -> None:
+    def visit(self, masks: Sequence[np.ndarray | None], node: Node, values: Values, _: Values) -> None:
         inputs = [batch[node.inputs[0]] for batch in values]
         shape = tuple(self.graph.params[node.params["weight"]].shape)
         starts = self.samples + np.cumsum([0, *(len(x) for x in inputs[:-1])])
@@ -48,8 +51,9 @@ class _Accumulator:
 
         def measure(i: int) -> tuple[np.ndarray, int]:
             if node.op == "embedding":
-                return token_counts(inputs[i], shape[0]), inputs[i].size
-            rows = input_rows(node, shape, inputs[i], int(starts[i]), self.seed, wanted)
+                counts = token_counts(inputs[i], shape[0], masks[i])
+                return counts, int(counts.sum())
+            rows = input_rows(node, shape, inputs[i], int(starts[i]), self.seed, wanted, masks[i])
             n_inputs = rows.shape[2]
             return row_moments(rows, np.arange(n_inputs), n_inputs)[:, 0], rows.shape[1]
 
@@ -71,7 +75,8 @@ def calibrate(
 
     One pass of the network; memory holds a few batches and the moments (Kin**2 numbers a layer), never patches. Of
     large feature maps, ``max(256, Kin / 2)`` positions of every sample are used, one at random from each of as many
-    equal strata.
+    equal strata. Of texts, padding is left out: positions at which an input called ``attention_mask``, of shape
+    (batch, length), is zero.
 
     Parameters
     ----------
@@ -154,5 +159,5 @@ def statistics_of_inputs(
         except PQNetError as reason:
             raise PQNetError(f"{where}: {reason}") from None
         values = [{node.inputs[0]: x[i : i + 64]} for i in range(0, len(x), 64)]
-        accumulator.visit(node, values, values)
+        accumulator.visit([None] * len(values), node, values, values)
     return accumulator.result()

@@ -1,7 +1,7 @@
 """Quantization during one sweep over data: every layer sees what the layers already quantized give it."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ from pqnet.codecs.layout import block_columns
 from pqnet.errors import ConfigError
 from pqnet.graph import Node
 from pqnet.graph.affine import FreeAffine, shortcut_of
+from pqnet.pipeline.batches import Batch
 from pqnet.pipeline.moments import (
     build_metric,
     input_rows,
@@ -22,6 +23,7 @@ from pqnet.pipeline.moments import (
     row_moments,
     token_counts,
 )
+from pqnet.pipeline.padding import real_positions
 from pqnet.pipeline.run import Run
 from pqnet.pipeline.sweep import Values
 
@@ -38,9 +40,16 @@ class _Rows:
     """What the filters of a layer are multiplied with on both sides, gathered from batches as often as asked for."""
 
     def __init__(
-        self, run: Run, node: Node, weight: np.ndarray, values: Values, taught: Values, affine: FreeAffine | None
+        self,
+        run: Run,
+        node: Node,
+        weight: np.ndarray,
+        values: Values,
+        taught: Values,
+        affine: FreeAffine | None,
+        real: Sequence[np.ndarray | None],
     ) -> None:
-        self.node, self.shape, self.seed = node, weight.shape, run.options.seed
+        self.node, self.shape, self.seed, self.real = node, weight.shape, run.options.seed, real
         self.name, self.values, self.taught = node.inputs[0], values, taught
         sizes = [len(batch[self.name]) for batch in values]
         self.starts = np.cumsum([0, *sizes])
@@ -66,7 +75,8 @@ class _Rows:
         return self._inputs(self.values, i)
 
     def _inputs(self, side: Values, i: int) -> np.ndarray:
-        return input_rows(self.node, self.shape, side[i][self.name], int(self.starts[i]), self.seed, self.wanted)
+        x, start = side[i][self.name], int(self.starts[i])
+        return input_rows(self.node, self.shape, x, start, self.seed, self.wanted, self.real[i])
 
     def _lag(self, i: int) -> np.ndarray:
         ahead, behind = (
@@ -77,6 +87,7 @@ class _Rows:
                 int(self.starts[i]),
                 self.seed,
                 self.wanted,
+                self.real[i],
             )
             for side in (self.taught, self.values)
         )
@@ -198,8 +209,9 @@ class _Inputs:
 class FromData:
     """Visits the nodes of a sweep, see `pqnet.pipeline.sweep`."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, data: Sequence[Batch]) -> None:
         self.run, self.options = run, run.options
+        self.real = [real_positions(batch) for batch in data]
         norms = [node.name for node in run.graph.nodes if node.op == "batch_norm"]
         self.visited = {*run.codecs, *(norms if run.options.reestimate_norm else ())}
 
@@ -214,12 +226,13 @@ class FromData:
 
     def _embedding(self, node: Node, inputs: list[np.ndarray]) -> None:
         vocabulary = len(self.run.weight(node))
-        self.run.pack_tokens(node, np.sum([token_counts(ids, vocabulary) for ids in inputs], axis=0))
+        counts = [token_counts(ids, vocabulary, real) for ids, real in zip(inputs, self.real, strict=True)]
+        self.run.pack_tokens(node, np.sum(counts, axis=0))
 
     def _matrix(self, node: Node, values: Values, taught: Values) -> None:
         run, weight, full = self.run, self.run.weight(node), self.options.metric == "full"
         affine = FreeAffine.find(run.graph, node) if full and self.options.correct_bias else None
-        rows = _Rows(run, node, weight, values, taught, affine)
+        rows = _Rows(run, node, weight, values, taught, affine, self.real)
         if full:
             energy, error = self._second_order(node, weight, rows, affine)
         else:

@@ -12,6 +12,7 @@ from pqnet.errors import PQNetError
 from pqnet.graph import Node
 from pqnet.graph.ops.conv import conv_windows, zero_stuffed
 from pqnet.kernels.patches import gather_patches
+from pqnet.pipeline.padding import masked
 
 __all__ = [
     "METRICS",
@@ -58,7 +59,13 @@ def _pick(available: int, wanted: int, sample: int, seed: int) -> np.ndarray:
 
 
 def input_rows(
-    node: Node, shape: tuple[int, ...], x: np.ndarray, first_sample: int, seed: int, wanted: int
+    node: Node,
+    shape: tuple[int, ...],
+    x: np.ndarray,
+    first_sample: int,
+    seed: int,
+    wanted: int,
+    real: np.ndarray | None = None,
 ) -> np.ndarray:
     """Return what the filters of a layer are multiplied with.
 
@@ -75,6 +82,8 @@ def input_rows(
     seed : int
     wanted : int
         Positions of a sample, see `positions_needed`.
+    real : bool ndarray, optional
+        Which positions of texts are no padding, see `pqnet.pipeline.padding`; only these are taken.
 
     Returns
     -------
@@ -89,9 +98,7 @@ def input_rows(
         )
     n_inputs = int(np.prod(shape[1:]))
     if node.op == "linear":
-        samples = x.reshape(x.shape[0] if x.ndim > 1 else 1, -1, n_inputs)
-        rows = [s[_pick(len(s), wanted, first_sample + i, seed)] for i, s in enumerate(samples)]
-        return np.concatenate(rows)[None]
+        return _picked(_positions(x, real), wanted, first_sample, seed)[None]
     attrs: Any = node.attrs
     if node.op == "conv_transpose2d":
         x, attrs = zero_stuffed(x, shape[2:], attrs)
@@ -105,18 +112,29 @@ def input_rows(
     return patches
 
 
-def output_rows(node: Node, y: np.ndarray, groups: int, first_sample: int, seed: int, wanted: int) -> np.ndarray:
+def output_rows(
+    node: Node, y: np.ndarray, groups: int, first_sample: int, seed: int, wanted: int, real: np.ndarray | None = None
+) -> np.ndarray:
     """Return what lies at the positions of `input_rows` in an array of the shape of the layer's output.
 
     float32, shape (G, n, O / G).
     """
-    if node.op == "linear":
-        samples = y.reshape(y.shape[0] if y.ndim > 1 else 1, -1, y.shape[-1])
-    else:
-        samples = y.reshape(*y.shape[:2], -1).swapaxes(1, 2)
-    picked = [s[_pick(len(s), wanted, first_sample + i, seed)] for i, s in enumerate(samples)]
-    rows = np.concatenate(picked)
+    samples = _positions(y, real) if node.op == "linear" else list(y.reshape(*y.shape[:2], -1).swapaxes(1, 2))
+    rows = _picked(samples, wanted, first_sample, seed)
     return np.ascontiguousarray(rows.reshape(len(rows), groups, -1).swapaxes(0, 1))
+
+
+def _positions(x: np.ndarray, real: np.ndarray | None) -> list[np.ndarray]:
+    """Return what a linear layer sees of each sample, a row a position, without padding."""
+    samples = x.reshape(x.shape[0] if x.ndim > 1 else 1, -1, x.shape[-1])
+    if (real := masked(x, real)) is None:
+        return list(samples)
+    keep = np.repeat(real, samples.shape[1] // real.shape[1], axis=1)
+    return [sample[kept] for sample, kept in zip(samples, keep, strict=True)]
+
+
+def _picked(samples: list[np.ndarray], wanted: int, first_sample: int, seed: int) -> np.ndarray:
+    return np.concatenate([s[_pick(len(s), wanted, first_sample + i, seed)] for i, s in enumerate(samples)])
 
 
 def row_moments(rows: np.ndarray, columns: np.ndarray, d: int) -> np.ndarray:
@@ -133,9 +151,11 @@ def row_moments(rows: np.ndarray, columns: np.ndarray, d: int) -> np.ndarray:
     return products.astype(np.float64)
 
 
-def token_counts(ids: np.ndarray, vocabulary: int) -> np.ndarray:
-    """Return how often each row of an embedding is used: float64, shape (V,)."""
+def token_counts(ids: np.ndarray, vocabulary: int, real: np.ndarray | None = None) -> np.ndarray:
+    """Return how often each row of an embedding is used, at positions that are no padding: float64, shape (V,)."""
     ids = _check.index_array(ids, "ids", below=vocabulary)
+    if real is not None and ids.shape == real.shape:
+        ids = ids[real]
     return np.bincount(ids.reshape(-1), minlength=vocabulary).astype(np.float64)
 
 

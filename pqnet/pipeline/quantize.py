@@ -87,6 +87,7 @@ def quantize(
     calibration : array, dict of arrays, iterable of either, or Statistics
         Data: layers are quantized in graph order, each from the inputs that the layers already quantized give it; the
         whole takes about two forward passes, and memory for the values that later layers still need, of all samples.
+        Where an input called ``attention_mask``, of shape (batch, length), is zero, texts are padding and count not.
         Statistics of `calibrate`: every layer on its own. None is enough for ``metric="none"``.
     mode : {None, "bgd", "pqf", "ipq"}
         Find codes as published and no better, for comparison; metric, target, correct_bias and permute are the mode's.
@@ -169,7 +170,7 @@ def quantize(
         if data is None or isinstance(data, Statistics):
             _one_by_one(run, data, folder)
         else:
-            visits = FromData(run)
+            visits = FromData(run, data)
             visit = resumable(visits.visit, folder, run, data)
             beside = teacher if (options.metric, options.target) == ("full", "teacher") else None
             sweep(student, data, visits.visited, visit, threads, beside)

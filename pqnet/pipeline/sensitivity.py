@@ -10,6 +10,7 @@ from pqnet._threads import ordered_map
 from pqnet.graph import Graph, Node
 from pqnet.graph.affine import FreeAffine
 from pqnet.pipeline.batches import Batch, iterate_batches
+from pqnet.pipeline.padding import masked, real_positions
 from pqnet.pipeline.sweep import Values, sweep
 from pqnet.runtime.execute import evaluate_node, node_params, run_from, run_graph, values_to_free
 
@@ -42,6 +43,8 @@ def network_gains(
 ) -> dict[str, float]:
     """Return the relative change of the network's outputs for one of each layer's outputs alone (both squared).
 
+    Positions of texts that are padding count for nothing.
+
     Parameters
     ----------
     graph : Graph
@@ -53,9 +56,10 @@ def network_gains(
     threads : int
     """
     free = values_to_free(graph)
+    real = [real_positions(batch) for batch in batches]
     clean = list(ordered_map(lambda batch: run_graph(graph, free, dict(batch)), batches, threads))
     scale = {
-        name: sum(float(np.square(out[name], dtype=np.float64).sum()) for out in clean)
+        name: sum(_energy(out[name], mask) for out, mask in zip(clean, real, strict=True))
         for name in graph.outputs
         if clean[0][name].dtype.kind == "f"
     }
@@ -74,10 +78,10 @@ def network_gains(
 
             return list(ordered_map(one, range(len(batches)), threads))
 
-        energy, changes = sum(map(_energy, outputs(products))), outputs(difference)
-        error = sum(map(_energy, changes))
+        changes = outputs(difference)
+        energy, error = (sum(map(_energy, y, real)) for y in (outputs(products), changes))
         if FreeAffine.find(graph, node) is not None:  # quantization gives the outputs their means back
-            changes = _centred(changes, 1 if node.op.startswith("conv") else -1)
+            changes = _centred(changes, 1 if node.op.startswith("conv") else -1, real)
 
         def reached(i: int) -> dict[str, float]:
             now = dict(values[i])
@@ -85,7 +89,7 @@ def network_gains(
                 evaluate_node(node, [now[v] for v in node.inputs], params, symbols[i])[0] + changes[i]
             )
             found = run_from(graph, free, at[node.name] + 1, now, symbols[i])
-            return {n: _energy(found[n] - clean[i][n]) for n in scale}
+            return {n: _energy(found[n] - clean[i][n], real[i]) for n in scale}
 
         parts = list(ordered_map(reached, range(len(batches)), threads))
         shares = [sum(part[n] for part in parts) / scale[n] for n in scale if scale[n] > 0]
@@ -95,13 +99,20 @@ def network_gains(
     return gains
 
 
-def _energy(x: np.ndarray) -> float:
-    return float(np.square(x, dtype=np.float64).sum())
+def _without_padding(x: np.ndarray, real: np.ndarray | None) -> np.ndarray:
+    mask = masked(x, real)
+    return x if mask is None else x[mask]
 
 
-def _centred(changes: list[np.ndarray], axis: int) -> list[np.ndarray]:
+def _energy(x: np.ndarray, real: np.ndarray | None) -> float:
+    return float(np.square(_without_padding(x, real), dtype=np.float64).sum())
+
+
+def _centred(changes: list[np.ndarray], axis: int, real: list[np.ndarray | None]) -> list[np.ndarray]:
     """Subtract the mean of each channel over all arrays."""
-    axes = tuple(i for i in range(changes[0].ndim) if i != axis % changes[0].ndim)
-    count = sum(x.size // x.shape[axis] for x in changes)
-    mean = sum(x.sum(axes, np.float64, keepdims=True) for x in changes) / count
-    return [x - mean.astype(np.float32) for x in changes]
+    rows = [np.moveaxis(_without_padding(x, mask), axis, -1) for x, mask in zip(changes, real, strict=True)]
+    count = sum(x.size // x.shape[-1] for x in rows)
+    mean = sum(x.sum(tuple(range(x.ndim - 1)), np.float64) for x in rows) / count
+    shape = [1] * changes[0].ndim
+    shape[axis] = -1
+    return [x - mean.reshape(shape).astype(np.float32) for x in changes]

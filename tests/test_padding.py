@@ -1,0 +1,82 @@
+"""Padding of texts counts for nothing: padded batches give what the same texts give one by one, each in its length."""
+
+import numpy as np
+import pytest
+
+import pqnet
+from pqnet import PQ, Model, PQNetError
+from pqnet.graph import GraphBuilder, ValueInfo
+from pqnet.pipeline.sensitivity import network_gains
+
+RECIPE = {"words": PQ(8, 2, "channel"), "default": PQ(32, 2, "channel")}
+
+
+def rand(*shape, seed=0):
+    return np.random.default_rng((seed, *shape)).standard_normal(shape).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Embedding, attention among the positions that are no padding, two linear layers around a norm."""
+    shape = ("batch", "length")
+    b = GraphBuilder(
+        {"ids": ValueInfo(shape, "int64"), "attention_mask": ValueInfo(shape, "int64")}, {"batch": 2, "length": 5}
+    )
+    mask = b.add("reshape", b.add("cast", "attention_mask", dtype="bool"), shape=("batch", 1, "length"))
+    x = b.add("embedding", "ids", name="words", params={"weight": rand(50, 12)})
+    x = b.add("attention", x, x, x, mask)
+    x = b.add("linear", x, name="inner", params={"weight": rand(16, 12), "bias": rand(16)})
+    x = b.add(
+        "layer_norm", b.add("relu", x), name="norm", params={"weight": rand(16), "bias": rand(16, seed=1)}, axes=1
+    )
+    return Model(b.build({"output": b.add("linear", x, name="outer", params={"weight": rand(8, 16), "bias": rand(8)})}))
+
+
+@pytest.fixture(scope="module")
+def texts():
+    """Texts of 1 to 11 tokens, alone and padded in batches of 16 with tokens that occur nowhere else."""
+    rng = np.random.default_rng(0)
+    alone = [rng.integers(0, 40, (1, rng.integers(1, 12))) for _ in range(64)]
+    ids = np.full((64, 11), 45)
+    for i, text in enumerate(alone):
+        ids[i, : text.size] = text
+    lengths = np.array([text.size for text in alone])
+    mask = (np.arange(11) < lengths[:, None]).astype(np.int64)
+    return (
+        [{"ids": text, "attention_mask": np.ones_like(text)} for text in alone],
+        [{"ids": ids[i : i + 16], "attention_mask": mask[i : i + 16]} for i in range(0, 64, 16)],
+    )
+
+
+def test_statistics_are_of_the_texts_alone(model, texts):
+    alone, padded = (pqnet.calibrate(model, batches) for batches in texts)
+    assert alone.layers["words"].mean[45] == padded.layers["words"].mean[45] == 0
+    for name, moments in alone.layers.items():
+        assert padded.layers[name].count == moments.count == sum(b["ids"].size for b in texts[0])
+        assert np.allclose(padded.layers[name].mean, moments.mean, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("metric", ["full", "block"])
+def test_codes_are_those_of_the_texts_alone(model, texts, metric):
+    alone, padded = (
+        pqnet.quantize(model, RECIPE, batches, metric=metric, progress=False).graph.meta["quantization"]["layers"]
+        for batches in texts
+    )
+    for name, layer in alone.items():
+        assert padded[name]["output_error"] == pytest.approx(layer["output_error"], rel=2e-3), name
+
+
+def test_gains_are_those_of_the_texts_alone(model, texts):
+    def perturb(node):
+        weight = model.graph.params[node.params["weight"]]
+        return weight + 0.1 * rand(*weight.shape, seed=2)
+
+    alone, padded = (network_gains(model.graph, batches, perturb, ["inner", "outer"], 1) for batches in texts)
+    assert padded == pytest.approx(alone, rel=1e-4)
+
+
+def test_a_batch_of_nothing_but_padding_is_refused(model, texts):
+    batch = {**texts[1][0], "attention_mask": np.zeros_like(texts[1][0]["attention_mask"])}
+    for use in (pqnet.calibrate, lambda m, b: pqnet.quantize(m, RECIPE, b, progress=False)):
+        with pytest.raises(PQNetError, match="attention_mask.*batch of zeros"):
+            use(model, [batch])
