@@ -1,5 +1,7 @@
 """Training: packed weights inside PyTorch modules, learned through their codes. Needs PyTorch."""
 
+from pqnet.train.module import to_model as to_model
+from pqnet.train.module import to_module as to_module
 from pqnet.train.ops import TorchGraph as TorchGraph
 from pqnet.train.packed import PackedWeight as PackedWeight
 from pqnet.train.packed import attach as attach

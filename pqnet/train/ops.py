@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -21,6 +22,7 @@ Attrs = Mapping[str, Any]
 Params = Mapping[str, Tensor]
 TorchOp = Callable[[Sequence[Tensor], Params, Attrs], Any]
 
+MOMENTUM = 0.1  # of running statistics, PyTorch's default; graphs do not record it
 DTYPES = {"float32": torch.float32, "int64": torch.int64, "bool": torch.bool}
 
 
@@ -29,6 +31,10 @@ class TorchGraph(nn.Module):  # type: ignore[misc]
 
     Floats are parameters, but for the running statistics of batch norms, which like integers are buffers. Their
     names are those of the graph with ``_`` for each dot; a parameter that several nodes use exists once.
+
+    The module starts in ``eval()`` mode. In ``train()`` mode batch norms that have statistics use those of the batch
+    and update the running ones with momentum 0.1, as PyTorch's do; with several processes (`torch.distributed`), those
+    of the batches of all, as ``nn.SyncBatchNorm``.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -47,6 +53,7 @@ class TorchGraph(nn.Module):  # type: ignore[misc]
                 self.register_parameter(key, nn.Parameter(tensor))
             else:
                 self.register_buffer(key, tensor)
+        self.eval()
 
     def key(self, name: str) -> str:
         """Return the name that a parameter of the graph has in the module."""
@@ -59,7 +66,9 @@ class TorchGraph(nn.Module):  # type: ignore[misc]
             for node in self.graph.nodes:
                 attrs = resolve_attrs(get_op(node.op), node.attrs, symbols)
                 params = {role: getattr(self, self._keys[name]) for role, name in node.params.items()}
-                result = TABLE[node.op]([values[v] for v in node.inputs], params, attrs)
+                live = self.training and node.op == "batch_norm" and {"mean", "var"} <= params.keys()
+                run = _batch_norm_of_batch if live else TABLE[node.op]
+                result = run([values[v] for v in node.inputs], params, attrs)
                 values.update(zip(node.outputs, (result,) if isinstance(result, Tensor) else result, strict=True))
         outputs = tuple(values[value] for value in self.graph.outputs.values())
         return outputs[0] if len(outputs) == 1 else outputs
@@ -141,6 +150,40 @@ def _batch_norm(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
     like = x[0].new_ones(x[0].shape[1])
     mean, var = p.get("mean", torch.zeros_like(like)), p.get("var", like)
     return F.batch_norm(x[0], mean, var, p.get("weight"), p.get("bias"), eps=a["eps"])
+
+
+def _batch_norm_of_batch(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
+    """Normalise by the statistics of the batch, and update the running ones."""
+    mean, var, weight, bias = p["mean"], p["var"], p.get("weight"), p.get("bias")
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return F.batch_norm(x[0], mean, var, weight, bias, True, MOMENTUM, a["eps"])
+    axes, column = [0, *range(2, x[0].dim())], (-1, *(1,) * (x[0].dim() - 2))
+    count = x[0].new_tensor([x[0].numel() / len(mean)])
+    *_, size = sums = _SumOfProcesses.apply(torch.cat([x[0].sum(axes), count]))
+    centred = x[0] - (sums[:-1] / size).reshape(column)
+    variance = _SumOfProcesses.apply(centred.square().sum(axes)) / size
+    with torch.no_grad():
+        mean.lerp_(sums[:-1] / size, MOMENTUM)
+        var.lerp_(variance * size / (size - 1), MOMENTUM)
+    scale = (variance + a["eps"]).rsqrt() if weight is None else (variance + a["eps"]).rsqrt() * weight
+    out = centred * scale.reshape(column)
+    return out if bias is None else out + bias.reshape(column)
+
+
+class _SumOfProcesses(torch.autograd.Function):  # type: ignore[misc]
+    """The sum of a tensor over all processes: every process's loss depends on it, so gradients are summed too."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        total = tensor.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        total = grad.clone()
+        dist.all_reduce(total)
+        return total
 
 
 def _layer_norm(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:

@@ -155,7 +155,7 @@ def attach(
         packed = choice.fit(dense, seed=seed) if isinstance(choice, Codec) else choice
         made[name] = PackedWeight(packed, weight.form, gradient)
     for name, parametrization in made.items():
-        _parametrize(weights[name], parametrization)
+        register(weights[name], parametrization)
     return made
 
 
@@ -181,7 +181,8 @@ def _check(weight: Weight, choice: Codec | Packed) -> None:
         raise ConfigError(f"{where}: expected a packed weight of shape {weight.form.shape}, got {choice.shape}")
 
 
-def _parametrize(weight: Weight, parametrization: PackedWeight) -> None:
+def register(weight: Weight, parametrization: PackedWeight) -> None:
+    """Put a packed weight in all places of a plain one."""
     tensor = weight.tensor
     parametrization.to(tensor.device).requires_grad_(tensor.requires_grad)
     shared = None
