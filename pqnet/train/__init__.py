@@ -1,5 +1,7 @@
 """Training: packed weights inside PyTorch modules, learned through their codes. Needs PyTorch."""
 
+from pqnet.train.data import image_batches as image_batches
+from pqnet.train.distill import distill as distill
 from pqnet.train.module import to_model as to_model
 from pqnet.train.module import to_module as to_module
 from pqnet.train.ops import TorchGraph as TorchGraph

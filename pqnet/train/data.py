@@ -80,7 +80,9 @@ class Batches:
                 raise PQNetError("batches: expected at least one batch, got an empty list")
         elif not callable(data):
             if not isinstance(data, np.ndarray | Mapping | tuple):
-                wanted = "an array, a dict of arrays, a pair with labels, a list of such batches or a function of a step"
+                wanted = (
+                    "an array, a dict of arrays, a pair with labels, a list of such batches or a function of a step"
+                )
                 raise PQNetError(f"batches: expected {wanted}, got {type(data).__name__}")
             self.samples = take_batch(graph, data, "batches")
         if held_out is not None:

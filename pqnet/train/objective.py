@@ -94,9 +94,13 @@ class Objective(nn.Module):  # type: ignore[misc]
         outputs = [(s, t) for s, t in zip(found, wanted, strict=True) if s.is_floating_point()]
         total: Tensor = sum(mean_of_all(self.loss(*_real(s, t, real))) for s, t in outputs)  # type: ignore[assignment]
         if self.labels and labels is not None:
-            total = (1 - self.labels) * total + self.labels * mean_of_all(F.cross_entropy(found[0], labels, reduction="none"))
+            total = (1 - self.labels) * total + self.labels * mean_of_all(
+                F.cross_entropy(found[0], labels, reduction="none")
+            )
         if self.pairs:
-            errors = [mean_of_all(relative_error(*_real(s, t, real))) for s, t in zip(inside, inside_wanted, strict=True)]
+            errors = [
+                mean_of_all(relative_error(*_real(s, t, real))) for s, t in zip(inside, inside_wanted, strict=True)
+            ]
             total = total + self.hints * torch.stack(errors).mean()
         return total
 

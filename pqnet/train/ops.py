@@ -60,6 +60,11 @@ class TorchGraph(nn.Module):  # type: ignore[misc]
         return self._keys[name]
 
     def forward(self, *inputs: Tensor) -> Any:
+        outputs, _ = self.run(inputs)
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    def run(self, inputs: Sequence[Tensor], inside: Sequence[str] = ()) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the outputs and, by their names in the graph, some of the values that nodes write."""
         symbols = self.graph.bind_symbols(self._check(inputs))
         values = dict(zip(self.graph.inputs, inputs, strict=True))
         with torch.device(inputs[0].device):  # for the operations that make values from nothing
@@ -70,8 +75,7 @@ class TorchGraph(nn.Module):  # type: ignore[misc]
                 run = _batch_norm_of_batch if live else TABLE[node.op]
                 result = run([values[v] for v in node.inputs], params, attrs)
                 values.update(zip(node.outputs, (result,) if isinstance(result, Tensor) else result, strict=True))
-        outputs = tuple(values[value] for value in self.graph.outputs.values())
-        return outputs[0] if len(outputs) == 1 else outputs
+        return [values[value] for value in self.graph.outputs.values()], [values[value] for value in inside]
 
     def _check(self, inputs: Sequence[Tensor]) -> dict[str, tuple[int, ...]]:
         wanted = self.graph.inputs
