@@ -62,10 +62,10 @@ def _and_finetune(
 ) -> None:
     visit(node, values, taught)
     if node.name in run.codecs:
-        name = node.params["weight"]
-        packed, found = finetune(run.graph, node.name), run.graph.params[name]
-        if not isinstance(packed, Packed) or packed.shape != found.shape or packed.codec != found.codec:
-            raise _check.error("finetune", f"a weight packed by {found.codec}", _check.describe(packed))
+        codec, name = run.codecs[node.name], node.params["weight"]
+        packed = finetune(run.graph, node.name)
+        if not isinstance(packed, Packed) or packed.shape != run.graph.params[name].shape or packed.codec != codec:
+            raise _check.error("finetune", f"a weight packed by {codec}", _check.describe(packed))
         run.graph.params[name] = packed
 
 

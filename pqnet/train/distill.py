@@ -4,14 +4,14 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from pqnet.codecs import Packed
+from pqnet.codecs import Packed, PackedPQ
 from pqnet.errors import ConfigError, PQNetError
 from pqnet.graph import Graph, Node
 from pqnet.graph.passes import fold_norm_statistics
@@ -25,7 +25,6 @@ from pqnet.train.module import to_model, to_module
 from pqnet.train.objective import Loss, Objective
 from pqnet.train.ops import TorchGraph
 from pqnet.train.packed import packed_weights
-from pqnet.train.stored import StoredPQ
 from pqnet.train.trainer import PARTS, Schedule, run_training
 
 __all__ = ["distill"]
@@ -210,7 +209,7 @@ def _all_together(
         module,
         parts,
         task.key(student.graph),
-        reassign=partial(_reassign, module, task.teacher.graph, task.data.some(CALIBRATION)),
+        reassign=_Reassign(module, student, task.teacher.graph, task.data),
         checkpoint=checkpoint,
         norm_statistics=norm_statistics,
     )
@@ -238,21 +237,33 @@ def _layer_by_layer(task: _Task, student: Model, checkpoint: str | Path | None) 
     )
 
 
-def _reassign(module: TorchGraph, teacher: Graph, inputs: dict[str, np.ndarray], step: int) -> None:
-    """Give every block the codeword nearest to the teacher's, under the moments of what the layer sees now."""
-    found = calibrate(to_model(module), inputs)
-    for name, weight in packed_weights(module).items():
-        node = teacher.layers().get(name)
-        if node is None or not isinstance(weight.stored, StoredPQ):
-            continue
-        target = np.asarray(teacher.params[node.params["weight"]], np.float32)
-        now, moments = weight.packed().decode(), found.layers[name].mean
-        metric = None
-        if node.op != "embedding":
-            # A norm after the layer may have taken over the size of its filters.
-            target = target * _best_scales(target, now, moments)
-            metric = layer_metric("block", moments, target.shape, weight.stored.codec)
-        weight.reassign(weight.form.from_filters(torch.from_numpy(target)), metric)
+class _Reassign:
+    """Gives every block the codeword nearest to the teacher's, under the moments of what the layer sees now."""
+
+    def __init__(self, module: TorchGraph, student: Model, teacher: Graph, data: Batches) -> None:
+        self.module, self.student, self.teacher, self.data = module, student, teacher, data
+
+    @cached_property
+    def targets(self) -> dict[str, np.ndarray]:
+        """The teacher's filters; a norm after the layer may have taken over their size, so in that of the student's."""
+        seen, layers = calibrate(self.student, self.data.some(CALIBRATION)).layers, self.student.graph.layers()
+        found = {}
+        for name, node in self.teacher.layers().items():
+            packed = self.student.graph.params[layers[name].params["weight"]] if name in layers else None
+            if isinstance(packed, PackedPQ):
+                target = np.asarray(self.teacher.params[node.params["weight"]], np.float32)
+                if node.op != "embedding":
+                    target = target * _best_scales(target, packed.decode(), seen[name].mean)
+                found[name] = target
+        return found
+
+    def __call__(self) -> None:
+        seen = calibrate(to_model(self.module), self.data.some(CALIBRATION)).layers
+        weights = packed_weights(self.module)
+        for name, target in self.targets.items():
+            moments, codec = seen[name].mean, weights[name].stored.codec
+            metric = None if moments.ndim == 1 else layer_metric("block", moments, target.shape, codec)
+            weights[name].reassign(torch.from_numpy(target), metric)
 
 
 def _best_scales(target: np.ndarray, now: np.ndarray, moments: np.ndarray) -> np.ndarray:
@@ -260,7 +271,8 @@ def _best_scales(target: np.ndarray, now: np.ndarray, moments: np.ndarray) -> np
     t, w = (x.reshape(len(moments), -1, moments.shape[1]) for x in (target, now))
     seen = np.matmul(t, moments)
     scales = (seen * w).sum(2) / np.maximum((seen * t).sum(2), 1e-30)
-    return scales.reshape(-1, *[1] * (target.ndim - 1)).astype(np.float32)
+    shaped: np.ndarray = scales.reshape(-1, *[1] * (target.ndim - 1)).astype(np.float32)
+    return shaped
 
 
 def with_norm_statistics(graph: Graph, inputs: dict[str, np.ndarray]) -> Graph:

@@ -8,7 +8,7 @@ __all__ = ["is_main", "mean_of_all", "rank", "world"]
 
 
 def _together() -> bool:
-    return dist.is_available() and dist.is_initialized()
+    return bool(dist.is_available() and dist.is_initialized())
 
 
 def rank() -> int:

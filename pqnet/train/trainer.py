@@ -130,7 +130,7 @@ class _State:
         try:
             torch.save(content, beside)
             os.replace(beside, self.path)
-        except OSError as reason:
+        except (OSError, RuntimeError) as reason:  # PyTorch's own of a missing folder
             raise PQNetError(f"checkpoint: expected a file that can be written, got {self.path}: {reason}") from None
         finally:
             beside.unlink(missing_ok=True)
@@ -171,7 +171,7 @@ def run_training(
     schedule: Schedule,
     parts: tuple[str, ...],
     *,
-    reassign: Callable[[int], None] | None = None,
+    reassign: Callable[[], None] | None = None,
     checkpoint: str | Path | None,
     key: str,
     progress: bool,
@@ -207,7 +207,7 @@ def run_training(
             optimizer.step()
             state.step += 1
             if reassign is not None and schedule.reassign and state.step % schedule.reassign == 0:
-                reassign(state.step)
+                reassign()
             if state.step % schedule.every == 0 or state.step == schedule.steps:
                 now = judge(objective, batches.held_out, device)
                 state.judge(now)
