@@ -139,12 +139,13 @@ def test_codes_are_chosen_anew_for_the_codewords_that_training_made(nets):
     _, teacher = nets
     student = pqnet.quantize(teacher, {"default": PQ(16, 4), "fc": PQ(12, 2)}, DATA, progress=False)
     module = to_module(student)
-    for weight in packed_weights(module).values():
-        with torch.no_grad():
-            weight.stored.codebook.copy_(weight.stored.codebook.roll(3, 0))
-    assert divergence(to_model(module), teacher) > 5 * divergence(student, teacher)
+    weight = packed_weights(module)["up"]
+    with torch.no_grad():
+        weight.stored.codebook.copy_(weight.stored.codebook.roll(3, 0))
+    before = divergence(to_model(module), teacher)
+    assert before > 10 * divergence(student, teacher)
     _Reassign(module, student, teacher.graph, Batches(teacher.graph, DATA, None, 16, 0))()
-    assert divergence(to_model(module), teacher) < 2 * divergence(student, teacher)
+    assert divergence(to_model(module), teacher) < 0.1 * before
     found = distill(student, teacher, DATA, steps=4, lr=1e-3, reassign=2, **{**OPTIONS, "every": 4})
     assert any("codebook" in name for name in changed(student, found))
 

@@ -307,6 +307,24 @@ def test_reassigned_codes_are_the_nearest_codewords(metric):
     assert weight.training
 
 
+def test_under_whole_moments_blocks_see_one_another():
+    """The error under E[x x'] of all inputs falls below that of nearest codewords position by position."""
+    rng = np.random.default_rng(0)
+    mix = rng.standard_normal((24, 24)) + 2 * rng.standard_normal((24, 1))
+    moments = (mix @ mix.T / 24 + 0.1 * np.eye(24)).astype(np.float32)
+    target = rng.standard_normal((40, 24)).astype(np.float32)
+    packed = PQ(16, 4).fit(target[rng.permutation(40)])
+    at = np.arange(24).reshape(-1, 4)
+    errors = []
+    for metric in (moments[at[:, :, None], at[:, None, :]], moments[None, None]):
+        weight = PackedWeight(packed, FilterForm((40, 24)))
+        weight.reassign(torch.from_numpy(target), metric)
+        e = (target - weight.packed().decode()).astype(float)
+        errors.append(np.einsum("oi,ij,oj->", e, moments, e))
+        assert np.array_equal(weight.packed().codebook, packed.codebook)
+    assert errors[1] < 0.8 * errors[0]
+
+
 def test_codes_are_reassigned_for_codewords_as_stored():
     packed = PackedPQ(PQ(2, 1), (1, 2), np.array([[0, 1]]), np.float32([[1], [1]]))
     weight = PackedWeight(packed, FilterForm((1, 2)))

@@ -96,7 +96,7 @@ def distill(
         scales and shifts.
     reassign : int
         Choose all codes of `PQ` weights anew every so many steps: the codewords nearest to the teacher's weight under
-        the second moments of what the layer now sees. 0: never.
+        the student's metric, of what the layer now sees. 0: never.
     batch_size : int
         Of samples; batches come as they are.
     lr, optimizer, weight_decay
@@ -242,6 +242,7 @@ class _Reassign:
 
     def __init__(self, module: TorchGraph, student: Model, teacher: Graph, data: Batches) -> None:
         self.module, self.student, self.teacher, self.data = module, student, teacher, data
+        self.metric = student.graph.meta.get("quantization", {}).get("metric", "full")
 
     @cached_property
     def targets(self) -> dict[str, np.ndarray]:
@@ -262,7 +263,7 @@ class _Reassign:
         weights = packed_weights(self.module)
         for name, target in self.targets.items():
             moments, codec = seen[name].mean, weights[name].stored.codec
-            metric = None if moments.ndim == 1 else layer_metric("block", moments, target.shape, codec)
+            metric = None if moments.ndim == 1 else layer_metric(self.metric, moments, target.shape, codec)
             weights[name].reassign(torch.from_numpy(target), metric)
 
 

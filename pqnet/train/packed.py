@@ -85,7 +85,8 @@ class PackedWeight(nn.Module):  # type: ignore[misc]
             In the form of the module's parameter.
         metric : array, optional
             For the `PQ` codec: second moments of the inputs of a block, shape (D, D), (M, D, D) or
-            (groups, M, D, D), see `pqnet.fit.fit_pq`. None is Euclidean.
+            (groups, M, D, D), or of all inputs, (groups, 1, Kin, Kin), see `pqnet.fit.fit_pq`; under these a block's
+            code depends on the others, and the present ones are the start. None is Euclidean.
         """
         if tuple(target.shape) != self.form.tensor_shape:
             raise PQNetError(f"target: expected shape {self.form.tensor_shape}, got {tuple(target.shape)}")

@@ -22,10 +22,12 @@ from pqnet.codecs import (
 )
 from pqnet.codecs.layout import to_blocks
 from pqnet.errors import PQNetError
+from pqnet.fit.descent import SecondOrder
 
 __all__ = ["Gradient", "Stored", "StoredPQ", "make_stored"]
 
 Gradient = Literal["mean", "sum"]
+SWEEPS = 3  # of codes, under whole second moments, where each block sees the others
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
 
@@ -119,9 +121,18 @@ class StoredPQ(Stored):
     def reassign(self, target: Tensor, metric: np.ndarray | None) -> None:
         blocks, groups = to_blocks(_numpy(target), self.codec.d, self.codec.layout), None
         o, m, d = blocks.shape
+        if metric is not None and np.ndim(metric) == 4 and np.shape(metric)[1:] == (1, m * d, m * d):
+            rows, codes, words = blocks.reshape(o, -1), self.codes.cpu().numpy(), _numpy(self.words())
+            search = SecondOrder(
+                rows, np.asarray(metric)[:, 0], codes, words, np.ones(o, np.float32), torch.get_num_threads()
+            )
+            for _ in range(SWEEPS):
+                search.sweep()
+            self.codes.copy_(_codes(search.codes, self.codec.k))
+            return
         if metric is not None and np.ndim(metric) > 2:
             if np.ndim(metric) > 4 or np.shape(metric)[-3:] != (m, d, d) or o % len(np.reshape(metric, (-1, m, d, d))):
-                wanted = f"({d}, {d}), ({m}, {d}, {d}) or (groups, {m}, {d}, {d})"
+                wanted = f"({d}, {d}), ({m}, {d}, {d}), (groups, {m}, {d}, {d}) or (groups, 1, {m * d}, {m * d})"
                 raise PQNetError(f"metric: expected shape {wanted}, got {np.shape(metric)}")
             metric = np.reshape(metric, (-1, d, d))
             groups = (np.arange(o)[:, None] // (o * m // len(metric)) * m + np.arange(m)).reshape(-1)
