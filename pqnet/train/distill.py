@@ -25,6 +25,7 @@ from pqnet.train.module import to_model, to_module
 from pqnet.train.objective import Loss, Objective
 from pqnet.train.ops import TorchGraph
 from pqnet.train.packed import packed_weights
+from pqnet.train.parallel import torch_threads
 from pqnet.train.trainer import PARTS, Schedule, run_training
 
 __all__ = ["distill"]
@@ -56,6 +57,7 @@ def distill(
     held_out: Any = None,
     checkpoint: str | Path | None = None,
     seed: int = 0,
+    threads: int | None = None,
     device: str = "cpu",
     progress: bool = True,
 ) -> Model:
@@ -111,6 +113,8 @@ def distill(
         a folder, as for `pqnet.quantize`.
     seed : int
         Of the order of samples.
+    threads : int, optional
+        Of PyTorch. The last digits of its sums depend on it.
     device : str
         Where PyTorch computes.
     progress : bool
@@ -161,9 +165,10 @@ def distill(
         torch.device(device),
         progress,
     )
-    if stage == "layerwise":
-        return _layer_by_layer(task, student, checkpoint)
-    return _all_together(task, student, tuple(train), norm_statistics, checkpoint)
+    with torch_threads(threads):
+        if stage == "layerwise":
+            return _layer_by_layer(task, student, checkpoint)
+        return _all_together(task, student, tuple(train), norm_statistics, checkpoint)
 
 
 @dataclass(frozen=True)
