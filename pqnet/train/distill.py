@@ -161,7 +161,7 @@ def distill(
         data,
         schedule,
         partial(Objective, loss=loss, temperature=temperature, hints=hints, labels=labels),
-        [str(loss), temperature, hints, labels, batch_size, seed, norm_statistics],
+        [getattr(loss, "__qualname__", loss), temperature, hints, labels, batch_size, seed, norm_statistics],
         torch.device(device),
         progress,
     )
