@@ -2,6 +2,8 @@
 
 from pqnet.train.module import to_model as to_model
 from pqnet.train.module import to_module as to_module
+from pqnet.train.noise import LayerDrop as LayerDrop
+from pqnet.train.noise import QuantNoise as QuantNoise
 from pqnet.train.ops import TorchGraph as TorchGraph
 from pqnet.train.packed import PackedWeight as PackedWeight
 from pqnet.train.packed import attach as attach
