@@ -121,7 +121,7 @@ def test_metrics_decide_what_codewords_are_near():
         net.weight.data = weight.clone()
         [packed] = IterativePQ(net, [{"weight": PQ(4, 4)}]).advance(metrics).values()
         errors.append((packed().detach() - weight).reshape(-1, 4).square().mean(0))
-    assert (errors[0][:2] < 0.5 * errors[1][:2]).all() and errors[0][2:].sum() > errors[1][2:].sum()
+    assert (errors[0][:2] < 0.8 * errors[1][:2]).all() and errors[0][2:].sum() > errors[1][2:].sum()
     with pytest.raises(ConfigError, match=r"metrics: expected names among \['weight'\], got 'x'"):
         IterativePQ(nn.Linear(8, 16), [{"weight": PQ(4, 4)}]).advance({"x": metric})
 

@@ -1,5 +1,6 @@
 """Training: packed weights inside PyTorch modules, learned through their codes. Needs PyTorch."""
 
+from pqnet.train.activations import ActivationNoise as ActivationNoise
 from pqnet.train.ipq import IterativePQ as IterativePQ
 from pqnet.train.module import to_model as to_model
 from pqnet.train.module import to_module as to_module
