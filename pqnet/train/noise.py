@@ -15,7 +15,7 @@ from pqnet.train.packed import check_codec, check_plain, own_class, parametrize_
 from pqnet.train.stored import Stored, make_stored
 from pqnet.train.weights import Weight, find_weights, match
 
-__all__ = ["Draws", "LayerDrop", "QuantNoise"]
+__all__ = ["Draws", "LayerDrop", "QuantNoise", "StraightThrough"]
 
 
 class Draws:
@@ -221,7 +221,9 @@ class _Noise(nn.Module):  # type: ignore[misc]
         return self.noisy(weight) if self.training else weight
 
 
-class _StraightThrough(torch.autograd.Function):  # type: ignore[misc]
+class StraightThrough(torch.autograd.Function):  # type: ignore[misc]
+    """A tensor instead of another, to which the gradient goes."""
+
     @staticmethod
     def forward(ctx: Any, weight: Tensor, instead: Tensor) -> Tensor:
         return instead.view_as(instead)
@@ -248,7 +250,7 @@ class _Noisy:
         if self._drawn is None or self._drawn[0] != key:  # else another use of it in the same call
             with torch.no_grad():
                 self._drawn = key, self._draw(weight)
-        noisy: Tensor = _StraightThrough.apply(weight, self._drawn[1])
+        noisy: Tensor = StraightThrough.apply(weight, self._drawn[1])
         return noisy
 
     def _draw(self, weight: Tensor) -> Tensor:
