@@ -126,29 +126,6 @@ def test_with_noise_on_weights_and_in_copies():
     assert float(net[2].input_range.low) == 0
 
 
-def observe(rank, file, out):
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
-    layer = nn.Linear(8, 4)
-    ActivationNoise(layer, {"weight": 8})
-    for step in range(2):
-        layer(draw(6, 8, seed=step).chunk(2)[rank])
-    torch.save(layer.input_range.state_dict(), f"{out}{rank}")
-    torch.distributed.destroy_process_group()
-
-
-def test_processes_share_their_ranges(tmp_path):
-    torch.multiprocessing.spawn(observe, (str(tmp_path / "init"), str(tmp_path / "out")), nprocs=2)
-    layer = nn.Linear(8, 4)
-    ActivationNoise(layer, {"weight": 8})
-    for step in range(2):
-        layer(draw(6, 8, seed=step))
-    want = layer.input_range.state_dict()
-    for rank in range(2):
-        found = torch.load(tmp_path / f"out{rank}")
-        assert found == want
-
-
 class Tied(nn.Module):
     def __init__(self):
         super().__init__()

@@ -11,7 +11,7 @@ from torch import nn  # noqa: E402
 from torch.nn.parallel import DistributedDataParallel  # noqa: E402
 
 from pqnet import PQ, Additive, ConfigError, Fixed, IntN, PQNetError, Scalar, Sparse  # noqa: E402
-from pqnet.train import LayerDrop, QuantNoise, attach, find_weights  # noqa: E402
+from pqnet.train import ActivationNoise, LayerDrop, QuantNoise, attach, find_weights  # noqa: E402
 
 
 def draw(*shape, seed=0):
@@ -384,7 +384,7 @@ def test_states_survive_a_file_of_tensors(tmp_path):
 
 
 def train_part(rank, world, file, out):
-    """Train on this process's share of each batch, layers left out and all."""
+    """Train on this process's share of each batch, with integer inputs, and layers left out."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
     net = nn.Sequential(nn.Linear(8, 16), *(nn.Linear(16, 16) for _ in range(3)), nn.Linear(16, 4))
@@ -392,6 +392,7 @@ def train_part(rank, world, file, out):
         p.data = 0.3 * draw(*p.shape, seed=i)
     QuantNoise(net, {"default": PQ(8, 4)}, p=0.4, phi="exact", refresh=2)
     LayerDrop(net, net[1:4], p=0.5)
+    ActivationNoise(net, {"0": 8})
     wrapped = DistributedDataParallel(net, find_unused_parameters=True)
     optimizer = torch.optim.SGD(net.parameters(), 0.05)
     for step in range(5):
@@ -399,7 +400,7 @@ def train_part(rank, world, file, out):
         optimizer.zero_grad()
         (wrapped(x) - y).square().mean().backward()
         optimizer.step()
-    torch.save([p.detach() for p in net.parameters()], f"{out}{world}{rank}")
+    torch.save([p.detach().float() for p in net.state_dict().values()], f"{out}{world}{rank}")
     torch.distributed.destroy_process_group()
 
 
@@ -407,6 +408,7 @@ def test_two_processes_train_as_one(tmp_path):
     torch.multiprocessing.spawn(train_part, (2, str(tmp_path / "two"), str(tmp_path / "out")), nprocs=2)
     train_part(0, 1, str(tmp_path / "one"), str(tmp_path / "out"))
     one, first, second = (torch.load(tmp_path / f"out{name}") for name in ("10", "20", "21"))
+    assert len(one) == 10 + 3
     for a, b, c in zip(one, first, second, strict=True):
         assert torch.equal(b, c)
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
@@ -482,3 +484,17 @@ def test_noise_and_packed_weights_do_not_mix():
     LayerDrop(net, [net[2]])
     with pytest.raises(ConfigError, match="layers: expected each once, with the forward method of its class"):
         LayerDrop(net, [net[2]])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_networks_draw_as_others():
+    net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 4))
+    QuantNoise(net, {"default": PQ(4, 4)}, p=0.5, phi="exact")
+    LayerDrop(net, [net[2]], p=0.5)
+    ActivationNoise(net, {"default": 4})
+    twin, x = copy.deepcopy(net), draw(3, 8)
+    compiled = torch.compile(net, backend="eager")
+    torch._dynamo.utils.counters.clear()
+    for _ in range(12):
+        assert torch.equal(compiled(x), twin(x))
+    assert torch._dynamo.utils.counters["frames"]["total"] < 12  # not anew in each step

@@ -109,6 +109,7 @@ class _Quantize:
         self.label, self.names = _label(attribute), INPUTS.get(attribute, ("input",))
         self.order = INPUTS["in_proj_weight"] if attribute in INPUTS else self.names
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, owner: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         given = dict(zip(self.order, args, strict=False)) | kwargs
         wanted = {name: given[name] for name in self.names}

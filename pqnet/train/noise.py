@@ -50,6 +50,7 @@ class Draws:
             raise ConfigError(f"p: expected a number from 0 to 1, got {p!r}")
         self._p = float(p)
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _called(self, module: nn.Module, inputs: Any) -> None:
         if module.training:
             self.draw()
@@ -243,6 +244,7 @@ class _Noisy:
         self.fitted = 0
         self._drawn: tuple[Any, Tensor] | None = None
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, weight: Tensor) -> Tensor:
         if self.noise.p == 0:
             return weight
@@ -351,6 +353,7 @@ class LayerDrop(Draws):
         self.every = n
         return self.layers[::n]
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def skips(self, index: int) -> bool:
         """Tell whether a layer is left out now."""
         if self.layers[index].training:
