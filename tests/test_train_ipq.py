@@ -154,6 +154,22 @@ def test_resumed_runs_are_the_same_to_the_bit():
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
 
 
+def test_seed_and_gradient_are_handed_on():
+    layers = [nn.Linear(32, 64) for _ in range(3)]
+    for layer in layers:
+        layer.weight.data = draw(64, 32)
+    made = [
+        IterativePQ(layer, [{"weight": PQ(8, 4)}], seed=seed).advance()
+        for layer, seed in zip(layers, (0, 0, 1), strict=True)
+    ]
+    first, same, other = (packed["weight"].packed() for packed in made)
+    assert first == same and first != other
+    [weight] = IterativePQ(nn.Linear(8, 16), [{"weight": PQ(4, 4)}], gradient="sum").advance().values()
+    weight().sum().backward()
+    counts = np.bincount(weight.packed().codes.reshape(-1), minlength=4)
+    np.testing.assert_array_equal(weight.stored.codebook.grad, np.repeat(counts[:, None], 4, 1))
+
+
 def test_states_of_other_stages_are_refused():
     net = Net()
     ipq = IterativePQ(net, STAGES)

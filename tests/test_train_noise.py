@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 from torch.nn.parallel import DistributedDataParallel  # noqa: E402
 
-from pqnet import PQ, Additive, ConfigError, Fixed, IntN, PQNetError, Scalar, Sparse  # noqa: E402
+from pqnet import PQ, Additive, ConfigError, Fixed, IntN, PackedPQ, PQNetError, Scalar, Sparse  # noqa: E402
 from pqnet.train import ActivationNoise, LayerDrop, QuantNoise, attach, find_weights  # noqa: E402
 
 
@@ -41,7 +41,7 @@ def test_stored_weights_stay_to_the_bit():
     noise.remove()
     assert [id(p) for p in net.parameters()] == [id(p) for p in parameters]  # in their order, as optimizers know them
     assert all(torch.equal(p, before[name]) for name, p in net.named_parameters())
-    assert type(net[0]) is nn.Linear and list(net.state_dict()) == list(before)
+    assert type(net[0]) is nn.Linear and list(net.state_dict()) == list(before) and not net._forward_pre_hooks
     x = draw(5, 8)
     assert torch.equal(net(x), net.eval()(x))
 
@@ -155,6 +155,11 @@ def test_codes_are_the_nearest_to_present_weights_and_codebooks_wait():
         books.append(noise.state_dict()["weights"]["weight"]["arrays"]["codebook"])
         nearest = (blocks - books[-1]).square().sum(2).argmin(1)
         torch.testing.assert_close(layer.weight.detach(), books[-1][nearest].reshape(16, 32))
+        if step == 3:  # fitted anew, from the codebook before
+            weight, codec = blocks.reshape(16, 32).numpy(), PQ(8, 4, codebook_dtype="float32")
+            before = PackedPQ(codec, (16, 32), np.zeros((16, 8), np.uint8), books[2].numpy())
+            np.testing.assert_array_equal(books[3], codec.fit(weight, warm=before).codebook)
+            assert not np.array_equal(books[3], codec.fit(weight).codebook)
     same = [torch.equal(a, b) for a, b in itertools.pairwise(books)]
     assert same == [True, True, False, True, True]
 
@@ -188,7 +193,7 @@ def test_off_in_eval_and_at_zero(options):
     noise = QuantNoise(layer, {"weight": Scalar(2)}, p=0, **options)
     x, original = draw(2, 8), layer.parametrizations.weight.original
     layer(x)
-    assert torch.equal(layer.weight, original)
+    assert torch.equal(layer.weight, original) and not noise.state_dict()["weights"]  # nothing was fitted
     noise.p = 1
     layer(x)
     assert not torch.equal(layer.weight, original)
