@@ -203,6 +203,19 @@ def test_float_parameters_are_taken_by_name():
     same(to_model(copy.deepcopy(net).double(), model).graph, from_torch(net, ids).graph)
 
 
+class Noise(nn.Module):
+    def forward(self, weight):
+        return weight + 1 if self.training else weight
+
+
+def test_what_parametrizations_do_in_training_is_not_in_the_model():
+    net = nn.Sequential(nn.Linear(4, 4))
+    model = from_torch(net, torch.zeros(1, 4))
+    nn.utils.parametrize.register_parametrization(net[0], "weight", Noise())
+    same(to_model(net.train(), model).graph, model.graph)
+    assert net[0].training and net[0].parametrizations.weight[0].training
+
+
 class Constants(nn.Module):
     def __init__(self):
         super().__init__()

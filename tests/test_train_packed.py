@@ -272,6 +272,10 @@ def test_state_dicts_hold_codes_and_codebooks():
     attach(other, {"0": draw(packed.codec, (16, 8))})
     other.load_state_dict(net.state_dict())
     assert packed_weights(other)["0"].packed() == packed
+    stored = "0.parametrizations.weight.0.stored.parts"
+    names = {f"{stored}.0.{name}" for name in ("codebook", "codes", "scale")}
+    names |= {f"{stored}.1.{name}" for name in ("codes", "scales", "zeros")}
+    assert set(net.state_dict()) == names | {"0.bias", "2.weight", "2.bias"}
 
 
 def test_copies_are_independent():
@@ -301,6 +305,15 @@ def test_reassigned_codes_are_the_nearest_codewords(metric):
             distances = np.einsum("ki,ij,kj->k", errors, full[o // 2, m], errors)
             assert weight.packed().codes[o, m] == distances.argmin()
     assert weight.training
+
+
+def test_codes_are_reassigned_for_codewords_as_stored():
+    packed = PackedPQ(PQ(2, 1), (1, 2), np.array([[0, 1]]), np.float32([[1], [1]]))
+    weight = PackedWeight(packed, FilterForm((1, 2)))
+    with torch.no_grad():
+        weight.stored.codebook[1] += 1e-4  # which float16 does not see
+    weight.reassign(torch.tensor([[1.1, 1.1]]))
+    assert weight.packed().codes.tolist() == [[0, 0]]
 
 
 @pytest.mark.parametrize(
