@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
 from pqnet import PQ, ConfigError, PQNetError, Scalar  # noqa: E402
-from pqnet.train import IterativePQ, QuantNoise, packed_weights, to_model  # noqa: E402
+from pqnet.train import IterativePQ, QuantNoise, detach, packed_weights, to_model  # noqa: E402
 from pqnet_converters import from_torch  # noqa: E402
 
 
@@ -180,6 +180,11 @@ def test_states_of_other_stages_are_refused():
         ipq.load_state_dict(ipq.state_dict())
     with pytest.raises(PQNetError, match=r"expected the weights \['conv'\]"):
         IterativePQ(Net(), [{"conv": PQ(5, 6)}]).load_state_dict(ipq.state_dict())
+    detach(net)
+    with pytest.raises(
+        PQNetError, match="weight 'layer.linear1': expected what advance has packed, got a plain weight"
+    ):
+        ipq.state_dict()
 
 
 @pytest.mark.parametrize(

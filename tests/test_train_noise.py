@@ -10,8 +10,9 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 from torch.nn.parallel import DistributedDataParallel  # noqa: E402
 
-from pqnet import PQ, Additive, ConfigError, Fixed, IntN, PackedPQ, PQNetError, Scalar, Sparse  # noqa: E402
-from pqnet.train import ActivationNoise, LayerDrop, QuantNoise, attach, find_weights  # noqa: E402
+from pqnet import PQ, Additive, ConfigError, Fixed, IntN, PackedPQ, PQNetError, Scalar, Sparse, load  # noqa: E402
+from pqnet.demo import load_images, model_path  # noqa: E402
+from pqnet.train import ActivationNoise, LayerDrop, QuantNoise, attach, find_weights, to_model, to_module  # noqa: E402
 
 
 def draw(*shape, seed=0):
@@ -309,6 +310,17 @@ def test_weights_tied_across_layers():
     net(draw(1, 8)).sum().backward()
     assert torch.equal(net[0].weight, net[3].weight) and not torch.equal(net[0].weight == 0, net[1].weight == 0)
     assert net[0].parametrizations.weight.original.grad.any()
+
+
+def test_networks_of_the_engine_train_with_noise():
+    model = load(model_path())
+    module = to_module(model).train()
+    x = torch.from_numpy(load_images()[0][:4])
+    clean = module(x)
+    QuantNoise(module, {"default": IntN(4)}, p=0.5)
+    assert not torch.allclose(module(x), clean)
+    again = to_model(module)  # without noise
+    assert all(np.array_equal(again.graph.params[w], model.graph.params[w]) for w in ("conv1.weight", "fc.weight"))
 
 
 def test_copies_have_their_own_noise():

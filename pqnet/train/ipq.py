@@ -141,6 +141,8 @@ class IterativePQ:
     def state_dict(self) -> dict[str, Any]:
         """Return the stage and the packed weights, as numbers and tensors."""
         packed = packed_weights(self.module)
+        if lost := [name for stage in self._stages[: self.stage] for name in stage if name not in packed]:
+            raise PQNetError(f"weight {lost[0]!r}: expected what advance has packed, got a plain weight; save earlier")
         weights = {
             name: {key: torch.from_numpy(array.copy()) for key, array in packed[name].packed().arrays().items()}
             for stage in self._stages[: self.stage]
