@@ -7,7 +7,7 @@ right answers on test data that training has not seen, before and after quantiza
 noise; p = 1 exact is quantization-aware training. Needs the folder of real data (``../shared/data``) and PyTorch;
 matplotlib for the plot. Rows that the CSV file has already are not made again.
 
-Example: ``python bench/bench_noise.py --csv bench/noise.csv --plot bench/noise.svg > noise.jsonl``
+Example: ``NUMBA_NUM_THREADS=1 python bench/bench_noise.py --csv bench/noise.csv --plot bench/noise.svg > noise.jsonl``
 """
 
 import argparse
@@ -204,9 +204,9 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
                 rates = sorted({float(row["p"]) for row in here})
                 mine = [(float(row["p"]), 100 * float(row["after"])) for row in here if row["phi"] in (phi, "none")]
                 groups = [[value for at, value in mine if at == p] for p in rates]
-                axis.plot(range(len(rates)), [100 * np.mean(group) for group in groups], style, label=phi)
+                axis.plot(range(len(rates)), [np.mean(group) for group in groups], style, label=phi)
                 for at, group in enumerate(groups):
-                    axis.plot([at] * len(group), [100 * value for value in group], ".", color="0.7", zorder=0)
+                    axis.plot([at] * len(group), group, ".", color="0.7", zorder=0)
                 axis.set_xticks(range(len(rates)), [f"{p:g}" for p in rates])
             axis.set_title(f"{task}, {codec}")
             axis.set_xlabel("p")
