@@ -1,9 +1,13 @@
 """Training: packed weights inside PyTorch modules, learned through their codes. Needs PyTorch."""
 
+from pqnet.train.activations import ActivationNoise as ActivationNoise
 from pqnet.train.data import image_batches as image_batches
 from pqnet.train.distill import distill as distill
+from pqnet.train.ipq import IterativePQ as IterativePQ
 from pqnet.train.module import to_model as to_model
 from pqnet.train.module import to_module as to_module
+from pqnet.train.noise import LayerDrop as LayerDrop
+from pqnet.train.noise import QuantNoise as QuantNoise
 from pqnet.train.ops import TorchGraph as TorchGraph
 from pqnet.train.packed import PackedWeight as PackedWeight
 from pqnet.train.packed import attach as attach

@@ -162,40 +162,55 @@ def attach(
 
 def _check(weight: Weight, choice: Codec | Packed) -> None:
     where = f"weight {weight.name!r}"
-    for owner, attribute in weight.places:
-        if attribute not in owner._parameters:
-            raise ConfigError(
-                f"{where}: expected a plain parameter, got one that is already parametrized; undo this first"
-            )
-        if getattr(owner, "sparse", False):
-            raise ConfigError(f"{where}: expected sparse=False, for codebooks have dense gradients, got sparse=True")
+    check_plain(weight)
+    if any(getattr(owner, "sparse", False) for owner, _ in weight.places):
+        raise ConfigError(f"{where}: expected sparse=False, for codebooks have dense gradients, got sparse=True")
     if weight.tensor.dtype != torch.float32:
         raise ConfigError(f"{where}: expected float32, got {weight.tensor.dtype}; call .float() on the module first")
-    if isinstance(choice, Codec):
-        try:
-            choice.check(weight.form.shape)
-        except ConfigError as reason:
-            raise ConfigError(f"{where}: {reason}") from None
-    elif not isinstance(choice, Packed):
-        raise ConfigError(f"{where}: expected a codec, a packed weight or None, got {type(choice).__name__}")
+    if not isinstance(choice, Packed):
+        check_codec(weight, choice)
     elif choice.shape != weight.form.shape:
         raise ConfigError(f"{where}: expected a packed weight of shape {weight.form.shape}, got {choice.shape}")
+
+
+def check_plain(weight: Weight) -> None:
+    """Refuse a weight that something parametrizes already."""
+    if any(attribute not in owner._parameters for owner, attribute in weight.places):
+        raise ConfigError(
+            f"weight {weight.name!r}: expected a plain parameter, got one that is already parametrized; undo this first"
+        )
+
+
+def check_codec(weight: Weight, codec: Codec) -> Codec:
+    """Return a codec as it applies to a weight."""
+    if not isinstance(codec, Codec):
+        kind = type(codec).__name__
+        raise ConfigError(f"weight {weight.name!r}: expected a codec, a packed weight or None, got {kind}")
+    try:
+        return codec.check(weight.form.shape)
+    except ConfigError as reason:
+        raise ConfigError(f"weight {weight.name!r}: {reason}") from None
 
 
 def register(weight: Weight, parametrization: PackedWeight) -> None:
     """Put a packed weight in all places of a plain one."""
     tensor = weight.tensor
     parametrization.to(tensor.device).requires_grad_(tensor.requires_grad)
-    shared = None
-    for owner, attribute in weight.places:
-        _own_class(owner)
-        parametrize.register_parametrization(owner, attribute, parametrization, unsafe=True)
-        shared = shared or owner.parametrizations[attribute]
-        owner.parametrizations[attribute] = shared  # tied weights stay one object, as PyTorch saves and copies them
+    parametrize_places(weight, parametrization)
     parametrization.attached = True
 
 
-def _own_class(owner: nn.Module) -> None:
+def parametrize_places(weight: Weight, parametrization: nn.Module) -> None:
+    """Put one parametrization in all places of a plain weight."""
+    shared = None
+    for owner, attribute in weight.places:
+        own_class(owner)
+        parametrize.register_parametrization(owner, attribute, parametrization, unsafe=True)
+        shared = shared or owner.parametrizations[attribute]
+        owner.parametrizations[attribute] = shared  # tied weights stay one object, as PyTorch saves and copies them
+
+
+def own_class(owner: nn.Module) -> None:
     """Give a parametrized module a class that copies of it do not share: PyTorch keeps the weights' names there."""
     if parametrize.is_parametrized(owner):
         cls = type(owner)
@@ -246,7 +261,7 @@ def detach(module: nn.Module) -> None:
         tensor = packed.form.from_filters(dense[name]).contiguous().to(weight.tensor.device)
         plain = nn.Parameter(tensor, requires_grad=trained)
         for owner, attribute in weight.places:
-            _own_class(owner)
+            own_class(owner)
             parametrize.remove_parametrizations(owner, attribute)
             delattr(owner, attribute)
             owner.register_parameter(attribute, plain)
