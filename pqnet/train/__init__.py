@@ -1,5 +1,6 @@
 """Training: packed weights inside PyTorch modules, learned through their codes. Needs PyTorch."""
 
+from pqnet.train.lc import LC as LC
 from pqnet.train.ops import TorchGraph as TorchGraph
 from pqnet.train.packed import PackedWeight as PackedWeight
 from pqnet.train.packed import attach as attach

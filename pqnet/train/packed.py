@@ -147,7 +147,7 @@ def attach(
     weights = find_weights(module)
     chosen: dict[str, Codec | Packed] = match(module, what)
     for name, choice in chosen.items():
-        _check(weights[name], choice)
+        check_choice(weights[name], choice)
     made = {}
     for name, choice in chosen.items():
         weight = weights[name]
@@ -159,7 +159,8 @@ def attach(
     return made
 
 
-def _check(weight: Weight, choice: Codec | Packed) -> None:
+def check_choice(weight: Weight, choice: Codec | Packed) -> None:
+    """Raise ConfigError, naming the weight, if it cannot be packed by what was chosen for it."""
     where = f"weight {weight.name!r}"
     for owner, attribute in weight.places:
         if attribute not in owner._parameters:
