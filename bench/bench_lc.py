@@ -2,9 +2,9 @@
 
 784-300-100-10 with tanh, from a float network of 2.13 % test error; every layer has a learned list of 2 to 64 values,
 or a fixed one. iDC and LC see the same batches at the same learning rates (but for LC's limit of 1/mu): SGD with
-Nesterov momentum, of which the first step takes twice the epochs. The ratio is as the papers count: ceil(log2 K) bits for a weight, 32 for each value or scale and each
-bias. Rows in the file of ``--csv`` are kept and not computed again. Needs the folder of real data (``../shared/data``) and
-PyTorch; matplotlib for the plot.
+Nesterov momentum, of which the first step takes twice the epochs. The ratio is as the papers count: ceil(log2 K) bits
+for a weight, 32 for each value or scale and each bias. Rows in the file of ``--csv`` are kept and not computed again.
+Needs the folder of real data (``../shared/data``) and PyTorch; matplotlib for the plot.
 
 Example: ``python bench/bench_lc.py --csv bench/lc.csv --plot bench/lc.svg``
 """
