@@ -335,14 +335,16 @@ def test_resumed_training_is_the_same_bit_for_bit(mu, tmp_path):
     def make():
         torch.manual_seed(0)
         net = nn.Sequential(*(nn.Linear(8, 8) for _ in range(5)))
-        lc = LC(net, MIXED, joint=[["2", "3"]], mu=mu, growth=2)
+        lc = LC(net, MIXED, joint=[["2", "3"]], mu=mu)
         return net, lc, torch.optim.SGD(net.parameters(), 0.05, momentum=0.9)
 
     generator = torch.Generator().manual_seed(0)
     batches = [torch.randn(2, 4, 8, generator=generator).unbind() for _ in range(3)]
     whole = make()
+    whole[1].growth = 2
     run(*whole, 6, batches)
     first = make()
+    first[1].growth = 2
     run(*first, 3, batches)
     torch.save([part.state_dict() for part in first], tmp_path / "state.pt")
     second = make()
@@ -351,6 +353,7 @@ def test_resumed_training_is_the_same_bit_for_bit(mu, tmp_path):
     for part, state in zip(second, torch.load(tmp_path / "state.pt", weights_only=True), strict=True):
         part.load_state_dict(state)
     run(*second, 3, batches)
+    assert second[1].growth == 2
     for name, tensor in whole[0].state_dict().items():
         assert torch.equal(second[0].state_dict()[name], tensor), name
     assert second[1].packed() == whole[1].packed()
@@ -419,9 +422,12 @@ def test_errors_of_weights_and_states():
         LC(net, {"0": EXACT}).load_state_dict(state)
     with pytest.raises(PQNetError, match="expected"):
         LC(net, {"0": EXACT, "1": Scalar(7)}).load_state_dict(state)
+    nudge(net, 0)
     with torch.no_grad():
+        net[0].weight.neg_()
         net[1].weight[0, 0] = torch.nan
     with pytest.raises(PQNetError, match="weight '1': weight: expected finite"):
         lc.compress()
+    assert torch.equal(lc.state_dict()["theta"][0]["codes"], state["theta"][0]["codes"])
     with pytest.raises(ConfigError, match="weight '0': expected float32, got torch.float64"):
         LC(net.double(), {"0": EXACT})

@@ -50,6 +50,8 @@ class LC:
     ----------
     mu : float
         Of the present L step.
+    growth : float
+        May be changed at any time: a low one until the loss has settled, then a high one closes the gap soon.
     step : int
         How often `compress` was called.
     multipliers : dict of str to tensor
@@ -117,6 +119,7 @@ class LC:
         alone = [[name] for name in chosen if name not in shared]
         self._groups = [_Group([weights[n] for n in names], chosen[names[0]]) for names in [*together, *alone]]
         self.multipliers = {name: torch.zeros_like(tensor.detach()) for name, tensor in self._tensors().items()}
+        self._theta: list[Packed] = []
         self._pack()
         self._aim()
 
@@ -172,7 +175,8 @@ class LC:
 
     def packed(self) -> dict[str, Packed]:
         """Return the weights as the last C step packed them, Theta, by name."""
-        return {name: packed for group in self._groups for name, packed in group.parts().items()}
+        found = zip(self._groups, self._theta, strict=True)
+        return {name: packed for group, whole in found for name, packed in group.parts(whole).items()}
 
     def finish(self) -> dict[str, PackedWeight]:
         """Pack the weights of the module as the last C step did; see `attach` for what that makes of it.
@@ -189,10 +193,9 @@ class LC:
 
         The module's and the optimizer's own state are not in it.
         """
-        theta = [
-            {key: torch.from_numpy(a.copy()) for key, a in group.packed.arrays().items()} for group in self._groups
-        ]
-        return {"mu": self.mu, "step": self.step, "multipliers": dict(self.multipliers), "theta": theta}
+        theta = [{key: torch.from_numpy(a.copy()) for key, a in packed.arrays().items()} for packed in self._theta]
+        numbers = {"mu": self.mu, "growth": self.growth, "step": self.step}
+        return {**numbers, "multipliers": dict(self.multipliers), "theta": theta}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` returned, of an LC made with the same arguments.
@@ -204,16 +207,14 @@ class LC:
         """
         tensors = self._tensors()
         shapes = {name: tuple(w.shape) for name, w in tensors.items()}
-        wanted = {"mu", "step", "multipliers", "theta"}
+        wanted = {"mu", "growth", "step", "multipliers", "theta"}
         if set(state) != wanted:
             raise PQNetError(f"state: expected keys {sorted(wanted)}, got {sorted(state)}")
         got = {name: tuple(t.shape) for name, t in state["multipliers"].items()}
         if got != shapes or len(state["theta"]) != len(self._groups):
             raise PQNetError(f"state: expected that of weights {shapes}, got {got}")
-        found = [group.read(arrays) for group, arrays in zip(self._groups, state["theta"], strict=True)]
-        for group, packed in zip(self._groups, found, strict=True):
-            group.packed = packed
-        self.mu, self.step = float(state["mu"]), int(state["step"])
+        self._theta = [group.read(arrays) for group, arrays in zip(self._groups, state["theta"], strict=True)]
+        self.mu, self.growth, self.step = float(state["mu"]), float(state["growth"]), int(state["step"])
         self.multipliers = {name: state["multipliers"][name].to(w.device).clone() for name, w in tensors.items()}
         self._decode()
         self._aim()
@@ -228,8 +229,8 @@ class LC:
     def _pack(self) -> None:
         """Find Theta for w - lambda/mu."""
         shifted = {name: w.detach() - self._shift(name) for name, w in self._tensors().items()}
-        for group in self._groups:
-            group.fit(shifted, self.seed)
+        starts: Sequence[Packed | None] = self._theta or [None] * len(self._groups)
+        self._theta = [group.fit(shifted, start, self.seed) for group, start in zip(self._groups, starts, strict=True)]
         self._decode()
 
     def _decode(self) -> None:
@@ -252,8 +253,6 @@ class LC:
 class _Group:
     """Weights that are packed together: one, or several as one vector."""
 
-    packed: Packed
-
     def __init__(self, weights: list[Weight], codec: Codec) -> None:
         self.weights = weights
         sizes = [math.prod(weight.form.shape) for weight in weights]
@@ -262,18 +261,17 @@ class _Group:
         self.codec = codec.check(self.shape)
         self.label = ", ".join(repr(weight.name) for weight in weights)
 
-    def fit(self, tensors: Mapping[str, Tensor], seed: int) -> None:
-        """Pack tensors, given by name, starting from what there is."""
+    def fit(self, tensors: Mapping[str, Tensor], start: Packed | None, seed: int) -> Packed:
+        """Pack tensors, given by name."""
         parts = [w.form.to_filters(tensors[w.name]).cpu().numpy().reshape(-1) for w in self.weights]
         target = np.concatenate(parts).reshape(self.shape)
         try:
-            self.packed = self.codec.fit(target, warm=getattr(self, "packed", None), seed=seed)
+            return self.codec.fit(target, warm=start, seed=seed)
         except PQNetError as reason:
             raise PQNetError(f"weight {self.label}: {reason}") from None
 
-    def parts(self) -> dict[str, Packed]:
+    def parts(self, whole: Packed) -> dict[str, Packed]:
         """Return each weight on its own."""
-        whole = self.packed
         if len(self.weights) == 1 or not isinstance(whole, PackedScalar):
             return {self.weights[0].name: whole}
         book = whole.codebook if whole.codec.levels is None else None
@@ -287,7 +285,8 @@ class _Group:
 
     def read(self, arrays: Mapping[str, Tensor]) -> Packed:
         """Return what was saved as arrays."""
-        return PACKED[self.codec.name].from_arrays(self.codec, self.shape, {k: a.numpy() for k, a in arrays.items()})
+        plain = {key: tensor.cpu().numpy() for key, tensor in arrays.items()}
+        return PACKED[self.codec.name].from_arrays(self.codec, self.shape, plain)
 
 
 def _members(module: nn.Module, patterns: Iterable[str], chosen: Mapping[str, Codec]) -> list[str]:
