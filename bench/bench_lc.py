@@ -84,7 +84,7 @@ def schedule(args: argparse.Namespace) -> Iterator[tuple[float, int]]:
     while mu < args.last_mu:
         slow = mu < args.turn
         growth = args.growth if slow else args.late_growth
-        yield growth, first * (args.epochs if slow else 1)
+        yield growth, first * (args.epochs if slow else args.late_epochs)
         mu, first = mu * growth, 1
 
 
@@ -157,13 +157,14 @@ def main() -> None:
     parser.add_argument("--codecs", nargs="*", choices=CODECS, default=list(CODECS))
     parser.add_argument("--mu", type=float, default=1e-4, help="of the first L step")
     parser.add_argument("--growth", type=float, default=1.25)
-    parser.add_argument("--turn", type=float, default=0.01, help="mu from which on it grows by --late-growth")
+    parser.add_argument("--turn", type=float, default=0.1, help="mu from which on it grows by --late-growth")
     parser.add_argument("--late-growth", type=float, default=2.0)
-    parser.add_argument("--last-mu", type=float, default=200.0)
-    parser.add_argument("--epochs", type=int, default=3, help="of an L step up to the turn; then 1")
+    parser.add_argument("--last-mu", type=float, default=10.0)
+    parser.add_argument("--epochs", type=int, default=3, help="of an L step up to the turn")
+    parser.add_argument("--late-epochs", type=int, default=2)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--lr", type=float, default=0.1)
-    parser.add_argument("--decay", type=float, default=0.96, help="of the learning rate from step to step")
+    parser.add_argument("--decay", type=float, default=0.95, help="of the learning rate from step to step")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--csv", help="rows are added as they come")

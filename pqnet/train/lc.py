@@ -215,7 +215,7 @@ class LC:
             raise PQNetError(f"state: expected that of weights {shapes}, got {got}")
         self._theta = [group.read(arrays) for group, arrays in zip(self._groups, state["theta"], strict=True)]
         self.mu, self.growth, self.step = float(state["mu"]), float(state["growth"]), int(state["step"])
-        self.multipliers = {name: state["multipliers"][name].to(w.device).clone() for name, w in tensors.items()}
+        self.multipliers = {name: state["multipliers"][name].to(w.device) for name, w in tensors.items()}
         self._decode()
         self._aim()
 
