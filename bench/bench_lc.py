@@ -164,7 +164,7 @@ def main() -> None:
     parser.add_argument("--late-epochs", type=int, default=2)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--lr", type=float, default=0.1)
-    parser.add_argument("--decay", type=float, default=0.96, help="of the learning rate from step to step")
+    parser.add_argument("--decay", type=float, default=0.94, help="of the learning rate from step to step")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--csv", help="rows are added as they come")
