@@ -148,7 +148,7 @@ def attach(
     weights = find_weights(module)
     chosen: dict[str, Codec | Packed] = match(module, what)
     for name, choice in chosen.items():
-        _check(weights[name], choice)
+        check_choice(weights[name], choice)
     made = {}
     for name, choice in chosen.items():
         weight = weights[name]
@@ -160,7 +160,8 @@ def attach(
     return made
 
 
-def _check(weight: Weight, choice: Codec | Packed) -> None:
+def check_choice(weight: Weight, choice: Codec | Packed) -> None:
+    """Raise ConfigError, naming the weight, if it cannot be packed by what was chosen for it."""
     where = f"weight {weight.name!r}"
     check_plain(weight)
     if any(getattr(owner, "sparse", False) for owner, _ in weight.places):
