@@ -1,9 +1,10 @@
 """Distillation without labels: CIFAR-10 ResNets at the bytes of the presets, trained to give the float outputs.
 
-For each network and preset, students quantized as "And the Bit Goes Down" does (mode bgd) and by default, both
-distilled by the same number of steps on 19,000 training images, moved and mirrored, 1000 others to judge by; right
-answers on the 10,000 test images. Rows that the CSV has already are not run again. Needs the folder of real data
-(``../shared/data``) and PyTorch; matplotlib for the plot.
+For each network and preset, students quantized as "And the Bit Goes Down" does (mode bgd), by default, and by the plan
+for a file of no more bytes, all distilled by the same number of steps on 19,000 training images, moved and mirrored,
+1000 others to judge by; right answers on the 10,000 test images. Rows that the CSV has already are not run again. Needs
+the folder of real data (``../shared/data``) and PyTorch; matplotlib for the plot. One thread each for PyTorch and Numba
+(``OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1``) and a network in each of two processes is faster than two threads.
 
 Example: ``python bench/bench_distill.py --steps 600 --csv bench/distill.csv --plot bench/distill.svg > distill.jsonl``
 """
@@ -19,13 +20,27 @@ import numpy as np
 from common import emit, machine
 
 import pqnet
+from pqnet.io import graph_nbytes
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from realdata import cifar10, cifar_resnet_module
 
-NETWORKS, PRESETS, MODES = ("resnet20", "resnet32"), ("small-blocks", "large-blocks"), ("bgd", "default")
-FIELDS = ("network", "preset", "codes", "steps", "seed", "bytes", "float", "before", "after", "quantize_s", "distill_s")
+NETWORKS, PRESETS = ("resnet20", "resnet32"), ("small-blocks", "large-blocks")
+CODES = ("bgd", "default", "plan")
+FIELDS = (
+    "network",
+    "preset",
+    "codes",
+    "steps",
+    "seed",
+    "file_bytes",
+    "float",
+    "before",
+    "after",
+    "quantize_s",
+    "distill_s",
+)
 HELD_OUT = 1000
 
 
@@ -43,13 +58,17 @@ def row(teacher: pqnet.Model, network: str, preset: str, codes: str, steps: int,
     pick = np.sort(np.random.default_rng(seed).choice(len(images), 1000, replace=False))
     options: dict[str, Any] = {"mode": "bgd"} if codes == "bgd" else {}
     start = time.perf_counter()
-    student = pqnet.quantize(teacher, preset, images[pick], seed=seed, progress=False, **options)
+    recipe: Any = preset
+    if codes == "plan":
+        even = pqnet.quantize(teacher, preset, metric="none", progress=False)
+        recipe = pqnet.plan(teacher, images[pick], graph_nbytes(even.graph), seed=seed)
+    student = pqnet.quantize(teacher, recipe, images[pick], seed=seed, progress=False, **options)
     middle = time.perf_counter()
     draw = image_batches(images[:-HELD_OUT], seed=seed)
     better = distill(student, teacher, draw, steps=steps, held_out=images[-HELD_OUT:], every=100, seed=seed)
     end = time.perf_counter()
     figures = (right(teacher), right(student), right(better), middle - start, end - middle)
-    return dict(zip(FIELDS, (network, preset, codes, steps, seed, better.size().total, *figures), strict=True))
+    return dict(zip(FIELDS, (network, preset, codes, steps, seed, graph_nbytes(better.graph), *figures), strict=True))
 
 
 def plot(rows: list[dict[str, Any]], path: str) -> None:
@@ -58,12 +77,12 @@ def plot(rows: list[dict[str, Any]], path: str) -> None:
 
     groups = sorted({(r["network"], r["preset"]) for r in rows})
     figure, axes = plt.subplots(figsize=(8, 4))
-    for i, codes in enumerate(MODES):
+    for i, codes in enumerate(CODES):
         for j, when in enumerate(("before", "after")):
             chosen = {(r["network"], r["preset"]): float(r[when]) for r in rows if r["codes"] == codes}
             at = [k for k, group in enumerate(groups) if group in chosen]
             axes.bar(
-                [k + 0.2 * (2 * i + j) for k in at], [chosen[groups[k]] for k in at], 0.18, label=f"{codes}, {when}"
+                [k + 0.14 * (2 * i + j) for k in at], [chosen[groups[k]] for k in at], 0.13, label=f"{codes}, {when}"
             )
     axes.set_xticks(np.arange(len(groups)) + 0.3, ["\n".join(group) for group in groups])
     axes.set_ylabel("right answers, %")
@@ -76,7 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", default=NETWORKS, choices=NETWORKS)
     parser.add_argument("--presets", nargs="+", default=PRESETS, choices=PRESETS)
-    parser.add_argument("--codes", nargs="+", default=MODES, choices=MODES)
+    parser.add_argument("--codes", nargs="+", default=CODES, choices=CODES)
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--csv", help="table to add rows to")
