@@ -37,6 +37,7 @@ TABLE: dict[str, set[str]] = {
     "pqnet/demo": PUBLIC | {"numpy"},
     "converters/pqnet_converters": {
         *("pqnet", "pqnet.codecs", "pqnet.errors", "pqnet.graph", "pqnet.io", "pqnet.pipeline", "pqnet.runtime"),
+        "pqnet.train",
         *("numpy", "sympy", "torch"),  # the sizes in torch.export graphs are sympy expressions
     },
 }

@@ -324,7 +324,9 @@ def test_convert_published_checkpoints(source: str, file: str, capsys: pytest.Ca
 # -- help ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["", "convert", "calibrate", "quantize", "run", "inspect", "verify", "demo"])
+@pytest.mark.parametrize(
+    "command", ["", "convert", "calibrate", "quantize", "finetune", "run", "inspect", "verify", "demo"]
+)
 def test_every_help_has_an_example_that_parses(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as done:
         run(f"{command} -h")
@@ -510,6 +512,10 @@ def test_missing_pytorch_is_one_line(capsys: pytest.CaptureFixture[str], monkeyp
     monkeypatch.setitem(sys.modules, "torch", None)
     assert run("convert torch net:Net --input 1x8 -o m.h5") == 2
     assert re.fullmatch(r"pqnet: error: convert torch: needs the package 'torch'; .*\n", capsys.readouterr().err)
+    for name in [n for n in sys.modules if n.startswith("pqnet.train")]:
+        monkeypatch.delitem(sys.modules, name)
+    assert run("finetune small.h5 --teacher model.h5 --data x.npy -o m.h5") == 2
+    assert re.fullmatch(r"pqnet: error: finetune: needs the package 'torch'; .*\n", capsys.readouterr().err)
 
 
 # -- as a process ----------------------------------------------------------------------------------------------

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from pqnet.graph import OPS, Graph, GraphBuilder, Info, ValueInfo
 from pqnet.graph.op import get_op, resolve_attrs
 from pqnet.graph.ops.elementwise import erf
-from pqnet_converters.to_torch import TABLE, to_torch
+from pqnet.train.ops import TABLE
+from pqnet_converters.to_torch import to_torch
 
 few = settings(max_examples=40, deadline=None, database=None, derandomize=True)
 Params = Mapping[str, np.ndarray]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pqnet import PQNetError, __version__
-from pqnet.cli import bench, commands, convert, demo, plan
+from pqnet.cli import bench, commands, convert, demo, finetune, plan
 from pqnet.cli.parser import Parser, add_common, add_data, at_least
 
 __all__ = ["build_parser", "main"]
@@ -35,7 +35,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"pqnet {__version__}")
     sub = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
-    for add in (_convert, _calibrate, _plan, _quantize, _run, _inspect, _verify, _bench, _warmup, _demo):
+    for add in (_convert, _calibrate, _plan, _quantize, _finetune, _run, _inspect, _verify, _bench, _warmup, _demo):
         add(sub)
     return parser
 
@@ -107,6 +107,36 @@ def _quantize(sub: Any) -> None:
     p.add_argument("--permute", action="store_true", help="first put channels into an order that suits the codes")
     p.add_argument("--reestimate-norm", action="store_true", help="measure batch norm statistics again")
     p.add_argument("--checkpoint", metavar="DIR", help="folder of finished layers: run again to go on after a stop")
+    p.add_argument("-o", "--output", required=True, help="model file to write")
+    add_common(p)
+
+
+def _finetune(sub: Any) -> None:
+    p = _command(
+        sub,
+        "finetune",
+        finetune.finetune,
+        "train the codebooks of a quantized model to give the float model's outputs; needs PyTorch",
+        "pqnet finetune small.h5 --teacher model.h5 --data images.npy --augment -o better.h5\n"
+        "  torchrun --nproc-per-node 2 -m pqnet finetune small.h5 --teacher model.h5 --data images.npy -o better.h5",
+    )
+    p.add_argument("student", help="quantized model file")
+    p.add_argument("--teacher", required=True, help="float model file")
+    add_data(p, "--data", "samples to train on; a tenth, at most 1000, is held out to judge by")
+    p.add_argument("--labels", metavar="FILE", help=".npy of class numbers, to train by as well")
+    p.add_argument("--label-weight", type=float, default=0.5, help="of the labels against the teacher (default 0.5)")
+    p.add_argument("--augment", action="store_true", help="move and mirror images at random")
+    p.add_argument("--steps", type=at_least(1), default=1000, help="for layerwise, of every layer (default 1000)")
+    p.add_argument("--stage", default="global", help="global (default), or layerwise: quantize anew, train each layer")
+    p.add_argument("--loss", default="kl", help="kl (default) for logits, or mse for other outputs")
+    p.add_argument("--temperature", type=float, default=1.0, help="of kl (default 1)")
+    p.add_argument("--hints", type=float, default=0.0, help="weight of the errors of all layers' outputs (default 0)")
+    p.add_argument("--norm-statistics", action="store_true", help="batch norms by statistics of their batch")
+    p.add_argument("--batch", type=at_least(1), default=128, help="samples of a step (default 128)")
+    p.add_argument("--lr", type=float, default=0.01, help="size of the first steps, see pqnet.train.distill")
+    p.add_argument("--optimizer", default="adam", help="adam (default) or sgd")
+    p.add_argument("--checkpoint", metavar="FILE", help="state of the run (layerwise: a folder): run again to go on")
+    p.add_argument("--device", default="cpu", help="where PyTorch computes (default cpu)")
     p.add_argument("-o", "--output", required=True, help="model file to write")
     add_common(p)
 

@@ -44,7 +44,11 @@ def checkpoint_folder(value: Any) -> Path:
 
 
 def resumable(
-    visit: Callable[..., None], folder: Path | None, run: Run, source: Sequence[Batch] | Statistics | None
+    visit: Callable[..., None],
+    folder: Path | None,
+    run: Run,
+    source: Sequence[Batch] | Statistics | None,
+    more: str | None = None,
 ) -> Callable[..., None]:
     """Return ``visit(node, ...)`` such that for a layer with an entry in the folder it does only what it once did.
 
@@ -58,10 +62,12 @@ def resumable(
         Before its first layer.
     source : list of Batch, Statistics or None
         What layers are measured with: data, each after those before it; statistics or nothing, each on its own.
+    more : str, optional
+        What else the result depends on.
     """
     if folder is None:
         return visit
-    entries = _Entries(folder, run, source)
+    entries = _Entries(folder, run, source, more)
 
     def once(node: Node, *inputs: Any) -> None:
         if node.name not in run.codecs:
@@ -79,7 +85,7 @@ def resumable(
 class _Entries:
     """The files of one run."""
 
-    def __init__(self, folder: Path, run: Run, source: Sequence[Batch] | Statistics | None) -> None:
+    def __init__(self, folder: Path, run: Run, source: Sequence[Batch] | Statistics | None, more: str | None) -> None:
         self.folder, self.run = folder, run
         self.statistics = source if isinstance(source, Statistics) else None
         self.chained = isinstance(source, Sequence)
@@ -87,7 +93,7 @@ class _Entries:
         for file in sorted(Path(__file__).parents[1].rglob("*.py")):
             self.digest.update(file.read_bytes())
         host = [np.__version__, kernels.HOST, kernels.simd.ISA]
-        self._add(self.digest, [host, vars(run.options)], {})
+        self._add(self.digest, [host, vars(run.options), more], {})
         if isinstance(source, Sequence):
             self._add(self.digest, *graph_content(replace(run.graph, meta={}).validate()))
             for batch in source:

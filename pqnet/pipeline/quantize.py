@@ -1,6 +1,6 @@
 """Quantization of a network, layer after layer."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from pqnet.pipeline.progress import progress_bar
 from pqnet.pipeline.recipe import Recipe, resolve_recipe
 from pqnet.pipeline.run import Run
 from pqnet.pipeline.statistics import Statistics
-from pqnet.pipeline.sweep import sweep
+from pqnet.pipeline.sweep import Values, sweep
 from pqnet.runtime import Model
 
 __all__ = ["quantize"]
@@ -52,6 +52,23 @@ def _alone(run: Run, statistics: Statistics | None, node: Node) -> None:
     run.report[node.name]["output_error"] = output_error(moments.mean, weight, packed.decode())
 
 
+def _and_finetune(
+    run: Run,
+    visit: Callable[[Node, Values, Values], None],
+    finetune: Callable[[Graph, str], Packed],
+    node: Node,
+    values: Values,
+    taught: Values,
+) -> None:
+    visit(node, values, taught)
+    if node.name in run.codecs:
+        codec, name = run.codecs[node.name], node.params["weight"]
+        packed = finetune(run.graph, node.name)
+        if not isinstance(packed, Packed) or packed.shape != run.graph.params[name].shape or packed.codec != codec:
+            raise _check.error("finetune", f"a weight packed by {codec}", _check.describe(packed))
+        run.graph.params[name] = packed
+
+
 def _check_float(graph: Graph, recipe: Mapping[str, Codec | None]) -> None:
     layers = graph.layers()
     for name, codec in recipe.items():
@@ -71,6 +88,7 @@ def quantize(
     correct_bias: bool | None = None,
     permute: bool | None = None,
     reestimate_norm: bool = False,
+    finetune: Callable[[Graph, str], Packed] | None = None,
     checkpoint: str | Path | None = None,
     seed: int = 0,
     threads: int | None = None,
@@ -114,6 +132,10 @@ def quantize(
         the float network computes the same, which is checked, and the codes take the same bytes. Default False.
     reestimate_norm : bool
         Measure the statistics of all batch norms again, on what the quantized layers before them give; needs data.
+    finetune : callable, optional
+        With data: called right after each layer, with the network as it is then, the layers after it float, and the
+        layer's name; returns its packed weight, trained say, to go on with. For a ``checkpoint`` it must have an
+        attribute ``key``, text that is another one whenever the function is. `pqnet.train.distill` makes use of it.
     checkpoint : str or Path, optional
         Folder, made if missing, that keeps what was found for each layer, as soon as it is found. An interrupted call
         that is repeated goes on where it stopped, to the same bytes; after a change of the recipe only what depends on
@@ -153,6 +175,10 @@ def quantize(
     _check_float(model.graph, codecs)
     chosen = {name: codec for name, codec in codecs.items() if codec is not None}
     check_calibration(options, calibration)
+    if finetune is not None and (calibration is None or isinstance(calibration, Statistics)):
+        raise ConfigError("finetune: expected calibration data, got none; without, layers are not in turn")
+    if finetune is not None and checkpoint is not None and not isinstance(getattr(finetune, "key", None), str):
+        raise ConfigError("finetune: expected an attribute 'key', text, to tell its results in a checkpoint, got none")
     search = mode_search(mode, chosen)
     folder = None if checkpoint is None else checkpoint_folder(checkpoint)
     with progress_bar(progress, "quantize", "layer", len(chosen)) as bar:
@@ -171,7 +197,8 @@ def quantize(
             _one_by_one(run, data, folder)
         else:
             visits = FromData(run, data)
-            visit = resumable(visits.visit, folder, run, data)
+            visit = visits.visit if finetune is None else partial(_and_finetune, run, visits.visit, finetune)
+            visit = resumable(visit, folder, run, data, getattr(finetune, "key", None))
             beside = teacher if (options.metric, options.target) == ("full", "teacher") else None
             sweep(student, data, visits.visited, visit, threads, beside)
         return run.finish()

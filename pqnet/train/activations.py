@@ -1,0 +1,158 @@
+"""Integer inputs of layers in training, with their ranges."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from pqnet.errors import ConfigError
+from pqnet.train.noise import Draws, StraightThrough
+from pqnet.train.weights import CONVS, TRANSPOSED, find_weights, match
+
+__all__ = ["ActivationNoise"]
+
+MOMENTUM = 0.1
+INPUTS = {  # of attention, by the weight that they meet; other layers have one
+    "in_proj_weight": ("query", "key", "value"),
+    "q_proj_weight": ("query",),
+    "k_proj_weight": ("key",),
+    "v_proj_weight": ("value",),
+}
+
+
+class ActivationNoise(Draws):
+    """Inputs of layers as integers of few bits, while a network trains and afterwards.
+
+    ``x' = (clamp(round(x / s) + z, 0, 2^bits - 1) - z) s`` with ``s = (high - low) / (2^bits - 1)`` and
+    ``z = round(-low / s)``, for numbers chosen with probability p in ``train()`` mode, for all in ``eval()`` mode; the
+    gradient passes straight through. ``low <= 0 <= high`` are running means (momentum 0.1, starting with the first
+    batch) of the least and largest input of each batch, with several processes of the batches of all. They are buffers
+    of the layers, and saved with them; a layer that has seen no batch in ``train()`` mode does nothing.
+
+    Parameters
+    ----------
+    module : Module
+    what : dict of str to int or None
+        Bits, 2 to 16, by name pattern, see `pqnet.train.match`: of the inputs that a weight is multiplied with.
+    p : float
+        May be changed at any time. Which numbers are chosen differs between processes.
+    seed : int
+
+    Raises
+    ------
+    ConfigError
+        A pattern that matches no weight, a number of bits that is none; a weight whose inputs are no activations of
+        their own: embeddings, ``out_proj`` of attention, weights of a `TorchGraph`. The module is then unchanged.
+
+    Examples
+    --------
+    >>> import torch
+    >>> net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU(), torch.nn.Linear(2, 2))
+    >>> noise = ActivationNoise(net, {"0": 2})
+    >>> seen = []
+    >>> hook = net[0].register_forward_hook(lambda layer, inputs, out: seen.append(inputs[0].tolist()))
+    >>> out = net(torch.tensor([[-1.0, 0.4], [0.9, 2.0]]))
+    >>> seen
+    [[[-1.0, 0.0], [1.0, 2.0]]]
+    >>> [name for name in net.state_dict() if "range" in name]
+    ['0.input_range.low', '0.input_range.high', '0.input_range.seen']
+    """
+
+    def __init__(self, module: nn.Module, what: Mapping[str, int | None], p: float = 1.0, *, seed: int = 0) -> None:
+        weights = find_weights(module)
+        bypassed = {part.out_proj for part in module.modules() if isinstance(part, nn.MultiheadAttention)}
+        layers = (nn.Linear, *CONVS, *TRANSPOSED, nn.MultiheadAttention)
+        places: list[tuple[nn.Module, str, int]] = []
+        for name, bits in match(module, what).items():
+            here = [
+                place for place in weights[name].places if isinstance(place[0], layers) and place[0] not in bypassed
+            ]
+            if not here:
+                raise ConfigError(
+                    f"weight {name!r}: expected a layer that is called with the inputs of its weight, got none; "
+                    "leave it out with None"
+                )
+            if not isinstance(bits, int) or not 2 <= bits <= 16:
+                raise ConfigError(f"weight {name!r}: expected 2 to 16 bits, got {bits!r}")
+            for owner, attribute in here:
+                if hasattr(owner, _label(attribute)):
+                    raise ConfigError(f"weight {name!r}: expected a layer without noise on its inputs, got one")
+                places.append((owner, attribute, bits))
+        super().__init__(module, p, seed)
+        self._added: list[tuple[nn.Module, str, Any]] = []
+        for owner, attribute, bits in places:
+            inputs = _Range(self, len(self._added), bits, getattr(owner, attribute).device)
+            owner.add_module(_label(attribute), inputs.train(owner.training))
+            hook = owner.register_forward_pre_hook(_Quantize(attribute), with_kwargs=True)
+            self._added.append((owner, _label(attribute), hook))
+
+    def remove(self) -> None:
+        """Take the noise off, and the ranges."""
+        self._hook.remove()
+        for owner, label, hook in self._added:
+            hook.remove()
+            delattr(owner, label)
+        self._added = []
+
+
+def _label(attribute: str) -> str:
+    """Return the name under which a layer has the range of the inputs of a weight."""
+    return f"{attribute.removesuffix('weight')}input_range"
+
+
+class _Quantize:
+    """The hook of a layer; an object that names the range, so that copies of the layer use their own."""
+
+    def __init__(self, attribute: str) -> None:
+        self.label, self.names = _label(attribute), INPUTS.get(attribute, ("input",))
+        self.order = INPUTS["in_proj_weight"] if attribute in INPUTS else self.names
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def __call__(self, owner: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        given = dict(zip(self.order, args, strict=False)) | kwargs
+        wanted = {name: given[name] for name in self.names}
+        distinct = {id(x): x for x in wanted.values()}
+        made = dict(zip(distinct, getattr(owner, self.label)(*distinct.values()), strict=True))
+        new = {name: made[id(x)] for name, x in wanted.items()}  # what was one tensor stays one: attention asks
+        changed = [new.get(name, x) for name, x in zip(self.order, args, strict=False)]
+        return (*changed, *args[len(changed) :]), {name: new.get(name, x) for name, x in kwargs.items()}
+
+
+class _Range(nn.Module):  # type: ignore[misc]
+    """The range of the inputs of a layer."""
+
+    def __init__(self, noise: ActivationNoise, index: int, bits: int, device: torch.device) -> None:
+        super().__init__()
+        self.noise, self.index, self.bits = noise, index, bits
+        for name in ("low", "high"):
+            self.register_buffer(name, torch.zeros((), dtype=torch.float32, device=device))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.bool, device=device))
+
+    def forward(self, *inputs: Tensor) -> list[Tensor]:
+        with torch.no_grad():
+            if self.training:
+                self._observe(inputs)
+        return [StraightThrough.apply(x, self._integers(x.detach())) for x in inputs]
+
+    def _observe(self, inputs: tuple[Tensor, ...]) -> None:
+        ends = [x.aminmax() for x in inputs]
+        both = torch.stack([*(end.min for end in ends), *(-end.max for end in ends)]).float().clamp(max=0)
+        both = torch.stack([part.min() for part in both.chunk(2)])
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(both, dist.ReduceOp.MIN)
+        for mine, now in ((self.low, both[0]), (self.high, -both[1])):
+            mine.copy_(torch.where(self.seen, torch.lerp(mine, now, MOMENTUM), now))
+        self.seen.fill_(True)
+
+    def _integers(self, x: Tensor) -> Tensor:
+        top = 2**self.bits - 1
+        scale = ((self.high - self.low) / top).clamp(min=torch.finfo(torch.float32).tiny)
+        zero = (-self.low / scale).round()
+        new = (((x / scale).round() + zero).clamp(0, top) - zero) * scale
+        chosen = self.seen
+        if self.training and self.noise.p < 1:
+            rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+            chosen = chosen & self.noise.chosen(x.shape, x.device, self.index, rank)
+        return torch.where(chosen, new, x).to(x.dtype)

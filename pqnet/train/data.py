@@ -1,0 +1,176 @@
+"""Training data by step, so that a run that goes on after a stop sees what it would have seen."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pqnet.errors import PQNetError
+from pqnet.graph import Graph
+from pqnet.runtime.execute import check_inputs
+
+__all__ = ["Batch", "Batches", "image_batches", "take_batch"]
+
+
+class Batch(NamedTuple):
+    """Checked inputs by name, samples along axis 0, and labels if there are any."""
+
+    inputs: dict[str, np.ndarray]
+    labels: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(next(iter(self.inputs.values())))
+
+    def part(self, which: Any) -> "Batch":
+        """Return some of the samples."""
+        return Batch({n: a[which] for n, a in self.inputs.items()}, None if self.labels is None else self.labels[which])
+
+    def tensors(self, device: torch.device) -> tuple[list[Tensor], Tensor | None]:
+        """Return inputs, in order, and labels on a device."""
+        labels = None if self.labels is None else torch.from_numpy(np.ascontiguousarray(self.labels)).to(device)
+        return [torch.from_numpy(np.ascontiguousarray(a)).to(device) for a in self.inputs.values()], labels
+
+
+def take_batch(graph: Graph, data: Any, what: str) -> Batch:
+    """Check samples: an array, a dict of arrays, or a pair of either with labels, int64 of shape (N,)."""
+    labels = None
+    if isinstance(data, tuple):
+        if len(data) != 2:
+            raise PQNetError(f"{what}: expected samples or a pair of samples and labels, got a tuple of {len(data)}")
+        data, labels = data
+    if not isinstance(data, Mapping):
+        if len(graph.inputs) != 1:
+            got = type(data).__name__
+            raise PQNetError(f"{what}: expected a dict with the keys {list(graph.inputs)}, got {got}")
+        data = {next(iter(graph.inputs)): data}
+    inputs = check_inputs(graph, data)
+    lengths = {len(a) if a.ndim else 0 for a in inputs.values()}
+    if len(lengths) != 1 or 0 in lengths:
+        raise PQNetError(f"{what}: expected the same positive number of samples in every input, got {sorted(lengths)}")
+    if labels is not None:
+        labels = np.asarray(labels)
+        if labels.dtype.kind not in "iu" or labels.shape != (len(next(iter(inputs.values()))),):
+            got = f"{labels.dtype} of shape {labels.shape}"
+            raise PQNetError(f"{what}: expected one integer label for each sample, got {got}")
+        labels = labels.astype(np.int64)
+    return Batch({name: inputs[name] for name in graph.inputs}, labels)
+
+
+class Batches:
+    """Batches by step, and samples that training does not see.
+
+    Parameters
+    ----------
+    graph : Graph
+    data : array, dict of arrays, pair with labels, sequence of such batches, or callable
+        Samples, of which every step draws ``batch_size``, each once an epoch, in an order of the seed; or batches to
+        take in turn; or a function that returns the batch of a step.
+    held_out : the first three of these, or None
+        None: a tenth of the samples, at most 1000, which are then not trained on.
+    batch_size, seed : int
+    """
+
+    def __init__(self, graph: Graph, data: Any, held_out: Any, batch_size: int, seed: int) -> None:
+        self.graph, self.data, self.size, self.seed = graph, data, batch_size, seed
+        self.samples: Batch | None = None
+        if isinstance(data, list):
+            if not data:
+                raise PQNetError("batches: expected at least one batch, got an empty list")
+        elif not callable(data):
+            if not isinstance(data, np.ndarray | Mapping | tuple):
+                wanted = (
+                    "an array, a dict of arrays, a pair with labels, a list of such batches or a function of a step"
+                )
+                raise PQNetError(f"batches: expected {wanted}, got {type(data).__name__}")
+            self.samples = take_batch(graph, data, "batches")
+        if held_out is not None:
+            self.held_out = take_batch(graph, held_out, "held_out")
+        elif self.samples is None:
+            raise PQNetError("held_out: expected samples to judge by, as batches are no arrays to set some apart from")
+        else:
+            self.samples, self.held_out = self._set_apart(self.samples)
+
+    def _set_apart(self, samples: Batch) -> tuple[Batch, Batch]:
+        n = len(samples)
+        apart = min(1000, n // 10)
+        if apart == 0:
+            raise PQNetError(f"batches: expected at least 10 samples, a tenth of which is held out, got {n}")
+        order = np.random.default_rng((self.seed, n)).permutation(n)
+        return samples.part(np.sort(order[apart:])), samples.part(np.sort(order[:apart]))
+
+    def at(self, step: int) -> Batch:
+        """Return the batch of a step."""
+        if self.samples is None:
+            item = self.data[step % len(self.data)] if isinstance(self.data, Sequence) else self.data(step)
+            return take_batch(self.graph, item, f"batches, step {step}")
+        n = len(self.samples)
+        places = step * self.size + np.arange(self.size)
+        epochs = places // n
+        order = {e: np.random.default_rng((self.seed, int(e))).permutation(n) for e in np.unique(epochs)}
+        return self.samples.part(np.array([order[e][p % n] for e, p in zip(epochs, places, strict=True)]))
+
+    def some(self, n: int) -> dict[str, np.ndarray]:
+        """Return about n samples, the first of an epoch."""
+        taken: list[Batch] = []
+        while sum(map(len, taken)) < n and len(taken) < n:
+            taken.append(self.at(len(taken)))
+        return {name: np.concatenate([b.inputs[name] for b in taken]) for name in self.graph.inputs}
+
+
+def image_batches(
+    images: np.ndarray,
+    labels: np.ndarray | None = None,
+    *,
+    batch_size: int = 128,
+    pad: int = 4,
+    flip: bool = True,
+    seed: int = 0,
+) -> Callable[[int], Any]:
+    """Return a function that draws the batch of a step from images, moved and mirrored at random.
+
+    Parameters
+    ----------
+    images : float32 ndarray, shape (N, C, H, W)
+    labels : int ndarray, shape (N,), optional
+    batch_size : int
+    pad : int
+        Each image moves by up to so many pixels along both axes; what enters is zero.
+    flip : bool
+        Mirror every other image, left to right.
+    seed : int
+
+    Returns
+    -------
+    callable
+        The batch of a step, for ``batches`` of `distill`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> draw = image_batches(np.ones((10, 3, 8, 8), np.float32), batch_size=4, pad=1)
+    >>> draw(7).shape
+    (4, 3, 8, 8)
+    """
+    images = np.asarray(images)
+    if images.ndim != 4 or images.dtype != np.float32:
+        raise PQNetError(f"images: expected float32 of shape (N, C, H, W), got {images.dtype} of shape {images.shape}")
+    n, _, h, w = images.shape
+
+    def draw(step: int) -> Any:
+        rng = np.random.default_rng((seed, step))
+        picked = rng.choice(n, batch_size, replace=n < batch_size)
+        moves = rng.integers(-pad, pad + 1, (batch_size, 2))
+        mirrored = rng.random(batch_size) < 0.5
+        batch = np.zeros((batch_size, *images.shape[1:]), np.float32)
+        for out, i, (down, right), mirror in zip(batch, picked, moves, mirrored, strict=True):
+            image = images[i, :, :, ::-1] if flip and mirror else images[i]
+            to, source = (
+                (slice(max(0, y), h + min(0, y)), slice(max(0, x), w + min(0, x)))
+                for y, x in ((down, right), (-down, -right))
+            )
+            out[:, *to] = image[:, *source]
+        return batch if labels is None else (batch, np.asarray(labels)[picked])
+
+    return draw

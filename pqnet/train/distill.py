@@ -1,0 +1,309 @@
+"""Distillation: codebooks, and what else a quantized network has, trained to give the float network's outputs."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pqnet.codecs import Packed, PackedPQ
+from pqnet.errors import ConfigError, PQNetError
+from pqnet.graph import Graph, Node
+from pqnet.graph.passes import fold_norm_statistics
+from pqnet.pipeline import calibrate, quantize
+from pqnet.pipeline.batches import iterate_batches
+from pqnet.pipeline.moments import layer_metric
+from pqnet.pipeline.sweep import Values, sweep
+from pqnet.runtime import Model
+from pqnet.train.data import Batches
+from pqnet.train.module import to_model, to_module
+from pqnet.train.objective import Loss, Objective
+from pqnet.train.ops import TorchGraph
+from pqnet.train.packed import packed_weights
+from pqnet.train.parallel import torch_threads
+from pqnet.train.trainer import PARTS, Schedule, run_training
+
+__all__ = ["distill"]
+
+CALIBRATION = 1000  # samples, of batches, that layers are quantized by
+NORM_EPS = 1e-5
+OPTIONS = ("mode", "metric", "target", "correct_bias", "permute", "reestimate_norm", "seed")
+
+
+def distill(
+    student: Model,
+    teacher: Model,
+    batches: Any,
+    *,
+    steps: int,
+    stage: str = "global",
+    loss: str | Loss = "kl",
+    temperature: float = 1.0,
+    hints: float = 0.0,
+    labels: float = 0.0,
+    train: Sequence[str] = PARTS,
+    norm_statistics: bool = False,
+    reassign: int = 0,
+    batch_size: int = 128,
+    lr: float = 0.01,
+    optimizer: str = "adam",
+    weight_decay: float = 0.0,
+    every: int = 250,
+    held_out: Any = None,
+    checkpoint: str | Path | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+    device: str = "cpu",
+    progress: bool = True,
+) -> Model:
+    """Train a quantized network to give the outputs of the float one, on inputs without labels.
+
+    Codes stay, codebooks and scales learn: the gradient of a codeword is the mean of those of the blocks that it stands
+    for. What comes out is judged as it will be stored, with codewords as float16 or int8, on samples held out, and is
+    the best seen, the student itself included. Under ``torchrun`` every process takes its part of each batch.
+
+    Parameters
+    ----------
+    student : Model
+        Quantized.
+    teacher : Model
+        With the same inputs and outputs.
+    batches : array, dict of arrays, pair of either with labels, list of these, or callable
+        Samples along axis 0, each used once an epoch; or batches, used in turn; or a function that gives the batch of
+        a step, say of `image_batches`.
+    steps : int
+        Of ``layerwise``, for every layer.
+    stage : {"global", "layerwise"}
+        ``layerwise``: every layer is quantized anew, with the student's codecs and options, and its codebook trained
+        right then, before the next layer is looked at, the later ones float and norms left alone ("And the Bit Goes
+        Down", whose second stage is ``global``). ``global``: all at once.
+    loss : {"kl", "mse"} or callable
+        ``kl``: T^2 KL(softmax(t / T) || softmax(s / T)) of logits; ``mse``: |s - t|^2 / |t|^2; or a function of two
+        tensors, the student's and the teacher's output, that gives a number for each sample.
+    temperature : float
+        T of ``kl``.
+    hints : float
+        Weight of the mean relative error of all layers' outputs inside the network.
+    labels : float
+        Weight, below 1, of the cross entropy with labels, which ``batches`` must then have.
+    train : sequence of {"codebooks", "norms", "biases", "weights"}
+        What learns of ``global``; ``weights`` are those that stayed float, the first convolution's for example.
+    norm_statistics : bool
+        Batch norms go by statistics of their batch, which they learn, as in training from scratch; else they are
+        scales and shifts.
+    reassign : int
+        Choose all codes of `PQ` weights anew every so many steps: the codewords nearest to the teacher's weight under
+        the student's metric, of what the layer now sees. 0: never.
+    batch_size : int
+        Of samples; batches come as they are.
+    lr, optimizer, weight_decay
+        ``adam`` takes steps of ``lr`` times the root mean square of each parameter, ``sgd`` (momentum 0.9) of ``lr``;
+        both less with time, along half a cosine.
+    every : int
+        Steps between two times of judging and writing the checkpoint.
+    held_out : array, dict of arrays, or pair with labels, optional
+        Samples to judge by. Default: a tenth of the samples, at most 1000, which are then not trained on.
+    checkpoint : str or Path, optional
+        File of the state. An interrupted call that is repeated goes on from it, to the same result. For ``layerwise``
+        a folder, as for `pqnet.quantize`.
+    seed : int
+        Of the order of samples.
+    threads : int, optional
+        Of PyTorch. The last digits of its sums depend on it.
+    device : str
+        Where PyTorch computes.
+    progress : bool
+        Show a progress bar on a terminal.
+
+    Returns
+    -------
+    Model
+
+    Raises
+    ------
+    ConfigError
+        Unknown stage, loss, optimizer or part; a student without packed weights.
+    PQNetError
+        Networks with different inputs or outputs; data that do not fit; a loss that is not finite.
+
+    Examples
+    --------
+    >>> import pqnet, pqnet.train
+    >>> from pqnet.demo import load_images, model_path
+    >>> teacher, images = pqnet.load(model_path()), load_images()[0]
+    >>> student = pqnet.quantize(teacher, "large-blocks", images[:100], progress=False)
+    >>> better = pqnet.train.distill(student, teacher, images, steps=20, batch_size=32, every=10, progress=False)
+    >>> better.size().total == student.size().total
+    True
+    """
+    for name, model in (("student", student), ("teacher", teacher)):
+        if not isinstance(model, Model):
+            raise PQNetError(f"{name}: expected a pqnet.Model, got {type(model).__name__}")
+    if (student.inputs, student.outputs) != (teacher.inputs, teacher.outputs):
+        raise PQNetError("teacher: expected the student's inputs and outputs, got others")
+    if not any(isinstance(p, Packed) for p in student.graph.params.values()):
+        raise ConfigError("student: expected a quantized network, got one without packed weights; quantize it first")
+    if stage not in ("global", "layerwise"):
+        raise ConfigError(f"stage: expected 'global' or 'layerwise', got {stage!r}")
+    if not 0 <= labels < 1:
+        raise ConfigError(f"labels: expected a weight of at least 0 and below 1, got {labels!r}")
+    schedule = Schedule(steps, lr, optimizer, weight_decay, every=every, reassign=reassign)
+    data = Batches(student.graph, batches, held_out, batch_size, seed)
+    if labels and (data.at(0).labels is None or data.held_out.labels is None):
+        raise ConfigError("labels: expected batches and samples held out with labels, got some without")
+    task = _Task(
+        teacher,
+        data,
+        schedule,
+        partial(Objective, loss=loss, temperature=temperature, hints=hints, labels=labels),
+        [getattr(loss, "__qualname__", loss), temperature, hints, labels, batch_size, seed, norm_statistics],
+        torch.device(device),
+        progress,
+    )
+    with torch_threads(threads):
+        if stage == "layerwise":
+            return _layer_by_layer(task, student, checkpoint)
+        return _all_together(task, student, tuple(train), norm_statistics, checkpoint)
+
+
+@dataclass(frozen=True)
+class _Task:
+    teacher: Model
+    data: Batches
+    schedule: Schedule
+    objective: Callable[..., Objective]
+    settings: list[Any]
+    device: torch.device
+    progress: bool
+
+    def key(self, *graphs: Graph) -> str:
+        """Return a fingerprint of all that the result depends on; of a function of the step, of its first batch."""
+        digest = hashlib.sha256(json.dumps([*self.settings, repr(self.schedule), torch.__version__]).encode())
+        for graph in (self.teacher.graph, *graphs):
+            digest.update(repr(graph.nodes).encode())
+            for name, param in graph.params.items():
+                arrays = param.arrays() if isinstance(param, Packed) else {"": param}
+                for part, array in arrays.items():
+                    digest.update(f"{name} {part} {array.dtype} {array.shape}".encode())
+                    digest.update(np.ascontiguousarray(array).data)
+        for batch in (self.data.at(0), self.data.held_out):
+            for array in (*batch.inputs.values(), *([] if batch.labels is None else [batch.labels])):
+                digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
+    def run(self, module: TorchGraph, parts: tuple[str, ...], key: str, **options: Any) -> None:
+        teacher = to_module(self.teacher).to(self.device)
+        objective = self.objective(module.to(self.device), teacher)
+        options = {"checkpoint": None, "progress": self.progress, "description": "distill", **options}
+        run_training(objective, self.data, self.schedule, parts, key=key, device=self.device, **options)
+
+
+def _all_together(
+    task: _Task, student: Model, parts: tuple[str, ...], norm_statistics: bool, checkpoint: str | Path | None
+) -> Model:
+    graph = student.graph
+    if norm_statistics:
+        graph = with_norm_statistics(graph, task.data.some(CALIBRATION))
+    module = to_module(graph)
+    task.run(
+        module,
+        parts,
+        task.key(student.graph),
+        reassign=_Reassign(module, student, task.teacher.graph, task.data),
+        checkpoint=checkpoint,
+        norm_statistics=norm_statistics,
+    )
+    trained = to_model(module)
+    return Model(fold_norm_statistics(trained.graph)) if norm_statistics else trained
+
+
+def _layer_by_layer(task: _Task, student: Model, checkpoint: str | Path | None) -> Model:
+    layers = {name: student.graph.params[node.params["weight"]] for name, node in student.graph.layers().items()}
+    recipe = {name: weight.codec if isinstance(weight, Packed) else None for name, weight in layers.items()}
+    report = student.graph.meta.get("quantization", {})
+    options = {name: report[name] for name in OPTIONS if name in report}
+    if options.get("mode") is not None:
+        options = {"mode": options["mode"]}
+
+    def finetune(graph: Graph, layer: str) -> Packed:
+        module = to_module(graph)
+        task.run(module, ("codebooks",), "", only=layer, progress=False)
+        return packed_weights(module)[layer].packed()
+
+    finetune.key = task.key()  # type: ignore[attr-defined]
+    calibration = task.data.some(CALIBRATION)
+    return quantize(
+        task.teacher, recipe, calibration, finetune=finetune, checkpoint=checkpoint, progress=task.progress, **options
+    )
+
+
+class _Reassign:
+    """Gives every block the codeword nearest to the teacher's, under the moments of what the layer sees now."""
+
+    def __init__(self, module: TorchGraph, student: Model, teacher: Graph, data: Batches) -> None:
+        self.module, self.student, self.teacher, self.data = module, student, teacher, data
+        self.metric = student.graph.meta.get("quantization", {}).get("metric", "full")
+
+    @cached_property
+    def targets(self) -> dict[str, np.ndarray]:
+        """The teacher's filters; a norm after the layer may have taken over their size, so in that of the student's."""
+        seen, layers = calibrate(self.student, self.data.some(CALIBRATION)).layers, self.student.graph.layers()
+        found = {}
+        for name, node in self.teacher.layers().items():
+            packed = self.student.graph.params[layers[name].params["weight"]] if name in layers else None
+            if isinstance(packed, PackedPQ):
+                target = np.asarray(self.teacher.params[node.params["weight"]], np.float32)
+                if node.op != "embedding":
+                    target = target * _best_scales(target, packed.decode(), seen[name].mean)
+                found[name] = target
+        return found
+
+    def __call__(self) -> None:
+        seen = calibrate(to_model(self.module), self.data.some(CALIBRATION)).layers
+        weights = packed_weights(self.module)
+        for name, target in self.targets.items():
+            moments, codec = seen[name].mean, weights[name].stored.codec
+            metric = None if moments.ndim == 1 else layer_metric(self.metric, moments, target.shape, codec)
+            weights[name].reassign(torch.from_numpy(target), metric)
+
+
+def _best_scales(target: np.ndarray, now: np.ndarray, moments: np.ndarray) -> np.ndarray:
+    """Return the factor of each filter of the target that brings its outputs nearest to the present ones."""
+    t, w = (x.reshape(len(moments), -1, moments.shape[1]) for x in (target, now))
+    seen = np.matmul(t, moments)
+    scales = (seen * w).sum(2) / np.maximum((seen * t).sum(2), 1e-30)
+    shaped: np.ndarray = scales.reshape(-1, *[1] * (target.ndim - 1)).astype(np.float32)
+    return shaped
+
+
+def with_norm_statistics(graph: Graph, inputs: dict[str, np.ndarray]) -> Graph:
+    """Return a graph of the same outputs whose folded batch norms have statistics: those of their inputs."""
+    params, nodes = dict(graph.params), []
+    found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+
+    def visit(node: Node, values: Values, _: Values) -> None:
+        x = np.concatenate([batch[node.inputs[0]] for batch in values])
+        axes = (0, *range(2, x.ndim))
+        found[node.name] = x.mean(axes, np.float64), x.var(axes, np.float64)
+
+    folded = [n.name for n in graph.nodes if n.op == "batch_norm" and "mean" not in n.params and "var" not in n.params]
+    sweep(graph, list(iterate_batches(graph, inputs)), folded, visit, 1)
+    for node in graph.nodes:
+        if node.name in found:
+            mean, var = found[node.name]
+            size = np.sqrt(var + NORM_EPS)
+            scale, shift = (
+                np.asarray(params[node.params[role]], np.float64) if role in node.params else otherwise
+                for role, otherwise in (("weight", 1.0), ("bias", 0.0))
+            )
+            made = {"weight": scale * size, "bias": shift + scale * mean, "mean": mean, "var": var}
+            names = {role: node.params.get(role, f"{node.name}.{role}") for role in made}
+            params |= {names[role]: values.astype(np.float32) for role, values in made.items()}
+            node = replace(node, params=names, attrs={**node.attrs, "eps": NORM_EPS})
+        nodes.append(node)
+    return replace(graph, nodes=nodes, params=params)

@@ -1,0 +1,112 @@
+"""What distillation minimises: how far a student's outputs, and values inside it, are from the teacher's."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pqnet.errors import ConfigError
+from pqnet.train.ops import TorchGraph
+from pqnet.train.parallel import mean_of_all
+
+__all__ = ["LOSSES", "Objective", "kl_divergence", "relative_error"]
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+MASK = "attention_mask"  # zero where a text is padding, see `pqnet.calibrate`
+
+
+def kl_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """Return T^2 KL(softmax(t / T) || softmax(s / T)) of each sample and position, one-dimensional.
+
+    Logits of shape (N, K), (N, length, K) or (N, K, H, W).
+    """
+    axis = -1 if student.ndim == 3 else 1
+    log_s, log_t = (F.log_softmax(x / temperature, axis) for x in (student, teacher))
+    divergence: Tensor = (log_t.exp() * (log_t - log_s)).sum(axis)
+    return temperature**2 * divergence.reshape(-1)
+
+
+def relative_error(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return |s - t|^2 / |t|^2 of each sample, one-dimensional."""
+    error, energy = (x.square().flatten(1).sum(1) for x in (student - teacher, teacher))
+    relative: Tensor = error / energy.clamp(min=1e-12)
+    return relative
+
+
+LOSSES = ("kl", "mse")
+
+
+class Objective(nn.Module):  # type: ignore[misc]
+    """The loss of a batch: outputs against the teacher's, and on request hints and labels.
+
+    Parameters
+    ----------
+    student, teacher : TorchGraph
+        Only the student is a sub-module.
+    loss : {"kl", "mse"} or callable
+        Of two tensors, the student's and the teacher's output, a number for each sample; summed over outputs.
+    temperature : float
+        Of ``kl``.
+    hints : float
+        Weight of the mean relative error of the outputs of all layers that both networks have.
+    labels : float
+        Weight of the cross entropy with the labels; the rest is the teacher's.
+    """
+
+    def __init__(
+        self,
+        student: TorchGraph,
+        teacher: TorchGraph,
+        loss: str | Loss = "kl",
+        temperature: float = 1.0,
+        hints: float = 0.0,
+        labels: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.student, self.hints, self.labels = student, hints, labels
+        self._teacher = [teacher.eval().requires_grad_(False)]  # a list keeps it out of the sub-modules
+        self.loss: Loss
+        if callable(loss):
+            self.loss = loss
+        elif loss == "kl":
+            self.loss = lambda s, t: kl_divergence(s, t, temperature)
+        elif loss == "mse":
+            self.loss = relative_error
+        else:
+            raise ConfigError(f"loss: expected 'kl', 'mse' or a function of two tensors, got {loss!r}")
+        ours, theirs = (
+            {name: node.outputs[0] for name, node in net.graph.layers().items()} for net in (student, teacher)
+        )
+        both = [name for name in ours if name in theirs]
+        if hints and not both:
+            raise ConfigError("hints: expected a teacher with layers of the student's names, got none in common")
+        self.pairs = [(ours[name], theirs[name]) for name in both] if hints else []
+        mask = list(student.graph.inputs)
+        self.mask = mask.index(MASK) if MASK in mask else None
+
+    def forward(self, inputs: Sequence[Tensor], labels: Tensor | None = None) -> Tensor:
+        """Return the loss of a batch."""
+        with torch.no_grad():
+            wanted, inside_wanted = self._teacher[0].run(inputs, [t for _, t in self.pairs])
+        found, inside = self.student.run(inputs, [s for s, _ in self.pairs])
+        real = None if self.mask is None else inputs[self.mask] != 0
+        outputs = [(s, t) for s, t in zip(found, wanted, strict=True) if s.is_floating_point()]
+        total: Tensor = sum(mean_of_all(self.loss(*_real(s, t, real))) for s, t in outputs)  # type: ignore[assignment]
+        if self.labels and labels is not None:
+            total = (1 - self.labels) * total + self.labels * mean_of_all(
+                F.cross_entropy(found[0], labels, reduction="none")
+            )
+        if self.pairs:
+            errors = [
+                mean_of_all(relative_error(*_real(s, t, real))) for s, t in zip(inside, inside_wanted, strict=True)
+            ]
+            total = total + self.hints * torch.stack(errors).mean()
+        return total
+
+
+def _real(student: Tensor, teacher: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Leave out positions of texts that are padding."""
+    if real is None or student.ndim < 3 or student.shape[:2] != real.shape:
+        return student, teacher
+    return student[real], teacher[real]

@@ -1,0 +1,355 @@
+"""The operations of a graph in PyTorch, and the module that runs a graph with them."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pqnet.codecs import Packed
+from pqnet.errors import PQNetError
+from pqnet.graph import Graph
+from pqnet.graph.op import get_op, resolve_attrs
+from pqnet.graph.ops.elementwise import as_scalar, operand_dtype
+
+__all__ = ["TABLE", "TorchGraph"]
+
+Attrs = Mapping[str, Any]
+Params = Mapping[str, Tensor]
+TorchOp = Callable[[Sequence[Tensor], Params, Attrs], Any]
+
+MOMENTUM = 0.1  # of running statistics, PyTorch's default; graphs do not record it
+DTYPES = {"float32": torch.float32, "int64": torch.int64, "bool": torch.bool}
+
+
+class TorchGraph(nn.Module):  # type: ignore[misc]
+    """Runs the nodes of a graph with PyTorch's operations; see `pqnet.train.to_module`.
+
+    Floats are parameters, but for the running statistics of batch norms, which like integers are buffers. Their
+    names are those of the graph with ``_`` for each dot; a parameter that several nodes use exists once.
+
+    The module starts in ``eval()`` mode. In ``train()`` mode batch norms that have statistics use those of the batch
+    and update the running ones with momentum 0.1, as PyTorch's do; with several processes (`torch.distributed`), those
+    of the batches of all, as ``nn.SyncBatchNorm``.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        super().__init__()
+        self.graph = graph
+        self._keys: dict[str, str] = {}
+        statistics = {node.params[role] for node in graph.nodes for role in ("mean", "var") if role in node.params}
+        for name, param in graph.params.items():
+            array = param.decode() if isinstance(param, Packed) else param
+            tensor = torch.from_numpy(array.astype(np.float32 if array.dtype.kind == "f" else array.dtype))
+            key = name.replace(".", "_")
+            while hasattr(self, key):
+                key += "_"
+            self._keys[name] = key
+            if tensor.is_floating_point() and name not in statistics:
+                self.register_parameter(key, nn.Parameter(tensor))
+            else:
+                self.register_buffer(key, tensor)
+        self.eval()
+
+    def key(self, name: str) -> str:
+        """Return the name that a parameter of the graph has in the module."""
+        return self._keys[name]
+
+    def forward(self, *inputs: Tensor) -> Any:
+        outputs, _ = self.run(inputs)
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    def run(self, inputs: Sequence[Tensor], inside: Sequence[str] = ()) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the outputs and, by their names in the graph, some of the values that nodes write."""
+        symbols = self.graph.bind_symbols(self._check(inputs))
+        values = dict(zip(self.graph.inputs, inputs, strict=True))
+        with torch.device(inputs[0].device):  # for the operations that make values from nothing
+            for node in self.graph.nodes:
+                attrs = resolve_attrs(get_op(node.op), node.attrs, symbols)
+                params = {role: getattr(self, self._keys[name]) for role, name in node.params.items()}
+                live = self.training and node.op == "batch_norm" and {"mean", "var"} <= params.keys()
+                run = _batch_norm_of_batch if live else TABLE[node.op]
+                result = run([values[v] for v in node.inputs], params, attrs)
+                values.update(zip(node.outputs, (result,) if isinstance(result, Tensor) else result, strict=True))
+        return [values[value] for value in self.graph.outputs.values()], [values[value] for value in inside]
+
+    def _check(self, inputs: Sequence[Tensor]) -> dict[str, tuple[int, ...]]:
+        wanted = self.graph.inputs
+        if len(inputs) != len(wanted):
+            raise PQNetError(f"inputs: expected {len(wanted)} tensors ({', '.join(wanted)}), got {len(inputs)}")
+        for tensor, (name, info) in zip(inputs, wanted.items(), strict=True):
+            if not isinstance(tensor, Tensor) or tensor.dtype != DTYPES[info.dtype]:
+                got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+                raise PQNetError(f"input {name!r}: expected a tensor of {DTYPES[info.dtype]}, got {got}")
+        return {name: tuple(tensor.shape) for name, tensor in zip(wanted, inputs, strict=True)}
+
+
+def _pad2d(x: Tensor, padding: Sequence[int], value: float = 0.0) -> Tensor:
+    """Pad images by (top, left, bottom, right)."""
+    top, left, bottom, right = padding
+    return F.pad(x, (left, right, top, bottom), value=value) if any(padding) else x
+
+
+def _conv2d(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
+    before, after = a["padding"][:2], a["padding"][2:]
+    image, padding = (x[0], before) if before == after else (_pad2d(x[0], a["padding"]), 0)
+    return F.conv2d(image, p["weight"], p.get("bias"), a["stride"], padding, a["dilation"], a["groups"])
+
+
+def _conv_transpose2d(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
+    weight, groups = p["weight"], a["groups"]
+    o, c, kh, kw = weight.shape
+    weight = weight.reshape(groups, o // groups, c, kh, kw).transpose(1, 2).reshape(groups * c, o // groups, kh, kw)
+    full = F.conv_transpose2d(x[0], weight, None, a["stride"], 0, 0, groups, a["dilation"])
+    top, left, bottom, right = a["padding"]
+    extra = a["output_padding"]
+    out = _pad2d(full, (-top, -left, extra[0] - bottom, extra[1] - right))
+    return out + p["bias"][:, None, None] if "bias" in p else out
+
+
+def _meeting(x: Sequence[Tensor], scalars: Sequence[float | None]) -> str:
+    return operand_dtype(["float32" if t.is_floating_point() else "int64" for t in x], scalars)
+
+
+def _binary(function: Callable[[Tensor, Tensor], Tensor], meet: str | None = None) -> TorchOp:
+    def run(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
+        scalar = a["scalar"]
+        dtype = meet or _meeting(x, [scalar])
+        operands = [tensor.to(DTYPES[dtype]) for tensor in x]
+        if scalar is not None:
+            number = torch.tensor(as_scalar(scalar, dtype), dtype=DTYPES[dtype])
+            operands.insert(0 if a.get("reverse") else 1, number)
+        return function(*operands)
+
+    return run
+
+
+def _unary(function: Callable[..., Tensor]) -> TorchOp:
+    """Return an operation whose attributes are the function's keywords."""
+    return lambda x, p, a: function(*x, **a)
+
+
+def _clamp(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
+    ends = (a["min"], a["max"])
+    dtype = _meeting(x, ends)
+    low, high = (None if end is None else as_scalar(end, dtype) for end in ends)
+    return torch.clamp(x[0].to(DTYPES[dtype]), low, high)
+
+
+def _where(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
+    both_bool = x[1].dtype == x[2].dtype == torch.bool
+    dtype = DTYPES["bool" if both_bool else _meeting(x[1:], ())]
+    return torch.where(x[0], x[1].to(dtype), x[2].to(dtype))
+
+
+def _full(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
+    return torch.full(a["shape"], as_scalar(a["value"], a["dtype"]), dtype=DTYPES[a["dtype"]])
+
+
+def _batch_norm(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
+    like = x[0].new_ones(x[0].shape[1])
+    mean, var = p.get("mean", torch.zeros_like(like)), p.get("var", like)
+    return F.batch_norm(x[0], mean, var, p.get("weight"), p.get("bias"), eps=a["eps"])
+
+
+def _batch_norm_of_batch(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
+    """Normalise by the statistics of the batch, and update the running ones."""
+    mean, var, weight, bias = p["mean"], p["var"], p.get("weight"), p.get("bias")
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return F.batch_norm(x[0], mean, var, weight, bias, True, MOMENTUM, a["eps"])
+    axes, column = [0, *range(2, x[0].dim())], (-1, *(1,) * (x[0].dim() - 2))
+    count = x[0].new_tensor([x[0].numel() / len(mean)])
+    *_, size = sums = _SumOfProcesses.apply(torch.cat([x[0].sum(axes), count]))
+    centred = x[0] - (sums[:-1] / size).reshape(column)
+    variance = _SumOfProcesses.apply(centred.square().sum(axes)) / size
+    with torch.no_grad():
+        mean.lerp_(sums[:-1] / size, MOMENTUM)
+        var.lerp_(variance * size / (size - 1), MOMENTUM)
+    scale = (variance + a["eps"]).rsqrt() if weight is None else (variance + a["eps"]).rsqrt() * weight
+    out = centred * scale.reshape(column)
+    return out if bias is None else out + bias.reshape(column)
+
+
+class _SumOfProcesses(torch.autograd.Function):  # type: ignore[misc]
+    """The sum of a tensor over all processes: every process's loss depends on it, so gradients are summed too."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        total = tensor.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        total = grad.clone()
+        dist.all_reduce(total)
+        return total
+
+
+def _layer_norm(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
+    return F.layer_norm(x[0], x[0].shape[-a["axes"] :], p.get("weight"), p.get("bias"), a["eps"])
+
+
+def _group_norm(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
+    return F.group_norm(x[0], a["groups"], p.get("weight"), p.get("bias"), a["eps"])
+
+
+def _is_native_padding(a: Attrs) -> bool:
+    """Tell whether PyTorch's pooling takes the padding: the same on both sides, at most half the kernel."""
+    return a["padding"][:2] == a["padding"][2:] and all(2 * a["padding"][i] <= a["kernel"][i] for i in (0, 1))
+
+
+def _pooled_size(x: Tensor, a: Attrs) -> tuple[slice, slice]:
+    """Return the windows that start on the input or on the padding before it, which ceil_mode keeps."""
+    return tuple(  # type: ignore[return-value]
+        slice((x.shape[2 + i] + a["padding"][i] - 1) // a["stride"][i] + 1 if a["ceil_mode"] else None) for i in (0, 1)
+    )
+
+
+def _max_pool2d(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
+    if _is_native_padding(a):
+        return F.max_pool2d(x[0], a["kernel"], a["stride"], a["padding"][:2], a["dilation"], a["ceil_mode"])
+    padded = _pad2d(x[0], a["padding"], -math.inf)
+    out = F.max_pool2d(padded, a["kernel"], a["stride"], 0, a["dilation"], a["ceil_mode"])
+    return out[:, :, *_pooled_size(x[0], a)]
+
+
+def _avg_pool2d(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
+    include, divisor = a["count_include_pad"], a["divisor"]
+    kernel, stride, ceil_mode = a["kernel"], a["stride"], a["ceil_mode"]
+    if _is_native_padding(a):
+        return F.avg_pool2d(x[0], kernel, stride, a["padding"][:2], ceil_mode, include, divisor)
+
+    def sums(padded: Tensor) -> Tensor:
+        return F.avg_pool2d(padded, kernel, stride, 0, ceil_mode, divisor_override=1)[:, :, *_pooled_size(x[0], a)]
+
+    total = sums(_pad2d(x[0], a["padding"]))
+    return total / (divisor or sums(_pad2d(torch.ones_like(x[0][:1, :1]), a["padding"], float(include))))
+
+
+def _interpolate(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
+    align = a["align_corners"] if a["mode"] == "bilinear" else None
+    return F.interpolate(x[0], a["size"], mode=a["mode"], align_corners=align)
+
+
+def _reduction(function: Callable[..., Tensor], axis: str = "axes") -> TorchOp:
+    return lambda x, p, a: function(x[0], a[axis], keepdim=a["keepdims"])
+
+
+def _var(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
+    return torch.var(x[0], a["axes"], correction=a["correction"], keepdim=a["keepdims"])
+
+
+def _slice(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
+    taken = slice(a["start"], a["stop"], a["step"])
+    if a["step"] > 0:
+        return x[0][(slice(None),) * a["axis"] + (taken,)]
+    positions = range(x[0].shape[a["axis"]])[taken]  # PyTorch has no negative steps
+    return x[0].index_select(a["axis"], torch.tensor(list(positions), dtype=torch.int64))
+
+
+def _pad(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
+    out, pairs = x[0], list(zip(a["padding"][::2], a["padding"][1::2], strict=True))
+    if a["mode"] == "constant":
+        flat = [n for pair in reversed(pairs) for n in pair]
+        return F.pad(out, flat, value=a["value"])
+    for axis, pair in enumerate(pairs):  # one axis at a time, for PyTorch reflects and replicates the last ones only
+        if any(pair):
+            rows = out.movedim(axis, -1)
+            padded = F.pad(rows.reshape(1, -1, rows.shape[-1]), pair, mode=a["mode"])
+            out = padded.reshape(*rows.shape[:-1], -1).movedim(-1, axis)
+    return out
+
+
+def _attention(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
+    batch = torch.broadcast_shapes(*(t.shape[:-2] for t in x[:3]))
+    q, k, v = (t.expand(*batch, *t.shape[-2:]) for t in x[:3])
+    mask = x[3] if len(x) == 4 else None
+    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=a["causal"], scale=a["scale"])
+
+
+TABLE: dict[str, TorchOp] = {
+    "conv2d": _conv2d,
+    "conv_transpose2d": _conv_transpose2d,
+    "linear": lambda x, p, a: F.linear(x[0], p["weight"], p.get("bias")),
+    "matmul": _unary(torch.matmul),
+    "embedding": lambda x, p, a: F.embedding(x[0], p["weight"]),
+    "relu": _unary(F.relu),
+    "sigmoid": _unary(torch.sigmoid),
+    "tanh": _unary(torch.tanh),
+    "silu": _unary(F.silu),
+    "hardswish": _unary(F.hardswish),
+    "hardsigmoid": _unary(F.hardsigmoid),
+    "mish": _unary(F.mish),
+    "leaky_relu": _unary(F.leaky_relu),
+    "elu": _unary(F.elu),
+    "gelu": _unary(F.gelu),
+    "softplus": _unary(F.softplus),
+    "clamp": _clamp,
+    "prelu": lambda x, p, a: F.prelu(x[0], p["weight"]),
+    "softmax": lambda x, p, a: torch.softmax(x[0], a["axis"]),
+    "log_softmax": lambda x, p, a: torch.log_softmax(x[0], a["axis"]),
+    "add": _binary(torch.add),
+    "sub": _binary(torch.sub),
+    "mul": _binary(torch.mul),
+    "div": _binary(torch.div, "float32"),
+    "pow": _binary(torch.pow),
+    "maximum": _binary(torch.maximum),
+    "minimum": _binary(torch.minimum),
+    "eq": _binary(torch.eq),
+    "ne": _binary(torch.ne),
+    "lt": _binary(torch.lt),
+    "le": _binary(torch.le),
+    "gt": _binary(torch.gt),
+    "ge": _binary(torch.ge),
+    "logical_and": _unary(torch.logical_and),
+    "logical_or": _unary(torch.logical_or),
+    "logical_not": _unary(torch.logical_not),
+    "where": _where,
+    "exp": _unary(torch.exp),
+    "log": _unary(torch.log),
+    "sqrt": _unary(torch.sqrt),
+    "rsqrt": _unary(torch.rsqrt),
+    "erf": _unary(torch.erf),
+    "neg": _unary(torch.neg),
+    "abs": _unary(torch.abs),
+    "reciprocal": _unary(torch.reciprocal),
+    "sin": _unary(torch.sin),
+    "cos": _unary(torch.cos),
+    "floor": _unary(torch.floor),
+    "ceil": _unary(torch.ceil),
+    "round": _unary(torch.round),
+    "sign": _unary(torch.sign),
+    "cast": lambda x, p, a: x[0].to(DTYPES[a["dtype"]]),
+    "constant": lambda x, p, a: p["value"],
+    "full": _full,
+    "arange": lambda x, p, a: torch.arange(a["start"], a["end"], a["step"], dtype=torch.int64),
+    "batch_norm": _batch_norm,
+    "layer_norm": _layer_norm,
+    "group_norm": _group_norm,
+    "max_pool2d": _max_pool2d,
+    "avg_pool2d": _avg_pool2d,
+    "adaptive_avg_pool2d": lambda x, p, a: F.adaptive_avg_pool2d(x[0], a["size"]),
+    "adaptive_max_pool2d": lambda x, p, a: F.adaptive_max_pool2d(x[0], a["size"]),
+    "mean": _reduction(torch.mean),
+    "sum": _reduction(torch.sum),
+    "max": _reduction(torch.amax),
+    "min": _reduction(torch.amin),
+    "argmax": _reduction(torch.argmax, "axis"),
+    "argmin": _reduction(torch.argmin, "axis"),
+    "var": _var,
+    "interpolate": _interpolate,
+    "reshape": lambda x, p, a: x[0].reshape(a["shape"]),
+    "permute": lambda x, p, a: x[0].permute(a["axes"]),
+    "slice": _slice,
+    "concat": lambda x, p, a: torch.cat(list(x), a["axis"]),
+    "split": lambda x, p, a: torch.split(x[0], a["sizes"], a["axis"]),
+    "expand": lambda x, p, a: x[0].broadcast_to(a["shape"]),
+    "pad": _pad,
+    "index_select": lambda x, p, a: torch.index_select(x[0], a["axis"], x[1]),
+    "attention": _attention,
+}

@@ -1,0 +1,218 @@
+"""The loop of distillation: steps, judging, checkpoints; the same bytes after a stop as without."""
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pqnet.errors import ConfigError, FormatError, PQNetError
+from pqnet.pipeline.progress import progress_bar
+from pqnet.train.data import Batch, Batches
+from pqnet.train.objective import Objective
+from pqnet.train.ops import TorchGraph
+from pqnet.train.packed import packed_weights
+from pqnet.train.parallel import is_main, rank, world
+
+__all__ = ["PARTS", "Schedule", "run_training"]
+
+PARTS = ("codebooks", "norms", "biases", "weights")
+JUDGED = 250  # samples at a time
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How many steps of which size.
+
+    Parameters
+    ----------
+    steps : int
+    lr : float
+        Of the first step after warming up; it falls along half a cosine to a hundredth. With Adam in units of the root
+        mean square of each parameter, as codewords of one layer may be a thousand times those of another.
+    optimizer : {"adam", "sgd"}
+    weight_decay : float
+    momentum : float
+        Of ``sgd``.
+    every : int
+        Steps between two times of judging.
+    reassign : int
+        Steps between two times of choosing codes anew; 0 is never.
+    """
+
+    steps: int
+    lr: float
+    optimizer: str = "adam"
+    weight_decay: float = 0.0
+    momentum: float = 0.9
+    every: int = 250
+    reassign: int = 0
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in ("adam", "sgd"):
+            raise ConfigError(f"optimizer: expected 'adam' or 'sgd', got {self.optimizer!r}")
+        for name in ("steps", "every"):
+            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
+                raise ConfigError(f"{name}: expected a positive integer, got {getattr(self, name)!r}")
+        if not (isinstance(self.lr, float | int) and 0 < self.lr < math.inf):
+            raise ConfigError(f"lr: expected a positive number, got {self.lr!r}")
+
+    def factor(self, step: int) -> float:
+        """Return the size of a step as a share of ``lr``."""
+        warm = max(1, min(100, self.steps // 20))
+        return min(1.0, (step + 1) / warm) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / self.steps)))
+
+    def make_optimizer(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
+        groups = []
+        for p in parameters:
+            size = float(p.detach().square().mean().sqrt()) if self.optimizer == "adam" else 1.0
+            groups.append({"params": [p], "first": self.lr * max(size, 1e-3)})
+        if self.optimizer == "adam":
+            return torch.optim.Adam(groups, lr=self.lr, weight_decay=self.weight_decay)
+        return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
+
+
+def choose_parameters(module: TorchGraph, parts: tuple[str, ...], only: str | None = None) -> list[Tensor]:
+    """Return the parameters of some parts of a module to train, of packed weights on request one, freeze the others."""
+    if not parts or any(part not in PARTS for part in parts):
+        raise ConfigError(f"train: expected some of {PARTS}, got {parts!r}")
+    graph = module.graph
+    kinds: dict[int, str] = {}
+    for name, weight in packed_weights(module).items():
+        kinds.update((id(p), "codebooks" if only in (None, name) else "others") for p in weight.parameters())
+    for node in graph.nodes:
+        for role, name in node.params.items():
+            kind = "norms" if node.op.endswith("_norm") else "biases" if role == "bias" else "weights"
+            kinds.setdefault(id(getattr(module, module.key(name))), kind)
+    chosen = []
+    for p in module.parameters():
+        p.requires_grad_(kinds.get(id(p), "weights") in parts)
+        chosen += [p] if p.requires_grad else []
+    if not chosen:
+        raise ConfigError(f"train: expected parts that the student has parameters of, got {parts!r}")
+    return chosen
+
+
+class _State:
+    """All that a run goes on from, in one file that is replaced as a whole."""
+
+    def __init__(self, path: str | Path | None, module: nn.Module, optimizer: torch.optim.Optimizer, key: str) -> None:
+        self.path = None if path is None else Path(path)
+        self.module, self.optimizer, self.key = module, optimizer, key
+        self.step, self.best_loss = 0, math.inf
+        self.best: dict[str, Tensor] = {}
+
+    def judge(self, loss: float) -> None:
+        """Keep the present parameters if none before were better."""
+        if not math.isfinite(loss):
+            raise PQNetError(f"distill: expected a finite loss, got {loss} after {self.step} steps; lower lr")
+        if loss < self.best_loss:
+            self.best_loss = loss
+            self.best = {name: tensor.detach().clone() for name, tensor in self.module.state_dict().items()}
+
+    def save(self) -> None:
+        if self.path is None or not is_main():
+            return
+        content = {
+            "key": self.key,
+            "step": self.step,
+            "best_loss": self.best_loss,
+            "best": self.best,
+            "module": self.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        beside = self.path.with_name(self.path.name + f".{os.getpid()}.tmp")
+        try:
+            torch.save(content, beside)
+            os.replace(beside, self.path)
+        except (OSError, RuntimeError) as reason:  # PyTorch's own of a missing folder
+            raise PQNetError(f"checkpoint: expected a file that can be written, got {self.path}: {reason}") from None
+        finally:
+            beside.unlink(missing_ok=True)
+
+    def load(self) -> None:
+        if self.path is None or not self.path.exists():
+            return
+        try:
+            content = torch.load(self.path, map_location="cpu", weights_only=True)
+            if content["key"] != self.key:
+                raise PQNetError(
+                    f"checkpoint: expected one of this call, got {self.path} of other networks, data or settings; "
+                    "name another file or delete it"
+                )
+            self.module.load_state_dict(content["module"])
+            self.optimizer.load_state_dict(content["optimizer"])
+            self.step, self.best_loss, self.best = content["step"], content["best_loss"], content["best"]
+        except PQNetError:
+            raise
+        except Exception as reason:  # whatever a damaged file makes of torch.load
+            raise FormatError(f"checkpoint: expected what distill wrote, got {self.path}: {reason}") from None
+
+
+def judge(objective: Objective, held_out: Batch, device: torch.device) -> float:
+    """Return the mean loss over samples, of the weights as they would be stored."""
+    objective.student.eval()
+    total = 0.0
+    with torch.no_grad():
+        for i in range(0, len(held_out), JUDGED):
+            part = held_out.part(slice(i, i + JUDGED))
+            total += float(objective(*part.tensors(device))) * len(part)
+    return total / len(held_out)
+
+
+def run_training(
+    objective: Objective,
+    batches: Batches,
+    schedule: Schedule,
+    parts: tuple[str, ...],
+    *,
+    reassign: Callable[[], None] | None = None,
+    checkpoint: str | Path | None,
+    key: str,
+    progress: bool,
+    description: str,
+    device: torch.device,
+    only: str | None = None,
+    norm_statistics: bool = False,
+) -> None:
+    """Train the student of an objective and leave it with the best parameters seen, by the loss of held out samples.
+
+    With ``only``, of packed weights no other than that of this layer.
+    """
+    student = objective.student
+    parameters = choose_parameters(student, parts, only)
+    optimizer = schedule.make_optimizer(parameters)
+    state = _State(checkpoint, student, optimizer, f"{key} {asdict(schedule)} {parts}")
+    state.load()
+    model: Any = objective if world() == 1 else DistributedDataParallel(objective, broadcast_buffers=False)
+    if state.step == 0:
+        state.judge(judge(objective, batches.held_out, device))
+    with progress_bar(progress and is_main(), description, "step", schedule.steps) as bar:
+        bar.update(state.step)
+        while state.step < schedule.steps:
+            for weight in packed_weights(student).values():
+                weight.train()
+            student.training = norm_statistics
+            batch = batches.at(state.step)
+            loss = model(*batch.part(slice(rank(), None, world())).tensors(device))
+            optimizer.zero_grad()
+            loss.backward()
+            for group in optimizer.param_groups:
+                group["lr"] = group["first"] * schedule.factor(state.step)
+            optimizer.step()
+            state.step += 1
+            if reassign is not None and schedule.reassign and state.step % schedule.reassign == 0:
+                reassign()
+            if state.step % schedule.every == 0 or state.step == schedule.steps:
+                now = judge(objective, batches.held_out, device)
+                state.judge(now)
+                state.save()
+                bar.set_postfix(loss=f"{now:.4g}", best=f"{state.best_loss:.4g}")
+            bar.update()
+    student.load_state_dict(state.best)
+    student.eval()

@@ -1,0 +1,419 @@
+"""Distillation: its loss, what it trains, what it keeps, both stages, resuming and several processes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+import torch.nn.functional as F  # noqa: E402
+from test_pipeline import DATA, RECIPE, rand, small_net  # noqa: E402
+
+import pqnet  # noqa: E402
+from pqnet import PQ, ConfigError, FormatError, Packed, PQNetError  # noqa: E402
+from pqnet.cli.main import main  # noqa: E402
+from pqnet.train import distill, image_batches, packed_weights, to_model, to_module  # noqa: E402
+from pqnet.train.data import Batches  # noqa: E402
+from pqnet.train.distill import _Reassign, with_norm_statistics  # noqa: E402
+from pqnet.train.objective import Objective, kl_divergence, relative_error  # noqa: E402
+
+LABELS = np.arange(150) % 10
+OPTIONS = {"batch_size": 16, "every": 10, "progress": False}
+
+
+@pytest.fixture(scope="module")
+def nets():
+    teacher = small_net()
+    return pqnet.quantize(teacher, RECIPE, DATA, mode="bgd", progress=False), teacher
+
+
+def divergence(model, teacher, x=DATA):
+    s, t = (torch.from_numpy(m(x)) for m in (model, teacher))
+    return float(F.kl_div(F.log_softmax(s, 1), F.softmax(t, 1), reduction="batchmean"))
+
+
+def arrays(model):
+    return {
+        f"{name} {part}": array
+        for name, p in model.graph.params.items()
+        for part, array in (p.arrays() if isinstance(p, Packed) else {"": p}).items()
+    }
+
+
+def changed(a, b):
+    a, b = arrays(a), arrays(b)
+    assert a.keys() == b.keys()
+    return {name for name in a if not np.array_equal(a[name], b[name])}
+
+
+# -- the loss -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(6, 10), (4, 7, 10), (3, 10, 5, 4)])
+def test_divergence_is_that_of_pytorch(shape):
+    s, t = torch.from_numpy(rand(*shape)), torch.from_numpy(rand(*shape, seed=1))
+    axis = 2 if len(shape) == 3 else 1
+    for temperature in (1.0, 3.0):
+        rows = F.kl_div(F.log_softmax(s / temperature, axis), F.softmax(t / temperature, axis), reduction="none")
+        want = temperature**2 * rows.sum(axis).mean()
+        assert torch.allclose(kl_divergence(s, t, temperature).mean(), want, rtol=1e-5)
+
+
+def test_objective_mixes_teacher_labels_and_hints(nets):
+    student, teacher = nets
+    modules = to_module(student), to_module(teacher)
+    for module in modules:
+        module.requires_grad_(False)
+    x, y = torch.from_numpy(DATA[:8]), torch.from_numpy(LABELS[:8])
+    s, t = (m(x) for m in modules)
+    soft, hard = kl_divergence(s, t, 2.0).mean(), F.cross_entropy(s, y)
+    got = Objective(*modules, "kl", temperature=2.0, labels=0.25)([x], y)
+    assert float(got) == pytest.approx(float(0.75 * soft + 0.25 * hard), rel=1e-5)
+    inner = [n.outputs[0] for n in teacher.graph.layers().values()]
+    pairs = zip(*(m.run([x], inner)[1] for m in modules), strict=True)
+    hints = np.mean([float(relative_error(a, b).mean()) for a, b in pairs])
+    got = Objective(*modules, "mse", hints=0.5)([x])
+    assert float(got) == pytest.approx(float(relative_error(s, t).mean()) + 0.5 * hints, rel=1e-5)
+
+
+# -- what it does to a network ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", [{}, {"optimizer": "sgd", "lr": 0.01}, {"norm_statistics": True}, {"hints": 0.1}])
+def test_distillation_brings_the_outputs_nearer(nets, optimizer):
+    student, teacher = nets
+    better = distill(student, teacher, DATA, steps=40, **OPTIONS, **optimizer)
+    assert divergence(better, teacher) < 0.8 * divergence(student, teacher)
+    assert better.size().total == student.size().total
+    assert not any("codes" in name for name in changed(student, better))
+
+
+def test_only_the_chosen_parts_learn(nets):
+    student, teacher = nets
+
+    def learned(*parts):
+        return changed(student, distill(student, teacher, DATA, steps=10, train=parts, **OPTIONS))
+
+    assert learned("codebooks") == {f"{name}.weight codebook" for name in ("grouped", "up", "fc")}
+    assert learned("biases") == {"up.bias ", "fc.bias "}
+    assert learned("norms") == {f"{norm}.{role} " for norm in ("norm", "norm2") for role in ("weight", "bias")}
+    assert learned("weights") == {"stem.weight "}
+
+
+def test_what_gets_worse_is_not_kept(nets):
+    student, teacher = nets
+    assert not changed(student, distill(student, teacher, DATA, steps=10, **OPTIONS, lr=3.0, optimizer="sgd"))
+
+
+def test_the_best_is_judged_as_stored(nets):
+    """Held-out divergence of what comes out, computed by the engine, is the least that was seen."""
+    _, teacher = nets
+    student = pqnet.quantize(teacher, {"default": PQ(16, 4, codebook_dtype="int8"), "fc": None}, DATA, progress=False)
+    held_out = rand(64, 3, 9, 9, seed=4)
+    seen = []
+
+    def loss(s, t):
+        if not torch.is_grad_enabled():
+            seen.append(float(kl_divergence(s, t).mean()))
+        return kl_divergence(s, t)
+
+    better = distill(student, teacher, DATA, steps=40, held_out=held_out, loss=loss, **OPTIONS)
+    assert len(seen) == 5
+    assert divergence(better, teacher, held_out) == pytest.approx(min(seen), rel=1e-4)
+
+
+def test_labels_can_teach_what_the_teacher_does_not_know(nets):
+    student, teacher = nets
+    y = (teacher(DATA).argmax(1) + 1) % 10
+
+    def right(model):
+        return np.mean(model(DATA).argmax(1) == y)
+
+    better = distill(student, teacher, (DATA, y), steps=30, labels=0.95, held_out=(DATA, y), **OPTIONS)
+    assert right(better) > right(student) + 0.2
+
+
+def test_codes_are_chosen_anew_for_the_codewords_that_training_made(nets):
+    """Where codewords have changed places, blocks follow them; filters may be of another size than the teacher's."""
+    _, teacher = nets
+    student = pqnet.quantize(teacher, {"default": PQ(16, 4), "fc": PQ(12, 2)}, DATA, progress=False)
+    module = to_module(student)
+    weight = packed_weights(module)["up"]
+    with torch.no_grad():
+        weight.stored.codebook.copy_(weight.stored.codebook.roll(3, 0))
+    before = divergence(to_model(module), teacher)
+    assert before > 10 * divergence(student, teacher)
+    _Reassign(module, student, teacher.graph, Batches(teacher.graph, DATA, None, 16, 0))()
+    assert divergence(to_model(module), teacher) < 0.2 * before
+
+
+def test_codes_are_chosen_anew_every_so_many_steps(nets, monkeypatch):
+    calls = []
+    monkeypatch.setattr(_Reassign, "__call__", lambda self: calls.append(self.metric))
+    distill(*nets, DATA, steps=10, reassign=3, **OPTIONS)
+    assert calls == ["pooled"] * 3
+
+
+def test_norms_get_their_statistics_back(nets):
+    student, _ = nets
+    graph = with_norm_statistics(student.graph, {"input": DATA})
+    norms = [node for node in graph.nodes if node.op == "batch_norm"]
+    assert all({"mean", "var"} <= node.params.keys() for node in norms)
+    assert np.allclose(pqnet.Model(graph)(DATA), student(DATA), atol=1e-4)
+    module = to_module(graph).train()
+    with torch.no_grad():
+        assert np.allclose(module(torch.from_numpy(DATA)).numpy(), student(DATA), atol=2e-3)  # of this very batch
+
+
+# -- layer by layer -----------------------------------------------------------------------------------------
+
+
+def test_layers_are_trained_right_after_they_are_quantized(nets):
+    _, teacher = nets
+    seen = []
+
+    def finetune(graph, layer):
+        packed = [
+            name for name, node in graph.layers().items() if isinstance(graph.params[node.params["weight"]], Packed)
+        ]
+        seen.append((layer, packed))
+        weight = graph.params[f"{layer}.weight"]
+        return type(weight)(weight.codec, weight.shape, weight.codes, weight.codebook * 0)
+
+    small = pqnet.quantize(teacher, RECIPE, DATA, metric="pooled", finetune=finetune, progress=False)
+    assert seen == [("grouped", ["grouped"]), ("up", ["grouped", "up"]), ("fc", ["grouped", "up", "fc"])]
+    assert not small.graph.params["fc.weight"].decode().any()
+    # later layers only see shifts of norms
+    plain = pqnet.quantize(teacher, RECIPE, DATA, metric="pooled", progress=False)
+    assert not np.array_equal(small.graph.params["fc.weight"].codes, plain.graph.params["fc.weight"].codes)
+
+
+def test_layerwise_distillation_beats_codes_alone_and_resumes(nets, tmp_path):
+    _, teacher = nets
+    student = pqnet.quantize(teacher, {"default": PQ(16, 4), "fc": None}, DATA, mode="bgd", progress=False)
+    options = {"steps": 15, "stage": "layerwise", **OPTIONS}
+    better = distill(student, teacher, DATA, **options)
+    assert divergence(better, teacher) < 0.9 * divergence(student, teacher)
+    first = distill(student, teacher, DATA, checkpoint=tmp_path / "layers", **options)
+    entries = sorted((tmp_path / "layers").iterdir(), key=lambda p: p.stat().st_mtime)
+    assert len(entries) == 2
+    entries[-1].unlink()
+    again = distill(student, teacher, DATA, checkpoint=tmp_path / "layers", **options)
+    assert not changed(better, first)
+    assert not changed(better, again)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"calibration": None, "metric": "none"}, "finetune: expected calibration data, got none"),
+        ({"checkpoint": "folder"}, "finetune: expected an attribute 'key'"),
+        ({}, "finetune: expected a weight packed by PQ"),
+    ],
+)
+def test_wrong_use_of_the_hook_is_refused(nets, options, message):
+    with pytest.raises(PQNetError, match=message):
+        pqnet.quantize(
+            nets[1], RECIPE, **{"calibration": DATA, "progress": False, **options}, finetune=lambda g, n: None
+        )
+
+
+# -- resuming, processes ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stop", [3, 25])
+def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(nets, tmp_path, stop):
+    student, teacher = nets
+    draw = image_batches(DATA, batch_size=16, pad=1)
+
+    def stopping(step):
+        if step == stop:
+            raise KeyboardInterrupt
+        return draw(step)
+
+    options = {"steps": 30, "held_out": DATA, **OPTIONS}
+    whole = distill(student, teacher, draw, **options)
+    with pytest.raises(KeyboardInterrupt):
+        distill(student, teacher, stopping, checkpoint=tmp_path / "state", **options)
+    steps = []
+    again = distill(student, teacher, lambda s: steps.append(s) or draw(s), checkpoint=tmp_path / "state", **options)
+    assert steps == [0, *range(stop // 10 * 10, 30)]  # the first for the fingerprint
+    for model, name in ((whole, "whole"), (again, "again")):
+        model.save(tmp_path / name)
+    assert (tmp_path / "whole").read_bytes() == (tmp_path / "again").read_bytes()
+
+
+def test_foreign_and_damaged_checkpoints_are_refused(nets, tmp_path):
+    student, teacher = nets
+    path = tmp_path / "state"
+    distill(student, teacher, DATA, steps=10, checkpoint=path, **OPTIONS)
+    with pytest.raises(PQNetError, match="expected one of this call"):
+        distill(student, teacher, DATA, steps=20, checkpoint=path, **OPTIONS)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(FormatError, match="expected what distill wrote"):
+        distill(student, teacher, DATA, steps=10, checkpoint=path, **OPTIONS)
+    with pytest.raises(PQNetError, match="expected a file that can be written"):
+        distill(student, teacher, DATA, steps=10, checkpoint=tmp_path / "no" / "state", **OPTIONS)
+
+
+PROCESS = """
+import sys
+import numpy as np, torch.distributed as dist
+import pqnet, pqnet.train
+dist.init_process_group("gloo")
+folder = sys.argv[1]
+better = pqnet.train.distill(
+    pqnet.load(f"{folder}/student.h5"), pqnet.load(f"{folder}/teacher.h5"), np.load(f"{folder}/x.npy"), steps=12,
+    batch_size=16, every=6, hints=0.1, norm_statistics=True, progress=False, checkpoint=f"{folder}/state",
+)
+if dist.get_rank() == 0:
+    better.save(f"{folder}/better.h5")
+dist.destroy_process_group()
+"""
+
+
+def test_two_processes_give_what_one_gives(nets, tmp_path):
+    student, teacher = nets
+    student.save(tmp_path / "student.h5")
+    teacher.save(tmp_path / "teacher.h5")
+    np.save(tmp_path / "x.npy", DATA)
+    script = tmp_path / "process.py"
+    script.write_text(PROCESS)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*command, str(script), str(tmp_path)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    alone = distill(student, teacher, DATA, steps=12, hints=0.1, norm_statistics=True, **{**OPTIONS, "every": 6})
+    together = pqnet.load(tmp_path / "better.h5")
+    assert np.abs(alone(DATA) - student(DATA)).max() > 0.05
+    assert np.allclose(together(DATA), alone(DATA), atol=5e-3)
+    assert sorted(p.name for p in Path(tmp_path).glob("state*")) == ["state"]
+
+
+# -- data and errors ----------------------------------------------------------------------------------------
+
+
+def test_every_sample_is_drawn_once_an_epoch_but_those_held_out(nets):
+    x = np.arange(60, dtype=np.float32).repeat(243).reshape(60, 3, 9, 9)
+    data = Batches(nets[1].graph, (x, np.arange(60)), None, 8, 3)
+    drawn = np.concatenate([data.at(step).labels for step in range(27)])[: 4 * 54].reshape(4, 54)
+    held = data.held_out.labels
+    assert len(held) == 6
+    for epoch in drawn:
+        assert sorted([*epoch, *held]) == list(range(60))
+    assert not np.array_equal(drawn[0], drawn[1])
+    assert np.array_equal(data.at(5).inputs["input"][:, 0, 0, 0], data.at(5).labels)
+
+
+def test_images_move_and_are_mirrored():
+    image = rand(1, 2, 6, 7)
+    draw = image_batches(image, batch_size=200, pad=2, seed=1)
+    framed = np.pad(image[0], ((0, 0), (2, 2), (2, 2)))
+    views = {
+        whole[:, i : i + 6, j : j + 7].tobytes()
+        for whole in (framed, framed[:, :, ::-1])
+        for i in range(5)
+        for j in range(5)
+    }
+    drawn = [x.tobytes() for x in draw(3)]
+    assert set(drawn) <= views
+    assert len(set(drawn)) > 40
+    assert np.array_equal(draw(3), draw(3))
+    assert not np.array_equal(draw(3), draw(4))
+    plain, labels = image_batches(rand(9, 1, 3, 3), np.arange(9), batch_size=4, pad=0, flip=False)(0)
+    assert np.array_equal(plain, rand(9, 1, 3, 3)[labels])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"student": small_net()}, "student: expected a quantized network"),
+        ({"student": "small.h5"}, "student: expected a pqnet.Model, got str"),
+        ({"stage": "both"}, "stage: expected 'global' or 'layerwise', got 'both'"),
+        ({"loss": "l1"}, "loss: expected 'kl', 'mse' or a function"),
+        ({"optimizer": "lamb"}, "optimizer: expected 'adam' or 'sgd', got 'lamb'"),
+        ({"steps": 0}, "steps: expected a positive integer, got 0"),
+        ({"lr": float("nan")}, "lr: expected a positive number, got nan"),
+        ({"train": ("codes",)}, "train: expected some of"),
+        ({"labels": 0.5}, "labels: expected batches and samples held out with labels"),
+        ({"labels": 1.0}, "labels: expected a weight of at least 0 and below 1"),
+        ({"batches": 3}, "batches: expected an array, a dict of arrays"),
+        ({"batches": []}, "batches: expected at least one batch"),
+        ({"batches": DATA[:9]}, "batches: expected at least 10 samples"),
+        ({"batches": lambda step: DATA}, "held_out: expected samples to judge by"),
+        ({"batches": (DATA, LABELS[:-1])}, "batches: expected one integer label for each sample"),
+        ({"batches": DATA[:, :2]}, "input"),
+        ({"batches": DATA * np.float32(np.nan)}, "NaN|finite"),
+        ({"lr": 1e30, "optimizer": "sgd"}, "expected a finite loss"),
+    ],
+)
+def test_wrong_arguments_are_refused(nets, change, message):
+    student, teacher = nets
+    given = {"student": student, "teacher": teacher, "batches": DATA, "steps": 20, **OPTIONS, **change}
+    with pytest.raises(PQNetError, match=message):
+        distill(**given)
+
+
+def test_other_teachers_are_refused(nets):
+    other = pqnet.Model(
+        nets[1].graph.__class__(
+            **{**vars(nets[1].graph), "outputs": {"other": next(iter(nets[1].graph.outputs.values()))}}
+        )
+    )
+    with pytest.raises(PQNetError, match="teacher: expected the student's inputs and outputs"):
+        distill(nets[0], other, DATA, steps=1, **OPTIONS)
+    assert to_model(to_module(nets[0])).size().total == nets[0].size().total
+    assert issubclass(ConfigError, PQNetError)
+
+
+# -- the command line ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def files(nets, tmp_path):
+    student, teacher = nets
+    student.save("student.h5")
+    teacher.save("teacher.h5")
+    np.save("x.npy", DATA)
+    np.save("y.npy", LABELS)
+    return tmp_path
+
+
+def command(line):
+    return main(f"finetune student.h5 --teacher teacher.h5 --data x.npy --batch 16 {line}".split())
+
+
+@pytest.mark.parametrize("more", ["", "--augment", "--labels y.npy --label-weight 0.1", "--augment --labels y.npy"])
+def test_finetune_writes_a_better_file(files, nets, capsys, more):
+    assert command(f"{more} --steps 30 -o better.h5") == 0
+    better = pqnet.load("better.h5")
+    assert capsys.readouterr().out == f"better.h5: {Path('better.h5').stat().st_size} bytes\n"
+    assert divergence(better, nets[1]) < divergence(nets[0], nets[1])
+    assert main(["verify", "better.h5"]) == 0
+
+
+def test_finetune_goes_on_from_its_checkpoint(files, monkeypatch):
+    assert command("--steps 300 -o whole.h5") == 0
+    draw = Batches.at
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(Batches, "at", lambda self, step: draw(self, step) if step < 270 else 1 / 0)
+        command("--steps 300 -o again.h5 --checkpoint state")
+    assert command("--steps 300 -o again.h5 --checkpoint state") == 0
+    assert Path("whole.h5").read_bytes() == Path("again.h5").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--stage both -o b.h5", "stage: expected 'global' or 'layerwise'"),
+        ("-o b.npy", "--output: expected a file name ending in .h5"),
+        ("--augment --labels x.npy -o b.h5", "x.npy: expected one label for each of 150 images"),
+        ("--labels x.npy -o b.h5", "batches: expected one integer label for each sample"),
+    ],
+)
+def test_wrong_command_lines_are_one_line(files, capsys, line, message):
+    assert command(line) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
