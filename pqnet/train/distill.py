@@ -199,7 +199,7 @@ class _Task:
     def run(self, module: TorchGraph, parts: tuple[str, ...], key: str, **options: Any) -> None:
         teacher = to_module(self.teacher).to(self.device)
         objective = self.objective(module.to(self.device), teacher)
-        options = {"checkpoint": None, "progress": self.progress, "description": "distill", **options}
+        options = {"checkpoint": None, "progress": self.progress, **options}
         run_training(objective, self.data, self.schedule, parts, key=key, device=self.device, **options)
 
 

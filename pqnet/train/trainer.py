@@ -175,7 +175,6 @@ def run_training(
     checkpoint: str | Path | None,
     key: str,
     progress: bool,
-    description: str,
     device: torch.device,
     only: str | None = None,
     norm_statistics: bool = False,
@@ -192,7 +191,8 @@ def run_training(
     model: Any = objective if world() == 1 else DistributedDataParallel(objective, broadcast_buffers=False)
     if state.step == 0:
         state.judge(judge(objective, batches.held_out, device))
-    with progress_bar(progress and is_main(), description, "step", schedule.steps) as bar:
+    nbytes = sum(weight.packed().nbytes for weight in packed_weights(student).values())
+    with progress_bar(progress and is_main(), f"distill {nbytes} bytes", "step", schedule.steps) as bar:
         bar.update(state.step)
         while state.step < schedule.steps:
             for weight in packed_weights(student).values():
