@@ -386,7 +386,7 @@ def command(line):
 
 @pytest.mark.parametrize("more", ["", "--augment", "--labels y.npy --label-weight 0.1", "--augment --labels y.npy"])
 def test_finetune_writes_a_better_file(files, nets, capsys, more):
-    assert command(f"{more} --steps 30 -o better.h5") == 0
+    assert command(f"{more} --steps 20 --every 10 -o better.h5") == 0
     better = pqnet.load("better.h5")
     assert capsys.readouterr().out == f"better.h5: {Path('better.h5').stat().st_size} bytes\n"
     assert divergence(better, nets[1]) < divergence(nets[0], nets[1])
@@ -394,12 +394,12 @@ def test_finetune_writes_a_better_file(files, nets, capsys, more):
 
 
 def test_finetune_goes_on_from_its_checkpoint(files, monkeypatch):
-    assert command("--steps 300 -o whole.h5") == 0
+    assert command("--steps 40 --every 20 -o whole.h5") == 0
     draw = Batches.at
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-        patch.setattr(Batches, "at", lambda self, step: draw(self, step) if step < 270 else 1 / 0)
-        command("--steps 300 -o again.h5 --checkpoint state")
-    assert command("--steps 300 -o again.h5 --checkpoint state") == 0
+        patch.setattr(Batches, "at", lambda self, step: draw(self, step) if step < 35 else 1 / 0)
+        command("--steps 40 --every 20 -o again.h5 --checkpoint state")
+    assert command("--steps 40 --every 20 -o again.h5 --checkpoint state") == 0
     assert Path("whole.h5").read_bytes() == Path("again.h5").read_bytes()
 
 

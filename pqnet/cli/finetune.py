@@ -37,6 +37,7 @@ def finetune(args: argparse.Namespace) -> None:
             batch_size=args.batch,
             lr=args.lr,
             optimizer=args.optimizer,
+            every=args.every,
             checkpoint=args.checkpoint,
             seed=args.seed,
             threads=args.threads,

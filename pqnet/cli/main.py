@@ -135,6 +135,7 @@ def _finetune(sub: Any) -> None:
     p.add_argument("--batch", type=at_least(1), default=128, help="samples of a step (default 128)")
     p.add_argument("--lr", type=float, default=0.01, help="size of the first steps, see pqnet.train.distill")
     p.add_argument("--optimizer", default="adam", help="adam (default) or sgd")
+    p.add_argument("--every", type=at_least(1), default=250, help="steps between judging and saving (default 250)")
     p.add_argument("--checkpoint", metavar="FILE", help="state of the run (layerwise: a folder): run again to go on")
     p.add_argument("--device", default="cpu", help="where PyTorch computes (default cpu)")
     p.add_argument("-o", "--output", required=True, help="model file to write")
