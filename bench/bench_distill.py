@@ -42,6 +42,7 @@ FIELDS = (
     "distill_s",
 )
 HELD_OUT = 1000
+SETTINGS: dict[str, Any] = {"temperature": 4.0, "lr": 0.005, "every": 100}
 
 
 def right(model: pqnet.Model) -> float:
@@ -65,7 +66,7 @@ def row(teacher: pqnet.Model, network: str, preset: str, codes: str, steps: int,
     student = pqnet.quantize(teacher, recipe, images[pick], seed=seed, progress=False, **options)
     middle = time.perf_counter()
     draw = image_batches(images[:-HELD_OUT], seed=seed)
-    better = distill(student, teacher, draw, steps=steps, held_out=images[-HELD_OUT:], every=100, seed=seed)
+    better = distill(student, teacher, draw, steps=steps, held_out=images[-HELD_OUT:], seed=seed, **SETTINGS)
     end = time.perf_counter()
     figures = (right(teacher), right(student), right(better), middle - start, end - middle)
     return dict(zip(FIELDS, (network, preset, codes, steps, seed, graph_nbytes(better.graph), *figures), strict=True))
