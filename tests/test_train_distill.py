@@ -14,6 +14,7 @@ from test_pipeline import DATA, RECIPE, rand, small_net  # noqa: E402
 import pqnet  # noqa: E402
 from pqnet import PQ, ConfigError, FormatError, Packed, PQNetError  # noqa: E402
 from pqnet.cli.main import main  # noqa: E402
+from pqnet.graph import GraphBuilder, ValueInfo  # noqa: E402
 from pqnet.train import distill, image_batches, packed_weights, to_model, to_module  # noqa: E402
 from pqnet.train.data import Batches  # noqa: E402
 from pqnet.train.distill import _Reassign, with_norm_statistics  # noqa: E402
@@ -71,7 +72,8 @@ def test_objective_mixes_teacher_labels_and_hints(nets):
     soft, hard = kl_divergence(s, t, 2.0).mean(), F.cross_entropy(s, y)
     got = Objective(*modules, "kl", temperature=2.0, labels=0.25)([x], y)
     assert float(got) == pytest.approx(float(0.75 * soft + 0.25 * hard), rel=1e-5)
-    inner = [n.outputs[0] for n in teacher.graph.layers().values()]
+    norms = {n.inputs[0]: n.outputs[0] for n in teacher.graph.nodes if n.op == "batch_norm"}
+    inner = [norms.get(n.outputs[0], n.outputs[0]) for n in teacher.graph.layers().values()]
     pairs = zip(*(m.run([x], inner)[1] for m in modules), strict=True)
     hints = np.mean([float(relative_error(a, b).mean()) for a, b in pairs])
     got = Objective(*modules, "mse", hints=0.5)([x])
@@ -136,17 +138,48 @@ def test_labels_can_teach_what_the_teacher_does_not_know(nets):
 
 
 def test_codes_are_chosen_anew_for_the_codewords_that_training_made(nets):
-    """Where codewords have changed places, blocks follow them; filters may be of another size than the teacher's."""
-    _, teacher = nets
-    student = pqnet.quantize(teacher, {"default": PQ(16, 4), "fc": PQ(12, 2)}, DATA, progress=False)
+    """Blocks follow codewords that have changed places; where nothing has changed, hardly any moves."""
+    student, teacher = nets
     module = to_module(student)
+    anew = _Reassign(module, student, teacher.graph, Batches(teacher.graph, DATA, None, 16, 0))
+    anew()
+    assert divergence(to_model(module), teacher) < 1.5 * divergence(student, teacher)
     weight = packed_weights(module)["up"]
     with torch.no_grad():
         weight.stored.codebook.copy_(weight.stored.codebook.roll(3, 0))
-    before = divergence(to_model(module), teacher)
-    assert before > 10 * divergence(student, teacher)
-    _Reassign(module, student, teacher.graph, Batches(teacher.graph, DATA, None, 16, 0))()
-    assert divergence(to_model(module), teacher) < 0.2 * before
+    assert divergence(to_model(module), teacher) > 5 * divergence(student, teacher)
+    anew()
+    anew()
+    assert divergence(to_model(module), teacher) < 1.5 * divergence(student, teacher)
+
+
+def test_hints_are_of_what_follows_the_norm(nets):
+    """The default gives filters one size, and the norm theirs: outputs before the norm are of another size."""
+    _, teacher = nets
+    student = pqnet.quantize(teacher, RECIPE, DATA, progress=False)
+    modules = [to_module(m).requires_grad_(False) for m in (student, teacher)]
+    x = [torch.from_numpy(DATA[:40])]
+    hints = float(Objective(*modules, hints=1.0)(x)) - float(Objective(*modules)(x))
+    assert hints < 0.3
+    better = distill(student, teacher, DATA, steps=40, hints=0.1, **OPTIONS)
+    assert divergence(better, teacher) < divergence(student, teacher)
+
+
+@pytest.mark.parametrize(
+    ("quantized", "options", "message"),
+    [
+        ({"permute": True}, {"hints": 0.1}, "hints, reassign: expected channels in the teacher's order"),
+        ({}, {"reassign": 5}, "reassign: expected a student whose codes stand for the teacher's weights"),
+        ({}, {"stage": "layerwise", "norm_statistics": True}, "stage: expected 'global' with"),
+    ],
+)
+def test_what_does_not_suit_the_student_is_refused(nets, quantized, options, message):
+    _, teacher = nets
+    student = pqnet.quantize(teacher, RECIPE, DATA, progress=False, **quantized)
+    again = distill(student, teacher, DATA, steps=1, **OPTIONS)  # its result is known to be such a student too
+    for model in (student, again):
+        with pytest.raises(ConfigError, match=message):
+            distill(model, teacher, DATA, steps=1, **options, **OPTIONS)
 
 
 def test_codes_are_chosen_anew_every_so_many_steps(nets, monkeypatch):
@@ -158,7 +191,7 @@ def test_codes_are_chosen_anew_every_so_many_steps(nets, monkeypatch):
 
 def test_norms_get_their_statistics_back(nets):
     student, _ = nets
-    graph = with_norm_statistics(student.graph, {"input": DATA})
+    graph = with_norm_statistics(student.graph, [{"input": DATA[:90]}, {"input": DATA[90:]}])
     norms = [node for node in graph.nodes if node.op == "batch_norm"]
     assert all({"mean", "var"} <= node.params.keys() for node in norms)
     assert np.allclose(pqnet.Model(graph)(DATA), student(DATA), atol=1e-4)
@@ -195,6 +228,7 @@ def test_layerwise_distillation_beats_codes_alone_and_resumes(nets, tmp_path):
     student = pqnet.quantize(teacher, {"default": PQ(16, 4), "fc": None}, DATA, mode="bgd", progress=False)
     options = {"steps": 15, "stage": "layerwise", **OPTIONS}
     better = distill(student, teacher, DATA, **options)
+    assert {e["output_error"] for e in better.graph.meta["quantization"]["layers"].values()} == {None}
     assert divergence(better, teacher) < 0.9 * divergence(student, teacher)
     first = distill(student, teacher, DATA, checkpoint=tmp_path / "layers", **options)
     entries = sorted((tmp_path / "layers").iterdir(), key=lambda p: p.stat().st_mtime)
@@ -223,8 +257,11 @@ def test_wrong_use_of_the_hook_is_refused(nets, options, message):
 # -- resuming, processes ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stop", [3, 25])
-def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(nets, tmp_path, stop):
+@pytest.mark.parametrize(
+    ("stop", "more"),
+    [(3, {}), (25, {"norm_statistics": True, "optimizer": "sgd"}), (15, {"reassign": 4, "hints": 0.1})],
+)
+def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(nets, tmp_path, stop, more):
     student, teacher = nets
     draw = image_batches(DATA, batch_size=16, pad=1)
 
@@ -233,13 +270,14 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(nets, tmp_path, stop):
             raise KeyboardInterrupt
         return draw(step)
 
-    options = {"steps": 30, "held_out": DATA, **OPTIONS}
+    options = {"steps": 30, "held_out": DATA, **OPTIONS, **more}
     whole = distill(student, teacher, draw, **options)
     with pytest.raises(KeyboardInterrupt):
         distill(student, teacher, stopping, checkpoint=tmp_path / "state", **options)
     steps = []
     again = distill(student, teacher, lambda s: steps.append(s) or draw(s), checkpoint=tmp_path / "state", **options)
-    assert steps == [0, *range(stop // 10 * 10, 30)]  # the first for the fingerprint
+    assert set(steps) >= set(range(stop // 10 * 10, 30))
+    assert more or steps == [0, *range(stop // 10 * 10, 30)]  # the first for the fingerprint
     for model, name in ((whole, "whole"), (again, "again")):
         model.save(tmp_path / name)
     assert (tmp_path / "whole").read_bytes() == (tmp_path / "again").read_bytes()
@@ -251,10 +289,13 @@ def test_foreign_and_damaged_checkpoints_are_refused(nets, tmp_path):
     distill(student, teacher, DATA, steps=10, checkpoint=path, **OPTIONS)
     with pytest.raises(PQNetError, match="expected one of this call"):
         distill(student, teacher, DATA, steps=20, checkpoint=path, **OPTIONS)
+    other = np.concatenate([DATA[:-1], DATA[:1]])  # the same but for one sample
+    with pytest.raises(PQNetError, match="expected one of this call"):
+        distill(student, teacher, other, steps=10, checkpoint=path, **OPTIONS)
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(FormatError, match="expected what distill wrote"):
         distill(student, teacher, DATA, steps=10, checkpoint=path, **OPTIONS)
-    with pytest.raises(PQNetError, match="expected a file that can be written"):
+    with pytest.raises(PQNetError, match="expected a file in an existing folder"):
         distill(student, teacher, DATA, steps=10, checkpoint=tmp_path / "no" / "state", **OPTIONS)
 
 
@@ -333,18 +374,32 @@ def test_images_move_and_are_mirrored():
         ({"stage": "both"}, "stage: expected 'global' or 'layerwise', got 'both'"),
         ({"loss": "l1"}, "loss: expected 'kl', 'mse' or a function"),
         ({"optimizer": "lamb"}, "optimizer: expected 'adam' or 'sgd', got 'lamb'"),
-        ({"steps": 0}, "steps: expected a positive integer, got 0"),
-        ({"lr": float("nan")}, "lr: expected a positive number, got nan"),
+        ({"steps": 0}, "steps: expected an integer of at least 1, got 0"),
+        ({"lr": float("nan")}, "lr: expected a finite number of at least 0, got nan"),
         ({"train": ("codes",)}, "train: expected some of"),
-        ({"labels": 0.5}, "labels: expected batches and samples held out with labels"),
-        ({"labels": 1.0}, "labels: expected a weight of at least 0 and below 1"),
+        ({"labels": 0.5}, "labels: expected labels with every batch"),
+        ({"labels": 1.0}, "labels: expected a weight below 1"),
+        ({"labels": 0.5, "batches": (DATA, LABELS + 1)}, "labels: expected numbers of classes"),
+        (
+            {"labels": 0.5, "batches": [(DATA, LABELS), DATA], "held_out": (DATA, LABELS)},
+            "labels: expected labels with",
+        ),
+        ({"temperature": -2.0}, "temperature: expected a finite number"),
+        ({"temperature": 0.0}, "temperature: expected a positive number"),
+        ({"hints": -1.0}, "hints: expected a finite number"),
+        ({"batch_size": 0}, "batch_size: expected an integer of at least 1"),
+        ({"seed": -1}, "seed: expected an integer of at least 0"),
+        ({"weight_decay": -1.0}, "weight_decay: expected a finite number"),
+        ({"reassign": 2.5}, "reassign: expected an integer"),
+        ({"threads": -1}, "threads: expected an integer of at least 1"),
+        ({"device": "gpu"}, "device: expected one that PyTorch computes on here"),
         ({"batches": 3}, "batches: expected an array, a dict of arrays"),
         ({"batches": []}, "batches: expected at least one batch"),
         ({"batches": DATA[:9]}, "batches: expected at least 10 samples"),
         ({"batches": lambda step: DATA}, "held_out: expected samples to judge by"),
         ({"batches": (DATA, LABELS[:-1])}, "batches: expected one integer label for each sample"),
         ({"batches": DATA[:, :2]}, "input"),
-        ({"batches": DATA * np.float32(np.nan)}, "NaN|finite"),
+        ({"batches": DATA * np.float32(np.nan)}, "input 'input'"),
         ({"lr": 1e30, "optimizer": "sgd"}, "expected a finite loss"),
     ],
 )
@@ -408,7 +463,7 @@ def test_finetune_goes_on_from_its_checkpoint(files, monkeypatch):
     [
         ("--stage both -o b.h5", "stage: expected 'global' or 'layerwise'"),
         ("-o b.npy", "--output: expected a file name ending in .h5"),
-        ("--augment --labels x.npy -o b.h5", "x.npy: expected one label for each of 150 images"),
+        ("--augment --labels x.npy -o b.h5", "batches: expected one integer label for each sample"),
         ("--labels x.npy -o b.h5", "batches: expected one integer label for each sample"),
     ],
 )
@@ -417,3 +472,41 @@ def test_wrong_command_lines_are_one_line(files, capsys, line, message):
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_padded_positions_are_not_trained_on():
+    b = GraphBuilder(
+        {"x": ValueInfo(("n", "t", 6)), "attention_mask": ValueInfo(("n", "t"), "int64")}, {"n": 2, "t": 3}
+    )
+    mask = b.add("reshape", b.add("cast", "attention_mask", dtype="float32"), shape=("n", "t", 1))
+    x = b.add("linear", b.add("mul", "x", mask), name="fc", params={"weight": rand(8, 6)})
+    teacher = pqnet.Model(b.build({"y": b.add("add", x, mask)}))
+    student = pqnet.quantize(teacher, {"fc": PQ(4, 2)}, metric="none", progress=False)
+    x, mask = torch.from_numpy(rand(4, 5, 6)), torch.tensor([[1, 1, 0, 0, 0]] * 4)
+    objective = Objective(to_module(student), to_module(teacher), "mse").requires_grad_(False)
+    short = [x[:, :2].contiguous(), mask[:, :2].contiguous()]
+    assert float(objective([x, mask])) == pytest.approx(float(objective(short)), rel=1e-6)
+
+
+def test_constants_stay():
+    b = GraphBuilder({"x": ValueInfo(("n", 6))}, {"n": 2})
+    never = b.add("constant", params={"value": np.full((8,), -np.inf, np.float32)})
+    x = b.add("linear", "x", name="fc", params={"weight": rand(8, 6), "bias": rand(8)})
+    teacher = pqnet.Model(b.build({"y": b.add("maximum", x, never)}))
+    student = pqnet.quantize(teacher, {"fc": PQ(4, 2)}, metric="none", progress=False)
+    better = distill(student, teacher, rand(100, 6), steps=20, **OPTIONS)
+    assert divergence(better, teacher, rand(50, 6)) < divergence(student, teacher, rand(50, 6))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"pad": 9}, "pad: expected an integer from 0 to 8, got 9"),
+        ({"batch_size": 0}, "batch_size: expected a positive integer"),
+        ({"labels": LABELS[:-1]}, "labels: expected one for each of 150 images"),
+        ({"images": DATA[0]}, "images: expected float32 of shape"),
+    ],
+)
+def test_wrong_images_are_refused(change, message):
+    with pytest.raises(PQNetError, match=message):
+        image_batches(**{"images": DATA, **change})

@@ -4,8 +4,6 @@ import argparse
 import os
 from typing import Any
 
-import numpy as np
-
 import pqnet
 from pqnet import Model, PQNetError
 from pqnet.cli.data import check_output, read_inputs
@@ -51,19 +49,17 @@ def finetune(args: argparse.Namespace) -> None:
 
 def _batches(args: argparse.Namespace, student: Model) -> tuple[Any, Any]:
     """Return training data and samples held out as `pqnet.train.distill` takes them."""
-    from pqnet.train import image_batches
+    from pqnet.train import Batches, image_batches
 
     data = read_inputs(args.data, list(student.inputs))
     labels = read_inputs([args.labels], ["labels"])["labels"] if args.labels else None
+    both = data if labels is None else (data, labels)
     if not args.augment:
-        return data if labels is None else (data, labels), None
+        return both, None
     if len(data) != 1 or next(iter(data.values())).ndim != 4:
         raise PQNetError(f"augment: expected one input of images, (N, C, H, W), got {list(data)}")
-    (name, images), n = next(iter(data.items())), len(next(iter(data.values())))
-    if labels is not None and labels.shape != (n,):
-        raise PQNetError(f"{args.labels}: expected one label for each of {n} images, got shape {labels.shape}")
-    order = np.random.default_rng(args.seed).permutation(n)
-    apart, rest = np.split(order, [min(1000, -(-n // 10))])
-    held_out: Any = {name: images[apart]}
-    drawn = image_batches(images[rest], None if labels is None else labels[rest], batch_size=args.batch, seed=args.seed)
-    return drawn, held_out if labels is None else (held_out, labels[apart])
+    split = Batches(student.graph, both, None, args.batch, args.seed)
+    assert split.samples is not None  # as they come from an array
+    (images,), apart = split.samples.inputs.values(), split.held_out
+    drawn = image_batches(images, split.samples.labels, batch_size=args.batch, seed=args.seed)
+    return drawn, apart.inputs if apart.labels is None else (apart.inputs, apart.labels)

@@ -49,6 +49,7 @@ def resumable(
     run: Run,
     source: Sequence[Batch] | Statistics | None,
     more: str | None = None,
+    write: bool = True,
 ) -> Callable[..., None]:
     """Return ``visit(node, ...)`` such that for a layer with an entry in the folder it does only what it once did.
 
@@ -64,6 +65,8 @@ def resumable(
         What layers are measured with: data, each after those before it; statistics or nothing, each on its own.
     more : str, optional
         What else the result depends on.
+    write : bool
+        Whether to add entries; of several processes one does.
     """
     if folder is None:
         return visit
@@ -77,7 +80,8 @@ def resumable(
         if not entries.replay(node, key):
             before = dict(run.graph.params)
             visit(node, *inputs)
-            entries.store(node, key, before)
+            if write:
+                entries.store(node, key, before)
 
     return once
 

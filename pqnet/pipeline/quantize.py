@@ -67,6 +67,7 @@ def _and_finetune(
         if not isinstance(packed, Packed) or packed.shape != run.graph.params[name].shape or packed.codec != codec:
             raise _check.error("finetune", f"a weight packed by {codec}", _check.describe(packed))
         run.graph.params[name] = packed
+        run.report[node.name] |= {"output_error": None, "weight_error": None}  # those of the weight before
 
 
 def _check_float(graph: Graph, recipe: Mapping[str, Codec | None]) -> None:
@@ -134,8 +135,9 @@ def quantize(
         Measure the statistics of all batch norms again, on what the quantized layers before them give; needs data.
     finetune : callable, optional
         With data: called right after each layer, with the network as it is then, the layers after it float, and the
-        layer's name; returns its packed weight, trained say, to go on with. For a ``checkpoint`` it must have an
-        attribute ``key``, text that is another one whenever the function is. `pqnet.train.distill` makes use of it.
+        layer's name; returns its packed weight, trained say, to go on with; errors are not reported then. For a
+        ``checkpoint`` it must have an attribute ``key``, text that is another one whenever the function is; with
+        ``writes`` false, this process only reads the checkpoint. `pqnet.train.distill` makes use of it.
     checkpoint : str or Path, optional
         Folder, made if missing, that keeps what was found for each layer, as soon as it is found. An interrupted call
         that is repeated goes on where it stopped, to the same bytes; after a change of the recipe only what depends on
@@ -198,7 +200,9 @@ def quantize(
         else:
             visits = FromData(run, data)
             visit = visits.visit if finetune is None else partial(_and_finetune, run, visits.visit, finetune)
-            visit = resumable(visit, folder, run, data, getattr(finetune, "key", None))
+            visit = resumable(
+                visit, folder, run, data, getattr(finetune, "key", None), getattr(finetune, "writes", True)
+            )
             beside = teacher if (options.metric, options.target) == ("full", "teacher") else None
             sweep(student, data, visits.visited, visit, threads, beside)
         return run.finish()

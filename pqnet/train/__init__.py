@@ -1,6 +1,7 @@
 """Training: packed weights inside PyTorch modules, learned through their codes. Needs PyTorch."""
 
 from pqnet.train.activations import ActivationNoise as ActivationNoise
+from pqnet.train.data import Batches as Batches
 from pqnet.train.data import image_batches as image_batches
 from pqnet.train.distill import distill as distill
 from pqnet.train.ipq import IterativePQ as IterativePQ

@@ -1,13 +1,13 @@
 """Training data by step, so that a run that goes on after a stop sees what it would have seen."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pqnet.errors import PQNetError
+from pqnet.errors import ConfigError, PQNetError
 from pqnet.graph import Graph
 from pqnet.runtime.execute import check_inputs
 
@@ -103,7 +103,7 @@ class Batches:
     def at(self, step: int) -> Batch:
         """Return the batch of a step."""
         if self.samples is None:
-            item = self.data[step % len(self.data)] if isinstance(self.data, Sequence) else self.data(step)
+            item = self.data[step % len(self.data)] if isinstance(self.data, list) else self.data(step)
             return take_batch(self.graph, item, f"batches, step {step}")
         n = len(self.samples)
         places = step * self.size + np.arange(self.size)
@@ -111,12 +111,28 @@ class Batches:
         order = {e: np.random.default_rng((self.seed, int(e))).permutation(n) for e in np.unique(epochs)}
         return self.samples.part(np.array([order[e][p % n] for e, p in zip(epochs, places, strict=True)]))
 
-    def some(self, n: int) -> dict[str, np.ndarray]:
-        """Return about n samples, the first of an epoch."""
+    def some(self, n: int) -> list[dict[str, np.ndarray]]:
+        """Return batches of about n samples in all, none of arrays or a list twice."""
+        if self.samples is not None:
+            order = np.random.default_rng((self.seed, 0)).permutation(len(self.samples))
+            some = self.samples.part(np.sort(order[:n]))
+            return [some.part(slice(i, i + self.size)).inputs for i in range(0, len(some), self.size)]
         taken: list[Batch] = []
-        while sum(map(len, taken)) < n and len(taken) < n:
+        most = len(self.data) if isinstance(self.data, list) else n
+        while sum(map(len, taken)) < n and len(taken) < most:
             taken.append(self.at(len(taken)))
-        return {name: np.concatenate([b.inputs[name] for b in taken]) for name in self.graph.inputs}
+        return [batch.inputs for batch in taken]
+
+    def arrays(self) -> Iterator[np.ndarray]:
+        """Yield all numbers that batches are made of; of a function, those of its first batch."""
+        if self.samples is not None:
+            parts = [self.samples]
+        else:
+            parts = [self.at(step) for step in range(len(self.data) if isinstance(self.data, list) else 1)]
+        for part in (*parts, self.held_out):
+            yield from part.inputs.values()
+            if part.labels is not None:
+                yield part.labels
 
 
 def image_batches(
@@ -138,7 +154,7 @@ def image_batches(
     pad : int
         Each image moves by up to so many pixels along both axes; what enters is zero.
     flip : bool
-        Mirror every other image, left to right.
+        Mirror half of them, left to right.
     seed : int
 
     Returns
@@ -157,6 +173,12 @@ def image_batches(
     if images.ndim != 4 or images.dtype != np.float32:
         raise PQNetError(f"images: expected float32 of shape (N, C, H, W), got {images.dtype} of shape {images.shape}")
     n, _, h, w = images.shape
+    if type(pad) is not int or not 0 <= pad < min(h, w):
+        raise ConfigError(f"pad: expected an integer from 0 to {min(h, w) - 1}, got {pad!r}")
+    if type(batch_size) is not int or batch_size < 1 or n == 0:
+        raise ConfigError(f"batch_size: expected a positive integer, and images, got {batch_size!r} of {n} images")
+    if labels is not None and np.shape(labels) != (n,):
+        raise PQNetError(f"labels: expected one for each of {n} images, got shape {np.shape(labels)}")
 
     def draw(step: int) -> Any:
         rng = np.random.default_rng((seed, step))

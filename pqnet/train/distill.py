@@ -25,14 +25,15 @@ from pqnet.train.module import to_model, to_module
 from pqnet.train.objective import Loss, Objective
 from pqnet.train.ops import TorchGraph
 from pqnet.train.packed import packed_weights
-from pqnet.train.parallel import torch_threads
-from pqnet.train.trainer import PARTS, Schedule, run_training
+from pqnet.train.parallel import is_main, torch_threads
+from pqnet.train.trainer import PARTS, Schedule, check_integer, check_number, run_training
 
 __all__ = ["distill"]
 
 CALIBRATION = 1000  # samples, of batches, that layers are quantized by
 NORM_EPS = 1e-5
-OPTIONS = ("mode", "metric", "target", "correct_bias", "permute", "reestimate_norm", "seed")
+OPTIONS = ("metric", "target", "correct_bias", "permute", "reestimate_norm", "seed")
+OPTIONS_OF_MODES = ("mode", "reestimate_norm", "seed")
 
 
 def distill(
@@ -84,7 +85,8 @@ def distill(
         Down", whose second stage is ``global``). ``global``: all at once.
     loss : {"kl", "mse"} or callable
         ``kl``: T^2 KL(softmax(t / T) || softmax(s / T)) of logits; ``mse``: |s - t|^2 / |t|^2; or a function of two
-        tensors, the student's and the teacher's output, that gives a number for each sample.
+        tensors, the student's and the teacher's output, that gives a number for each sample (a checkpoint knows it by
+        its name).
     temperature : float
         T of ``kl``.
     hints : float
@@ -92,13 +94,15 @@ def distill(
     labels : float
         Weight, below 1, of the cross entropy with labels, which ``batches`` must then have.
     train : sequence of {"codebooks", "norms", "biases", "weights"}
-        What learns of ``global``; ``weights`` are those that stayed float, the first convolution's for example.
+        What learns of ``global``; ``weights`` are those of layers that stayed float, the first convolution's for
+        example. Constants stay.
     norm_statistics : bool
         Batch norms go by statistics of their batch, which they learn, as in training from scratch; else they are
         scales and shifts.
     reassign : int
         Choose all codes of `PQ` weights anew every so many steps: the codewords nearest to the teacher's weight under
-        the student's metric, of what the layer now sees. 0: never.
+        the student's metric, of what the layer now sees. 0: never. For students of ``mode="bgd"`` and others whose
+        codes stand for weights; those of the default stand for what gives the teacher's outputs.
     batch_size : int
         Of samples; batches come as they are.
     lr, optimizer, weight_decay
@@ -150,19 +154,32 @@ def distill(
         raise ConfigError("student: expected a quantized network, got one without packed weights; quantize it first")
     if stage not in ("global", "layerwise"):
         raise ConfigError(f"stage: expected 'global' or 'layerwise', got {stage!r}")
-    if not 0 <= labels < 1:
-        raise ConfigError(f"labels: expected a weight of at least 0 and below 1, got {labels!r}")
-    schedule = Schedule(steps, lr, optimizer, weight_decay, every=every, reassign=reassign)
+    if check_number("labels", labels) >= 1:
+        raise ConfigError(f"labels: expected a weight below 1, got {labels!r}")
+    if check_number("temperature", temperature) == 0:
+        raise ConfigError("temperature: expected a positive number, got 0")
+    check_number("hints", hints)
+    for name, value, low in (("batch_size", batch_size, 1), ("seed", seed, 0), ("threads", threads or 1, 1)):
+        check_integer(name, value, low)
+    schedule = Schedule(steps, lr, optimizer, weight_decay, every, reassign)
+    report = student.graph.meta.get("quantization", {})
+    if (hints or reassign) and report.get("permute"):
+        raise ConfigError("hints, reassign: expected channels in the teacher's order, got a student of permute=True")
+    if reassign and (report.get("target") != "weight" or report.get("correct_bias")):
+        raise ConfigError(
+            "reassign: expected a student whose codes stand for the teacher's weights, of mode='bgd' or of "
+            "target='weight' and correct_bias=False; those of the default aim at its outputs"
+        )
+    if stage == "layerwise" and (reassign or norm_statistics or tuple(train) != PARTS):
+        raise ConfigError("stage: expected 'global' with reassign, norm_statistics or train, got 'layerwise'")
     data = Batches(student.graph, batches, held_out, batch_size, seed)
-    if labels and (data.at(0).labels is None or data.held_out.labels is None):
-        raise ConfigError("labels: expected batches and samples held out with labels, got some without")
     task = _Task(
         teacher,
         data,
         schedule,
         partial(Objective, loss=loss, temperature=temperature, hints=hints, labels=labels),
         [getattr(loss, "__qualname__", loss), temperature, hints, labels, batch_size, seed, norm_statistics],
-        torch.device(device),
+        _device(device),
         progress,
     )
     with torch_threads(threads):
@@ -182,7 +199,7 @@ class _Task:
     progress: bool
 
     def key(self, *graphs: Graph) -> str:
-        """Return a fingerprint of all that the result depends on; of a function of the step, of its first batch."""
+        """Return a fingerprint of all that the result depends on; of functions the first batch, or the name."""
         digest = hashlib.sha256(json.dumps([*self.settings, repr(self.schedule), torch.__version__]).encode())
         for graph in (self.teacher.graph, *graphs):
             digest.update(repr(graph.nodes).encode())
@@ -191,9 +208,9 @@ class _Task:
                 for part, array in arrays.items():
                     digest.update(f"{name} {part} {array.dtype} {array.shape}".encode())
                     digest.update(np.ascontiguousarray(array).data)
-        for batch in (self.data.at(0), self.data.held_out):
-            for array in (*batch.inputs.values(), *([] if batch.labels is None else [batch.labels])):
-                digest.update(np.ascontiguousarray(array).data)
+        for array in self.data.arrays():
+            digest.update(f"{array.dtype} {array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
     def run(self, module: TorchGraph, parts: tuple[str, ...], key: str, **options: Any) -> None:
@@ -213,7 +230,7 @@ def _all_together(
     task.run(
         module,
         parts,
-        task.key(student.graph),
+        task.key(student.graph) if checkpoint else "",
         reassign=_Reassign(module, student, task.teacher.graph, task.data),
         checkpoint=checkpoint,
         norm_statistics=norm_statistics,
@@ -226,19 +243,20 @@ def _layer_by_layer(task: _Task, student: Model, checkpoint: str | Path | None) 
     layers = {name: student.graph.params[node.params["weight"]] for name, node in student.graph.layers().items()}
     recipe = {name: weight.codec if isinstance(weight, Packed) else None for name, weight in layers.items()}
     report = student.graph.meta.get("quantization", {})
-    options = {name: report[name] for name in OPTIONS if name in report}
-    if options.get("mode") is not None:
-        options = {"mode": options["mode"]}
+    names = OPTIONS if report.get("mode") is None else OPTIONS_OF_MODES
+    options = {name: report[name] for name in names if name in report}
 
     def finetune(graph: Graph, layer: str) -> Packed:
         module = to_module(graph)
         task.run(module, ("codebooks",), "", only=layer, progress=False)
         return packed_weights(module)[layer].packed()
 
-    finetune.key = task.key()  # type: ignore[attr-defined]
+    finetune.key = task.key() if checkpoint else ""  # type: ignore[attr-defined]
+    finetune.writes = is_main()  # type: ignore[attr-defined]
     calibration = task.data.some(CALIBRATION)
+    progress = task.progress and is_main()
     return quantize(
-        task.teacher, recipe, calibration, finetune=finetune, checkpoint=checkpoint, progress=task.progress, **options
+        task.teacher, recipe, calibration, finetune=finetune, checkpoint=checkpoint, progress=progress, **options
     )
 
 
@@ -251,16 +269,13 @@ class _Reassign:
 
     @cached_property
     def targets(self) -> dict[str, np.ndarray]:
-        """The teacher's filters; a norm after the layer may have taken over their size, so in that of the student's."""
-        seen, layers = calibrate(self.student, self.data.some(CALIBRATION)).layers, self.student.graph.layers()
-        found = {}
-        for name, node in self.teacher.layers().items():
-            packed = self.student.graph.params[layers[name].params["weight"]] if name in layers else None
-            if isinstance(packed, PackedPQ):
-                target = np.asarray(self.teacher.params[node.params["weight"]], np.float32)
-                if node.op != "embedding":
-                    target = target * _best_scales(target, packed.decode(), seen[name].mean)
-                found[name] = target
+        """The teacher's filters."""
+        theirs, found = self.teacher.layers(), {}
+        for name, node in self.student.graph.layers().items():
+            packed = self.student.graph.params[node.params["weight"]]
+            target = self.teacher.params[theirs[name].params["weight"]] if name in theirs else None
+            if isinstance(packed, PackedPQ) and isinstance(target, np.ndarray) and target.shape == packed.shape:
+                found[name] = np.asarray(target, np.float32)
         return found
 
     def __call__(self) -> None:
@@ -272,27 +287,28 @@ class _Reassign:
             weights[name].reassign(torch.from_numpy(target), metric)
 
 
-def _best_scales(target: np.ndarray, now: np.ndarray, moments: np.ndarray) -> np.ndarray:
-    """Return the factor of each filter of the target that brings its outputs nearest to the present ones."""
-    t, w = (x.reshape(len(moments), -1, moments.shape[1]) for x in (target, now))
-    seen = np.matmul(t, moments)
-    scales = (seen * w).sum(2) / np.maximum((seen * t).sum(2), 1e-30)
-    shaped: np.ndarray = scales.reshape(-1, *[1] * (target.ndim - 1)).astype(np.float32)
-    return shaped
+def _device(name: str) -> torch.device:
+    try:
+        return torch.zeros(1, device=name).device
+    except (RuntimeError, AssertionError, TypeError) as reason:
+        raise ConfigError(f"device: expected one that PyTorch computes on here, got {name!r}: {reason}") from None
 
 
-def with_norm_statistics(graph: Graph, inputs: dict[str, np.ndarray]) -> Graph:
+def with_norm_statistics(graph: Graph, batches: list[dict[str, np.ndarray]]) -> Graph:
     """Return a graph of the same outputs whose folded batch norms have statistics: those of their inputs."""
     params, nodes = dict(graph.params), []
     found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     def visit(node: Node, values: Values, _: Values) -> None:
-        x = np.concatenate([batch[node.inputs[0]] for batch in values])
-        axes = (0, *range(2, x.ndim))
-        found[node.name] = x.mean(axes, np.float64), x.var(axes, np.float64)
+        arrays = [batch[node.inputs[0]].astype(np.float64) for batch in values]
+        axes = (0, *range(2, arrays[0].ndim))
+        count = sum(x.size // x.shape[1] for x in arrays)
+        mean = sum(x.sum(axes) for x in arrays) / count
+        shape = [1, -1] + [1] * (arrays[0].ndim - 2)
+        found[node.name] = mean, sum(np.square(x - mean.reshape(shape)).sum(axes) for x in arrays) / count
 
     folded = [n.name for n in graph.nodes if n.op == "batch_norm" and "mean" not in n.params and "var" not in n.params]
-    sweep(graph, list(iterate_batches(graph, inputs)), folded, visit, 1)
+    sweep(graph, list(iterate_batches(graph, batches)), folded, visit, 1)
     for node in graph.nodes:
         if node.name in found:
             mean, var = found[node.name]

@@ -158,6 +158,8 @@ class IterativePQ:
         PQNetError
             If a stage is packed already, or the state is of other stages.
         """
+        if set(state) != {"stage", "weights"}:
+            raise PQNetError(f"state: expected the keys stage and weights, got {sorted(state)}")
         stages = self._stages[: state["stage"]]
         names = [name for stage in stages for name in stage]
         if self.stage or set(state["weights"]) != set(names):

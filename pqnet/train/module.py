@@ -83,8 +83,8 @@ def to_model(module: nn.Module, model: Model | None = None) -> Model:
     Returns
     -------
     Model
-        Without golden pair and without the report of errors in ``graph.meta["quantization"]``, which were those of
-        the weights before.
+        Without golden pair and without the errors of layers in ``graph.meta["quantization"]``, which were those of the
+        weights before.
 
     Raises
     ------
@@ -111,7 +111,9 @@ def to_model(module: nn.Module, model: Model | None = None) -> Model:
     graph = module.graph if model is None else model.graph
     with _evaluating(module):
         params = _graph_params(module) if model is None else _named_params(module, graph)
-    meta = {key: value for key, value in graph.meta.items() if key != "quantization"}
+    meta = dict(graph.meta)
+    if "quantization" in meta:
+        meta["quantization"] = {key: value for key, value in meta["quantization"].items() if key != "layers"}
     return Model(replace(graph, params=params, meta=meta))
 
 

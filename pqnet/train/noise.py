@@ -70,7 +70,9 @@ class Draws:
         return {"step": self.step, "p": self.p}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a `state_dict`."""
+        """Go on from a `state_dict`, or raise PQNetError if it is one of something else."""
+        if set(state) != set(self.state_dict()):
+            raise PQNetError(f"state: expected keys {sorted(self.state_dict())}, got {sorted(state)}")
         self.step, self.p = state["step"], state["p"]
 
 
@@ -204,7 +206,7 @@ class QuantNoise(Draws):
         FormatError
             If it is of other codecs.
         """
-        if unknown := [name for name in state["weights"] if name not in self._noisy]:
+        if unknown := [name for name in state.get("weights", ()) if name not in self._noisy]:
             raise ConfigError(f"state: expected weights among {list(self._noisy)}, got {unknown[0]!r}")
         super().load_state_dict(state)
         for name, noisy in self._noisy.items():

@@ -6,14 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pqnet.errors import ConfigError
+from pqnet.errors import ConfigError, PQNetError
+from pqnet.graph import Graph, Node
+from pqnet.pipeline.padding import MASK
 from pqnet.train.ops import TorchGraph
 from pqnet.train.parallel import mean_of_all
 
 __all__ = ["LOSSES", "Objective", "kl_divergence", "relative_error"]
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-MASK = "attention_mask"  # zero where a text is padding, see `pqnet.calibrate`
 
 
 def kl_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
@@ -21,6 +22,9 @@ def kl_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) ->
 
     Logits of shape (N, K), (N, length, K) or (N, K, H, W).
     """
+    if student.ndim < 2:
+        shape = tuple(student.shape)
+        raise PQNetError(f"loss: expected logits of at least two axes for 'kl', got shape {shape}; use 'mse'")
     axis = -1 if student.ndim == 3 else 1
     log_s, log_t = (F.log_softmax(x / temperature, axis) for x in (student, teacher))
     divergence: Tensor = (log_t.exp() * (log_t - log_s)).sum(axis)
@@ -29,7 +33,7 @@ def kl_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) ->
 
 def relative_error(student: Tensor, teacher: Tensor) -> Tensor:
     """Return |s - t|^2 / |t|^2 of each sample, one-dimensional."""
-    error, energy = (x.square().flatten(1).sum(1) for x in (student - teacher, teacher))
+    error, energy = (x.square().reshape(len(x), -1).sum(1) for x in (student - teacher, teacher))
     relative: Tensor = error / energy.clamp(min=1e-12)
     return relative
 
@@ -75,13 +79,11 @@ class Objective(nn.Module):  # type: ignore[misc]
             self.loss = relative_error
         else:
             raise ConfigError(f"loss: expected 'kl', 'mse' or a function of two tensors, got {loss!r}")
-        ours, theirs = (
-            {name: node.outputs[0] for name, node in net.graph.layers().items()} for net in (student, teacher)
-        )
-        both = [name for name in ours if name in theirs]
+        ours, theirs = _seen(student.graph), _seen(teacher.graph)
+        both = [name for name in ours if theirs.get(name, ("", ()))[1] == ours[name][1]]
         if hints and not both:
-            raise ConfigError("hints: expected a teacher with layers of the student's names, got none in common")
-        self.pairs = [(ours[name], theirs[name]) for name in both] if hints else []
+            raise ConfigError("hints: expected a teacher with layers of the student's names and shapes, got none")
+        self.pairs = [(ours[name][0], theirs[name][0]) for name in both] if hints else []
         mask = list(student.graph.inputs)
         self.mask = mask.index(MASK) if MASK in mask else None
 
@@ -90,10 +92,19 @@ class Objective(nn.Module):  # type: ignore[misc]
         with torch.no_grad():
             wanted, inside_wanted = self._teacher[0].run(inputs, [t for _, t in self.pairs])
         found, inside = self.student.run(inputs, [s for s, _ in self.pairs])
-        real = None if self.mask is None else inputs[self.mask] != 0
+        mask = None if self.mask is None else inputs[self.mask]
+        real = None if mask is None or mask.ndim != 2 or mask.is_floating_point() else mask != 0
         outputs = [(s, t) for s, t in zip(found, wanted, strict=True) if s.is_floating_point()]
+        if not outputs:
+            raise PQNetError("loss: expected a network with an output of floats, got integers only")
         total: Tensor = sum(mean_of_all(self.loss(*_real(s, t, real))) for s, t in outputs)  # type: ignore[assignment]
-        if self.labels and labels is not None:
+        if self.labels:
+            if labels is None:
+                raise PQNetError("labels: expected labels with every batch, got one without")
+            low, high = int(labels.min()), int(labels.max())
+            if found[0].ndim != 2 or low < 0 or high >= found[0].shape[1]:
+                got = f"{low} to {high} for outputs of shape {tuple(found[0].shape)}"
+                raise PQNetError(f"labels: expected numbers of classes from 0, as many as outputs, got {got}")
             total = (1 - self.labels) * total + self.labels * mean_of_all(
                 F.cross_entropy(found[0], labels, reduction="none")
             )
@@ -103,6 +114,21 @@ class Objective(nn.Module):  # type: ignore[misc]
             ]
             total = total + self.hints * torch.stack(errors).mean()
         return total
+
+
+def _seen(graph: Graph) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Return what comes out of each layer, name and shape, after the norm that may have taken over its scale."""
+    users: dict[str, list[Node]] = {}
+    for node in graph.nodes:
+        for value in node.inputs:
+            users.setdefault(value, []).append(node)
+    shapes, found = graph.infer_shapes(graph.symbols), {}
+    for name, node in graph.layers().items():
+        value = node.outputs[0]
+        while len(after := users.get(value, [])) == 1 and after[0].op == "batch_norm":
+            value = after[0].outputs[0]
+        found[name] = value, tuple(shapes[value].shape)
+    return found
 
 
 def _real(student: Tensor, teacher: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor]:

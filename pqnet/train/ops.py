@@ -111,6 +111,13 @@ def _conv_transpose2d(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
     return out + p["bias"][:, None, None] if "bias" in p else out
 
 
+def _embedding(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
+    ids, rows = x[0], len(p["weight"])
+    if ids.numel() and not (int(ids.min()) >= 0 and int(ids.max()) < rows):
+        raise PQNetError(f"ids: expected numbers from 0 to {rows - 1}, got {int(ids.min())} to {int(ids.max())}")
+    return F.embedding(ids, p["weight"])
+
+
 def _meeting(x: Sequence[Tensor], scalars: Sequence[float | None]) -> str:
     return operand_dtype(["float32" if t.is_floating_point() else "int64" for t in x], scalars)
 
@@ -277,7 +284,7 @@ TABLE: dict[str, TorchOp] = {
     "conv_transpose2d": _conv_transpose2d,
     "linear": lambda x, p, a: F.linear(x[0], p["weight"], p.get("bias")),
     "matmul": _unary(torch.matmul),
-    "embedding": lambda x, p, a: F.embedding(x[0], p["weight"]),
+    "embedding": _embedding,
     "relu": _unary(F.relu),
     "sigmoid": _unary(torch.sigmoid),
     "tanh": _unary(torch.tanh),

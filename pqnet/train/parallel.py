@@ -23,6 +23,8 @@ def process_group(device: str = "cpu") -> Iterator[None]:
     if _together() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
+    if device != "cpu":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     dist.init_process_group("gloo" if device == "cpu" else "nccl")
     try:
         yield

@@ -1,9 +1,8 @@
 """The loop of distillation: steps, judging, checkpoints; the same bytes after a stop as without."""
 
 import math
-import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pqnet.errors import ConfigError, FormatError, PQNetError
+from pqnet.io import replaced
 from pqnet.pipeline.progress import progress_bar
 from pqnet.train.data import Batch, Batches
 from pqnet.train.objective import Objective
@@ -23,6 +23,20 @@ __all__ = ["PARTS", "Schedule", "run_training"]
 
 PARTS = ("codebooks", "norms", "biases", "weights")
 JUDGED = 250  # samples at a time
+MOMENTUM = 0.9  # of SGD
+
+
+def check_integer(name: str, value: Any, low: int) -> None:
+    """Raise ConfigError unless a value is an integer of at least ``low``."""
+    if type(value) is not int or value < low:
+        raise ConfigError(f"{name}: expected an integer of at least {low}, got {value!r}")
+
+
+def check_number(name: str, value: Any) -> float:
+    """Return a finite number of at least 0, or raise ConfigError."""
+    if type(value) not in (int, float) or not 0 <= value < math.inf:
+        raise ConfigError(f"{name}: expected a finite number of at least 0, got {value!r}")
+    return float(value)
 
 
 @dataclass(frozen=True)
@@ -37,8 +51,6 @@ class Schedule:
         mean square of each parameter, as codewords of one layer may be a thousand times those of another.
     optimizer : {"adam", "sgd"}
     weight_decay : float
-    momentum : float
-        Of ``sgd``.
     every : int
         Steps between two times of judging.
     reassign : int
@@ -49,18 +61,17 @@ class Schedule:
     lr: float
     optimizer: str = "adam"
     weight_decay: float = 0.0
-    momentum: float = 0.9
     every: int = 250
     reassign: int = 0
 
     def __post_init__(self) -> None:
         if self.optimizer not in ("adam", "sgd"):
             raise ConfigError(f"optimizer: expected 'adam' or 'sgd', got {self.optimizer!r}")
-        for name in ("steps", "every"):
-            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
-                raise ConfigError(f"{name}: expected a positive integer, got {getattr(self, name)!r}")
-        if not (isinstance(self.lr, float | int) and 0 < self.lr < math.inf):
-            raise ConfigError(f"lr: expected a positive number, got {self.lr!r}")
+        for name, low in {"steps": 1, "every": 1, "reassign": 0}.items():
+            check_integer(name, getattr(self, name), low)
+        check_number("weight_decay", self.weight_decay)
+        if check_number("lr", self.lr) == 0:
+            raise ConfigError("lr: expected a positive number, got 0")
 
     def factor(self, step: int) -> float:
         """Return the size of a step as a share of ``lr``."""
@@ -74,7 +85,7 @@ class Schedule:
             groups.append({"params": [p], "first": self.lr * max(size, 1e-3)})
         if self.optimizer == "adam":
             return torch.optim.Adam(groups, lr=self.lr, weight_decay=self.weight_decay)
-        return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
+        return torch.optim.SGD(groups, lr=self.lr, momentum=MOMENTUM, weight_decay=self.weight_decay)
 
 
 def choose_parameters(module: TorchGraph, parts: tuple[str, ...], only: str | None = None) -> list[Tensor]:
@@ -88,10 +99,11 @@ def choose_parameters(module: TorchGraph, parts: tuple[str, ...], only: str | No
     for node in graph.nodes:
         for role, name in node.params.items():
             kind = "norms" if node.op.endswith("_norm") else "biases" if role == "bias" else "weights"
+            kind = "constants" if node.op == "constant" else kind  # masks, tables of positions
             kinds.setdefault(id(getattr(module, module.key(name))), kind)
     chosen = []
     for p in module.parameters():
-        p.requires_grad_(kinds.get(id(p), "weights") in parts)
+        p.requires_grad_(kinds.get(id(p), "constants") in parts)
         chosen += [p] if p.requires_grad else []
     if not chosen:
         raise ConfigError(f"train: expected parts that the student has parameters of, got {parts!r}")
@@ -103,6 +115,8 @@ class _State:
 
     def __init__(self, path: str | Path | None, module: nn.Module, optimizer: torch.optim.Optimizer, key: str) -> None:
         self.path = None if path is None else Path(path)
+        if self.path is not None and not self.path.resolve().parent.is_dir():
+            raise PQNetError(f"checkpoint: expected a file in an existing folder, got {path}")
         self.module, self.optimizer, self.key = module, optimizer, key
         self.step, self.best_loss = 0, math.inf
         self.best: dict[str, Tensor] = {}
@@ -126,14 +140,8 @@ class _State:
             "module": self.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        beside = self.path.with_name(self.path.name + f".{os.getpid()}.tmp")
-        try:
+        with replaced(self.path) as beside:
             torch.save(content, beside)
-            os.replace(beside, self.path)
-        except (OSError, RuntimeError) as reason:  # PyTorch's own of a missing folder
-            raise PQNetError(f"checkpoint: expected a file that can be written, got {self.path}: {reason}") from None
-        finally:
-            beside.unlink(missing_ok=True)
 
     def load(self) -> None:
         if self.path is None or not self.path.exists():
@@ -186,7 +194,7 @@ def run_training(
     student = objective.student
     parameters = choose_parameters(student, parts, only)
     optimizer = schedule.make_optimizer(parameters)
-    state = _State(checkpoint, student, optimizer, f"{key} {asdict(schedule)} {parts}")
+    state = _State(checkpoint, student, optimizer, f"{key} {parts}")
     state.load()
     model: Any = objective if world() == 1 else DistributedDataParallel(objective, broadcast_buffers=False)
     if state.step == 0:
@@ -199,6 +207,9 @@ def run_training(
                 weight.train()
             student.training = norm_statistics
             batch = batches.at(state.step)
+            if len(batch) < world():
+                got = f"{len(batch)} at step {state.step}"
+                raise PQNetError(f"batches: expected a sample for each of {world()} processes at least, got {got}")
             loss = model(*batch.part(slice(rank(), None, world())).tensors(device))
             optimizer.zero_grad()
             loss.backward()
