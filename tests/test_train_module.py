@@ -55,7 +55,7 @@ def test_a_module_gives_the_outputs_of_the_model_and_its_parameters_back(demo):
     np.testing.assert_allclose(module(*tensors(images)).detach().numpy(), model(images), rtol=1e-5, atol=1e-5)
     back = to_model(module)
     same(back.graph, model.graph)
-    assert "quantization" not in back.graph.meta and back.graph.meta["labels"] == model.graph.meta["labels"]
+    assert "layers" not in back.graph.meta["quantization"] and back.graph.meta["labels"] == model.graph.meta["labels"]
 
 
 def test_parameters_keep_their_dtypes():
