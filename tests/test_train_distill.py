@@ -311,6 +311,7 @@ better = pqnet.train.distill(
 )
 if dist.get_rank() == 0:
     better.save(f"{folder}/better.h5")
+dist.barrier()  # one that leaves early may keep the other waiting
 dist.destroy_process_group()
 """
 

@@ -376,6 +376,7 @@ def worker(rank, world, folder):
     lc.finish()
     torch.save([net.state_dict(), lc.multipliers], folder / f"{rank}-of-{world}.pt")
     if world > 1:
+        torch.distributed.barrier()  # one that leaves early may keep the other waiting
         torch.distributed.destroy_process_group()
 
 

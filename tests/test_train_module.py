@@ -129,6 +129,7 @@ def one_of_two(rank, file, out):
     y.pow(3).sum().backward()
     weight = module.norm_weight.grad
     torch.save({"y": y.detach(), "x": x.grad, "weight": weight, "state": module.state_dict()}, f"{out}{rank}")
+    torch.distributed.barrier()  # one that leaves early may keep the other waiting
     torch.distributed.destroy_process_group()
 
 

@@ -418,6 +418,7 @@ def train_part(rank, world, file, out):
         (wrapped(x) - y).square().mean().backward()
         optimizer.step()
     torch.save([p.detach().float() for p in net.state_dict().values()], f"{out}{world}{rank}")
+    torch.distributed.barrier()  # one that leaves early may keep the other waiting
     torch.distributed.destroy_process_group()
 
 

@@ -28,6 +28,7 @@ def process_group(device: str = "cpu") -> Iterator[None]:
     dist.init_process_group("gloo" if device == "cpu" else "nccl")
     try:
         yield
+        dist.barrier()  # a process that leaves while others still talk to it may keep them waiting
     finally:
         dist.destroy_process_group()
 
