@@ -392,7 +392,7 @@ def test_images_move_and_are_mirrored():
         ({"seed": -1}, "seed: expected an integer of at least 0"),
         ({"weight_decay": -1.0}, "weight_decay: expected a finite number"),
         ({"reassign": 2.5}, "reassign: expected an integer"),
-        ({"threads": -1}, "threads: expected an integer of at least 1"),
+        ({"threads": 0}, "threads: expected an integer of at least 1"),
         ({"device": "gpu"}, "device: expected one that PyTorch computes on here"),
         ({"batches": 3}, "batches: expected an array, a dict of arrays"),
         ({"batches": []}, "batches: expected at least one batch"),

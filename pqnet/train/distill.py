@@ -159,7 +159,11 @@ def distill(
     if check_number("temperature", temperature) == 0:
         raise ConfigError("temperature: expected a positive number, got 0")
     check_number("hints", hints)
-    for name, value, low in (("batch_size", batch_size, 1), ("seed", seed, 0), ("threads", threads or 1, 1)):
+    for name, value, low in (
+        ("batch_size", batch_size, 1),
+        ("seed", seed, 0),
+        ("threads", 1 if threads is None else threads, 1),
+    ):
         check_integer(name, value, low)
     schedule = Schedule(steps, lr, optimizer, weight_decay, every, reassign)
     report = student.graph.meta.get("quantization", {})
@@ -178,7 +182,7 @@ def distill(
         data,
         schedule,
         partial(Objective, loss=loss, temperature=temperature, hints=hints, labels=labels),
-        [getattr(loss, "__qualname__", loss), temperature, hints, labels, batch_size, seed, norm_statistics],
+        [getattr(loss, "__qualname__", str(loss)), temperature, hints, labels, batch_size, seed, norm_statistics],
         _device(device),
         progress,
     )
