@@ -88,8 +88,8 @@ def test_training_lowers_a_loss_and_the_model_follows(demo):
     assert np.abs(trained(images) - model(images)).max() > 0.01
 
 
-def norm_graph(*, statistics):
-    b = GraphBuilder({"x": ValueInfo(("batch", 3, 4, 4))}, {"batch": 2})
+def norm_graph(*, statistics, size=4):
+    b = GraphBuilder({"x": ValueInfo(("batch", 3, size, size))}, {"batch": 2})
     params = {"weight": np.float32([1, 2, 3]), "bias": np.float32([0, -1, 1])}
     if statistics:
         params |= {"mean": np.float32([0.5, 0, 1]), "var": np.float32([1, 2, 0.5])}
@@ -116,6 +116,12 @@ def test_batch_norms_use_and_update_their_statistics_in_training():
 def test_folded_batch_norms_stay_affine_maps_in_training():
     module, x = to_module(norm_graph(statistics=False)), torch.randn(5, 3, 4, 4)
     torch.testing.assert_close(module.train()(x), module.eval()(x))
+
+
+def test_a_batch_norm_refuses_to_train_on_one_number():
+    module = to_module(norm_graph(statistics=True, size=1)).train()
+    with pytest.raises(PQNetError, match="batch: expected more than one number for each channel"):
+        module(torch.zeros(1, 3, 1, 1))
 
 
 def one_of_two(rank, file, out):

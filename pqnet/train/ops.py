@@ -15,6 +15,7 @@ from pqnet.errors import PQNetError
 from pqnet.graph import Graph
 from pqnet.graph.op import get_op, resolve_attrs
 from pqnet.graph.ops.elementwise import as_scalar, operand_dtype
+from pqnet.train.parallel import world
 
 __all__ = ["TABLE", "TorchGraph"]
 
@@ -166,7 +167,11 @@ def _batch_norm(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
 def _batch_norm_of_batch(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
     """Normalise by the statistics of the batch, and update the running ones."""
     mean, var, weight, bias = p["mean"], p["var"], p.get("weight"), p.get("bias")
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    if world() == 1:
+        if x[0].numel() == len(mean):
+            raise PQNetError(
+                "batch: expected more than one number for each channel of a batch norm that trains, got one"
+            )
         return F.batch_norm(x[0], mean, var, weight, bias, True, MOMENTUM, a["eps"])
     axes, column = [0, *range(2, x[0].dim())], (-1, *(1,) * (x[0].dim() - 2))
     count = x[0].new_tensor([x[0].numel() / len(mean)])
