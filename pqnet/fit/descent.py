@@ -24,8 +24,8 @@ COLUMNS = 128  # outputs that a product of matrices takes at a time, whatever th
 CHUNKS = 32  # partial sums over block positions
 STEPS = 4  # of conjugate gradients between two sweeps
 TOLERANCE = 2e-3  # gain of a round, relative, that ends the search
-# Rounds with noise: the fewer, the more one costs; WORK multiplications in all, within the bounds.
-ROUNDS, WORK = (10, 30), 3e10
+# Rounds with noise, at most, and multiplications that they may take; less than FEWEST rounds win nothing.
+ROUNDS, WORK, FEWEST = 30, 2e10, 10
 NOISE = 0.4  # in the first of them, as a share of the spread of the errors of weights
 
 
@@ -93,7 +93,9 @@ class SecondOrder:
         """Choose codes and codebook in turn, with noise on the codewords that fades; return the rounds it took."""
         k, d = self.codebook.shape
         multiplied = sum(g.target.size * (2 * k + (STEPS + 1) * len(g.target)) for g in self.groups)
-        rounds = int(np.clip(WORK / multiplied, *ROUNDS))
+        rounds = int(min(WORK / multiplied, ROUNDS))
+        if rounds < FEWEST:
+            return 0
         rng = np.random.default_rng(seed)
         for done in range(rounds):
             spread = NOISE * (1 - done / rounds) * self._spread()
