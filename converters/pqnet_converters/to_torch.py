@@ -2,8 +2,6 @@
 
 from typing import Any
 
-from pqnet.errors import PQNetError
-from pqnet.graph import Graph
 from pqnet.train import TorchGraph
 
 __all__ = ["to_torch"]
@@ -37,7 +35,4 @@ def to_torch(model: Any) -> TorchGraph:
     >>> module(torch.ones(2, 4)).shape, list(module.state_dict())
     (torch.Size([2, 3]), ['fc_weight'])
     """
-    graph = getattr(model, "graph", model)
-    if not isinstance(graph, Graph):
-        raise PQNetError(f"model: expected a pqnet.Model or a Graph, got {type(model).__name__}")
-    return TorchGraph(graph.validate())
+    return TorchGraph(model)

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -235,7 +235,7 @@ def _all_together(
         module,
         parts,
         task.key(student.graph) if checkpoint else "",
-        reassign=_Reassign(module, student, task.teacher.graph, task.data),
+        reassign=_Reassign(module, student, task.teacher.graph, task.data) if task.schedule.reassign else None,
         checkpoint=checkpoint,
         norm_statistics=norm_statistics,
     )
@@ -250,13 +250,7 @@ def _layer_by_layer(task: _Task, student: Model, checkpoint: str | Path | None) 
     names = OPTIONS if report.get("mode") is None else OPTIONS_OF_MODES
     options = {name: report[name] for name in names if name in report}
 
-    def finetune(graph: Graph, layer: str) -> Packed:
-        module = to_module(graph)
-        task.run(module, ("codebooks",), "", only=layer, progress=False)
-        return packed_weights(module)[layer].packed()
-
-    finetune.key = task.key() if checkpoint else ""  # type: ignore[attr-defined]
-    finetune.writes = is_main()  # type: ignore[attr-defined]
+    finetune = _LayerTrainer(task, task.key() if checkpoint else "", is_main())
     calibration = task.data.some(CALIBRATION)
     progress = task.progress and is_main()
     return quantize(
@@ -264,23 +258,33 @@ def _layer_by_layer(task: _Task, student: Model, checkpoint: str | Path | None) 
     )
 
 
+@dataclass(frozen=True)
+class _LayerTrainer:
+    """Trains the codebook of a layer right after it is quantized, see ``finetune`` of `pqnet.quantize`."""
+
+    task: _Task
+    key: str
+    writes: bool
+
+    def __call__(self, graph: Graph, layer: str) -> Packed:
+        module = to_module(graph)
+        self.task.run(module, ("codebooks",), "", only=layer, progress=False)
+        return packed_weights(module)[layer].packed()
+
+
 class _Reassign:
     """Gives every block the codeword nearest to the teacher's, under the moments of what the layer sees now."""
 
     def __init__(self, module: TorchGraph, student: Model, teacher: Graph, data: Batches) -> None:
-        self.module, self.student, self.teacher, self.data = module, student, teacher, data
+        self.module, self.data = module, data
         self.metric = student.graph.meta.get("quantization", {}).get("metric", "full")
-
-    @cached_property
-    def targets(self) -> dict[str, np.ndarray]:
-        """The teacher's filters."""
-        theirs, found = self.teacher.layers(), {}
-        for name, node in self.student.graph.layers().items():
-            packed = self.student.graph.params[node.params["weight"]]
-            target = self.teacher.params[theirs[name].params["weight"]] if name in theirs else None
+        self.targets: dict[str, np.ndarray] = {}
+        theirs = teacher.layers()
+        for name, node in student.graph.layers().items():
+            packed = student.graph.params[node.params["weight"]]
+            target = teacher.params[theirs[name].params["weight"]] if name in theirs else None
             if isinstance(packed, PackedPQ) and isinstance(target, np.ndarray) and target.shape == packed.shape:
-                found[name] = np.asarray(target, np.float32)
-        return found
+                self.targets[name] = np.asarray(target, np.float32)
 
     def __call__(self) -> None:
         seen = calibrate(to_model(self.module), self.data.some(CALIBRATION)).layers

@@ -56,11 +56,8 @@ def to_module(model: Model | Graph, *, gradient: Gradient = "mean") -> TorchGrap
     >>> torch.allclose(module(torch.from_numpy(images[:2])), torch.from_numpy(model(images[:2])), atol=1e-4)
     True
     """
-    graph = getattr(model, "graph", model)
-    if not isinstance(graph, Graph):
-        raise PQNetError(f"model: expected a pqnet.Model or a Graph, got {type(model).__name__}")
-    graph = graph.validate()
-    module = TorchGraph(graph)
+    module = TorchGraph(model)
+    graph = module.graph
     for name, weight in find_weights(module).items():
         packed = graph.params[graph.layers()[name].params["weight"]]
         if isinstance(packed, Packed):

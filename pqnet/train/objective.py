@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pqnet.errors import ConfigError, PQNetError
 from pqnet.graph import Graph, Node
-from pqnet.pipeline.padding import MASK
+from pqnet.pipeline.padding import MASK, masked
 from pqnet.train.ops import TorchGraph
 from pqnet.train.parallel import mean_of_all
 
@@ -133,6 +133,4 @@ def _seen(graph: Graph) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 def _real(student: Tensor, teacher: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor]:
     """Leave out positions of texts that are padding."""
-    if real is None or student.ndim < 3 or student.shape[:2] != real.shape:
-        return student, teacher
-    return student[real], teacher[real]
+    return (student, teacher) if masked(student, real) is None else (student[real], teacher[real])

@@ -38,9 +38,12 @@ class TorchGraph(nn.Module):  # type: ignore[misc]
     of the batches of all, as ``nn.SyncBatchNorm``.
     """
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
-        self.graph = graph
+        graph = getattr(model, "graph", model)
+        if not isinstance(graph, Graph):
+            raise PQNetError(f"model: expected a pqnet.Model or a Graph, got {type(model).__name__}")
+        self.graph = graph.validate()
         self._keys: dict[str, str] = {}
         statistics = {node.params[role] for node in graph.nodes for role in ("mean", "var") if role in node.params}
         for name, param in graph.params.items():

@@ -199,11 +199,12 @@ def run_training(
     model: Any = objective if world() == 1 else DistributedDataParallel(objective, broadcast_buffers=False)
     if state.step == 0:
         state.judge(judge(objective, batches.held_out, device))
-    nbytes = sum(weight.packed().nbytes for weight in packed_weights(student).values())
+    weights = packed_weights(student).values()
+    nbytes = sum(weight.packed().nbytes for weight in weights)
     with progress_bar(progress and is_main(), f"distill {nbytes} bytes", "step", schedule.steps) as bar:
         bar.update(state.step)
         while state.step < schedule.steps:
-            for weight in packed_weights(student).values():
+            for weight in weights:
                 weight.train()
             student.training = norm_statistics
             batch = batches.at(state.step)
@@ -217,7 +218,7 @@ def run_training(
                 group["lr"] = group["first"] * schedule.factor(state.step)
             optimizer.step()
             state.step += 1
-            if reassign is not None and schedule.reassign and state.step % schedule.reassign == 0:
+            if reassign is not None and state.step % schedule.reassign == 0:
                 reassign()
             if state.step % schedule.every == 0 or state.step == schedule.steps:
                 now = judge(objective, batches.held_out, device)
