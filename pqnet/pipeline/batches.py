@@ -10,7 +10,7 @@ from pqnet.errors import PQNetError
 from pqnet.graph import Graph
 from pqnet.runtime.execute import check_inputs
 
-__all__ = ["Batch", "iterate_batches"]
+__all__ = ["Batch", "check_samples", "iterate_batches", "named_inputs"]
 
 Batch = dict[str, np.ndarray]
 BATCH_BYTES = 8 << 20  # of input a batch: small enough for caches and threads, large enough for BLAS
@@ -22,35 +22,41 @@ def iterate_batches(graph: Graph, data: Any) -> Iterator[Batch]:
     An array or dict holds all samples along axis 0 and is cut into batches; items of an iterable are taken as they are.
     """
     if isinstance(data, np.ndarray | Mapping):
-        yield from _cut(graph, _named(graph, data))
+        yield from _cut(graph, named_inputs(graph, data))
         return
     if not isinstance(data, Iterable) or isinstance(data, str | bytes):
         raise _check.error("calibration", "an array, a dict of arrays or an iterable of batches", _check.describe(data))
     empty = True
     for item in data:
         empty = False
-        batch = check_inputs(graph, _named(graph, item))
+        batch = check_inputs(graph, named_inputs(graph, item))
         graph.bind_symbols({name: a.shape for name, a in batch.items()})
         yield batch
     if empty:
         raise _check.error("calibration", "at least one batch", "an empty iterable")
 
 
-def _named(graph: Graph, item: Any) -> Mapping[str, Any]:
+def named_inputs(graph: Graph, item: Any, what: str = "calibration") -> Mapping[str, Any]:
+    """Return arrays by input name; one alone is that of the only input."""
     if isinstance(item, Mapping):
         return item
     if len(graph.inputs) != 1:
-        raise PQNetError(f"calibration: expected dicts with the keys {list(graph.inputs)}, got {_check.describe(item)}")
+        raise PQNetError(f"{what}: expected dicts with the keys {list(graph.inputs)}, got {_check.describe(item)}")
     return {next(iter(graph.inputs)): item}
 
 
-def _cut(graph: Graph, data: Mapping[str, Any]) -> Iterator[Batch]:
+def check_samples(graph: Graph, data: Mapping[str, Any], what: str = "calibration") -> tuple[Batch, int]:
+    """Return checked inputs with samples along axis 0, and how many there are."""
     arrays = check_inputs(graph, data)
     lengths = {len(a) if a.ndim else 0 for a in arrays.values()}
     if len(lengths) != 1 or 0 in lengths:
         shapes = {name: a.shape for name, a in arrays.items()}
-        raise PQNetError(f"calibration: expected the same positive number of samples in every input, got {shapes}")
-    n = lengths.pop()
+        raise PQNetError(f"{what}: expected the same positive number of samples in every input, got {shapes}")
+    return arrays, lengths.pop()
+
+
+def _cut(graph: Graph, data: Mapping[str, Any]) -> Iterator[Batch]:
+    arrays, n = check_samples(graph, data)
     fixed = {info.shape[0] for info in graph.inputs.values() if isinstance(info.shape[0], int)}
     size = max(1, min(64, BATCH_BYTES * n // max(1, sum(a.nbytes for a in arrays.values()))))
     if fixed:

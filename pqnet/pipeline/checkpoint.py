@@ -27,7 +27,7 @@ from pqnet.pipeline.batches import Batch
 from pqnet.pipeline.run import Run
 from pqnet.pipeline.statistics import Statistics
 
-__all__ = ["checkpoint_folder", "resumable"]
+__all__ = ["add_content", "checkpoint_folder", "resumable"]
 
 
 def checkpoint_folder(value: Any) -> Path:
@@ -86,6 +86,14 @@ def resumable(
     return once
 
 
+def add_content(digest: Any, header: Any, arrays: Mapping[str, np.ndarray]) -> None:
+    """Take plain data and named arrays into a fingerprint."""
+    index = [(name, array.dtype.str, array.shape) for name, array in arrays.items()]
+    digest.update(json.dumps([header, index]).encode())
+    for array in arrays.values():
+        digest.update(np.ascontiguousarray(array).data)
+
+
 class _Entries:
     """The files of one run."""
 
@@ -97,30 +105,23 @@ class _Entries:
         for file in sorted(Path(__file__).parents[1].rglob("*.py")):
             self.digest.update(file.read_bytes())
         host = [np.__version__, kernels.HOST, kernels.simd.ISA]
-        self._add(self.digest, [host, vars(run.options), more], {})
+        add_content(self.digest, [host, vars(run.options), more], {})
         if isinstance(source, Sequence):
-            self._add(self.digest, *graph_content(replace(run.graph, meta={}).validate()))
+            add_content(self.digest, *graph_content(replace(run.graph, meta={}).validate()))
             for batch in source:
-                self._add(self.digest, "batch", batch)
-
-    @staticmethod
-    def _add(digest: Any, header: Any, arrays: Mapping[str, np.ndarray]) -> None:
-        index = [(name, array.dtype.str, array.shape) for name, array in arrays.items()]
-        digest.update(json.dumps([header, index]).encode())
-        for array in arrays.values():
-            digest.update(np.ascontiguousarray(array).data)
+                add_content(self.digest, "batch", batch)
 
     def key(self, node: Node) -> str:
         digest, header = self.digest.copy(), [node.op, node.name, self.run.codecs[node.name].to_attrs()]
         if self.chained:
-            self._add(digest, header, {})
+            add_content(digest, header, {})
             self.digest = digest  # what later layers see depends on this one
         else:
             arrays = {"weight": self.run.weight(node)}
             if self.statistics is not None:
                 moments = self.statistics.layers[node.name]
                 arrays |= {"mean": moments.mean, "count": np.array(moments.count)}
-            self._add(digest, header, arrays)
+            add_content(digest, header, arrays)
         return digest.hexdigest()
 
     def replay(self, node: Node, key: str) -> bool:

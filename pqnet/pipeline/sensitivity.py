@@ -9,7 +9,7 @@ import numpy as np
 from pqnet._threads import ordered_map
 from pqnet.graph import Graph, Node
 from pqnet.graph.affine import FreeAffine
-from pqnet.pipeline.batches import Batch, iterate_batches
+from pqnet.pipeline.batches import Batch, iterate_batches, named_inputs
 from pqnet.pipeline.padding import masked, real_positions
 from pqnet.pipeline.sweep import Values, sweep
 from pqnet.runtime.execute import evaluate_node, node_params, run_from, run_graph, values_to_free
@@ -22,7 +22,7 @@ def some_samples(graph: Graph, data: Any, n: int) -> list[Batch]:
     if not isinstance(data, np.ndarray | Mapping):
         return list(islice(iterate_batches(graph, data), n))
     next(iterate_batches(graph, data))  # checks all of it
-    named = data if isinstance(data, Mapping) else {next(iter(graph.inputs)): data}
+    named = named_inputs(graph, data)
     length = len(next(iter(named.values())))
     if any(isinstance(info.shape[0], int) for info in graph.inputs.values()):
         return list(iterate_batches(graph, named))[: max(1, n)]

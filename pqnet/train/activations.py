@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pqnet.errors import ConfigError
 from pqnet.train.noise import Draws, StraightThrough
+from pqnet.train.parallel import rank, world
 from pqnet.train.weights import CONVS, TRANSPOSED, find_weights, match
 
 __all__ = ["ActivationNoise"]
@@ -140,7 +141,7 @@ class _Range(nn.Module):  # type: ignore[misc]
         ends = [x.aminmax() for x in inputs]
         both = torch.stack([*(end.min for end in ends), *(-end.max for end in ends)]).float().clamp(max=0)
         both = torch.stack([part.min() for part in both.chunk(2)])
-        if dist.is_available() and dist.is_initialized():
+        if world() > 1:
             dist.all_reduce(both, dist.ReduceOp.MIN)
         for mine, now in ((self.low, both[0]), (self.high, -both[1])):
             mine.copy_(torch.where(self.seen, torch.lerp(mine, now, MOMENTUM), now))
@@ -153,6 +154,5 @@ class _Range(nn.Module):  # type: ignore[misc]
         new = (((x / scale).round() + zero).clamp(0, top) - zero) * scale
         chosen = self.seen
         if self.training and self.noise.p < 1:
-            rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-            chosen = chosen & self.noise.chosen(x.shape, x.device, self.index, rank)
+            chosen = chosen & self.noise.chosen(x.shape, x.device, self.index, rank())
         return torch.where(chosen, new, x).to(x.dtype)

@@ -1,6 +1,6 @@
 """Training data by step, so that a run that goes on after a stop sees what it would have seen."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pqnet.errors import ConfigError, PQNetError
 from pqnet.graph import Graph
-from pqnet.runtime.execute import check_inputs
+from pqnet.pipeline.batches import check_samples, named_inputs
 
 __all__ = ["Batch", "Batches", "image_batches", "take_batch"]
 
@@ -40,18 +40,10 @@ def take_batch(graph: Graph, data: Any, what: str) -> Batch:
         if len(data) != 2:
             raise PQNetError(f"{what}: expected samples or a pair of samples and labels, got a tuple of {len(data)}")
         data, labels = data
-    if not isinstance(data, Mapping):
-        if len(graph.inputs) != 1:
-            got = type(data).__name__
-            raise PQNetError(f"{what}: expected a dict with the keys {list(graph.inputs)}, got {got}")
-        data = {next(iter(graph.inputs)): data}
-    inputs = check_inputs(graph, data)
-    lengths = {len(a) if a.ndim else 0 for a in inputs.values()}
-    if len(lengths) != 1 or 0 in lengths:
-        raise PQNetError(f"{what}: expected the same positive number of samples in every input, got {sorted(lengths)}")
+    inputs, n = check_samples(graph, named_inputs(graph, data, what), what)
     if labels is not None:
         labels = np.asarray(labels)
-        if labels.dtype.kind not in "iu" or labels.shape != (len(next(iter(inputs.values()))),):
+        if labels.dtype.kind not in "iu" or labels.shape != (n,):
             got = f"{labels.dtype} of shape {labels.shape}"
             raise PQNetError(f"{what}: expected one integer label for each sample, got {got}")
         labels = labels.astype(np.int64)
@@ -123,16 +115,18 @@ class Batches:
             taken.append(self.at(len(taken)))
         return [batch.inputs for batch in taken]
 
-    def arrays(self) -> Iterator[np.ndarray]:
-        """Yield all numbers that batches are made of; of a function, those of its first batch."""
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return all numbers that batches are made of; of a function, those of its first batch."""
         if self.samples is not None:
             parts = [self.samples]
         else:
             parts = [self.at(step) for step in range(len(self.data) if isinstance(self.data, list) else 1)]
-        for part in (*parts, self.held_out):
-            yield from part.inputs.values()
+        found: dict[str, np.ndarray] = {}
+        for i, part in enumerate((*parts, self.held_out)):
+            found |= {f"{i} {name}": array for name, array in part.inputs.items()}
             if part.labels is not None:
-                yield part.labels
+                found[f"{i}"] = part.labels
+        return found
 
 
 def image_batches(

@@ -1,7 +1,6 @@
 """Distillation: codebooks, and what else a quantized network has, trained to give the float network's outputs."""
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,18 +14,21 @@ from pqnet.codecs import Packed, PackedPQ
 from pqnet.errors import ConfigError, PQNetError
 from pqnet.graph import Graph, Node
 from pqnet.graph.passes import fold_norm_statistics
+from pqnet.io import graph_content
 from pqnet.pipeline import calibrate, quantize
 from pqnet.pipeline.batches import iterate_batches
+from pqnet.pipeline.checkpoint import add_content
 from pqnet.pipeline.moments import layer_metric
 from pqnet.pipeline.sweep import Values, sweep
 from pqnet.runtime import Model
+from pqnet.train.checks import check_integer, check_number
 from pqnet.train.data import Batches
 from pqnet.train.module import to_model, to_module
 from pqnet.train.objective import Loss, Objective
 from pqnet.train.ops import TorchGraph
 from pqnet.train.packed import packed_weights
 from pqnet.train.parallel import is_main, torch_threads
-from pqnet.train.trainer import PARTS, Schedule, check_integer, check_number, run_training
+from pqnet.train.trainer import PARTS, Schedule, run_training
 
 __all__ = ["distill"]
 
@@ -204,17 +206,10 @@ class _Task:
 
     def key(self, *graphs: Graph) -> str:
         """Return a fingerprint of all that the result depends on; of functions the first batch, or the name."""
-        digest = hashlib.sha256(json.dumps([*self.settings, repr(self.schedule), torch.__version__]).encode())
+        digest = hashlib.sha256()
+        add_content(digest, [*self.settings, repr(self.schedule), torch.__version__], self.data.arrays())
         for graph in (self.teacher.graph, *graphs):
-            digest.update(repr(graph.nodes).encode())
-            for name, param in graph.params.items():
-                arrays = param.arrays() if isinstance(param, Packed) else {"": param}
-                for part, array in arrays.items():
-                    digest.update(f"{name} {part} {array.dtype} {array.shape}".encode())
-                    digest.update(np.ascontiguousarray(array).data)
-        for array in self.data.arrays():
-            digest.update(f"{array.dtype} {array.shape}".encode())
-            digest.update(np.ascontiguousarray(array).data)
+            add_content(digest, *graph_content(replace(graph, meta={})))
         return digest.hexdigest()
 
     def run(self, module: TorchGraph, parts: tuple[str, ...], key: str, **options: Any) -> None:

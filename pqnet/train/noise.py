@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 
 from pqnet.codecs import PACKED, PQ, Codec, ScalarCodec
 from pqnet.errors import ConfigError, PQNetError
+from pqnet.train.checks import check_integer
 from pqnet.train.packed import check_codec, check_plain, own_class, parametrize_places
 from pqnet.train.stored import Stored, make_stored
 from pqnet.train.weights import Weight, find_weights, match
@@ -33,8 +34,7 @@ class Draws:
     """
 
     def __init__(self, module: nn.Module, p: float, seed: int) -> None:
-        if not isinstance(seed, int) or seed < 0:
-            raise ConfigError(f"seed: expected an integer of at least 0, got {seed!r}")
+        check_integer("seed", seed, 0)
         self.seed, self.step = seed, 0
         self.p = p
         self._hook = module.register_forward_pre_hook(self._called)
@@ -159,8 +159,7 @@ class QuantNoise(Draws):
             raise ConfigError(f"unit: expected 'block' or 'cluster', got {unit!r}")
         if rescale and phi == "exact":
             raise ConfigError("rescale: expected False with phi='exact', which keeps the weights' size, got True")
-        if not isinstance(refresh, int) or refresh < 1:
-            raise ConfigError(f"refresh: expected an integer of at least 1, got {refresh!r}")
+        check_integer("refresh", refresh, 1)
         self.phi, self.unit, self.rescale, self.refresh = phi, unit, rescale, refresh
         weights = find_weights(module)
         codecs: dict[str, Codec] = match(module, what)
@@ -350,8 +349,7 @@ class LayerDrop(Draws):
 
     def keep_every(self, n: int) -> list[nn.Module]:
         """In ``eval()`` mode, run only the first of every n layers from now on, and return these; 1 runs all."""
-        if not isinstance(n, int) or n < 1:
-            raise ConfigError(f"n: expected an integer of at least 1, got {n!r}")
+        check_integer("n", n, 1)
         self.every = n
         return self.layers[::n]
 

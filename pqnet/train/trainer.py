@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pqnet.errors import ConfigError, FormatError, PQNetError
 from pqnet.io import replaced
 from pqnet.pipeline.progress import progress_bar
+from pqnet.train.checks import check_integer, check_number
 from pqnet.train.data import Batch, Batches
 from pqnet.train.objective import Objective
 from pqnet.train.ops import TorchGraph
@@ -24,19 +25,6 @@ __all__ = ["PARTS", "Schedule", "run_training"]
 PARTS = ("codebooks", "norms", "biases", "weights")
 JUDGED = 250  # samples at a time
 MOMENTUM = 0.9  # of SGD
-
-
-def check_integer(name: str, value: Any, low: int) -> None:
-    """Raise ConfigError unless a value is an integer of at least ``low``."""
-    if type(value) is not int or value < low:
-        raise ConfigError(f"{name}: expected an integer of at least {low}, got {value!r}")
-
-
-def check_number(name: str, value: Any) -> float:
-    """Return a finite number of at least 0, or raise ConfigError."""
-    if type(value) not in (int, float) or not 0 <= value < math.inf:
-        raise ConfigError(f"{name}: expected a finite number of at least 0, got {value!r}")
-    return float(value)
 
 
 @dataclass(frozen=True)
