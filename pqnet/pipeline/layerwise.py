@@ -14,6 +14,7 @@ from pqnet.graph.affine import FreeAffine, shortcut_of
 from pqnet.pipeline.batches import Batch
 from pqnet.pipeline.moments import (
     build_metric,
+    channel_statistics,
     input_rows,
     layer_metric,
     output_energies,
@@ -290,18 +291,8 @@ class FromData:
                 f"reestimate_norm: expected batch norms with running statistics, got folded ones in {node.name!r}; "
                 "quantize the float model, or pass reestimate_norm=False"
             )
-        axes = (0, *range(2, inputs[0].ndim))
-
-        def sums(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-            wide = x.astype(np.float64)
-            return wide.sum(axes), np.square(wide).sum(axes), x.size // x.shape[1]
-
-        parts = list(ordered_map(sums, inputs, self.run.threads))
-        count = sum(n for _, _, n in parts)
-        mean = np.sum([total for total, _, _ in parts], axis=0) / count
-        square = np.sum([squares for _, squares, _ in parts], axis=0) / count
-        with np.errstate(invalid="ignore"):  # of infinite inputs, which the next layer names
-            var = np.maximum(square - mean**2, 0.0) * (count / max(count - 1, 1))
+        mean, var, count = channel_statistics(inputs, self.run.threads)
+        var *= count / max(count - 1, 1)
         self.run.graph.params[node.params["mean"]] = mean.astype(np.float32)
         self.run.graph.params[node.params["var"]] = var.astype(np.float32)
 

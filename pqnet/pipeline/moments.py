@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from pqnet import _check
+from pqnet._threads import ordered_map
 from pqnet.codecs import Codec
 from pqnet.codecs.layout import block_columns
 from pqnet.errors import PQNetError
@@ -17,6 +18,7 @@ from pqnet.pipeline.padding import masked
 __all__ = [
     "METRICS",
     "build_metric",
+    "channel_statistics",
     "diagonal_blocks",
     "input_rows",
     "layer_metric",
@@ -164,6 +166,22 @@ def output_energies(rows: np.ndarray, weights: Sequence[np.ndarray]) -> np.ndarr
     filters = (w.reshape(len(rows), -1, rows.shape[2]) for w in weights)
     outputs = (np.matmul(rows, f.swapaxes(-1, -2)) for f in filters)
     return np.array([np.einsum("gno,gno->gn", y, y).sum(dtype=np.float64) for y in outputs])
+
+
+def channel_statistics(inputs: Sequence[np.ndarray], threads: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """Return mean and variance of each channel (axis 1) over several arrays, and of how many numbers; float64."""
+    axes = (0, *range(2, inputs[0].ndim))
+
+    def sums(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+        wide = x.astype(np.float64)
+        return wide.sum(axes), np.square(wide).sum(axes), x.size // x.shape[1]
+
+    parts = list(ordered_map(sums, inputs, threads))
+    count = sum(n for _, _, n in parts)
+    mean = np.sum([total for total, _, _ in parts], axis=0) / count
+    square = np.sum([squares for _, squares, _ in parts], axis=0) / count
+    with np.errstate(invalid="ignore"):  # of infinite inputs, which the next layer names
+        return mean, np.maximum(square - mean**2, 0.0), count
 
 
 def diagonal_blocks(moment: np.ndarray, shape: tuple[int, ...], d: int, layout: str) -> np.ndarray:

@@ -18,7 +18,7 @@ from pqnet.io import graph_content
 from pqnet.pipeline import calibrate, quantize
 from pqnet.pipeline.batches import iterate_batches
 from pqnet.pipeline.checkpoint import add_content
-from pqnet.pipeline.moments import layer_metric
+from pqnet.pipeline.moments import channel_statistics, layer_metric
 from pqnet.pipeline.sweep import Values, sweep
 from pqnet.runtime import Model
 from pqnet.train.checks import check_integer, check_number
@@ -303,12 +303,8 @@ def with_norm_statistics(graph: Graph, batches: list[dict[str, np.ndarray]]) -> 
     found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     def visit(node: Node, values: Values, _: Values) -> None:
-        arrays = [batch[node.inputs[0]].astype(np.float64) for batch in values]
-        axes = (0, *range(2, arrays[0].ndim))
-        count = sum(x.size // x.shape[1] for x in arrays)
-        mean = sum(x.sum(axes) for x in arrays) / count
-        shape = [1, -1] + [1] * (arrays[0].ndim - 2)
-        found[node.name] = mean, sum(np.square(x - mean.reshape(shape)).sum(axes) for x in arrays) / count
+        mean, var, _count = channel_statistics([batch[node.inputs[0]] for batch in values], 1)
+        found[node.name] = mean, var
 
     folded = [n.name for n in graph.nodes if n.op == "batch_norm" and "mean" not in n.params and "var" not in n.params]
     sweep(graph, list(iterate_batches(graph, batches)), folded, visit, 1)
