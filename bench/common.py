@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numba
+import threadpoolctl
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 REST = 0.05  # seconds; ONNX Runtime spins for about 1 ms, OpenMP of PyTorch for some
@@ -25,8 +26,10 @@ def machine(packages: Iterable[str] = ()) -> dict[str, Any]:
         names = {key.strip(): value.strip() for key, value in fields.items()}
         cpu = f"{names.get('model name', cpu)} family {names.get('cpu family')} model {names.get('model')}"
     versions = {name: importlib.metadata.version(name) for name in ("numpy", "numba", *packages)}
+    # OpenBLAS may be told by OPENBLAS_CORETYPE to use fewer instructions than the CPU has.
+    blas = sorted({lib["architecture"] for lib in threadpoolctl.threadpool_info() if "architecture" in lib})
     # Asking Numba itself would start its OpenMP threads, beside which PyTorch takes three times as long.
-    return {"cpu": cpu, "threads": numba.config.NUMBA_NUM_THREADS, **versions}
+    return {"cpu": cpu, "blas": blas, "threads": numba.config.NUMBA_NUM_THREADS, **versions}
 
 
 class OtherLoad:

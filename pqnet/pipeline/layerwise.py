@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -33,8 +33,8 @@ __all__ = ["FromData"]
 # Of the moment, as a share of its mean diagonal, where targets are solved for: what the student's inputs cannot express
 # stays with the float weight.
 TARGET_DAMPING = 1e-2
+ROUNDING = 1e-5  # of inputs, as a share of their mean square
 ROWS = 4096  # that are multiplied at a time
-ROUNDING = 1e-5  # of moments: sums of float32 products
 
 
 class _Rows:
@@ -116,67 +116,77 @@ class _Rows:
 
 @dataclass
 class _Inputs:
-    """Moments of what a layer sees: the student's inputs s, the teacher's t, the shortcut's lag r; float64."""
+    """Moments of what a layer sees: the student's inputs s, the teacher's t, the shortcut's lag r; float64.
+
+    What the student is behind by, u = W (t - s) of the float weight W, is summed as a difference: less to multiply than
+    second moments of t and s, and nothing is lost to rounding where they are near. Nor where inputs vary little: all
+    but the means are about these, and of what was near zero before products were taken.
+    """
 
     moment: np.ndarray  # E[s s'], (G, Kin, Kin)
-    cross: np.ndarray  # E[t s']
+    behind: np.ndarray  # E[u s'], (G, O / G, Kin)
     lag: np.ndarray  # E[r s'], (G, O / G, Kin)
     mean: np.ndarray  # E[s], (G, Kin)
-    taught_mean: np.ndarray  # E[t]
+    behind_mean: np.ndarray  # E[u], (G, O / G)
     lag_mean: np.ndarray  # E[r], (G, O / G)
-    ahead: float  # E|W (t - s)|^2 of the float weight
+    behind_energy: np.ndarray  # E[u^2], (G, O / G)
 
     @classmethod
     def measure(cls, weight: np.ndarray, rows: _Rows, threads: int) -> "_Inputs":
         """Sum over all batches, in their order."""
+        first = rows.seen(0)
+        near = first.sum(1, keepdims=True) / np.float32(max(1, first.shape[1]))
 
         def one(batches: range) -> tuple[dict[str, np.ndarray], int]:
             seen, wanted, lag = rows.together(batches)
-            sums = {"moment": np.matmul(seen.swapaxes(1, 2), seen), "mean": seen.sum(1, dtype=np.float64)}
+            sums, others = {}, {} if lag is None else {"lag": lag}
             if wanted is not seen:
-                sums["cross"] = np.matmul(wanted.swapaxes(1, 2), seen)
-                sums["taught_mean"] = wanted.sum(1, dtype=np.float64)
-                sums["ahead"] = output_energies(wanted - seen, [weight])
-            if lag is not None:
-                sums["lag"], sums["lag_mean"] = np.matmul(lag.swapaxes(1, 2), seen), lag.sum(1, dtype=np.float64)
+                filters = weight.reshape(len(seen), -1, seen.shape[2])
+                u = np.matmul(np.subtract(wanted, seen, out=wanted), filters.swapaxes(1, 2))
+                sums["behind_energy"] = np.einsum("gno,gno->go", u, u, dtype=np.float64)
+                others["behind"] = u
+            seen -= near
+            sums |= {"moment": np.matmul(seen.swapaxes(1, 2), seen), "mean": seen.sum(1, dtype=np.float64)}
+            for name, y in others.items():
+                sums[name] = np.matmul(y.swapaxes(1, 2), seen)
+                sums[f"{name}_mean"] = y.sum(1, dtype=np.float64)
             return sums, seen.shape[1]
 
         found = _means(ordered_map(one, rows.groups(), threads))
-        moment, mean = found["moment"], found["mean"]
-        outputs = len(mean), len(weight) // len(mean)
-        return cls(
-            moment,
-            found.get("cross", moment),
-            found["lag"] if "lag" in found else np.zeros((*outputs, mean.shape[1])),
-            mean,
-            found.get("taught_mean", mean),
-            found["lag_mean"] if "lag" in found else np.zeros(outputs),
-            float(found["ahead"][0]) if "ahead" in found else 0.0,
-        )
+        groups, n = found["mean"].shape
+        outputs = groups, len(weight) // groups
+        for name, shape in {"behind": (*outputs, n), "lag": (*outputs, n), "behind_energy": outputs}.items():
+            found.setdefault(name, np.zeros(shape))
+        for name in ("behind", "lag"):
+            found.setdefault(f"{name}_mean", np.zeros(outputs))
+            found[name] -= found[f"{name}_mean"][:, :, None] * found["mean"][:, None, :]
+        found["behind_energy"] -= np.square(found["behind_mean"])
+        found["moment"] -= found["mean"][:, :, None] * found["mean"][:, None, :]
+        found["mean"] += near[:, 0]
+        return cls(**found)
 
-    def centred(self) -> "_Inputs":
-        """Return the moments about the means, with as much noise on both sides' inputs as rounding leaves."""
-        about = self.mean[:, None, :]
-        means = (self.mean, self.taught_mean, self.lag_mean)
-        moment, cross, lag = (
-            m - mean[:, :, None] * about for m, mean in zip((self.moment, self.cross, self.lag), means, strict=True)
-        )
-        size = np.trace(self.moment, axis1=1, axis2=2)[:, None, None] / moment.shape[1]
-        noise = ROUNDING * size * np.eye(moment.shape[1])
-        return _Inputs(moment + noise, cross + noise, lag, *means, self.ahead)
+    def about_zero(self) -> "_Inputs":
+        """Return second moments about zero instead of the means."""
+        means = {"moment": self.mean, "behind": self.behind_mean, "lag": self.lag_mean}
+        found = {name: getattr(self, name) + mean[:, :, None] * self.mean[:, None, :] for name, mean in means.items()}
+        return replace(self, **found)
+
+    def with_noise(self) -> "_Inputs":
+        """Return the moments with as much noise on the inputs as rounding leaves of what a network computes."""
+        n = self.mean.shape[1]
+        size = (np.trace(self.moment, axis1=1, axis2=2) + np.square(self.mean).sum(1)) / n
+        return replace(self, moment=self.moment + ROUNDING * size[:, None, None] * np.eye(n))
 
     def target(self, weight: np.ndarray) -> np.ndarray:
         """Return the weight whose outputs from the student's inputs come nearest to the teacher's and the lag.
 
-        T = (W E[t s'] + E[r s']) E[s s']^-1, damped.
+        T = W + (E[u s'] + E[r s']) E[s s']^-1, damped.
         """
         n = self.moment.shape[1]
         scale = np.maximum(np.trace(self.moment, axis1=1, axis2=2) / n, 1e-30)
         damping = TARGET_DAMPING * scale[:, None, None] * np.eye(n)
-        filters = weight.reshape(len(scale), -1, n).astype(np.float64)
-        right = (np.matmul(filters, self.cross + damping) + self.lag).swapaxes(1, 2)
-        target = np.linalg.solve(self.moment + damping, right).swapaxes(1, 2)
-        return target.astype(np.float32).reshape(weight.shape)
+        change = np.linalg.solve(self.moment + damping, (self.behind + self.lag).swapaxes(1, 2)).swapaxes(1, 2)
+        return (weight + change.reshape(weight.shape)).astype(np.float32)
 
     def products(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """Return a_o' E[s s'] b_o for every output, (O,)."""
@@ -184,27 +194,24 @@ class _Inputs:
         total: np.ndarray = np.einsum("goi,goi->go", np.matmul(left, self.moment), right).reshape(-1)
         return total
 
-    def mean_gap(self, weight: np.ndarray, packed: np.ndarray) -> np.ndarray:
-        """Return by how much the means of the teacher's outputs are ahead of the student's, (O,)."""
-
-        def means(filters: np.ndarray, inputs: np.ndarray) -> np.ndarray:
-            grouped = filters.reshape(len(inputs), -1, inputs.shape[1]).astype(np.float64)
-            found: np.ndarray = np.matmul(grouped, inputs[:, :, None]).reshape(-1)
-            return found
-
-        gap: np.ndarray = means(weight, self.taught_mean) - means(packed, self.mean)
-        return gap
+    def mean_gap(self, change: np.ndarray) -> np.ndarray:
+        """Return by how much the means of the teacher's outputs are ahead if weights differ by a change, (O,)."""
+        filters = change.reshape(*self.behind_mean.shape, -1).astype(np.float64)
+        gap: np.ndarray = self.behind_mean + np.matmul(filters, self.mean[:, :, None])[:, :, 0]
+        return gap.reshape(-1)
 
     def errors(self, weight: np.ndarray, packed: np.ndarray, shift: np.ndarray) -> tuple[float, float]:
-        """Return E|W t|^2, and E|W t - (V s + b)|^2 for the packed weight V: of W (t - s) + (W - V) s - b.
+        """Return E|W t|^2, and E|W t - (V s + b)|^2 for the packed weight V: of u + (W - V) s - b.
 
-        Differences first: what rounding leaves of the moments would hide small errors.
+        Both from moments about the means.
         """
-        groups, n = self.mean.shape
-        filters, change = (w.reshape(groups, -1, n).astype(np.float64) for w in (weight, weight - packed))
-        lag = 2 * np.matmul(filters, self.cross - self.moment)  # 2 E[W (t - s) s']
-        energy, error = (self.ahead + ((lag + np.matmul(w, self.moment)) * w).sum() for w in (filters, change))
-        return float(energy), float(error + (shift * (shift - 2 * self.mean_gap(weight, packed))).sum())
+
+        def second(change: np.ndarray, shift: np.ndarray) -> float:
+            filters = change.reshape(self.behind.shape).astype(np.float64)
+            spread = self.behind_energy.sum() + ((2 * self.behind + np.matmul(filters, self.moment)) * filters).sum()
+            return float(spread + np.square(self.mean_gap(change) - shift).sum())
+
+        return second(weight, np.zeros_like(shift)), second(weight - packed, shift)
 
 
 class FromData:
@@ -251,7 +258,7 @@ class FromData:
         """Pack a layer; return the energy of its outputs and of their error."""
         run = self.run
         found = _Inputs.measure(weight, rows, run.threads)
-        about = found if affine is None else found.centred()
+        about = found.about_zero() if affine is None else found.with_noise()
         target = about.target(weight) if self.options.target == "teacher" else weight
         metric = layer_metric("full", about.moment, weight.shape, run.codecs[node.name])
         if affine is None or not affine.scalable or self.options.reestimate_norm:
@@ -267,7 +274,7 @@ class FromData:
             dense = (dense * _by_output(scale, weight)).astype(np.float32)
         shift = np.zeros(len(weight))
         if affine is not None:
-            shift = found.mean_gap(weight, dense) + found.lag_mean.reshape(-1)
+            shift = found.mean_gap(weight - dense) + found.lag_mean.reshape(-1)
             affine.apply(scale, shift)
         return found.errors(weight, dense, shift)
 
