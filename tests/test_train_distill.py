@@ -1,7 +1,9 @@
 """Distillation: its loss, what it trains, what it keeps, both stages, resuming and several processes."""
 
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -299,24 +301,30 @@ def test_foreign_and_damaged_checkpoints_are_refused(nets, tmp_path):
         distill(student, teacher, DATA, steps=10, checkpoint=tmp_path / "no" / "state", **OPTIONS)
 
 
-PROCESS = """
+SHARED = {
+    "global": {"steps": 12, "batch_size": 15, "every": 6, "hints": 0.1, "norm_statistics": True},
+    "layerwise": {"steps": 3, "batch_size": 9, "every": 3, "stage": "layerwise"},
+}
+PROCESS = f"""
 import sys
 import numpy as np, torch.distributed as dist
 import pqnet, pqnet.train
 dist.init_process_group("gloo")
 folder = sys.argv[1]
-better = pqnet.train.distill(
-    pqnet.load(f"{folder}/student.h5"), pqnet.load(f"{folder}/teacher.h5"), np.load(f"{folder}/x.npy"), steps=12,
-    batch_size=16, every=6, hints=0.1, norm_statistics=True, progress=False, checkpoint=f"{folder}/state",
-)
-if dist.get_rank() == 0:
-    better.save(f"{folder}/better.h5")
+student, teacher = (pqnet.load(f"{{folder}}/{{name}}.h5") for name in ("student", "teacher"))
+x = np.load(f"{{folder}}/x.npy")
+for name, options in {SHARED}.items():
+    state = f"{{folder}}/state-{{name}}"
+    better = pqnet.train.distill(student, teacher, x, checkpoint=state, progress=False, **options)
+    if dist.get_rank() == 0:
+        better.save(f"{{folder}}/{{name}}.h5")
 dist.barrier()  # one that leaves early may keep the other waiting
 dist.destroy_process_group()
 """
 
 
 def test_two_processes_give_what_one_gives(nets, tmp_path):
+    """Also where one has a sample more than the other."""
     student, teacher = nets
     student.save(tmp_path / "student.h5")
     teacher.save(tmp_path / "teacher.h5")
@@ -326,11 +334,14 @@ def test_two_processes_give_what_one_gives(nets, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run([*command, str(script), str(tmp_path)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    alone = distill(student, teacher, DATA, steps=12, hints=0.1, norm_statistics=True, **{**OPTIONS, "every": 6})
-    together = pqnet.load(tmp_path / "better.h5")
-    assert np.abs(alone(DATA) - student(DATA)).max() > 0.05
-    assert np.abs(together(DATA) - alone(DATA)).max() < 1e-3 * np.abs(alone(DATA)).max()
-    assert sorted(p.name for p in Path(tmp_path).glob("state*")) == ["state"]
+    for name, options in SHARED.items():
+        alone, together = (
+            distill(student, teacher, DATA, progress=False, **options),
+            pqnet.load(tmp_path / f"{name}.h5"),
+        )
+        assert np.abs(alone(DATA) - student(DATA)).max() > 0.05
+        assert np.abs(together(DATA) - alone(DATA)).max() < 1e-3 * np.abs(alone(DATA)).max()
+    assert sorted(p.name for p in tmp_path.glob("state*")) == ["state-global", "state-layerwise"]
 
 
 # -- data and errors ----------------------------------------------------------------------------------------
@@ -456,6 +467,24 @@ def test_finetune_goes_on_from_its_checkpoint(files, monkeypatch):
         patch.setattr(Batches, "at", lambda self, step: draw(self, step) if step < 35 else 1 / 0)
         command("--steps 40 --every 20 -o again.h5 --checkpoint state")
     assert command("--steps 40 --every 20 -o again.h5 --checkpoint state") == 0
+    assert Path("whole.h5").read_bytes() == Path("again.h5").read_bytes()
+
+
+def test_finetune_goes_on_after_it_was_killed(files):
+    assert command("--steps 200 --every 5 --threads 1 -o whole.h5") == 0
+    line = "finetune student.h5 --teacher teacher.h5 --data x.npy --batch 16 --steps 200 --every 5 --threads 1"
+    state, times = Path("state"), []
+    for _ in range(2):
+        with subprocess.Popen(
+            [sys.executable, "-m", "pqnet", *line.split(), "-o", "k.h5", "--checkpoint", "state"]
+        ) as run:
+            while run.poll() is None and (not state.exists() or state.stat().st_mtime_ns in times):
+                time.sleep(0.001)
+            run.kill()
+        assert run.returncode == -signal.SIGKILL
+        times.append(state.stat().st_mtime_ns)
+    assert not Path("k.h5").exists()
+    assert command("--steps 200 --every 5 --threads 1 -o again.h5 --checkpoint state") == 0
     assert Path("whole.h5").read_bytes() == Path("again.h5").read_bytes()
 
 

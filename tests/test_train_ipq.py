@@ -7,6 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
+from torch.nn.parallel import DistributedDataParallel  # noqa: E402
 
 from pqnet import PQ, ConfigError, PQNetError, Scalar  # noqa: E402
 from pqnet.train import IterativePQ, QuantNoise, detach, packed_weights, to_model  # noqa: E402
@@ -152,6 +153,34 @@ def test_resumed_runs_are_the_same_to_the_bit():
     whole, resumed = run().state_dict(), run(stop_at=4).state_dict()
     assert list(whole) == list(resumed)
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+
+
+def part_of(rank, world, folder):
+    """Train on this process's part of every batch, and save what came out."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"file://{folder}/store{world}", rank=rank, world_size=world)
+    net = Net()
+    ipq = IterativePQ(net, STAGES)
+    while not ipq.done:
+        ipq.advance()
+        wrapped = DistributedDataParallel(net)  # which knows the parameters of the stage
+        optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
+        for step in range(3):
+            x, y = (ids(seed)[rank::world] for seed in (step, step + 100))
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(wrapped(x).flatten(0, 1), y.flatten()).backward()
+            optimizer.step()
+    torch.save(net.state_dict(), folder / f"{rank}-of-{world}.pt")
+    torch.distributed.barrier()  # one that leaves early may keep the other waiting
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_train_as_one(tmp_path):
+    torch.multiprocessing.spawn(part_of, (2, tmp_path), 2)
+    part_of(0, 1, tmp_path)
+    one, first, second = (torch.load(tmp_path / f"{name}.pt") for name in ("0-of-1", "0-of-2", "1-of-2"))
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+    torch.testing.assert_close(first, one, rtol=1e-3, atol=1e-4)
 
 
 def test_seed_and_gradient_are_handed_on():

@@ -66,7 +66,8 @@ class IterativePQ:
 
     An optimizer that is to keep its state gets the new parameters by
     ``optimizer.add_param_group({"params": [p for weight in made.values() for p in weight.parameters()]})``; the weights
-    that are packed now have no gradients any more, and it leaves them alone.
+    that are packed now have no gradients any more, and it leaves them alone. ``DistributedDataParallel`` has to be made
+    anew after `advance`.
 
     To resume, save ``ipq.state_dict()`` beside those of the module and the optimizer. Make module and `IterativePQ` as
     before, load the latter's state first, which packs the weights of the stages that are past, then the module's.
