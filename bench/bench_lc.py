@@ -136,6 +136,7 @@ def draw(table: list[dict[str, Any]], path: str) -> None:
     matplotlib.use("svg")
     matplotlib.rcParams["svg.hashsalt"] = "pqnet"
     from matplotlib import pyplot
+    from matplotlib.ticker import FixedLocator, NullLocator
 
     figure, axis = pyplot.subplots(figsize=(6, 4))
     axis.axhline(float(table[0]["reference_error"]), color="black", linewidth=0.8, label="float32")
@@ -147,6 +148,10 @@ def draw(table: list[dict[str, Any]], path: str) -> None:
             x, y = zip(*points, strict=True) if points else ((), ())
             axis.plot(x, y, color=f"C{color}", marker=marker, linestyle=line, label=label)
     axis.set(xlabel="compression ratio", ylabel="test error, %", xscale="log", yscale="log")
+    for ticks, at in ((axis.xaxis, (5, 8, 10, 15, 30)), (axis.yaxis, (2, 3, 5, 10, 20))):
+        ticks.set_major_locator(FixedLocator(at))
+        ticks.set_minor_locator(NullLocator())
+        ticks.set_major_formatter("{x:g}")
     axis.legend()
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
