@@ -34,6 +34,7 @@ class _Accumulator:
         self.graph, self.seed, self.threads = graph, seed, threads
         self.layers = graph.layers()
         self.sums: dict[str, np.ndarray] = {}
+        self.firsts: dict[str, np.ndarray] = {}
         self.counts: dict[str, int] = dict.fromkeys(self.layers, 0)
         self.samples = 0
 
@@ -49,22 +50,28 @@ class _Accumulator:
 
         wanted = positions_needed(math.prod(shape[1:]))
 
-        def measure(i: int) -> tuple[np.ndarray, int]:
+        def measure(i: int) -> tuple[np.ndarray, np.ndarray | None, int]:
             if node.op == "embedding":
                 counts = token_counts(inputs[i], shape[0], masks[i])
-                return counts, int(counts.sum())
+                return counts, None, int(counts.sum())
             rows = input_rows(node, shape, inputs[i], int(starts[i]), self.seed, wanted, masks[i])
             n_inputs = rows.shape[2]
-            return row_moments(rows, np.arange(n_inputs), n_inputs)[:, 0], rows.shape[1]
+            moments = row_moments(rows, np.arange(n_inputs), n_inputs)[:, 0]
+            return moments, rows.sum(1, dtype=np.float64), rows.shape[1]
 
         total = self.sums.setdefault(node.name, np.zeros(moment_shape(node, shape)))
-        for part, count in ordered_map(measure, range(len(inputs)), self.threads):
+        for part, first, count in ordered_map(measure, range(len(inputs)), self.threads):
             total += part
+            if first is not None:
+                self.firsts[node.name] = self.firsts.get(node.name, 0.0) + first
             self.counts[node.name] += count
 
     def result(self) -> Statistics:
+        def mean(sums: np.ndarray | None, name: str) -> Any:
+            return None if sums is None else (sums / self.counts[name]).astype(np.float32)
+
         return Statistics(
-            {n: Moments((self.sums[n] / self.counts[n]).astype(np.float32), self.counts[n]) for n in self.layers}
+            {n: Moments(mean(self.sums[n], n), self.counts[n], mean(self.firsts.get(n), n)) for n in self.layers}
         )
 
 

@@ -23,6 +23,7 @@ __all__ = [
     "input_rows",
     "layer_metric",
     "output_energies",
+    "output_energy",
     "output_error",
     "output_rows",
     "positions_needed",
@@ -225,14 +226,15 @@ def token_error(counts: np.ndarray, weight: np.ndarray, packed: np.ndarray) -> f
     return relative(*(float(counts @ np.square(w, dtype=np.float64).sum(1)) for w in (weight - packed, weight)))
 
 
+def output_energy(moment: np.ndarray, weight: np.ndarray) -> float:
+    """Return the mean square of a layer's outputs, all summed, under whole second moments (G, Kin, Kin)."""
+    filters = weight.reshape(len(moment), -1, moment.shape[1])
+    return float((np.matmul(filters, moment) * filters).sum(dtype=np.float64))
+
+
 def output_error(moment: np.ndarray, weight: np.ndarray, packed: np.ndarray) -> float:
     """Return the relative squared error of a layer's outputs under whole second moments (G, Kin, Kin)."""
-
-    def energy(w: np.ndarray) -> float:
-        filters = w.reshape(len(moment), -1, moment.shape[1])
-        return float((np.matmul(filters, moment) * filters).sum(dtype=np.float64))
-
-    return relative(energy(weight - packed), energy(weight))
+    return relative(output_energy(moment, weight - packed), output_energy(moment, weight))
 
 
 def relative(error: float, energy: float) -> float:

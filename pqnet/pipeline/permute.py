@@ -107,7 +107,8 @@ class Permutation:
                 groups = self.channels.order(name, 0, shape[0], self.orders)
             inputs = (self._inputs(node)[:, None] * taps + np.arange(taps)).reshape(-1)
             mean = moments.mean[np.ix_(groups, inputs, inputs)]
-            layers[node.name] = Moments(np.ascontiguousarray(mean), moments.count)
+            first = None if moments.first is None else moments.first[np.ix_(groups, inputs)]
+            layers[node.name] = Moments(np.ascontiguousarray(mean), moments.count, first)
         return Statistics(layers)
 
 

@@ -15,6 +15,7 @@ from pqnet.codecs.layout import check_blocks
 from pqnet.codecs.packing import code_bits
 from pqnet.errors import ConfigError
 from pqnet.graph import Node
+from pqnet.graph.affine import FreeAffine
 from pqnet.graph.passes import separate_norm_statistics
 from pqnet.io import Golden, graph_nbytes
 from pqnet.pipeline.allocate import allocations
@@ -232,13 +233,25 @@ def measure(
     samples = [] if only_statistics else some_samples(graph, calibration, MOMENT_SAMPLES)
     statistics = calibration if only_statistics else calibrate(model, samples, seed=seed, threads=threads)
     moments = {name: statistics.for_layer(node, weights[name].shape) for name, node in layers.items()}  # before work
+    # `quantize` gives their outputs the means back.
+    corrects = second_order and not only_statistics
+    corrected = {name for name, node in layers.items() if corrects and FreeAffine.find(graph, node) is not None}
     rates: dict[str, LayerRates] = {}
     options: dict[str, list[Choice]] = {}
     with progress_bar(progress, "plan", "layer", len(layers) * (1 if only_statistics else 2)) as bar:
         for name, node in layers.items():
             bar.set_postfix_str(name, refresh=False)
             dense = np.asarray(weights[name], np.float32)
-            rates[name] = LayerRates(node, dense, moments[name], seed, threads, fast=fast, second_order=second_order)
+            rates[name] = LayerRates(
+                node,
+                dense,
+                moments[name],
+                seed,
+                threads,
+                fast=fast,
+                second_order=second_order,
+                corrected=name in corrected,
+            )
             options[name] = rates[name].choices()
             bar.update()
 
@@ -247,7 +260,7 @@ def measure(
             return rates[node.name].perturbed()
 
         some = single_samples(graph, samples, GAIN_SAMPLES) if samples else []
-        gains = network_gains(graph, some, perturb, layers, threads) if some else dict.fromkeys(layers, 1.0)
+        gains = network_gains(graph, some, perturb, layers, threads, corrected) if some else dict.fromkeys(layers, 1.0)
     return Measured(model, options, gains, seed)
 
 

@@ -12,7 +12,7 @@ from pqnet.codecs.packing import packed_nbytes
 from pqnet.codecs.pq import Integers
 from pqnet.fit import assign, weighted_kmeans
 from pqnet.graph import Node
-from pqnet.pipeline.moments import build_metric, diagonal_blocks, output_error, row_weights
+from pqnet.pipeline.moments import build_metric, diagonal_blocks, output_energy, relative, row_weights
 from pqnet.pipeline.statistics import Moments
 
 __all__ = ["Choice", "LayerRates", "codec_nbytes"]
@@ -77,6 +77,8 @@ class LayerRates:
         Only blocks that kernels run fastest.
     second_order : bool
         Whether the search is that of metric "full".
+    corrected : bool
+        Whether something makes up for the mean error of each output, so that only what varies counts.
     seed, threads : int
     """
 
@@ -90,6 +92,7 @@ class LayerRates:
         *,
         fast: bool = False,
         second_order: bool = True,
+        corrected: bool = False,
     ) -> None:
         self.weight, self.seed, self.threads = weight, seed, threads
         self.fast, self.second_order = fast, second_order
@@ -99,11 +102,11 @@ class LayerRates:
             weights = row_weights("full", moments.mean.astype(np.float64) * moments.count)
             assert weights is not None
             self.share = weights.astype(np.float64) / weights.sum(dtype=np.float64)
-            self.moment = np.eye(weight.shape[1], dtype=np.float32)[None]
+            self.moment = self.whole = np.eye(weight.shape[1], dtype=np.float32)[None]
         else:
-            full = build_metric("full", moments.mean[:, None])
+            full = build_metric("full", (moments.centred() if corrected else moments.mean)[:, None])
             assert full is not None
-            self.moment = full[:, 0]
+            self.moment, self.whole = full[:, 0], moments.mean
 
     def choices(self) -> list[Choice]:
         """Return all candidates."""
@@ -238,7 +241,7 @@ class LayerRates:
     def _error(self, decoded: np.ndarray, target: np.ndarray) -> float:
         """Return the relative squared error of the outputs of some rows."""
         with blas_limit(1):  # more threads could change the bits
-            return output_error(self.moment, target, decoded)
+            return relative(output_energy(self.moment, target - decoded), output_energy(self.whole, target))
 
 
 def _interpolate(x: np.ndarray, known: np.ndarray, values: np.ndarray) -> np.ndarray:

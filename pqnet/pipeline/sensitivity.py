@@ -1,6 +1,6 @@
 """How much of a layer's error reaches the outputs of the network."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from itertools import islice
 from typing import Any
 
@@ -8,7 +8,6 @@ import numpy as np
 
 from pqnet._threads import ordered_map
 from pqnet.graph import Graph, Node
-from pqnet.graph.affine import FreeAffine
 from pqnet.pipeline.batches import Batch, iterate_batches, named_inputs
 from pqnet.pipeline.padding import masked, real_positions
 from pqnet.pipeline.sweep import Values, sweep
@@ -39,7 +38,12 @@ def single_samples(graph: Graph, batches: list[Batch], n: int) -> list[Batch]:
 
 
 def network_gains(
-    graph: Graph, batches: list[Batch], perturb: Callable[[Node], np.ndarray], names: Iterable[str], threads: int
+    graph: Graph,
+    batches: list[Batch],
+    perturb: Callable[[Node], np.ndarray],
+    names: Iterable[str],
+    threads: int,
+    corrected: Collection[str] = (),
 ) -> dict[str, float]:
     """Return the relative change of the network's outputs for one of each layer's outputs alone (both squared).
 
@@ -54,6 +58,8 @@ def network_gains(
     names : iterable of str
         Layers.
     threads : int
+    corrected : collection of str
+        Layers of which something makes up for the mean error of each output.
     """
     free = values_to_free(graph)
     real = [real_positions(batch) for batch in batches]
@@ -79,9 +85,9 @@ def network_gains(
             return list(ordered_map(one, range(len(batches)), threads))
 
         changes = outputs(difference)
-        energy, error = (sum(map(_energy, y, real)) for y in (outputs(products), changes))
-        if FreeAffine.find(graph, node) is not None:  # quantization gives the outputs their means back
+        if node.name in corrected:
             changes = _centred(changes, 1 if node.op.startswith("conv") else -1, real)
+        energy, error = (sum(map(_energy, y, real)) for y in (outputs(products), changes))
 
         def reached(i: int) -> dict[str, float]:
             now = dict(values[i])

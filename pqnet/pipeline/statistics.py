@@ -25,14 +25,29 @@ class Moments:
         shape (V,): the share of each token.
     count : int
         Patches or tokens that the mean is over.
+    first : float32 ndarray, optional
+        Shape (G, Kin): E[x]. None for an embedding, or where it is not known.
     """
 
     mean: np.ndarray
     count: int
+    first: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mean", _check.float_array(self.mean, "Moments.mean", ndim=(1, 3)))
         _check.integer(self.count, "Moments.count", 1)
+        if self.first is not None:
+            object.__setattr__(self, "first", _check.float_array(self.first, "Moments.first", ndim=2))
+            if self.first.shape != self.mean.shape[:-1]:
+                want = f"float32 of shape {self.mean.shape[:-1]}"
+                raise _check.error("Moments.first", want, _check.describe(self.first))
+
+    def centred(self) -> np.ndarray:
+        """Return E[(x - E x) (x - E x)'], or E[x x'] where the means are not known."""
+        if self.first is None:
+            return self.mean
+        first = self.first.astype(np.float64)
+        return (self.mean - first[:, :, None] * first[:, None, :]).astype(np.float32)
 
 
 class Statistics:
@@ -65,14 +80,16 @@ class Statistics:
         for name, a in self.layers.items():
             b = other.layers[name]
             count = a.count + b.count
-            mean = (a.mean * np.float64(a.count) + b.mean * np.float64(b.count)) / count
-            merged[name] = Moments(mean.astype(np.float32), count)
+            pairs = [(a.mean, b.mean)] + ([(a.first, b.first)] if a.first is not None and b.first is not None else [])
+            means = ((x * np.float64(a.count) + y * np.float64(b.count)) / count for x, y in pairs)
+            mean, *first = (x.astype(np.float32) for x in means)
+            merged[name] = Moments(mean, count, *first)
         return Statistics(merged)
 
     def save(self, path: str | Path) -> None:
-        """Write to one HDF5 file; symmetric matrices are stored as their lower triangles."""
+        """Write to one HDF5 file; symmetric matrices are stored as their lower triangles, first moments behind them."""
         header = {name: [int(m.count), *m.mean.shape] for name, m in self.layers.items()}
-        write_container(path, "statistics", {"layers": header}, {n: _triangle(m.mean) for n, m in self.layers.items()})
+        write_container(path, "statistics", {"layers": header}, {n: _stored(m) for n, m in self.layers.items()})
 
     def for_layer(self, node: Node, shape: tuple[int, ...]) -> Moments:
         """Return the moments of a layer whose weight has ``shape``, or raise PQNetError."""
@@ -95,20 +112,22 @@ def moment_shape(node: Node, shape: tuple[int, ...]) -> tuple[int, ...]:
     return (node.attrs.get("groups", 1), n_inputs, n_inputs)
 
 
-def _triangle(mean: np.ndarray) -> np.ndarray:
-    if mean.ndim == 1:
-        return mean
-    return np.ascontiguousarray(mean[:, *np.tril_indices(mean.shape[1])])
+def _stored(moments: Moments) -> np.ndarray:
+    if moments.mean.ndim == 1:
+        return moments.mean
+    triangle = moments.mean[:, *np.tril_indices(moments.mean.shape[1])]
+    return np.hstack([triangle] if moments.first is None else [triangle, moments.first])
 
 
-def _square(stored: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def _restored(stored: np.ndarray, shape: tuple[int, ...], count: int) -> Moments:
     if len(shape) == 1:
-        return stored
+        return Moments(stored, count)
     mean = np.empty(shape, np.float32)
     rows, columns = np.tril_indices(shape[1])
-    mean[:, rows, columns] = stored
-    mean[:, columns, rows] = stored
-    return mean
+    triangle, first = stored[:, : len(rows)], stored[:, len(rows) :]
+    mean[:, rows, columns] = triangle
+    mean[:, columns, rows] = triangle
+    return Moments(mean, count, first if first.size else None)
 
 
 def load_statistics(path: str | Path) -> Statistics:
@@ -130,11 +149,13 @@ def load_statistics(path: str | Path) -> Statistics:
         if not fits or len(numbers) not in (2, 4) or (len(numbers) == 4 and numbers[2] != numbers[3]):
             raise FormatError(f"{path}: layer {name!r}: expected [count, V] or [count, G, Kin, Kin], got {numbers}")
         count, *shape = numbers
-        want = (shape[0],) if len(shape) == 1 else (shape[0], shape[1] * (shape[1] + 1) // 2)
-        stored = arrays[name]
+        stored, want = arrays[name], tuple(shape[:1])
+        if len(shape) > 1:
+            triangle = shape[1] * (shape[1] + 1) // 2
+            want += (triangle if stored.shape[1:] == (triangle,) else triangle + shape[1],)
         if stored.shape != want or stored.dtype != np.float32 or not np.isfinite(stored).all():
             raise FormatError(
                 f"{path}: layer {name!r}: expected finite float32 of shape {want}, got {stored.dtype} {stored.shape}"
             )
-        layers[name] = Moments(_square(stored, tuple(shape)), count)
+        layers[name] = _restored(stored, tuple(shape), count)
     return Statistics(layers)
