@@ -161,6 +161,16 @@ def test_predicted_errors_are_near_those_of_quantization(measured, demo, images)
     assert len(names) == 5 and differ >= 2
 
 
+def test_samples_have_their_share_of_the_energy():
+    """Few outputs may have most of it, in transformers for one."""
+    node, moments = linear_net().graph.layers()["first"], Moments(np.eye(64, dtype=np.float32)[None], 9)
+    weight = rand(4096, 64)
+    even = LayerRates(node, weight, moments, 0, 1)._rows(16)
+    assert len(even) == 1024
+    weight[1] *= 300
+    np.testing.assert_array_equal(LayerRates(node, weight, moments, 0, 1)._rows(16), np.arange(4096))
+
+
 def test_the_search_gains_where_blocks_depend_on_each_other():
     node = linear_net().graph.layers()["first"]
     independent = np.eye(16, dtype=np.float32)

@@ -17,7 +17,8 @@ from pqnet.pipeline.statistics import Moments
 
 __all__ = ["Choice", "LayerRates", "codec_nbytes"]
 
-SAMPLE = 16384  # blocks of a layer that codewords are tried on
+SAMPLE = 16384  # blocks of a layer that codewords are tried on; more where few outputs have most of the energy:
+UNEVEN = 0.1  # by how much the mean energy of a sample may be off
 ANCHORS = (8, 64, 512)  # K at which errors are measured; between them log error is linear in log K
 MIDDLE = 64  # K at which int8 is tried, and which perturbs a layer for its sensitivity
 STEPS = 6  # of k-means at an anchor
@@ -107,6 +108,9 @@ class LayerRates:
             full = build_metric("full", (moments.centred() if corrected else moments.mean)[:, None])
             assert full is not None
             self.moment, self.whole = full[:, 0], moments.mean
+            filters = weight.reshape(len(full), -1, full.shape[-1])
+            with blas_limit(1):
+                self.energies = np.einsum("goi,goi->go", np.matmul(filters, self.moment), filters).reshape(-1)
 
     def choices(self) -> list[Choice]:
         """Return all candidates."""
@@ -175,14 +179,19 @@ class LayerRates:
         return found
 
     def _rows(self, blocks_in_row: int) -> np.ndarray:
-        """Return outputs that together have about SAMPLE blocks: of an embedding by use, else as many of each group."""
+        """Return outputs of about SAMPLE blocks, or more: of an embedding by use, else as many of each group."""
         n, groups = len(self.weight), len(self.moment)
         wanted = max(1, min(n // groups, round(SAMPLE / blocks_in_row / groups)))
         if self.embedding:
             return np.random.default_rng(self.seed).choice(n, max(wanted, 16), p=self.share)
-        first = np.linspace(0, n // groups - 1, wanted).astype(np.int64)
-        rows: np.ndarray = (np.arange(groups)[:, None] * (n // groups) + first).reshape(-1)
-        return rows
+        energy = float(self.energies.mean(dtype=np.float64))
+        while True:
+            first = np.linspace(0, n // groups - 1, wanted).astype(np.int64)
+            rows: np.ndarray = (np.arange(groups)[:, None] * (n // groups) + first).reshape(-1)
+            off = abs(float(self.energies[rows].mean(dtype=np.float64)) - energy)
+            if off <= UNEVEN * energy or wanted == n // groups:
+                return rows
+            wanted = min(2 * wanted, n // groups)
 
     def _metric(self, rows: np.ndarray, d: int, layout: str) -> tuple[np.ndarray | None, np.ndarray | None]:
         """Return the metric of each block position and convolution group, and which of them a block has."""
