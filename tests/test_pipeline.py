@@ -356,6 +356,24 @@ def test_statistics_must_fit_the_network():
         pqnet.quantize(model, RECIPE, wrong, progress=False)
 
 
+def test_statistics_keep_first_moments(tmp_path):
+    b = GraphBuilder({"input": ValueInfo(("batch", 6))}, {"batch": 2})
+    model = pqnet.Model(b.build({"output": b.add("linear", "input", name="fc", params={"weight": rand(4, 6)})}))
+    x = rand(50, 6) + 3
+    found = pqnet.calibrate(model, x[:20]).merge(pqnet.calibrate(model, x[20:]))
+    found.save(tmp_path / "stats.h5")
+    for stats in (found, pqnet.load_statistics(tmp_path / "stats.h5")):
+        np.testing.assert_allclose(stats.layers["fc"].first[0], x.mean(0), rtol=1e-6)
+        np.testing.assert_allclose(stats.layers["fc"].centred()[0], np.cov(x.T, bias=True), atol=1e-5)
+    without = Statistics({"fc": Moments(found.layers["fc"].mean, 50)})
+    without.save(tmp_path / "without.h5")
+    loaded = pqnet.load_statistics(tmp_path / "without.h5")
+    assert loaded.layers["fc"].first is None and loaded.merge(found).layers["fc"].first is None
+    np.testing.assert_array_equal(loaded.layers["fc"].centred(), found.layers["fc"].mean)
+    with pytest.raises(PQNetError, match="Moments.first: expected float32 of shape"):
+        Moments(found.layers["fc"].mean, 50, x[:1, :3])
+
+
 def test_quantized_models_are_refused():
     small = pqnet.quantize(small_net(), RECIPE, metric="none", progress=False)
     with pytest.raises(ConfigError, match="expected a float weight, got a packed one"):
