@@ -2,12 +2,14 @@
 
 import copy
 import itertools
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 import torch.nn.functional as F  # noqa: E402
+from processes import check_two_train_as_one, joined  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn.parallel import DistributedDataParallel  # noqa: E402
 
@@ -367,25 +369,17 @@ def worker(rank, world, folder):
     net = nn.Sequential(linear(12, 8), nn.Tanh(), linear(8, 5))
     x, y = data(64)
     lc = LC(net, {"0": PQ(8, 2), "2": Scalar(2)}, mu=0.05, growth=2)
-    wrapped = net
-    if world > 1:
-        torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=world)
-        wrapped = DistributedDataParallel(net)
-    optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
-    run(wrapped, lc, optimizer, 3, [(x[i + rank : i + 16 : world], y[i + rank : i + 16 : world]) for i in (0, 16, 32)])
-    lc.finish()
-    torch.save([net.state_dict(), lc.multipliers], folder / f"{rank}-of-{world}.pt")
-    if world > 1:
-        torch.distributed.barrier()  # one that leaves early may keep the other waiting
-        torch.distributed.destroy_process_group()
+    with joined(rank, world, folder / "store") if world > 1 else nullcontext():
+        wrapped = DistributedDataParallel(net) if world > 1 else net
+        optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
+        batches = [(x[i + rank : i + 16 : world], y[i + rank : i + 16 : world]) for i in (0, 16, 32)]
+        run(wrapped, lc, optimizer, 3, batches)
+        lc.finish()
+        torch.save([net.state_dict(), lc.multipliers], folder / f"{rank}-of-{world}.pt")
 
 
 def test_two_processes_are_one_on_the_same_batches(tmp_path):
-    torch.multiprocessing.spawn(worker, (2, tmp_path), 2)
-    worker(0, 1, tmp_path)
-    one, first, second = (torch.load(tmp_path / f"{name}.pt") for name in ("0-of-1", "0-of-2", "1-of-2"))
-    torch.testing.assert_close(first, second, rtol=0, atol=0)
-    torch.testing.assert_close(first, one, rtol=1e-3, atol=1e-4)
+    check_two_train_as_one(worker, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 import torch.nn.functional as F  # noqa: E402
+from processes import joined  # noqa: E402
 from torch import nn  # noqa: E402
 
 import pqnet  # noqa: E402
@@ -126,17 +127,14 @@ def test_a_batch_norm_refuses_to_train_on_one_number():
 
 def one_of_two(rank, file, out):
     """Run a third or two thirds of a batch through a batch norm."""
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
-    x = torch.randn(6, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    x = (x[:2], x[2:])[rank].requires_grad_()
-    module = to_module(norm_graph(statistics=True)).train()
-    y = module(x)
-    y.pow(3).sum().backward()
-    weight = module.norm_weight.grad
-    torch.save({"y": y.detach(), "x": x.grad, "weight": weight, "state": module.state_dict()}, f"{out}{rank}")
-    torch.distributed.barrier()  # one that leaves early may keep the other waiting
-    torch.distributed.destroy_process_group()
+    with joined(rank, 2, file):
+        x = torch.randn(6, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+        x = (x[:2], x[2:])[rank].requires_grad_()
+        module = to_module(norm_graph(statistics=True)).train()
+        y = module(x)
+        y.pow(3).sum().backward()
+        weight = module.norm_weight.grad
+        torch.save({"y": y.detach(), "x": x.grad, "weight": weight, "state": module.state_dict()}, f"{out}{rank}")
 
 
 def test_batch_norms_of_two_processes_see_the_whole_batch(tmp_path):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
+from processes import joined  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn.parallel import DistributedDataParallel  # noqa: E402
 
@@ -402,24 +403,21 @@ def test_states_survive_a_file_of_tensors(tmp_path):
 
 def train_part(rank, world, file, out):
     """Train on this process's share of each batch, with integer inputs, and layers left out."""
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
-    net = nn.Sequential(nn.Linear(8, 16), *(nn.Linear(16, 16) for _ in range(3)), nn.Linear(16, 4))
-    for i, p in enumerate(net.parameters()):
-        p.data = 0.3 * draw(*p.shape, seed=i)
-    QuantNoise(net, {"default": PQ(8, 4)}, p=0.4, phi="exact", refresh=2)
-    LayerDrop(net, net[1:4], p=0.5)
-    ActivationNoise(net, {"0": 8})
-    wrapped = DistributedDataParallel(net, find_unused_parameters=True)
-    optimizer = torch.optim.SGD(net.parameters(), 0.05)
-    for step in range(5):
-        x, y = (draw(8, n, seed=s + step).chunk(world)[rank] for n, s in ((8, 50), (4, 90)))
-        optimizer.zero_grad()
-        (wrapped(x) - y).square().mean().backward()
-        optimizer.step()
-    torch.save([p.detach().float() for p in net.state_dict().values()], f"{out}{world}{rank}")
-    torch.distributed.barrier()  # one that leaves early may keep the other waiting
-    torch.distributed.destroy_process_group()
+    with joined(rank, world, file):
+        net = nn.Sequential(nn.Linear(8, 16), *(nn.Linear(16, 16) for _ in range(3)), nn.Linear(16, 4))
+        for i, p in enumerate(net.parameters()):
+            p.data = 0.3 * draw(*p.shape, seed=i)
+        QuantNoise(net, {"default": PQ(8, 4)}, p=0.4, phi="exact", refresh=2)
+        LayerDrop(net, net[1:4], p=0.5)
+        ActivationNoise(net, {"0": 8})
+        wrapped = DistributedDataParallel(net, find_unused_parameters=True)
+        optimizer = torch.optim.SGD(net.parameters(), 0.05)
+        for step in range(5):
+            x, y = (draw(8, n, seed=s + step).chunk(world)[rank] for n, s in ((8, 50), (4, 90)))
+            optimizer.zero_grad()
+            (wrapped(x) - y).square().mean().backward()
+            optimizer.step()
+        torch.save([p.detach().float() for p in net.state_dict().values()], f"{out}{world}{rank}")
 
 
 def test_two_processes_train_as_one(tmp_path):

@@ -23,9 +23,9 @@ __all__ = [
     "input_rows",
     "layer_metric",
     "output_energies",
-    "output_energy",
     "output_error",
     "output_rows",
+    "output_squares",
     "positions_needed",
     "relative",
     "row_moments",
@@ -226,15 +226,16 @@ def token_error(counts: np.ndarray, weight: np.ndarray, packed: np.ndarray) -> f
     return relative(*(float(counts @ np.square(w, dtype=np.float64).sum(1)) for w in (weight - packed, weight)))
 
 
-def output_energy(moment: np.ndarray, weight: np.ndarray) -> float:
-    """Return the mean square of a layer's outputs, all summed, under whole second moments (G, Kin, Kin)."""
+def output_squares(moment: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Return the mean square of each of a layer's outputs under whole second moments (G, Kin, Kin): float64, (O,)."""
     filters = weight.reshape(len(moment), -1, moment.shape[1])
-    return float((np.matmul(filters, moment) * filters).sum(dtype=np.float64))
+    squares: np.ndarray = (np.matmul(filters, moment) * filters).sum(2, dtype=np.float64).reshape(-1)
+    return squares
 
 
 def output_error(moment: np.ndarray, weight: np.ndarray, packed: np.ndarray) -> float:
     """Return the relative squared error of a layer's outputs under whole second moments (G, Kin, Kin)."""
-    return relative(output_energy(moment, weight - packed), output_energy(moment, weight))
+    return relative(*(float(output_squares(moment, w).sum()) for w in (weight - packed, weight)))
 
 
 def relative(error: float, energy: float) -> float:

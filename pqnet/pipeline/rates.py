@@ -12,7 +12,7 @@ from pqnet.codecs.packing import packed_nbytes
 from pqnet.codecs.pq import Integers
 from pqnet.fit import assign, weighted_kmeans
 from pqnet.graph import Node
-from pqnet.pipeline.moments import build_metric, diagonal_blocks, output_energy, relative, row_weights
+from pqnet.pipeline.moments import build_metric, diagonal_blocks, output_squares, relative, row_weights
 from pqnet.pipeline.statistics import Moments
 
 __all__ = ["Choice", "LayerRates", "codec_nbytes"]
@@ -108,9 +108,8 @@ class LayerRates:
             full = build_metric("full", (moments.centred() if corrected else moments.mean)[:, None])
             assert full is not None
             self.moment, self.whole = full[:, 0], moments.mean
-            filters = weight.reshape(len(full), -1, full.shape[-1])
             with blas_limit(1):
-                self.energies = np.einsum("goi,goi->go", np.matmul(filters, self.moment), filters).reshape(-1)
+                self.energies = output_squares(self.moment, weight)
 
     def choices(self) -> list[Choice]:
         """Return all candidates."""
@@ -184,12 +183,11 @@ class LayerRates:
         wanted = max(1, min(n // groups, round(SAMPLE / blocks_in_row / groups)))
         if self.embedding:
             return np.random.default_rng(self.seed).choice(n, max(wanted, 16), p=self.share)
-        energy = float(self.energies.mean(dtype=np.float64))
+        energy = self.energies.mean()
         while True:
             first = np.linspace(0, n // groups - 1, wanted).astype(np.int64)
             rows: np.ndarray = (np.arange(groups)[:, None] * (n // groups) + first).reshape(-1)
-            off = abs(float(self.energies[rows].mean(dtype=np.float64)) - energy)
-            if off <= UNEVEN * energy or wanted == n // groups:
+            if abs(self.energies[rows].mean() - energy) <= UNEVEN * energy or wanted == n // groups:
                 return rows
             wanted = min(2 * wanted, n // groups)
 
@@ -250,7 +248,8 @@ class LayerRates:
     def _error(self, decoded: np.ndarray, target: np.ndarray) -> float:
         """Return the relative squared error of the outputs of some rows."""
         with blas_limit(1):  # more threads could change the bits
-            return relative(output_energy(self.moment, target - decoded), output_energy(self.whole, target))
+            error, energy = output_squares(self.moment, target - decoded), output_squares(self.whole, target)
+            return relative(float(error.sum()), float(energy.sum()))
 
 
 def _interpolate(x: np.ndarray, known: np.ndarray, values: np.ndarray) -> np.ndarray:
