@@ -7,13 +7,13 @@ Kinds and their parameters (a, b): 1 relu, 2 clamp(low, high), 3 silu, 4 sigmoid
 from numba import njit
 
 from pqnet.kernels.functions import at_least, at_most, constant, erf_argument, exp, tanh, twice_atanh
-from pqnet.kernels.places import load_at, place, put_at
+from pqnet.kernels.pointers import load_at, pointer, put_at
 from pqnet.kernels.simd import WIDTH, add, divide, fma, multiply, select_less, splat, subtract
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def activate_at(kind, x, out, n, first, second):
-    # IN place x, parameters first, second; OUT n numbers at place out, which may be x
+    # IN pointer x, parameters first, second; OUT n elements at pointer out, which may be x
     # The choice is made within the loop: one copy of exp for all kinds, which is what takes time.
     a, b, zero, one = splat(first), splat(second), constant(0.0), constant(1.0)
     for p in range(0, n, WIDTH):
@@ -61,5 +61,5 @@ def activate_at(kind, x, out, n, first, second):
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def activate_row(kind, array, i, n, const, p):
     # INOUT array[i : i + n]; IN const[p], const[p + 1]: the parameters, if the kind has any
-    at = place(array, i)
+    at = pointer(array, i)
     activate_at(kind, at, at, n, const[p], const[p + 1])

@@ -8,12 +8,17 @@ The common kernels of stride 1 go down the columns instead: a row that is loaded
 """
 
 import numpy as np
-from llvmlite import ir
 from numba import njit, types
-from numba.core import cgutils, config
-from numba.extending import intrinsic
 
-from pqnet.kernels.epilogue import finish_rows
+from pqnet.kernels.abi import CONST, DATA, INDEX, SCRATCH, SIZE, Arguments, step
+from pqnet.kernels.epilogue import EPILOGUE, finish_rows
+from pqnet.kernels.llvm import INDEX as POSITION
+from pqnet.kernels.llvm import LONG, compiled_or, constant, element, offset
+from pqnet.kernels.llvm import fma as emit_fma
+from pqnet.kernels.llvm import load as emit_load
+from pqnet.kernels.llvm import prefetch as emit_prefetch
+from pqnet.kernels.llvm import splat as emit_splat
+from pqnet.kernels.llvm import store as emit_store
 from pqnet.kernels.simd import FLOATS, ISA, WIDTH, fma, load, load_even, prefetch, splat, store, store_head
 
 VECTORS = 8  # of positions that a tap's weight is loaded for
@@ -22,11 +27,9 @@ DOWN = (3, 5, 7)  # rows of the kernels that do
 AHEAD = 1024  # floats that are prefetched
 WIDE = 3 * WIDTH  # rows of at least as many columns are finished one by one
 
-_WORD, _LONG = ir.IntType(32), ir.IntType(64)
-
 
 def _downwards(taps, vectors):
-    def twin(x, x0, x_step, row, kw, dx, w, w0, s0, s_step, out_row, rows, data, near, far, far_row):
+    def reference(x, x0, x_step, row, kw, dx, w, w0, s0, s_step, out_row, rows, data, near, far, far_row):
         for i in range(rows):
             for v in range(vectors):
                 total = np.zeros(WIDTH, np.float32)
@@ -38,79 +41,67 @@ def _downwards(taps, vectors):
                 x[at : at + WIDTH] = total
 
     def emit(context, builder, signature, values):
-        x, x0, x_step, row, kw, dx, w, w0, s0, s_step, out_row, rows, data, near, far, far_row = values
+        _, x0, x_step, row, kw, dx, _, w0, s0, s_step, out_row, rows, _, near, far, far_row = values
 
-        def place(array, i, at):
-            return builder.gep(context.make_array(signature.args[i])(context, builder, array).data, [at])
+        def place(array, at):
+            return element(context, builder, signature, values, array, at)
 
-        lanes = FLOATS.llvm
-        fma_kind = ir.FunctionType(lanes, [lanes] * 3)
-        multiply_add = cgutils.get_or_insert_function(builder.module, fma_kind, f"llvm.fma.v{WIDTH}f32")
-        byte = ir.IntType(8).as_pointer()
-        fetch_kind = ir.FunctionType(ir.VoidType(), [byte, _WORD, _WORD, _WORD])
-        fetch = cgutils.get_or_insert_function(builder.module, fetch_kind, "llvm.prefetch.p0")
-        zeros, none = ir.Constant(lanes, [0.0] * WIDTH), ir.Constant(ir.VectorType(_WORD, WIDTH), [0] * WIDTH)
-        weights = [place(w, 6, builder.add(w0, _LONG(taps * ky))) for ky in range(taps)]
-        sources = [place(x, 0, builder.add(x0, builder.mul(x_step, _LONG(v)))) for v in range(vectors)]
-        targets = [place(x, 0, builder.add(s0, builder.mul(s_step, _LONG(v)))) for v in range(vectors)]
-        nears, fars = place(data, 12, near), place(data, 12, far)
-        steps = builder.add(rows, _LONG(taps - 1))
+        zeros = constant(FLOATS.llvm, 0.0)
+        weights = [place(6, builder.add(w0, LONG(taps * ky))) for ky in range(taps)]
+        sources = [place(0, builder.add(x0, builder.mul(x_step, LONG(v)))) for v in range(vectors)]
+        targets = [place(0, builder.add(s0, builder.mul(s_step, LONG(v)))) for v in range(vectors)]
+        nears, fars = place(12, near), place(12, far)
+        steps = builder.add(rows, LONG(taps - 1))
 
         before = builder.block
         loop, writing, following, end = (builder.append_basic_block(f"down.{name}") for name in "abcd")
         builder.branch(loop)
         builder.position_at_end(loop)
-        i = builder.phi(_LONG)
-        old = [[builder.phi(lanes) for _ in range(vectors)] for _ in range(taps - 1)]
+        i = builder.phi(LONG)
+        old = [[builder.phi(FLOATS.llvm) for _ in range(vectors)] for _ in range(taps - 1)]
         for start, step in ((nears, out_row), (fars, far_row)):  # what this band writes and what the next one reads
             for v in range(vectors):
-                line = builder.gep(start, [builder.add(builder.mul(i, step), _LONG(v * WIDTH))])
-                builder.call(fetch, [builder.bitcast(line, byte), _WORD(0), _WORD(2), _WORD(1)])
+                line = offset(builder, start, builder.add(builder.mul(i, step), LONG(v * WIDTH)))
+                emit_prefetch(builder, line, locality=2)
         # Sums by age: the first ones see their last row now.
         sums, at = [*old, [zeros] * vectors], builder.mul(i, row)
 
         def add_tap(kx, at, sums):
-            values = []
-            for source in sources:
-                value = builder.load(builder.bitcast(builder.gep(source, [at]), lanes.as_pointer()))
-                value.align = 4
-                values.append(value)
+            values = [emit_load(builder, offset(builder, source, at), FLOATS.llvm) for source in sources]
             results = []
             for age in range(taps):
-                weight = builder.load(builder.gep(weights[taps - 1 - age], [kx]))
-                first = builder.insert_element(ir.Constant(lanes, ir.Undefined), weight, _WORD(0))
-                spread = builder.shuffle_vector(first, ir.Constant(lanes, ir.Undefined), none)
-                results.append([builder.call(multiply_add, [spread, values[v], sums[age][v]]) for v in range(vectors)])
+                weight = emit_load(builder, offset(builder, weights[taps - 1 - age], kx))
+                spread = emit_splat(builder, weight, FLOATS.llvm)
+                results.append([emit_fma(builder, spread, values[v], sums[age][v]) for v in range(vectors)])
             return results
 
         if taps == 3:
             for kx in range(taps):
-                sums = add_tap(_LONG(kx), at, sums)
+                sums = add_tap(LONG(kx), at, sums)
                 at = builder.add(at, dx)
         else:  # more taps at once do not fit in the registers; LLVM unrolls loops whose end it knows
             inner, after = builder.append_basic_block("down.taps"), builder.append_basic_block("down.after")
             builder.branch(inner)
             builder.position_at_end(inner)
-            phis = [builder.phi(_LONG), builder.phi(_LONG), *(builder.phi(lanes) for _ in range(taps * vectors))]
-            started = [_LONG(0), at, *(v for age in sums for v in age)]
+            phis = [builder.phi(LONG), builder.phi(LONG), *(builder.phi(FLOATS.llvm) for _ in range(taps * vectors))]
+            started = [LONG(0), at, *(v for age in sums for v in age)]
             grouped = [phis[2 + age * vectors : 2 + (age + 1) * vectors] for age in range(taps)]
             sums = add_tap(phis[0], phis[1], grouped)
-            going = [builder.add(phis[0], _LONG(1)), builder.add(phis[1], dx), *(v for age in sums for v in age)]
+            going = [builder.add(phis[0], LONG(1)), builder.add(phis[1], dx), *(v for age in sums for v in age)]
             for phi, value, other in zip(phis, started, going, strict=True):
                 phi.add_incoming(value, loop)
                 phi.add_incoming(other, inner)
             builder.cbranch(builder.icmp_signed("<", going[0], kw), inner, after)
             builder.position_at_end(after)
-        done = builder.sub(i, _LONG(taps - 1))
-        builder.cbranch(builder.icmp_signed(">=", done, _LONG(0)), writing, following)
+        done = builder.sub(i, LONG(taps - 1))
+        builder.cbranch(builder.icmp_signed(">=", done, LONG(0)), writing, following)
         builder.position_at_end(writing)
         for v in range(vectors):
-            target = builder.gep(targets[v], [builder.mul(done, out_row)])
-            builder.store(sums[0][v], builder.bitcast(target, lanes.as_pointer())).align = 4
+            emit_store(builder, sums[0][v], offset(builder, targets[v], builder.mul(done, out_row)))
         builder.branch(following)
         builder.position_at_end(following)
-        next_i = builder.add(i, _LONG(1))
-        i.add_incoming(_LONG(0), before)
+        next_i = builder.add(i, LONG(1))
+        i.add_incoming(LONG(0), before)
         i.add_incoming(next_i, following)
         for age in range(taps - 1):
             for v in range(vectors):
@@ -120,13 +111,12 @@ def _downwards(taps, vectors):
         builder.position_at_end(end)
         return context.get_dummy_value()
 
-    n = types.intp
+    n = POSITION
 
-    @intrinsic
     def down(context, x, x0, x_step, row, kw, dx, w, w0, s0, s_step, out_row, rows, data, near, far, far_row):
         return types.void(x, n, n, n, n, n, w, n, n, n, n, n, data, n, n, n), emit
 
-    return twin if config.DISABLE_JIT else down
+    return compiled_or(reference, down)
 
 
 # (x, x0, x_step, row, kw, dx, w, w0, s0, s_step, out_row, rows, data, near, far, far_row): for vector v and row i
@@ -159,29 +149,63 @@ def _copy_rows(source, x, row, rows, n, step, target, to, pitch):
                 target[out + j] = source[at + j * step]
 
 
+# Images of height x width pixels, padded by ``top`` rows above and ``left`` columns on the left, are cut in bands of
+# output rows. index[table:] has the phases (py, px, first, last): pixel (i, j) of a phase is pixel
+# (i * stride_y + py, j * stride_x + px) of the padded image, inside of the image for columns first <= j < last.
+DEPTHWISE = Arguments(
+    end=EPILOGUE,
+    x=DATA,
+    image_step=SIZE,
+    channel_step=SIZE,
+    row_step=SIZE,
+    height=SIZE,
+    top=SIZE,
+    left=SIZE,
+    stride_y=SIZE,
+    stride_x=SIZE,
+    phases=SIZE,
+    table=INDEX,
+    plane=SIZE,  # floats of a phase in scratch
+    shifts=INDEX,  # of the taps
+    taps=SIZE,
+    filters=CONST,  # (channels, taps)
+    channels=SIZE,
+    batch=SIZE,
+    band=SIZE,  # output rows
+    extra=SIZE,  # rows of a phase that a band needs beside its own
+    pitch=SIZE,  # distance of the rows of a phase
+    out_height=SIZE,
+    out_width=SIZE,
+    image=SIZE,  # positions of an output image
+    per_task=SIZE,  # channels
+    down=SIZE,  # rows of the kernel if columns of outputs are summed downwards, or 0
+    dilation_x=SIZE,
+    sums=SCRATCH,  # of a band; the phases are before them
+)
+
+
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def _fill_planes(x, y, rows, g, data, index, scratch):
     # OUT scratch: the padded input of output rows y .. y + rows; data from x: an image
-    band, pitch, out_height, height, top, left = g[8], g[9], g[14], g[23], g[25], g[26]
-    sy, sx, phases, table, plane, row_step, extra = g[27], g[28], g[29], g[30], g[31], g[34], g[35]
-    for phase in range(phases):
-        at = table + 4 * phase
+    pitch, height, sy, sx, extra = g.pitch, g.height, g.stride_y, g.stride_x, g.extra
+    for phase in range(g.phases):
+        at = g.table + 4 * phase
         py, px, first, last = index[at], index[at + 1], index[at + 2], index[at + 3]
         # Phase rows low .. high lie in the image.
-        begin = y * sy + py - top
+        begin = y * sy + py - g.top
         low, high = max(-begin, 0), max(min(height - begin, rows + extra), 0)
         if sy > 1:
             low, high = (low + sy - 1) // sy, max(min((height - 1 - begin) // sy + 1, rows + extra), 0)
         low = min(low, rows + extra)
         high = max(high, low)
-        to, n = phase * plane + first, last - first
-        if band < out_height:  # else the rows outside have never been written
+        to, n = phase * g.plane + first, last - first
+        if g.band < g.out_height:  # else the rows outside have never been written
             for i in range(low):
                 scratch[to + i * pitch : to + i * pitch + n] = np.float32(0)
             for i in range(high, rows + extra):
                 scratch[to + i * pitch : to + i * pitch + n] = np.float32(0)
-        at = x + (begin + low * sy) * row_step + px + first * sx - left
-        _copy_rows(data, at, sy * row_step, high - low, n, sx, scratch, to + low * pitch, pitch)
+        at = x + (begin + low * sy) * g.row_step + px + first * sx - g.left
+        _copy_rows(data, at, sy * g.row_step, high - low, n, sx, scratch, to + low * pitch, pitch)
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
@@ -219,31 +243,32 @@ def _sum_taps(scratch, n, const, weight, taps, index, shifts, sums, data, near, 
         store(scratch, s + 3 * WIDTH, a3)
 
 
+@step(DEPTHWISE)
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def depthwise(task, g, data, const, codes, index, scratch):
-    # IN data: images of g[23] x g[24] pixels, padded by g[25] rows above and g[26] columns on the left; at g[0], images
-    # g[1] apart, channels g[2], rows g[34]; g[7] images of g[6] channels, g[32] channels a task
-    # IN const from g[5]: weights (channels, g[4] taps); index from g[3]: shifts of the taps; from g[30]: g[29] phases
-    # (py, px, first, last): phase pixel (i, j) is the padded input's (i * g[27] + py, j * g[28] + px), inside for
-    # columns first <= j < last
-    # OUT fields 11-13 and 15-22 as in a layer step, g[14] rows of g[10] columns; g[8] rows a band, which needs g[35]
-    # more of its phases, whose rows are g[9] apart
-    # g[36] rows of the kernel if columns of outputs are summed downwards (taps g[37] apart), or 0
-    # scratch: phases of g[31] floats, sums of a band from g[33]
-    shifts, taps, batch, band, pitch, width, out_height = g[3], g[4], g[7], g[8], g[9], g[10], g[14]
-    sums, row, kh, dx = g[33], g[34], g[36], g[37]
+    # Scratch: the phases, then the sums of a band
+    shifts, taps, batch, band, pitch, width, out_height = (
+        g.shifts,
+        g.taps,
+        g.batch,
+        g.band,
+        g.pitch,
+        g.out_width,
+        g.out_height,
+    )
+    sums, row, kh, dx, e = g.sums, g.row_step, g.down, g.dilation_x, g.end
     vectors = (width + WIDTH - 1) // WIDTH
     zero = splat(np.float32(0))
     for i in range(0, sums, WIDTH):
         store(scratch, i, zero)
-    for u in range(task * g[32] * batch, min((task + 1) * g[32], g[6]) * batch):
+    for u in range(task * g.per_task * batch, min((task + 1) * g.per_task, g.channels) * batch):
         c = u // batch
         b = u - c * batch
-        x, w = g[0] + c * g[2] + b * g[1], g[5] + c * taps
+        x, w = g.x + c * g.channel_step + b * g.image_step, g.filters + c * taps
         for y in range(0, out_height, band):
             rows = min(band, out_height - y)
-            at = b * g[13] + y * width
-            near, far = g[11] + c * g[12] + at, x + (y + rows) * g[27] * row
+            at = b * g.image + y * width
+            near, far = e.out + c * e.out_step + at, x + (y + rows) * g.stride_y * row
             _fill_planes(x, y, rows, g, data, index, scratch)
             if kh == 0:
                 _sum_taps(scratch, rows * pitch, const, w, taps, index, shifts, sums, data, near, far)
@@ -282,5 +307,5 @@ def depthwise(task, g, data, const, codes, index, scratch):
             done = 0
             while done < rows * width:
                 n = min(run, rows * width - done)
-                finish_rows(scratch, sums + done // run * step, 0, 1, c, at + done, n, g, data, const)
+                finish_rows(scratch, sums + done // run * step, 0, 1, c, at + done, n, e, data, const)
                 done += run

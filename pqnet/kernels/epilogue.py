@@ -3,24 +3,54 @@
 import numpy as np
 from numba import njit
 
+from pqnet.kernels.abi import CONST, DATA, INDEX, MAYBE_CONST, MAYBE_DATA, SIZE, Arguments
 from pqnet.kernels.activation import activate_row
 from pqnet.kernels.simd import WIDTH, add, fma, load, load_head, maximum, minimum, splat, store, store_head
 
+# Sums over windows of the input, one for each output and position. Number i of the window of group g, image b, row y and
+# column j is data[x + g * group_step + b * image_step + y * pitch + j + index[offsets + i]]; a window has ``reduction``
+# of them, a group ``outputs`` outputs, an image ``image`` positions in rows of ``width``.
+WINDOWS = Arguments(
+    x=DATA,
+    image_step=SIZE,
+    group_step=SIZE,
+    offsets=INDEX,
+    reduction=SIZE,
+    outputs=SIZE,
+    groups=SIZE,
+    batch=SIZE,
+    pitch=SIZE,
+    width=SIZE,
+    image=SIZE,
+)
+
+# Outputs lie ``out_step`` apart, their positions side by side. Scale and shift have one number for each output, the
+# residual has the positions of the output side by side, too. ``activation`` is a kind of `kernels.activation`, 0: none.
+EPILOGUE = Arguments(
+    out=DATA,
+    out_step=SIZE,
+    scale=MAYBE_CONST,
+    shift=MAYBE_CONST,
+    residual=MAYBE_DATA,
+    residual_step=SIZE,
+    activation=SIZE,
+    parameters=CONST,
+)
+
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
-def finish_rows(sums, s, step, rows, o, at, n, g, data, const):
-    # IN sums (.,) f4: rows x n sums, rows ``step`` apart from s, of outputs o.. at dense positions at .. at + n
-    # IN g: fields 11, 12 and 15-22 of a layer step; OUT data: the rows of these outputs, nothing beside them
-    out, out_step, scale_at, shift_at = g[11], g[12], g[15], g[16]
-    residual, residual_step, kind, parameters = g[17], g[18], g[21], g[22]
+def finish_rows(sums, s, step, rows, o, at, n, e, data, const):
+    # IN sums (.,) f4: rows x n sums, rows ``step`` apart from s, of outputs o.. at positions at .. at + n
+    # IN e: an EPILOGUE; OUT data: the rows of these outputs, nothing beside them
+    kind, parameters, residual = e.activation, e.parameters, e.residual
     low = splat(np.float32(-np.inf) if kind not in (1, 2) else const[parameters] if kind == 2 else np.float32(0))
     high = splat(const[parameters + 1] if kind == 2 else np.float32(np.inf))
     for r in range(rows):
-        target = out + (o + r) * out_step + at
-        scale = splat(const[scale_at + o + r] if scale_at >= 0 else np.float32(1))
-        shift = splat(const[shift_at + o + r] if shift_at >= 0 else np.float32(0))
+        target = e.out + (o + r) * e.out_step + at
+        scale = splat(const[e.scale + o + r] if e.scale >= 0 else np.float32(1))
+        shift = splat(const[e.shift + o + r] if e.shift >= 0 else np.float32(0))
         c = s + r * step
-        beside = residual + (o + r) * residual_step + at
+        beside = residual + (o + r) * e.residual_step + at
         for j in range(0, n, WIDTH):
             v = fma(load(sums, c + j), scale, shift)
             left = n - j
@@ -33,17 +63,3 @@ def finish_rows(sums, s, step, rows, o, at, n, g, data, const):
                 store_head(data, target + j, v, left)
         if kind > 2:
             activate_row(kind, data, target, n, const, parameters)
-
-
-@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
-def finish_tile(sums, s, step, rows, o, b, q, n, g, data, const):
-    # IN sums: rows x n sums, rows ``step`` apart, of outputs o.. at flat positions q.. of image b, junk columns and all
-    pitch, width, image = g[9], g[10], g[13]
-    p = q
-    while p < q + n:
-        y = p // pitch
-        column = p - y * pitch
-        if column < width:
-            count = min(width - column, q + n - p)
-            finish_rows(sums, s + p - q, step, rows, o, b * image + y * width + column, count, g, data, const)
-        p = (y + 1) * pitch

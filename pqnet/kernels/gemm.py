@@ -8,7 +8,8 @@ weight never exists as a whole. Each sum runs over the pieces in their order, wh
 import numpy as np
 from numba import njit
 
-from pqnet.kernels.epilogue import finish_rows
+from pqnet.kernels.abi import CONST, MAYBE_CODES, SCRATCH, SIZE, Arguments, step
+from pqnet.kernels.epilogue import EPILOGUE, WINDOWS, finish_rows
 from pqnet.kernels.simd import (
     WIDTH,
     copy4,
@@ -25,7 +26,7 @@ from pqnet.kernels.simd import (
 from pqnet.kernels.tile import LANES, ROWS, multiply_1, multiply_2, multiply_3
 
 AHEAD = 4
-FEW = WIDTH // 3  # positions that dot products compute faster than a vector
+DOT_POSITIONS = WIDTH // 3  # positions that dot products compute faster than a vector
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
@@ -132,25 +133,49 @@ def _dots(a, a0, row_step, x, x0, column_step, columns, k, sums, s, step, fresh)
                 sums[place] = total if fresh else sums[place] + total
 
 
+# A weight is dense (const[weight:], a row of ``reduction`` numbers for each output), or its codes are at codes[codes:]
+# and const[weight:] has the codewords.
+WEIGHT = Arguments(
+    codes=MAYBE_CODES,
+    weight=CONST,
+    d=SIZE,
+    stride=SIZE,  # of codewords
+    code_bytes=SIZE,
+    code_row=SIZE,  # bytes of the codes of an output
+)
+
+GEMM = Arguments(
+    layer=WINDOWS,
+    end=EPILOGUE,
+    weight=WEIGHT,
+    piece=SIZE,  # of the reduction, a multiple of d
+    o_block=SIZE,  # outputs a task, a multiple of ROWS
+    tiles=SIZE,  # of LANES positions a task
+    o_tasks=SIZE,  # tasks along the outputs of a group
+    positions=SIZE,  # of all images
+    q_tasks=SIZE,  # tasks along the positions
+    panel=SCRATCH,  # the decoded weight
+    sums=SCRATCH,
+    column=SCRATCH,  # positions that dot products compute
+)
+
+
+@step(GEMM)
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def gemm(task, g, data, const, codes, index, scratch):
-    # A layer step (fields 0-22). 24 codes offset or -1: dense weight; 25 codebook or dense weight, 26 d, 27 codeword
-    # stride, 28 bytes a code, 29 bytes a row of codes, 30 length of a piece of the reduction (a multiple of d),
-    # 31 outputs a task (a multiple of ROWS), 32 tiles a task, 33 tasks along the outputs of a group, 34 positions in
-    # all, 35 tasks along the positions, 36 scratch: panel, 37 scratch: sums, 38 scratch: column
-    x, xb, xg, i0, k, outputs = g[0], g[1], g[2], g[3], g[4], g[5]
-    pitch, width, image = g[9], g[10], g[13]
-    first_code, weight, d, stride, code_bytes, code_row = g[24], g[25], g[26], g[27], g[28], g[29]
-    piece, o_block, tiles, o_tasks, positions, q_tasks = g[30], g[31], g[32], g[33], g[34], g[35]
-    panel, sums, column = g[36], g[37], g[38]
-    group = task // (o_tasks * q_tasks)
-    rest = task - group * o_tasks * q_tasks
-    o_first = rest % o_tasks * o_block
-    o_last = min(o_first + o_block, outputs)
+    layer, w = g.layer, g.weight
+    xb, i0, k, outputs = layer.image_step, layer.offsets, layer.reduction, layer.outputs
+    pitch, width, image = layer.pitch, layer.width, layer.image
+    first_code, weight, d, stride, code_bytes, code_row = w.codes, w.weight, w.d, w.stride, w.code_bytes, w.code_row
+    piece, tiles, o_tasks, panel, sums, column = g.piece, g.tiles, g.o_tasks, g.panel, g.sums, g.column
+    group = task // (o_tasks * g.q_tasks)
+    rest = task - group * o_tasks * g.q_tasks
+    o_first = rest % o_tasks * g.o_block
+    o_last = min(o_first + g.o_block, outputs)
     p_first = rest // o_tasks * tiles * LANES
-    p_last = min(p_first + tiles * LANES, positions)
+    p_last = min(p_first + tiles * LANES, g.positions)
     n_tiles = (p_last - p_first + LANES - 1) // LANES
-    x += group * xg
+    x = layer.x + group * layer.group_step
     row_step = piece + 16
     for k_first in range(0, max(k, 1), piece):
         rows = min(piece, k - k_first)
@@ -159,7 +184,7 @@ def gemm(task, g, data, const, codes, index, scratch):
         pack(x, xb, image, pitch, width, p_first, n, rows, i0 + k_first, index, data, scratch, 0, piece * LANES + LANES)
         # A last vector of few positions costs less as dot products: planes of 7 x 7 and 14 x 14 leave 1 and 4.
         few = (p_last - p_first) % WIDTH
-        few = few if few <= FEW else 0
+        few = few if few <= DOT_POSITIONS else 0
         for c in range(few):
             at = (n_tiles - 1) * (piece + 1) * LANES + (p_last - p_first - few - (n_tiles - 1) * LANES) + c
             for i in range(rows):
@@ -204,4 +229,4 @@ def gemm(task, g, data, const, codes, index, scratch):
                 if last_piece:
                     used = min(ROWS, o_last - o)
                     n = min(LANES, p_last - p)
-                    finish_rows(scratch, s, LANES, used, group * outputs + o, p, n, g, data, const)
+                    finish_rows(scratch, s, LANES, used, group * outputs + o, p, n, g.end, data, const)

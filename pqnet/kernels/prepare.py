@@ -3,32 +3,54 @@
 import numpy as np
 from numba import njit
 
+from pqnet.kernels.abi import DATA, INDEX, SIZE, Arguments, step
 from pqnet.kernels.simd import WIDTH, keep, load, load_even, splat, store, store_head
 
 
+# Images of height x width pixels, rows, channels and images ``row_step``, ``channel_step`` and ``image_step`` apart, are
+# padded by ``top`` rows above and ``left`` columns on the left. Pixel (i, j) of phase (py, px) of the result is pixel
+# (i * stride_y + py, j * stride_x + px) of the padded image; index[table:] has the pairs (py, px).
+PREPARE = Arguments(
+    x=DATA,
+    out=DATA,  # [channel][image][phase][rows][columns]
+    channel_step=SIZE,
+    image_step=SIZE,
+    row_step=SIZE,
+    height=SIZE,
+    width=SIZE,
+    rows=SIZE,
+    columns=SIZE,
+    top=SIZE,
+    left=SIZE,
+    stride_y=SIZE,
+    stride_x=SIZE,
+    batch=SIZE,
+    phases=SIZE,
+    table=INDEX,
+    channels=SIZE,
+    per_task=SIZE,  # channels
+)
+
+
+@step(PREPARE)
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def prepare(task, g, data, const, codes, index, scratch):
-    # IN data: images of g[4] x g[5] pixels, channels g[2] apart, images g[3] apart, rows g[6] apart
-    # IN index from g[15]: g[14] pairs (py, px), the phases that some tap needs
-    # OUT data from g[1]: [channel][image][phase][g[7] rows][g[8] columns]; pixel (i, j) of phase (py, px) is the padded
-    # input's pixel (i * g[11] + py, j * g[12] + px), padded by g[9] rows above and g[10] columns on the left
-    x, out, channel, image, height, width, row = g[0], g[1], g[2], g[3], g[4], g[5], g[6]
-    rows, columns, top, left, sy, sx, batch, phases, table = g[7], g[8], g[9], g[10], g[11], g[12], g[13], g[14], g[15]
-    channels, per_task = g[16], g[17]
+    rows, columns, phases, sy, sx, left = g.rows, g.columns, g.phases, g.stride_y, g.stride_x, g.left
     zero = splat(np.float32(0))
-    for c in range(task * per_task, min((task + 1) * per_task, channels)):
-        end = out + (c + 1) * batch * phases * rows * columns
-        to = out + c * batch * phases * rows * columns
-        for b in range(batch):
+    size = g.batch * phases * rows * columns
+    for c in range(task * g.per_task, min((task + 1) * g.per_task, g.channels)):
+        to = g.out + c * size
+        end = to + size
+        for b in range(g.batch):
             for phase in range(phases):
-                py, px = index[table + 2 * phase], index[table + 2 * phase + 1]
+                py, px = index[g.table + 2 * phase], index[g.table + 2 * phase + 1]
                 # Columns first .. last come from the image, the others are padding.
                 first = max(-((px - left) // sx), 0)
-                last = min((width - 1 - (px - left)) // sx + 1, columns)
+                last = min((g.width - 1 - (px - left)) // sx + 1, columns)
                 for i in range(rows):
-                    y = i * sy + py - top
-                    inside = 0 <= y < height
-                    start = x + c * channel + b * image + y * row + px - left
+                    y = i * sy + py - g.top
+                    inside = 0 <= y < g.height
+                    start = g.x + c * g.channel_step + b * g.image_step + y * g.row_step + px - left
                     for j in range(0, columns, WIDTH):
                         v = zero
                         if inside and sx <= 2:

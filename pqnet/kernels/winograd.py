@@ -11,7 +11,9 @@ Codewords of channels are transformed after decoding, d channels at a time.
 import numpy as np
 from numba import njit
 
-from pqnet.kernels.epilogue import finish_rows
+from pqnet.kernels.abi import FLAG, SCRATCH, SIZE, Arguments, step
+from pqnet.kernels.epilogue import EPILOGUE, WINDOWS, finish_rows
+from pqnet.kernels.gemm import WEIGHT
 from pqnet.kernels.simd import (
     WIDTH,
     add,
@@ -29,7 +31,7 @@ from pqnet.kernels.simd import (
 )
 from pqnet.kernels.tile import LANES, ROWS, multiply_1, multiply_2, multiply_3
 
-FEW = WIDTH // 8  # patches that are computed one by one
+SINGLE_PATCHES = WIDTH // 8  # patches that are computed one by one
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
@@ -165,9 +167,9 @@ def _decode_channel(codes, first, tap, n, wide, const, book, step, d, target, to
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
-def _finish(sums, s, rows, o, p, n, high, across, stage, g, data, const):
+def _finish(sums, s, rows, o, p, n, height, width, high, across, stage, e, data, const):
     # A' m A of patches p .. p + n for ``rows`` outputs: number xi of row r at s + (xi * ROWS + r) * LANES
-    height, width, image = g[39], g[10], g[13]
+    image = height * width
     first_image = p // (high * across)
     first_row = (p - first_image * high * across) // across
     first_column = p - (first_image * high + first_row) * across
@@ -194,9 +196,9 @@ def _finish(sums, s, rows, o, p, n, high, across, stage, g, data, const):
                 store_zipped(sums, below + 2 * j, add(add(v0, v1), v2), subtract(subtract(v1, v2), v3))
             pixels = min(2 * count, width - 2 * tx)
             at = b * image + 2 * ty * width + 2 * tx
-            finish_rows(sums, stage, 0, 1, o + r, at, pixels, g, data, const)
+            finish_rows(sums, stage, 0, 1, o + r, at, pixels, e, data, const)
             if 2 * ty + 1 < height:
-                finish_rows(sums, stage + 2 * LANES + 2 * WIDTH, 0, 1, o + r, at + width, pixels, g, data, const)
+                finish_rows(sums, stage + 2 * LANES + 2 * WIDTH, 0, 1, o + r, at + width, pixels, e, data, const)
             lane += count
             tx = 0
             ty += 1
@@ -237,19 +239,47 @@ def _one_patch(a, a0, row_step, number, k_step, x, x0, plane, k, rows, spare, su
             sums[at] = sums[spare + 16 * k + xi] + (sums[at] if more else np.float32(0))
 
 
+# On planes padded by `prepare` to whole patches. A dense weight is transformed: [output][number][channel].
+WINOGRAD = Arguments(
+    layer=WINDOWS,
+    end=EPILOGUE,
+    weight=WEIGHT,
+    channels=SIZE,
+    channel_step=SIZE,  # of the input
+    height=SIZE,  # of the output
+    piece=SIZE,  # channels of a piece of the sum
+    chunk=SIZE,  # channels of a panel
+    o_block=SIZE,  # outputs a task
+    o_tasks=SIZE,  # tasks along the outputs
+    patches=SIZE,  # of all images
+    high=SIZE,  # rows of patches of an image
+    across=SIZE,  # columns of patches
+    channel_layout=FLAG,  # else spatial
+    tiles=SIZE,  # of LANES patches a task
+    panel=SCRATCH,
+    sums=SCRATCH,
+    stage=SCRATCH,  # two rows of pixels
+    spare=SCRATCH,  # a patch
+)
+
+
+@step(WINOGRAD)
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def winograd(task, g, data, const, codes, index, scratch):
-    # A layer step (fields 0-22) on planes padded by ``prepare`` to whole patches. 24 codes offset or -1: dense weight,
-    # transformed, [output][number][channel]; 25 codebook or dense weight, 26 d, 27 codeword stride, 28 bytes a code,
-    # 29 bytes a row of codes, 30 channels a piece of the sum, 31 channels a panel, 32 outputs a task, 33 tasks along
-    # the outputs, 34 patches in all, 35 rows and 36 columns of patches, 37 layout: 1 channel, 0 spatial, 38 channel
-    # step of the input, 39 height of the output, 40 scratch: panel, 41 scratch: sums, 42 scratch: two rows of pixels,
-    # 43 tiles of LANES patches a task, 44 scratch: a patch
-    x, image, pitch, channels, outputs = g[0], g[1], g[9], g[23], g[5]
-    first_code, book, d, stride, wide, code_row = g[24], g[25], g[26], g[27], g[28] == 2, g[29]
-    piece, chunk, o_block, o_tasks, patches, high, across = g[30], g[31], g[32], g[33], g[34], g[35], g[36]
-    channel_layout, channel, panel, sums, stage = g[37] == 1, g[38], g[40], g[41], g[42]
-    tiles, spare = g[43], g[44]
+    layer, w = g.layer, g.weight
+    x, image, pitch, channels, outputs = layer.x, layer.image_step, layer.pitch, g.channels, layer.outputs
+    first_code, book, d, stride, wide, code_row = w.codes, w.weight, w.d, w.stride, w.code_bytes == 2, w.code_row
+    piece, chunk, o_block, o_tasks, patches, high, across = (
+        g.piece,
+        g.chunk,
+        g.o_block,
+        g.o_tasks,
+        g.patches,
+        g.high,
+        g.across,
+    )
+    channel_layout, channel, panel, sums, stage = g.channel_layout == 1, g.channel_step, g.panel, g.sums, g.stage
+    tiles, spare = g.tiles, g.spare
     p_first = task // o_tasks * tiles * LANES
     p_last = min(p_first + tiles * LANES, patches)
     o_first = task % o_tasks * o_block
@@ -299,7 +329,7 @@ def winograd(task, g, data, const, codes, index, scratch):
                             )
                 for p in range(p_first, p_last, LANES):
                     n, tile, more = p_last - p, (p - p_first) // LANES, np.int64(c > 0)
-                    if n % WIDTH <= FEW and n < LANES:  # planes of 14 x 14 leave one patch
+                    if n % WIDTH <= SINGLE_PATCHES and n < LANES:  # planes of 14 x 14 leave one patch
                         for i in range(n - n % WIDTH, n):
                             at = tile * 16 * plane + (c - c_first) * LANES + i
                             to = s + tile * 16 * ROWS * LANES + i
@@ -320,4 +350,4 @@ def winograd(task, g, data, const, codes, index, scratch):
                 for p in range(p_first, p_last, LANES):
                     to = s + (p - p_first) // LANES * 16 * ROWS * LANES
                     n = min(LANES, p_last - p)
-                    _finish(scratch, to, used, o, p, n, high, across, stage, g, data, const)
+                    _finish(scratch, to, used, o, p, n, g.height, layer.width, high, across, stage, g.end, data, const)

@@ -1,0 +1,98 @@
+"""The arguments of steps: every kernel declares their names once, kernels and programs use the same names.
+
+A step of a program is a kernel, a number of tasks and a record of int64 arguments. `Arguments` declares the fields of a
+record and what each of them is; a kernel reads them as ``g.name``, a program fills them by keyword. All kernels of steps
+take the same arrays:
+
+    kernel(task, g, data, const, codes, index, scratch)
+
+``data`` is the arena with the values of the network (float32; `pointers.longs` and the like see it as other types),
+``const`` float32 parameters, ``codes`` bytes, ``index`` int64 tables, ``scratch`` float32 memory of the thread.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numba import from_dtype, types
+from numba.core import config
+
+__all__ = [
+    *("CODES", "CONST", "DATA", "FLAG", "INDEX", "MAYBE_CODES", "MAYBE_CONST", "MAYBE_DATA", "SCRATCH", "SIZE"),
+    *("Arguments", "Kind", "StepKernel", "step"),
+]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What an argument is: an offset into an array of the kernel, counted in its elements, or a plain value."""
+
+    array: str = ""
+    optional: bool = False  # -1 stands for "there is none"
+
+
+SIZE, FLAG = Kind(), Kind()
+DATA, CONST, CODES, INDEX, SCRATCH = (Kind(name) for name in ("data", "const", "codes", "index", "scratch"))
+MAYBE_DATA, MAYBE_CONST, MAYBE_CODES = (Kind(name, optional=True) for name in ("data", "const", "codes"))
+
+
+class Arguments:
+    """Names and kinds of the arguments of a kernel; some may be a group, which is an `Arguments` of its own.
+
+    Examples
+    --------
+    >>> SCALE = Arguments(x=DATA, n=SIZE)
+    >>> [name for name, _, _ in SCALE.flat({"x": 16, "n": 3})]
+    ['x', 'n']
+    """
+
+    def __init__(self, **kinds: "Kind | Arguments") -> None:
+        self.kinds = kinds
+        fields = [(name, kind.dtype if isinstance(kind, Arguments) else np.int64) for name, kind in kinds.items()]
+        self.dtype = np.dtype(fields, align=True)
+
+    def flat(self, values: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Kind, Any]]:
+        """Yield name, kind and value of every argument in the order of the record; names must be those declared."""
+        if values.keys() != self.kinds.keys():
+            missing, unknown = self.kinds.keys() - values.keys(), values.keys() - self.kinds.keys()
+            raise TypeError(f"arguments {where or 'of a step'}: missing {sorted(missing)}, unknown {sorted(unknown)}")
+        for name, kind in self.kinds.items():
+            if isinstance(kind, Arguments):
+                yield from kind.flat(values[name], f"{where}{name}.")
+            else:
+                yield f"{where}{name}", kind, values[name]
+
+    def record(self, values: Mapping[str, Any]) -> Any:
+        """Return the record of integer values, as a kernel that is not compiled takes it, too."""
+        words = np.array([value for _, _, value in self.flat(values)], np.int64)
+        return words.view(np.dtype((np.record, self.dtype)))[0]
+
+
+class StepKernel:
+    """A kernel of steps and the arguments that it declares."""
+
+    def __init__(self, function: Any, arguments: Arguments) -> None:
+        self.function, self.arguments = function, arguments
+        self.name: str = function.__name__
+
+    def address(self) -> Any:
+        """Return what the driver calls the kernel by: the address of its machine code, compiled now if need be."""
+        if config.DISABLE_JIT:
+            return self.function
+        signature = signature_of(from_dtype(self.arguments.dtype))
+        if signature not in self.function.overloads:
+            self.function.compile(signature)
+        compiled = self.function.overloads[signature]
+        return compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
+
+
+def signature_of(record: Any) -> tuple[Any, ...]:
+    """Return the Numba types of a kernel's arguments, those of the step being of type ``record``."""
+    floats, longs = types.Array(types.float32, 1, "C"), types.Array(types.int64, 1, "C")
+    return types.intp, record, floats, floats, types.Array(types.uint8, 1, "C"), longs, floats
+
+
+def step(arguments: Arguments) -> Callable[[Any], StepKernel]:
+    """Declare the arguments of a kernel; stands above ``njit``."""
+    return lambda function: StepKernel(function, arguments)

@@ -1,0 +1,311 @@
+"""The driver: runs the steps of a program, on as many threads as call it with the same job.
+
+A step is a kernel (its address), a number of tasks and a record of arguments. Threads take tasks by an atomic increment
+of one word, ``step << 32 | next task``; whoever finishes the last task of a step opens the next. A thread that comes
+late or is put to sleep delays nobody as long as it holds no task, so no thread ever waits for one that has not started,
+and any number of callers and forks get along.
+
+A run is a job: one array of words with the state and the addresses of everything. Workers are threads in `serve_jobs`,
+each with a slot: callers post a job to the slots that are free, and withdraw it from those whose worker has not begun
+when the job is done. A worker looks for jobs for a while after the last one, for calls that follow each other, and then
+goes to sleep.
+
+While steps run, denormal numbers count as zero where the processor can do that: arithmetic on them would take a hundred
+times as long.
+"""
+
+import os
+import platform
+
+from llvmlite import ir
+from numba import carray, njit, types
+from numba.core import config
+
+from pqnet.kernels.abi import signature_of
+from pqnet.kernels.llvm import BYTE, INDEX, LONG, WORD, call, compiled_or, element, load
+
+COMPILED = not config.DISABLE_JIT
+
+# Words of a job. The state comes first: ticket and number of finished tasks, on cache lines of their own. Then the steps
+# to run, the number of all steps, the job's own address, the addresses of the arrays that describe the steps, address
+# and size of data and index, the size of a scratch, and from SCRATCH on the address of each thread's scratch.
+TICKET, DONE = 0, 16
+STATE_WORDS = 32
+(FIRST, LAST, STEPS, SELF, KERNELS, TASKS, RECORDS, DATA, DATA_SIZE, INDEX_AT, INDEX_SIZE, SCRATCH_SIZE, SCRATCH) = range(
+    STATE_WORDS, STATE_WORDS + 13
+)
+
+# Words of a worker's slot: what the worker does, the address of its job, the number of its scratch in the job, whether
+# the caller has yet to wake it.
+SLOT_WORDS = 16
+DOES, JOB, PLACE, WAKE = 0, 1, 2, 3
+ASLEEP, IDLE, TAKEN, POSTED, RUNNING = 0, 1, 2, 3, 4  # TAKEN: a caller is writing to the slot
+LEAVING = 2000  # looks at a worker that is about to leave a job
+
+# Offsets into ``const`` and ``codes`` are addresses counted in elements: these arrays begin at address 0 and have no
+# end, so that parameters lie wherever there is room and are never moved.
+EVERYTHING = 1 << 62
+_POINTER = signature_of(types.voidptr)
+
+
+def _call_reference(kernel, task, record, data, const, codes, index, scratch):
+    kernel(task, record, data, const, codes, index, scratch)
+
+
+def _call(context, kernel, task, record, data, const, codes, index, scratch):
+    def codegen(context, builder, signature, values):
+        kind = context.call_conv.get_function_type(types.void, _POINTER)
+        function = builder.inttoptr(values[0], kind.as_pointer())
+        record = builder.inttoptr(values[2], BYTE.as_pointer())
+        context.call_conv.call_function(builder, function, types.void, _POINTER, [values[1], record, *values[3:]])
+        return context.get_dummy_value()
+
+    return types.void(INDEX, INDEX, INDEX, *_POINTER[2:]), codegen
+
+
+def _fetch_add_reference(array, i, value):
+    before = array[i]
+    array[i] += value
+    return before
+
+
+def _fetch_add(context, array, i, value):
+    def codegen(context, builder, signature, values):
+        word = element(context, builder, signature, values, 0, values[1])
+        return builder.atomic_rmw("add", word, values[2], "seq_cst")
+
+    return types.int64(array, INDEX, types.int64), codegen
+
+
+def _load_word_reference(array, i):
+    return array[i]
+
+
+def _load_word(context, array, i):
+    def codegen(context, builder, signature, values):
+        return builder.load_atomic(element(context, builder, signature, values, 0, values[1]), "seq_cst", 8)
+
+    return types.int64(array, INDEX), codegen
+
+
+def _store_word_reference(array, i, value):
+    array[i] = value
+
+
+def _store_word(context, array, i, value):
+    def codegen(context, builder, signature, values):
+        word = element(context, builder, signature, values, 0, values[1])
+        builder.store_atomic(values[2], word, "seq_cst", 8)
+        return context.get_dummy_value()
+
+    return types.void(array, INDEX, types.int64), codegen
+
+
+def _swap_word_reference(array, i, before, after):
+    if array[i] != before:
+        return False
+    array[i] = after
+    return True
+
+
+def _swap_word(context, array, i, before, after):
+    def codegen(context, builder, signature, values):
+        word = element(context, builder, signature, values, 0, values[1])
+        return builder.extract_value(builder.cmpxchg(word, values[2], values[3], "seq_cst", "seq_cst"), 1)
+
+    return types.boolean(array, INDEX, types.int64, types.int64), codegen
+
+
+X86 = platform.machine() in ("x86_64", "AMD64")
+
+
+def _nothing():
+    pass
+
+
+def _pause(context):
+    def codegen(context, builder, signature, values):
+        if X86:
+            call(builder, "llvm.x86.sse2.pause", ir.VoidType())
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+def _give_way(context):
+    def codegen(context, builder, signature, values):
+        call(builder, "SwitchToThread" if os.name == "nt" else "sched_yield", WORD)
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+FLUSH_DENORMALS = 0x8040  # of the control register of SSE: results and operands
+
+
+def _control_register():
+    return 0
+
+
+def _get_control_register(context):
+    def codegen(context, builder, signature, values):
+        if not X86:
+            return LONG(0)
+        word = builder.alloca(WORD)
+        call(builder, "llvm.x86.sse.stmxcsr", ir.VoidType(), builder.bitcast(word, BYTE.as_pointer()))
+        return builder.zext(load(builder, word), LONG)
+
+    return types.int64(), codegen
+
+
+def _ignore(value):
+    pass
+
+
+def _set_control_register(context, value):
+    def codegen(context, builder, signature, values):
+        if X86:
+            word = builder.alloca(WORD)
+            builder.store(builder.trunc(values[0], WORD), word)
+            call(builder, "llvm.x86.sse.ldmxcsr", ir.VoidType(), builder.bitcast(word, BYTE.as_pointer()))
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
+
+
+def _pointer_to(kind):
+    def pointer(context, address):
+        def codegen(context, builder, signature, values):
+            return builder.inttoptr(values[0], context.get_value_type(signature.return_type))
+
+        return types.CPointer(kind)(INDEX), codegen
+
+    return compiled_or(_ignore, pointer)
+
+
+call_kernel = compiled_or(_call_reference, _call)
+fetch_add = compiled_or(_fetch_add_reference, _fetch_add)
+load_word, store_word = compiled_or(_load_word_reference, _load_word), compiled_or(_store_word_reference, _store_word)
+swap_word = compiled_or(_swap_word_reference, _swap_word)
+pause = compiled_or(_nothing, _pause)  # leaves the core's units to others for some cycles
+give_way = compiled_or(_nothing, _give_way)  # lets another thread have the core
+get_control_register = compiled_or(_control_register, _get_control_register)
+set_control_register = compiled_or(_ignore, _set_control_register)
+_longs, _floats, _bytes = (_pointer_to(kind) for kind in (types.int64, types.float32, types.uint8))
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def run_steps(kernels, tasks, records, last, data, const, codes, index, scratch, state):
+    # IN kernels (S,): addresses; tasks (S,) i8 >= 1; records (S,): addresses; steps state[TICKET] >> 32 .. last are run
+    # INOUT state (STATE_WORDS,) i8, shared by the threads; scratch (.,) f4, each thread's own
+    waited = 0
+    while True:
+        step = load_word(state, TICKET) >> 32
+        if step >= last:
+            return
+        if load_word(state, TICKET) & 0xFFFFFFFF < tasks[step]:
+            ticket = fetch_add(state, TICKET, 1)
+            step = ticket >> 32
+            task = ticket & 0xFFFFFFFF
+            if step < last and task < tasks[step]:
+                call_kernel(kernels[step], task, records[step], data, const, codes, index, scratch)
+                if fetch_add(state, DONE, 1) + 1 == tasks[step]:
+                    store_word(state, DONE, 0)
+                    store_word(state, TICKET, (step + 1) << 32)
+                waited = 0
+                continue
+        waited += 1
+        pause()
+        if waited > 200:
+            give_way()
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _work(address, place):
+    # IN address of a job, place: number of this thread's scratch in it
+    job = carray(_longs(address), (SCRATCH + place + 1,))
+    steps = job[STEPS]
+    control = get_control_register()
+    set_control_register(control | FLUSH_DENORMALS)
+    run_steps(
+        carray(_longs(job[KERNELS]), (steps,)),
+        carray(_longs(job[TASKS]), (steps,)),
+        carray(_longs(job[RECORDS]), (steps,)),
+        job[LAST],
+        carray(_floats(job[DATA]), (job[DATA_SIZE],)),
+        carray(_floats(0), (EVERYTHING,)),
+        carray(_bytes(0), (EVERYTHING,)),
+        carray(_longs(job[INDEX_AT]), (job[INDEX_SIZE],)),
+        carray(_floats(job[SCRATCH + place]), (job[SCRATCH_SIZE],)),
+        job,
+    )
+    set_control_register(control)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _post(job, slots, workers, free, posted, extra):
+    # Post the job to workers that are ``free`` (IDLE or ASLEEP) until ``extra`` have it; returns how many have
+    for i in range(workers):
+        at = i * SLOT_WORDS
+        if posted < extra and load_word(slots, at + DOES) == free and swap_word(slots, at + DOES, free, TAKEN):
+            posted += 1
+            slots[at + JOB], slots[at + PLACE] = job[SELF], posted
+            if free == ASLEEP:
+                slots[at + WAKE] = 1
+            store_word(slots, at + DOES, POSTED)
+    return posted
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def finish_job(job, slots, workers):
+    # Run a job that is posted; returns whether a worker is still about to leave it
+    _work(job[SELF], 0)
+    late = False
+    for i in range(workers):
+        at = i * SLOT_WORDS
+        if slots[at + JOB] != job[SELF]:
+            continue
+        # If another caller has posted to the slot in the meantime, its job is withdrawn; that caller's own thread does
+        # the work alone.
+        swap_word(slots, at + DOES, POSTED, IDLE)
+        waited = 0
+        while load_word(slots, at + DOES) == RUNNING and slots[at + JOB] == job[SELF] and waited < LEAVING:
+            pause()
+            waited += 1
+        late |= waited == LEAVING
+    return late
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def run_job(job, slots, workers, extra):
+    # INOUT job, slots (workers * SLOT_WORDS,) i8. Returns 2 if the job has yet to be run, by `finish_job`, after workers
+    # have been woken; else it is done, and the result is that of `finish_job`
+    store_word(job, DONE, 0)
+    store_word(job, TICKET, job[FIRST] << 32)
+    posted = _post(job, slots, workers, IDLE, 0, extra)
+    if posted < extra and _post(job, slots, workers, ASLEEP, posted, extra) > posted:
+        return 2
+    return 1 if finish_job(job, slots, workers) else 0
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def serve_jobs(slots, worker, patience):
+    # Run the jobs that come to a slot, until none has come for ``patience`` looks
+    at = worker * SLOT_WORDS
+    waited = 0
+    while True:
+        if load_word(slots, at + DOES) == POSTED and swap_word(slots, at + DOES, POSTED, RUNNING):
+            _work(slots[at + JOB], slots[at + PLACE])
+            store_word(slots, at + DOES, IDLE)
+            waited = 0
+            continue
+        pause()
+        waited += 1
+        if waited > patience and swap_word(slots, at + DOES, IDLE, ASLEEP):
+            return
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def retire(slots, worker):
+    # Tell whether a worker was asleep; it will find no job when it wakes
+    return swap_word(slots, worker * SLOT_WORDS + DOES, ASLEEP, IDLE)
