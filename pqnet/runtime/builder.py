@@ -1,7 +1,7 @@
 """Building a program: steps, where their operands live, and the parameters that they read."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -10,24 +10,36 @@ import numpy as np
 from pqnet.codecs import Packed
 from pqnet.graph import Graph, Node
 from pqnet.graph.op import Info, get_op, resolve_attrs
-from pqnet.runtime.views import SLACK, Buffer, View
+from pqnet.kernels.abi import StepKernel
+from pqnet.runtime.memory import ITEMSIZE, Buffer, Piece, Store, View
 
-__all__ = ["LOWERINGS", "Builder", "Choose", "HostStep", "Step", "Store", "Upload", "aligned", "lowers"]
+__all__ = ["LOWERINGS", "Builder", "Choose", "HostStep", "Lowering", "Step", "Upload", "lowers"]
 
-Field = int | View
-LOWERINGS: dict[str, Callable[["Builder", Node, list[View]], View | tuple[View, ...] | None]] = {}
-
-
-# Picks one of the ways to run a layer; given the node, the shape of its input and the expected cost of each way.
+Argument = int | View
+# Picks one of the algorithms for a layer; given the node, the shape of its input and the expected cost of each.
 Choose = Callable[[Graph, Node, tuple[int, ...], Mapping[str, float]], str]
 
 
-def lowers(*ops: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register a function as the way to turn nodes of these operations into steps."""
+@dataclass(frozen=True)
+class Lowering:
+    """How nodes of an operation become steps.
+
+    ``emit(builder, node, views)`` returns the view of the result, a tuple of several, or None if NumPy has to compute
+    this node. Only nodes all of whose values are float32 are given to it, any if ``typed``.
+    """
+
+    emit: Callable[["Builder", Node, list[View]], View | tuple[View, ...] | None]
+    typed: bool
+
+
+LOWERINGS: dict[str, Lowering] = {}
+
+
+def lowers(*ops: str, typed: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register a function as the lowering of these operations."""
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        for op in ops:
-            LOWERINGS[op] = function
+        LOWERINGS.update(dict.fromkeys(ops, Lowering(function, typed)))
         return function
 
     return decorate
@@ -35,14 +47,16 @@ def lowers(*ops: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 @dataclass(eq=False)
 class Step:
-    """One kernel over ``tasks`` tasks; a View among the fields stands for its offset in the arena."""
+    """One kernel over ``tasks`` tasks; a View among the arguments stands for its position in the arena."""
 
-    kernel: Any
+    kernel: StepKernel
     label: str
     tasks: int
-    fields: Sequence[Field]
+    arguments: Mapping[str, Any]
+    reads: Sequence[View]
+    writes: Sequence[View]
     scratch: int = 0
-    way: str = ""
+    algorithm: str = ""
     nbytes: int = 0  # of the values and parameters that it reads and writes
 
 
@@ -62,64 +76,42 @@ class Upload:
     view: View
 
 
-class Pool:
-    """An array that grows: pieces by key, each on a cache line of its own."""
+class Table:
+    """The int64 tables of a program one behind another, equal ones once."""
 
-    def __init__(self, dtype: type[np.generic], align: int) -> None:
-        self.dtype, self.align = dtype, align
-        self.offsets: dict[Hashable, int] = {}
-        self.pieces: list[np.ndarray] = []
+    def __init__(self) -> None:
+        self.offsets: dict[bytes, int] = {}
+        self.parts: list[np.ndarray] = []
         self.size = 0
-        self._array: np.ndarray | None = None
 
-    def add(self, key: Hashable, make: Callable[[], Any]) -> int:
-        """Return the offset of the piece with this key; ``make`` gives it when it is new."""
+    def add(self, numbers: Any) -> int:
+        """Return the offset of a table."""
+        part = np.ascontiguousarray(numbers, np.int64).reshape(-1)
+        key = part.tobytes()
         if key not in self.offsets:
-            piece = np.ascontiguousarray(make(), self.dtype).reshape(-1)
             self.offsets[key] = self.size
-            self.pieces.append(piece)
-            self.size += -(-piece.size // self.align) * self.align
-            self._array = None
+            self.parts.append(part)
+            self.size += part.size
         return self.offsets[key]
 
     def array(self) -> np.ndarray:
-        """Return all pieces in one array on a 64-byte boundary, with slack behind."""
-        if self._array is None:
-            whole = aligned(self.size + SLACK, self.dtype)
-            at = 0
-            for piece in self.pieces:
-                whole[at : at + piece.size] = piece
-                at += -(-piece.size // self.align) * self.align
-            self._array, self.pieces = whole, [whole[: self.size]] if self.size else []
-        return self._array
-
-
-def aligned(size: int, dtype: type) -> np.ndarray:
-    """Return zeros on a 64-byte boundary."""
-    item = np.dtype(dtype).itemsize
-    raw: np.ndarray = np.zeros(size + 64 // item, dtype)
-    start = (-raw.ctypes.data % 64) // item
-    return raw[start : start + size]
-
-
-@dataclass
-class Store:
-    """The parameters of a model as kernels read them; shared by the programs of all input shapes."""
-
-    const: Pool = field(default_factory=lambda: Pool(np.float32, 16))
-    codes: Pool = field(default_factory=lambda: Pool(np.uint8, 64))
+        """Return all tables in one array, with slack behind."""
+        return np.concatenate([*self.parts, np.zeros(16, np.int64)])
 
 
 class Builder:
-    """Collects the steps of one graph at known sizes."""
+    """Collects the steps of one graph at known sizes, for one kind of arithmetic (``compute``)."""
 
-    def __init__(self, graph: Graph, symbols: Mapping[str, int], store: Store, choose: Choose) -> None:
-        self.graph, self.symbols, self.store, self.choose = graph, dict(symbols), store, choose
+    def __init__(
+        self, graph: Graph, symbols: Mapping[str, int], store: Store, choose: Choose, compute: str = "float32"
+    ) -> None:
+        self.graph, self.symbols, self.store, self.choose, self.compute = graph, dict(symbols), store, choose, compute
         self.infos = graph.infer_shapes(symbols)
         self.steps: list[Step | HostStep | Upload] = []
         self.buffers: list[Buffer] = []
         self.known: dict[str, np.ndarray] = {}  # values that do not depend on the inputs
-        self.index = Pool(np.int32, 16)
+        self.pieces: dict[int, Piece] = {}
+        self.index = Table()
         self._views: dict[str, View] = {}
         self._host: set[str] = set(graph.inputs)
         self._done: set[str] = set()
@@ -149,43 +141,53 @@ class Builder:
         return param.decode() if isinstance(param, Packed) else np.asarray(param, np.float32)
 
     def constant(self, key: Hashable, make: Callable[[], Any]) -> int:
-        """Return the offset of ``make()`` among the float parameters; cached by ``key``."""
-        return self.store.const.add(key, make)
+        """Return the offset of ``make()`` among the float parameters; ``key`` names all that it depends on."""
+        return self._piece(key, make, np.float32)
+
+    def numbers(self, *numbers: float) -> int:
+        """Return the offset of some numbers among the float parameters."""
+        array = np.array(numbers, np.float32)
+        return self.constant(("numbers", array.tobytes()), lambda: array)
 
     def code_bytes(self, key: Hashable, make: Callable[[], Any]) -> int:
-        """Return the offset of ``make()`` (uint8) among the codes; cached by ``key``."""
-        return self.store.codes.add(key, make)
+        """Return the offset of ``make()`` (uint8) among the codes; ``key`` names all that it depends on."""
+        return self._piece(key, make, np.uint8)
 
-    def indices(self, array: Any) -> int:
-        """Return the offset of an offset table."""
-        table = np.ascontiguousarray(array, np.int32)
-        return self.index.add(table.tobytes(), lambda: table)
+    def _piece(self, key: Hashable, make: Callable[[], Any], dtype: type[np.generic]) -> int:
+        piece = self.store.piece(key, make, dtype)
+        self.pieces[id(piece)] = piece
+        return piece.position
 
-    def new(self, shape: Sequence[int], order: Sequence[int] | None = None) -> View:
+    def table(self, numbers: Any) -> int:
+        """Return the offset of an int64 table."""
+        return self.index.add(numbers)
+
+    def new(self, shape: Sequence[int], order: Sequence[int] | None = None, dtype: str = "float32") -> View:
         """Return a new value, stored densely with its axes in ``order`` from outermost to innermost."""
         now = len(self.steps)
-        buffer = Buffer(max(prod(shape), 1), now, now)
+        buffer = Buffer(max(prod(shape), 1) * ITEMSIZE[dtype], now, now)
         self.buffers.append(buffer)
-        return View.dense_in(buffer, shape, range(len(shape)) if order is None else order)
+        return View.dense_in(buffer, shape, range(len(shape)) if order is None else order, dtype)
 
     def emit(
         self,
-        kernel: Any,
+        kernel: StepKernel,
         label: str,
         tasks: int,
-        fields: Sequence[Field],
+        arguments: Mapping[str, Any],
         *,
         reads: Sequence[View],
         writes: Sequence[View],
         scratch: int = 0,
-        way: str = "",
+        algorithm: str = "",
         stored: int = 0,
     ) -> None:
         """Append a step; ``scratch`` floats are needed by each thread, ``stored`` bytes of parameters are read."""
         for view in (*reads, *writes):
             view.buffer.last = max(view.buffer.last, len(self.steps))
-        nbytes = stored + 4 * sum(view.size for view in (*reads, *writes))
-        self.steps.append(Step(kernel, label, tasks, list(fields), scratch, way or kernel.__name__, nbytes))
+        nbytes = stored + sum(view.nbytes for view in (*reads, *writes))
+        step = Step(kernel, label, tasks, arguments, reads, writes, scratch, algorithm or kernel.name, nbytes)
+        self.steps.append(step)
 
     def users(self, value: str) -> list[Node]:
         """Return the nodes that read a value, once for each time they do."""
@@ -204,10 +206,10 @@ class Builder:
         return node.name in self._done
 
     def view(self, value: str) -> View:
-        """Return where a computed float32 value lives in the arena, putting it there if NumPy holds it."""
+        """Return where a computed value lives in the arena, putting it there if NumPy holds it."""
         if value not in self._views:
-            shape = self.infos[value].shape
-            view = self.new(shape, channel_major(len(shape)))
+            shape, dtype = self.infos[value]
+            view = self.new(shape, channel_major(len(shape)), dtype)
             self.steps.append(Upload(value, view))
             self._views[value] = view
         return self._views[value]

@@ -1,0 +1,313 @@
+"""A graph at known sizes as a program: compiled once for each input shape, then run without planning anything."""
+
+import os
+import statistics
+import time
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from pqnet.graph import Graph
+from pqnet.graph.op import Info
+from pqnet.kernels import driver
+from pqnet.kernels.abi import StepKernel
+from pqnet.runtime import lower as lower
+from pqnet.runtime.builder import LOWERINGS, Builder, Choose, HostStep, Step, Upload
+from pqnet.runtime.checks import check_step
+from pqnet.runtime.crew import crew
+from pqnet.runtime.execute import dense_param, evaluate_node, node_params
+from pqnet.runtime.memory import SLACK, Piece, Store, View, Workspace, place_buffers
+from pqnet.runtime.tuning import rule
+
+__all__ = ["Program", "Segment", "StepTime"]
+
+BLAS_OPS = ("attention", "conv2d", "conv_transpose2d", "linear", "matmul")
+
+
+class StepTime(NamedTuple):
+    """How long one step takes: what it computes, by which algorithm, and the bytes that it moves (0: unknown)."""
+
+    label: str
+    algorithm: str
+    seconds: float
+    nbytes: int
+
+
+class StepInfo(NamedTuple):
+    """What is known of a kernel step when it runs."""
+
+    kernel: StepKernel
+    label: str
+    algorithm: str
+    tasks: int
+    nbytes: int
+    scratch: int
+
+
+class Segment:
+    """Consecutive kernel steps in the form of the driver."""
+
+    def __init__(self, steps: Sequence[Step]) -> None:
+        self.steps = [StepInfo(s.kernel, s.label, s.algorithm, s.tasks, s.nbytes, s.scratch) for s in steps]
+        values = [
+            [v.position if isinstance(v, View) else v for _, _, v in s.kernel.arguments.flat(s.arguments)] for s in steps
+        ]
+        ends = np.cumsum([0, *map(len, values)])
+        self._words = np.array([v for each in values for v in each], np.int64)
+        addresses: list[Any] = [step.kernel.address() for step in steps]
+        if driver.COMPILED:
+            self.kernels: Any = np.array(addresses, np.int64)
+            self.records: Any = self._words.ctypes.data + 8 * ends[:-1]
+        else:
+            self.kernels, self.records = addresses, [self.record(i, *ends[i : i + 2]) for i in range(len(steps))]
+        self.tasks = np.array([step.tasks for step in steps], np.int64)
+
+    def record(self, i: int, first: int, last: int) -> Any:
+        """Return the arguments of step ``i``, words ``first`` to ``last``, as a kernel that is not compiled takes them."""
+        return self._words[first:last].view(np.dtype((np.record, self.steps[i].kernel.arguments.dtype)))[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arguments."""
+        return self._words.nbytes
+
+
+class Everything:
+    """All pieces of a program as one array that begins at address 0, for kernels that are not compiled."""
+
+    def __init__(self, pieces: Sequence[Piece], dtype: type[np.generic]) -> None:
+        self.pieces = sorted((p for p in pieces if p.array.dtype == dtype), key=lambda p: p.position)
+        self.starts = [piece.position for piece in self.pieces]
+
+    def __getitem__(self, at: Any) -> Any:
+        first = at.start if isinstance(at, slice) else at
+        piece = self.pieces[bisect_right(self.starts, first) - 1]
+        if isinstance(at, slice):
+            stop = None if at.stop is None else at.stop - piece.position
+            return piece.array[first - piece.position : stop : at.step]
+        return piece.array[at - piece.position]
+
+
+class Job:
+    """Steps first .. last of a segment in one workspace, as `kernels.driver` takes them."""
+
+    def __init__(
+        self, program: "Program", segment: Segment, space: Workspace, threads: int, first: int, last: int
+    ) -> None:
+        self.first, self.program, self.segment, self.arena = first, program, segment, space.arena
+        self.extra = min(threads, int(segment.tasks[first:last].max())) - 1
+        data, index = space.arena.view(np.float32), program.index
+        if not driver.COMPILED:
+            pieces = list(program.pieces)
+            self.arguments = (segment.kernels, segment.tasks, segment.records, last, data)
+            self.arguments += (Everything(pieces, np.float32), Everything(pieces, np.uint8), index, space.scratch[0])
+            return
+        self.scratch = space.scratch[:threads]
+        words = np.zeros(driver.SCRATCH + threads, np.int64)
+        words[driver.FIRST], words[driver.LAST], words[driver.STEPS] = first, last, len(segment.steps)
+        words[driver.SELF] = words.ctypes.data
+        for word, array in (
+            (driver.KERNELS, segment.kernels),
+            (driver.TASKS, segment.tasks),
+            (driver.RECORDS, segment.records),
+        ):
+            words[word] = array.ctypes.data
+        words[driver.DATA], words[driver.DATA_SIZE] = data.ctypes.data, data.size
+        words[driver.INDEX_AT], words[driver.INDEX_SIZE] = index.ctypes.data, index.size
+        words[driver.SCRATCH_SIZE] = space.scratch[0].size
+        words[driver.SCRATCH :] = [s.ctypes.data for s in self.scratch]
+        self.words = words
+
+    def run(self) -> bool:
+        """Run the steps; tell whether the job may be used again."""
+        if not driver.COMPILED:
+            state = np.zeros(driver.STATE_WORDS, np.int64)
+            state[driver.TICKET] = self.first << 32
+            driver.run_steps(*self.arguments, state)
+            return True
+        return crew().run(self.words, self.extra, self)
+
+
+class Bound:
+    """A program in one workspace: where its inputs and outputs are there, and its jobs."""
+
+    def __init__(self, program: "Program", space: Workspace, threads: int) -> None:
+        self.arena, self.threads = space.arena, threads
+        self.jobs: dict[tuple[Segment, int, int], Job] = {}
+        self.uploads = {s.value: space.array(s.view) for s in program.segments if isinstance(s, Upload)}
+        self.outputs = [
+            (name, value, None if (view := program.outputs[value]) is None else space.array(view))
+            for name, value in program.graph.outputs.items()
+        ]
+
+
+class Program:
+    """The program of a graph for one set of input sizes.
+
+    Parameters
+    ----------
+    graph : Graph
+        Checked; its float parameters are float32.
+    symbols : dict of str to int
+        Sizes of the free axes.
+    store : Store
+        Parameters as kernels read them, shared by the programs of a model.
+    choose : callable
+        Picks the algorithm for a layer, see `runtime.tuning`.
+    compute : {"float32"}
+        Arithmetic of the layers.
+
+    With ``PQNET_CHECK=1`` every argument of every step is compared with the arrays that it points into.
+    """
+
+    def __init__(
+        self, graph: Graph, symbols: Mapping[str, int], store: Store, choose: Choose = rule, compute: str = "float32"
+    ) -> None:
+        self.graph, self.symbols = graph, dict(symbols)
+        b = Builder(graph, symbols, store, choose, compute)
+        for node in graph.nodes:
+            if not b.is_done(node):
+                _lower(b, node)
+        self.outputs = {value: b.place(value) for value in graph.outputs.values()}
+        for view in self.outputs.values():
+            if view is not None:
+                view.buffer.last = len(b.steps)
+        on_host = [s.node for s in b.steps if isinstance(s, HostStep)]
+        self.views = {v: view for node in on_host for v in node.inputs if (view := b.place(v)) is not None}
+        self.known, self.pieces, self.buffers = b.known, tuple(b.pieces.values()), b.buffers
+        self.arena = place_buffers(b.buffers)
+        self.scratch = max((s.scratch for s in b.steps if isinstance(s, Step)), default=0) + SLACK
+        self.index = b.index.array()
+        if os.environ.get("PQNET_CHECK") == "1":
+            for step in b.steps:
+                if isinstance(step, Step):
+                    check_step(step, self.arena, self.pieces, self.index, self.scratch)
+        self.segments: list[Segment | HostStep | Upload] = []
+        for compiled, steps in groupby(b.steps, lambda s: isinstance(s, Step)):
+            batch = list(steps)
+            self.segments += [Segment([s for s in batch if isinstance(s, Step)])] if compiled else batch  # type: ignore[arg-type]
+        self.last_use = self._last_uses()
+        self._bound: WeakKeyDictionary[Workspace, Bound] = WeakKeyDictionary()
+        self.uses_blas = any(node.op in BLAS_OPS for node in on_host)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the program takes beside the parameters and the workspaces that it shares with others."""
+        segments = sum(s.nbytes for s in self.segments if isinstance(s, Segment))
+        return self.index.nbytes + segments + sum(a.nbytes for a in self.known.values())
+
+    def _last_uses(self) -> list[list[str]]:
+        """Return for each segment the host values that nothing needs after it."""
+        last: dict[str, int] = {}
+        for i, segment in enumerate(self.segments):
+            if isinstance(segment, HostStep):
+                last.update(dict.fromkeys((*segment.node.inputs, *segment.node.outputs), i))
+            elif isinstance(segment, Upload):
+                last[segment.value] = i
+        free: list[list[str]] = [[] for _ in self.segments]
+        returned = set(self.graph.outputs.values())
+        for value, i in last.items():
+            if value not in returned:
+                free[i].append(value)
+        return free
+
+    def run(self, inputs: Mapping[str, np.ndarray], space: Workspace, threads: int) -> dict[str, np.ndarray]:
+        """Compute the outputs for checked inputs; new arrays."""
+        bound = self._bind(space, threads)
+        host: dict[str, np.ndarray] = {**self.known, **inputs}
+        for segment, done in zip(self.segments, self.last_use, strict=True):
+            self._run_segment(segment, host, space, bound)
+            for value in done:
+                host.pop(value, None)
+        return {
+            name: np.array(host[value], order="C") if array is None else array.copy()
+            for name, value, array in bound.outputs
+        }
+
+    def _bind(self, space: Workspace, threads: int) -> Bound:
+        """Return the program's arrays and jobs in a workspace, which is used by one run at a time."""
+        bound = self._bound.get(space)
+        space.fit(self.arena, self.scratch, threads)
+        if bound is None or bound.arena is not space.arena or bound.threads != threads:
+            bound = self._bound[space] = Bound(self, space, threads)
+        return bound
+
+    def _run_segment(
+        self, segment: Segment | HostStep | Upload, host: dict[str, np.ndarray], space: Workspace, bound: Bound
+    ) -> None:
+        if isinstance(segment, Segment):
+            self._run_kernels(segment, space, bound, 0, len(segment.steps))
+        elif isinstance(segment, Upload):
+            np.copyto(bound.uploads[segment.value], host[segment.value])
+        else:
+            node = segment.node
+            arrays = [space.array(self.views[v]) if v in self.views and v not in host else host[v] for v in node.inputs]
+            results = evaluate_node(node, arrays, node_params(self.graph, node), self.symbols)
+            for value, result in zip(node.outputs, results, strict=True):
+                # A result may be a view of the arena, whose memory other values will use.
+                host[value] = result.copy() if np.may_share_memory(result, space.arena) else result
+
+    def run_kernels(self, segment: Segment, space: Workspace, threads: int, first: int, last: int) -> None:
+        """Run kernel steps first .. last of a segment on up to ``threads`` threads, this one included."""
+        self._run_kernels(segment, space, self._bind(space, threads), first, last)
+
+    def _run_kernels(self, segment: Segment, space: Workspace, bound: Bound, first: int, last: int) -> None:
+        key = segment, first, last
+        job = bound.jobs.get(key)
+        if job is None:
+            job = bound.jobs[key] = Job(self, segment, space, bound.threads, first, last)
+        if not job.run():
+            del bound.jobs[key]
+
+    def profile(self, inputs: Mapping[str, np.ndarray], space: Workspace, threads: int, runs: int) -> list[StepTime]:
+        """Return the median seconds of every step alone, in the order of execution."""
+        bound = self._bind(space, threads)
+        host = {**self.known, **inputs}
+        times = []
+        for segment in self.segments:
+            if isinstance(segment, Segment):
+                for i, step in enumerate(segment.steps):
+                    seconds = _median(lambda s=segment, i=i: self._run_kernels(s, space, bound, i, i + 1), runs)  # type: ignore[misc]
+                    times.append(StepTime(step.label, step.algorithm, seconds, step.nbytes))
+                continue
+            label = segment.value if isinstance(segment, Upload) else segment.label
+            algorithm = "upload" if isinstance(segment, Upload) else "numpy"
+            seconds = _median(lambda s=segment: self._run_segment(s, host, space, bound), runs)  # type: ignore[misc]
+            times.append(StepTime(label, algorithm, seconds, 0))
+        return times
+
+    def kernel_steps(self) -> Iterator[tuple[Segment, int, StepInfo]]:
+        """Yield every kernel step with its segment and place."""
+        for segment in self.segments:
+            if isinstance(segment, Segment):
+                yield from ((segment, i, step) for i, step in enumerate(segment.steps))
+
+
+def _median(run: Callable[[], None], runs: int) -> float:
+    times = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def _lower(b: Builder, node: Any) -> None:
+    if all(v in b.known for v in node.inputs):
+        params = {r: dense_param(b.graph.params[n]) for r, n in node.params.items()}
+        results = evaluate_node(node, [b.known[v] for v in node.inputs], params, b.symbols)
+        b.known.update(zip(node.outputs, results, strict=True))
+        b.forget(node)
+        return
+    infos: list[Info] = [b.info(v) for v in (*node.inputs, *node.outputs)]
+    lowering = LOWERINGS.get(node.op)
+    if lowering and all(0 not in i.shape and (lowering.typed or i.dtype == "float32") for i in infos):
+        views = lowering.emit(b, node, [b.view(v) for v in node.inputs])
+        if views is not None:
+            b.finish(node, *(views if isinstance(views, tuple) else (views,)))
+            return
+    b.finish_on_host(node)
