@@ -68,7 +68,15 @@ class Layer:
         sizes = (_pair(size), _pair(shape[2:]), _pair(weight.shape[2:]), _pair(a["stride"]), _pair(a["dilation"]))
         padding = a["padding"][: len(size)]
         return cls(
-            node, weight, scale, a["groups"], batch, weight.shape[1], *sizes, (0, *padding)[-2:], shape  # type: ignore[arg-type]
+            node,
+            weight,
+            scale,
+            a["groups"],
+            batch,
+            weight.shape[1],
+            *sizes,
+            (0, *padding)[-2:],
+            shape,  # type: ignore[arg-type]
         )
 
     @property

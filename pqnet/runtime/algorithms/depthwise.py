@@ -1,31 +1,84 @@
 """Depthwise convolutions: those of one filter for each channel."""
 
 from math import prod
+from typing import Any
 
-from pqnet.graph import Node
+import numpy as np
+
+from pqnet.codecs import Packed
 from pqnet.kernels.depthwise import COLUMNS, DOWN, VECTORS, depthwise
 from pqnet.kernels.simd import WIDTH
-from pqnet.runtime.builder import Builder, lowers
-from pqnet.runtime.lower import products
-from pqnet.runtime.lower.copy import dense
-from pqnet.runtime.lower.epilogue import absorb
-from pqnet.runtime.lower.product import round_up
-from pqnet.runtime.views import View
+from pqnet.runtime.algorithms.base import Algorithm, Call, Host
+from pqnet.runtime.builder import Builder
+from pqnet.runtime.layer import Layer
+from pqnet.runtime.memory import View, round_up
+from pqnet.runtime.windows import Windows
 
 BAND = 3072  # floats of a band's padded input: it and the sums fit in a first-level cache
-TASKS = 64
+TASKS, WORK = 64, 16384  # tasks at most, pixels a task at least
+TAP, PIXEL = 1.5, 8.0  # cycles of a vector of positions
 
 
-@lowers("conv2d")
-def conv2d(b: Builder, node: Node, x: list[View]) -> View | None:
-    """Lower a convolution with one filter for each channel; all others are products."""
-    weight = b.param(node, "weight")
-    assert weight is not None
-    o, c, *_ = weight.shape
-    if c != 1 or o != b.attrs(node)["groups"] or o == 1:
-        found: View | None = products.conv2d(b, node, x)
-        return found
-    return _emit(b, node, x[0])
+class Depthwise(Algorithm):
+    """Planes of one channel, padded in bands that stay in the first-level cache."""
+
+    name = "depthwise"
+
+    def fits(self, layer: Layer, compute: str, host: Host) -> bool:
+        """Tell whether every channel has one filter."""
+        return layer.depthwise
+
+    def cost(self, layer: Layer) -> float:
+        """Return the cost of all taps."""
+        return layer.groups * layer.positions / WIDTH * (PIXEL + TAP * layer.taps)
+
+    def windows(self, b: Builder, layer: Layer, x: View) -> Windows:
+        """Take the input as it is: padding happens in scratch."""
+        nothing = np.zeros(0, np.int64)
+        return Windows(layer, x, x.strides[0], x.strides[1], nothing, layer.batch, *layer.out_size, x.strides[2])
+
+    def steps(self, b: Builder, call: Call) -> None:
+        """Append the step."""
+        layer, x = call.layer, call.windows.x
+        channels, (height, columns) = layer.groups, layer.size
+        geometry, scratch = _geometry(b, layer)
+
+        def filters() -> np.ndarray:
+            return layer.weight.decode() if isinstance(layer.weight, Packed) else np.asarray(layer.weight)
+
+        per_task = max(-(-channels // TASKS), min(channels, -(-WORK // (layer.batch * height * columns))))
+        arguments = {
+            "end": call.end.arguments(b),
+            "x": x,
+            "image_step": x.strides[0],
+            "channel_step": x.strides[1],
+            "row_step": x.strides[2],
+            "height": height,
+            "top": layer.padding[0],
+            "left": layer.padding[1],
+            "stride_y": layer.stride[0],
+            "stride_x": layer.stride[1],
+            "taps": layer.taps,
+            "filters": b.constant((layer.name, "filters"), filters),
+            "channels": channels,
+            "batch": layer.batch,
+            "out_height": layer.out_size[0],
+            "out_width": layer.out_size[1],
+            "image": layer.image,
+            "per_task": per_task,
+            "dilation_x": layer.dilation[1],
+        }
+        b.emit(
+            depthwise,
+            layer.node.name,
+            -(-channels // per_task),
+            arguments | geometry,
+            reads=call.reads,
+            writes=[call.end.out],
+            scratch=scratch,
+            algorithm=self.name,
+            stored=4 * prod(layer.weight.shape),
+        )
 
 
 def _phases(
@@ -41,16 +94,11 @@ def _phases(
     return found
 
 
-def _emit(b: Builder, node: Node, x: View) -> View:
-    weight = b.param(node, "weight")
-    a = b.attrs(node)
-    assert weight is not None
-    (kh, kw), (sh, sw), (dh, dw) = weight.shape[2:], a["stride"], a["dilation"]
-    batch, channels, out_height, width = b.info(node.outputs[0]).shape
-    height, columns = x.shape[2:]
-    if x.strides[3] != 1 and columns > 1:
-        x = dense(b, x, (1, 0, 2, 3))
-    across = _phases(a["padding"][1], columns, width, kw, sw, dw)
+def _geometry(b: Builder, layer: Layer) -> tuple[dict[str, Any], int]:
+    """Return the arguments that say how a plane is cut in bands and phases, and the floats of scratch."""
+    (kh, kw), (sh, sw), (dh, dw) = layer.kernel, layer.stride, layer.dilation
+    (out_height, width), columns = layer.out_size, layer.size[1]
+    across = _phases(layer.padding[1], columns, width, kw, sw, dw)
     down = sorted({k * dh % sh for k in range(kh)})
     # The zeros behind a row are those before the next: a row must leave them room, and see all that it needs.
     pitch = max(width, *(max(needed - first, last) for first, last, needed in across.values()))
@@ -64,34 +112,18 @@ def _emit(b: Builder, node: Node, x: View) -> View:
     order = {phase: i for i, phase in enumerate(phases)}
     table = [(py, px, *across[px][:2]) for py, px in phases]
     shifts = [order[i % sh, j % sw] * plane + i // sh * pitch + j // sw for i, j in places]
-
-    out = b.new((batch, channels, out_height, width), (1, 0, 2, 3))
-
-    def fits(view: View) -> bool:
-        return all(view.strides[axis] == out.strides[axis] for axis in (0, 2, 3) if view.shape[axis] > 1)
-
-    tail = absorb(b, node, fits, 1)
-    own = tail.fields(b, node.name, 0 if tail.residual is None else tail.residual.strides[1])
-    filters = b.constant((node.params["weight"], "filters"), lambda: b.floats(node, "weight"))
-    per_task = max(-(-channels // TASKS), min(channels, -(-16384 // (batch * height * columns))))
     sums = round_up(len(phases) * plane, 16)
     # Sums run over their end, and the last shift is added to the last position computed.
     reach = round_up(band * pitch, VECTORS * WIDTH) + max(shifts) + (2 * COLUMNS + 1) * WIDTH + pitch
-    fields: list[int | View] = [x, x.strides[0], x.strides[1], b.indices(shifts), kh * kw, filters, channels, batch]
-    fields += [band, pitch, width, out, out.strides[1], out_height * width, out_height, *own, height, columns]
-    fields += [*a["padding"][:2], sh, sw, len(phases), b.indices(table), plane, per_task, sums, x.strides[2], extra]
-    fields += [kh if kh == kw and kh in DOWN and (sh, sw, dh) == (1, 1, 1) else 0, dw]
-    reads = [x] if tail.residual is None else [x, tail.residual]
-    b.emit(
-        depthwise,
-        node.name,
-        -(-channels // per_task),
-        fields,
-        reads=reads,
-        writes=[out],
-        scratch=sums + reach,
-        stored=4 * prod(weight.shape),
-    )
-    for absorbed in tail.nodes:
-        b.finish(absorbed, out)
-    return out
+    arguments = {
+        "phases": len(phases),
+        "table": b.table(table),
+        "plane": plane,
+        "shifts": b.table(shifts),
+        "band": band,
+        "extra": extra,
+        "pitch": pitch,
+        "down": kh if kh == kw and kh in DOWN and (sh, sw, dh) == (1, 1, 1) else 0,
+        "sums": sums,
+    }
+    return arguments, sums + reach

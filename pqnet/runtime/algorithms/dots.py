@@ -1,44 +1,51 @@
 """Products for a few positions, straight from codewords."""
 
-from pqnet.codecs import PackedPQ
-from pqnet.codecs.layout import block_columns
 from pqnet.kernels.dots import dots
+from pqnet.runtime.algorithms.base import Algorithm, Call, Host, block_order, code_arguments
 from pqnet.runtime.builder import Builder
-from pqnet.runtime.lower.product import Product, code_rows, codebook_floats, codeword_step, round_up, stored_bytes
-from pqnet.runtime.views import View
-
-__all__ = ["dots_cost", "emit_dots"]
+from pqnet.runtime.layer import Layer
+from pqnet.runtime.memory import round_up
 
 CODE, START = 3.0, 6000.0  # cycles for a code, and of a step
+POSITIONS, BLOCK = 16, 16  # at most
+TASKS, WORK = 8, 16384  # tasks at most, codes a task at least
 
 
-def dots_cost(weight: PackedPQ, positions: int) -> float:
-    """Return about how many cycles of one core the product takes."""
-    return START + positions * weight.n_blocks * CODE
+class Dots(Algorithm):
+    """Dot products of codewords and blocks of the input, one position after the other."""
 
+    name = "dots"
 
-def emit_dots(b: Builder, p: Product) -> None:
-    """Append the step; the weight is packed, its blocks of at most 16 numbers."""
-    weight = p.weight
-    assert isinstance(weight, PackedPQ)
-    name, k, d = p.node.params["weight"], p.reduction, weight.codec.d
-    step, size = codeword_step(d), weight.codes.itemsize
-    blocks = k // d
-    o_block = max(-(-p.outputs // 8), min(p.outputs, -(-16384 // blocks)))
-    o_tasks = -(-p.outputs // o_block)
-    own = [
-        b.code_bytes((name, "rows"), lambda: code_rows(weight)),
-        b.constant((name, "codebook"), lambda: codebook_floats(weight)),
-        *(d, step, size, size * blocks, o_block, o_tasks, round_up(blocks * step, 16)),
-    ]
-    b.emit(
-        dots,
-        p.node.name,
-        o_tasks * p.groups,
-        [*p.fields(b, p.offsets[block_columns(weight.shape, weight.codec.layout)]), *own],
-        reads=[p.x, *(v for v in p.tail if isinstance(v, View))],
-        writes=[p.out],
-        scratch=blocks * step + 64,
-        way="dots",
-        stored=stored_bytes(weight),
-    )
+    def fits(self, layer: Layer, compute: str, host: Host) -> bool:
+        """Tell whether there are few positions, and codewords of at most 16 elements."""
+        weight = layer.codes
+        few = layer.positions <= POSITIONS and not layer.depthwise
+        return weight is not None and weight.codec.d <= BLOCK and few
+
+    def cost(self, layer: Layer) -> float:
+        """Return the cost of all codes."""
+        weight = layer.codes
+        assert weight is not None
+        return START + layer.positions * weight.n_blocks * CODE
+
+    def steps(self, b: Builder, call: Call) -> None:
+        """Append the step."""
+        layer, weight = call.layer, call.layer.codes
+        assert weight is not None
+        own = code_arguments(b, layer, weight)
+        blocks = layer.reduction // weight.codec.d
+        o_block = max(-(-layer.outputs // TASKS), min(layer.outputs, -(-WORK // blocks)))
+        o_tasks = -(-layer.outputs // o_block)
+        sums = round_up(blocks * own["stride"], 16)
+        arguments = {"layer": call.windows.arguments(b, block_order(weight)), "end": call.end.arguments(b)}
+        b.emit(
+            dots,
+            layer.node.name,
+            o_tasks * layer.groups,
+            arguments | {"weight": own, "o_block": o_block, "o_tasks": o_tasks, "sums": sums},
+            reads=call.reads,
+            writes=[call.end.out],
+            scratch=sums + 64,
+            algorithm=self.name,
+            stored=layer.stored_bytes,
+        )
