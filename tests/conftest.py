@@ -6,7 +6,8 @@ import pytest
 from hypothesis import settings
 
 settings.register_profile("default", deadline=None, derandomize=True)
-os.environ.setdefault("PQNET_TUNE", "0")  # ways by the rule: measurements differ from run to run
+os.environ.setdefault("PQNET_TUNE", "0")  # algorithms by the rule: measurements differ from run to run
+os.environ.setdefault("PQNET_CHECK", "1")  # every argument of every step stays within its array
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 

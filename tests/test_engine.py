@@ -1,4 +1,4 @@
-"""Programs: every way to run a layer against the NumPy meaning of the operation, untouched memory, threads."""
+"""Programs: every algorithm for layers against the NumPy meaning of the operation, untouched memory, threads."""
 
 import os
 import subprocess
@@ -14,36 +14,32 @@ import pqnet
 from pqnet.codecs import PackedPQ
 from pqnet.graph import GraphBuilder, ValueInfo
 from pqnet.kernels import simd
-from pqnet.runtime import plan as plans
-from pqnet.runtime.builder import Store, aligned
+from pqnet.runtime.algorithms import ALGORITHMS
 from pqnet.runtime.execute import run_graph, values_to_free
-from pqnet.runtime.plan import Plan, Workspace
+from pqnet.runtime.memory import SLACK, Store, Workspace, aligned
+from pqnet.runtime.program import Program
 from pqnet.runtime.tuning import fixed
 
-WAYS = ("decode", "winograd", "dots", "lut", "rows")
 GUARD = np.float32(-7.25e33)
 
 
 class GuardedSpace(Workspace):
-    """A workspace whose arena is full of guard values."""
+    """A workspace whose arena is full of guard values, each scratch full of NaN."""
 
-    def fit(self, floats, scratch, threads):
-        self.arena = aligned(floats + plans.SLACK, np.float32)
-        self.arena[:] = GUARD
+    def fit(self, arena, scratch, threads):
+        self.arena = aligned(arena + 4 * SLACK, np.uint8)
+        self.arena.view(np.float32)[:] = GUARD
         self._arrays.clear()
         self.scratch = [np.full(scratch, np.nan, np.float32) for _ in range(threads)]
 
 
-def untouched(plan, arena):
-    """Tell whether only the plan's buffers were written."""
+def untouched(program, arena):
+    """Tell whether only the program's buffers were written."""
     free = np.ones(arena.size, bool)
-    for step in (s for segment, _, s in plan.kernel_steps()):
-        for view in (f for f in step.fields if hasattr(f, "buffer")):
-            free[view.buffer.offset : view.buffer.offset + view.buffer.size] = False
-    for segment in plan.segments:
-        if isinstance(segment, plans.Upload):
-            free[segment.view.buffer.offset : segment.view.buffer.offset + segment.view.buffer.size] = False
-    return bool((arena[free] == GUARD).all())
+    for buffer in program.buffers:
+        free[buffer.offset : buffer.offset + buffer.nbytes] = False
+    floats = arena.view(np.float32)
+    return bool((floats[free[::4]] == GUARD).all())
 
 
 def packed_weight(rng, shape, d, k, layout):
@@ -114,29 +110,29 @@ def close(got, want):
     return got.shape == want.shape and np.abs(got - want).max() <= 1e-4 * max(np.abs(want).max(), 1e-6)
 
 
-def check_ways(graph, inputs):
-    """Compare every way with NumPy, for 1, 2 and 4 threads, bit by bit, and look at the memory around the values."""
+def check_algorithms(graph, inputs):
+    """Compare every algorithm with NumPy, for 1, 2 and 4 threads, bit by bit, and look at the memory around values."""
     want = reference(graph, inputs)
     seen = set()
-    for way in WAYS:
-        plan = Plan(graph, {}, Store(), fixed(way))
-        taken = tuple(step.way for _, _, step in plan.kernel_steps())
+    for algorithm in ALGORITHMS:
+        program = Program(graph, {}, Store(), fixed(algorithm))
+        taken = tuple(step.algorithm for _, _, step in program.kernel_steps())
         if taken in seen:
             continue
         seen.add(taken)
         space = GuardedSpace()
-        got = plan.run(inputs, space, 1)["y"]
-        assert close(got, want), way
-        assert untouched(plan, space.arena), way
+        got = program.run(inputs, space, 1)["y"]
+        assert close(got, want), algorithm
+        assert untouched(program, space.arena), algorithm
         for threads in (2, 4):
-            assert np.array_equal(plan.run(inputs, Workspace(), threads)["y"], got), way
+            assert np.array_equal(program.run(inputs, Workspace(), threads)["y"], got), algorithm
     return seen
 
 
 @settings(max_examples=120, suppress_health_check=[HealthCheck.too_slow])
 @given(convolutions(), st.integers(0, 2))
-def test_convolutions_by_every_way(case, tail):
-    check_ways(*conv_graph(*case, tail))
+def test_convolutions_by_every_algorithm(case, tail):
+    check_algorithms(*conv_graph(*case, tail))
 
 
 @settings(max_examples=60)
@@ -149,7 +145,7 @@ def test_convolutions_by_every_way(case, tail):
     st.integers(0, 99),
     st.integers(0, 2**32 - 1),
 )
-def test_linear_layers_by_every_way(batch, tokens, inputs, outputs, k, pick, seed):
+def test_linear_layers_by_every_algorithm(batch, tokens, inputs, outputs, k, pick, seed):
     rng = np.random.default_rng(seed)
     d = divisors(inputs)[pick % len(divisors(inputs))]
     weight = packed_weight(rng, (outputs, inputs), d, min(k, outputs * inputs // d), "spatial")
@@ -157,11 +153,11 @@ def test_linear_layers_by_every_way(batch, tokens, inputs, outputs, k, pick, see
     b = GraphBuilder({"x": ValueInfo(x.shape)})
     y = b.add("linear", "x", params={"weight": weight, "bias": rng.standard_normal(outputs).astype(np.float32)})
     z = b.add("linear", "x", params={"weight": rng.standard_normal((outputs, inputs)).astype(np.float32)})
-    check_ways(b.build({"y": b.add("relu", b.add("add", z, y))}), {"x": x})
+    check_algorithms(b.build({"y": b.add("relu", b.add("add", z, y))}), {"x": x})
 
 
 @pytest.mark.parametrize("outputs, inputs, d, k", [(3072, 768, 8, 256), (1000, 192, 4, 100), (77, 160, 16, 129)])
-def test_one_token_by_every_way(outputs, inputs, d, k):
+def test_one_token_by_every_algorithm(outputs, inputs, d, k):
     rng = np.random.default_rng(0)
     weight = packed_weight(rng, (outputs, inputs), d, k, "spatial")
     x = rng.standard_normal((1, inputs)).astype(np.float32)
@@ -169,8 +165,8 @@ def test_one_token_by_every_way(outputs, inputs, d, k):
     y = b.add("linear", "x", params={"weight": weight, "bias": rng.standard_normal(outputs).astype(np.float32)})
     inputs = {"x": x, "z": rng.standard_normal((1, outputs)).astype(np.float32)}
     graph = b.build({"y": b.add("gelu", b.add("add", "z", y))})
-    check_ways(graph, inputs)
-    kernels = [step.kernel.__name__ for _, _, step in Plan(graph, {}, Store(), fixed("rows")).kernel_steps()]
+    check_algorithms(graph, inputs)
+    kernels = [step.kernel.name for _, _, step in Program(graph, {}, Store(), fixed("planes")).kernel_steps()]
     assert ("look_up_planes" in kernels) == simd.BYTE_TABLES
 
 
@@ -183,8 +179,8 @@ def test_large_layers_of_several_pieces():
         (1, 64, 64, (56, 56), (8, 256, "channel")),
     ]:
         attrs = {"stride": (1, 1), "dilation": (1, 1), "padding": (1, 1, 1, 1), "groups": 1}
-        ways = check_ways(*conv_graph(batch, size, (o, c, 3, 3), attrs, packed, 0, 2))
-        assert len(ways) > 1  # there was something to compare
+        algorithms = check_algorithms(*conv_graph(batch, size, (o, c, 3, 3), attrs, packed, 0, 2))
+        assert len(algorithms) > 1  # there was something to compare
 
 
 SCRIPT = """
@@ -200,7 +196,7 @@ cases = [
     (1, (4, 4), (10, 12, 1, 1), dict(small, padding=(0, 0, 0, 0)), (4, 20, "spatial"), 4),
 ]
 for case in cases:
-    t.check_ways(*t.conv_graph(*case, 1))
+    t.check_algorithms(*t.conv_graph(*case, 1))
 from pqnet.kernels import simd
 print(simd.ISA)
 """

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from test_engine import GuardedSpace, close, packed_weight, reference, untouched
 
 from pqnet.graph import GraphBuilder, ValueInfo
-from pqnet.runtime.builder import Store
-from pqnet.runtime.plan import Plan, Workspace
+from pqnet.runtime.memory import Store, Workspace
+from pqnet.runtime.program import Program
 
 
 @st.composite
@@ -52,12 +52,12 @@ def network(batch, channels, size, kernel, attrs, seed, tail, packed=False):
 
 
 def check(graph, inputs):
-    plan, space = Plan(graph, {}, Store()), GuardedSpace()
-    assert {step.way for _, _, step in plan.kernel_steps()} == {"depthwise"}
-    got = plan.run(inputs, space, 1)["y"]
+    program, space = Program(graph, {}, Store()), GuardedSpace()
+    assert {step.algorithm for _, _, step in program.kernel_steps()} == {"depthwise"}
+    got = program.run(inputs, space, 1)["y"]
     assert close(got, reference(graph, inputs))
-    assert untouched(plan, space.arena)
-    assert np.array_equal(plan.run(inputs, Workspace(), 3)["y"], got)
+    assert untouched(program, space.arena)
+    assert np.array_equal(program.run(inputs, Workspace(), 3)["y"], got)
     return got
 
 
@@ -77,14 +77,14 @@ def test_every_number_of_vectors_and_several_bands(kernel, stride, width):
 
 def test_tasks_in_any_order_give_the_same_bits():
     graph, inputs = network(1, 100, (30, 33), (3, 3), {"padding": (1, 1, 1, 1)}, 0, "norm")
-    plan, space = Plan(graph, {}, Store()), Workspace()
-    want = plan.run(inputs, space, 1)["y"]
-    (segment, i, step), *_ = plan.kernel_steps()
+    program, space = Program(graph, {}, Store()), Workspace()
+    want = program.run(inputs, space, 1)["y"]
+    (segment, i, step), *_ = program.kernel_steps()
     assert step.tasks > 3
-    out = space.array(plan.outputs[graph.outputs["y"]])
+    out = space.array(program.outputs[graph.outputs["y"]])
     out[:] = np.nan
     for task in reversed(range(step.tasks)):
-        step.kernel(task, segment.geometry[i], space.arena, plan.const, plan.codes, plan.index, space.scratch[0])
+        step.kernel(task, segment.geometry[i], space.arena, program.const, program.codes, program.index, space.scratch[0])
     assert np.array_equal(out, want)
 
 

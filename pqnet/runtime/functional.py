@@ -38,20 +38,27 @@ def _pair(value: Any, name: str, low: int) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=64)
-def _engine(packed: _Same, op: str, shape: tuple[int, ...], dtype: str, attrs: tuple[tuple[str, Any], ...]) -> Engine:
-    builder = GraphBuilder({"x": ValueInfo(shape, np.dtype(dtype).name)})
-    return Engine(builder.build({"y": builder.add(op, "x", params={"weight": packed.weight}, **dict(attrs))}))
+def _engine(packed: _Same, op: str, dtype: str, inputs: int, attrs: tuple[tuple[str, Any], ...]) -> Engine:
+    """Return the engine of a layer of so many inputs; rows of a linear layer, ids and pixels may be any number."""
+    given, symbols = dict(attrs), {"rows": 1}
+    shape: tuple[int | str, ...] = ("rows",) if op == "embedding" else ("rows", inputs)
+    if op == "conv2d":
+        shape = ("rows", inputs, "height", "width")
+        kernel = (*packed.weight.shape[2:], 1, 1)
+        symbols |= {name: (kernel[i] - 1) * given["dilation"][i] + 1 for i, name in enumerate(("height", "width"))}
+    builder = GraphBuilder({"x": ValueInfo(shape, dtype)}, symbols)
+    return Engine(builder.build({"y": builder.add(op, "x", params={"weight": packed.weight}, **given)}))
 
 
-def _layer(op: str, x: np.ndarray, packed: Any, bias: Any, threads: int | None, axis: int, **attrs: Any) -> np.ndarray:
+def _layer(op: str, x: np.ndarray, packed: Any, bias: Any, threads: int | None, **attrs: Any) -> np.ndarray:
     if not isinstance(packed, Packed):
         raise _check.error("packed", "a packed weight", _check.describe(packed), "codec.fit(weight) gives one")
     if bias is not None:
         bias = _check.float_array(bias, "bias", shape=(packed.shape[0],))
-    engine = _engine(_Same(packed), op, x.shape, x.dtype.char, tuple(attrs.items()))
+    engine = _engine(_Same(packed), op, x.dtype.name, x.shape[1] if x.ndim > 1 else 0, tuple(attrs.items()))
     out = engine.run({"x": x}, default_threads(threads))["y"]
     if bias is not None:
-        out += bias.reshape(-1, 1, 1) if axis == 1 else bias
+        out += bias.reshape(-1, 1, 1) if op == "conv2d" else bias
     return out
 
 
@@ -76,7 +83,9 @@ def linear(x: Any, packed: Packed, bias: Any = None, *, threads: int | None = No
     >>> pqnet.linear(np.ones((5, 64)), packed).shape
     (5, 32)
     """
-    return _layer("linear", _check.float_array(x, "x", empty=True), packed, bias, threads, -1)
+    x = _check.float_array(x, "x", empty=True)
+    rows = x.reshape(-1, x.shape[-1]) if x.ndim and x.shape[-1] else x
+    return _layer("linear", rows, packed, bias, threads).reshape(*x.shape[:-1], -1)
 
 
 def conv2d(
@@ -119,7 +128,6 @@ def conv2d(
         packed,
         bias,
         threads,
-        1,
         stride=_pair(stride, "stride", 1),
         padding=(top, left, top, left),
         dilation=_pair(dilation, "dilation", 1),
@@ -146,4 +154,5 @@ def embedding(ids: Any, packed: Packed) -> np.ndarray:
     >>> pqnet.embedding([[3, 1, 4]], packed).shape
     (1, 3, 8)
     """
-    return _layer("embedding", _check.int_array(ids, "ids"), packed, None, None, -1)
+    ids = _check.int_array(ids, "ids")
+    return _layer("embedding", ids.reshape(-1), packed, None, None).reshape(*ids.shape, -1)
