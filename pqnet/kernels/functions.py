@@ -58,7 +58,9 @@ def _scaler():
         def codegen(context, builder, signature, values):
             a, n = values
             all_lanes, current_rounding = HALF(-1), WORD(4)
-            return call(builder, "llvm.x86.avx512.mask.scalef.ps.512", FLOATS.llvm, a, n, a, all_lanes, current_rounding)
+            return call(
+                builder, "llvm.x86.avx512.mask.scalef.ps.512", FLOATS.llvm, a, n, a, all_lanes, current_rounding
+            )
 
         return FLOATS(FLOATS, FLOATS), codegen
 
