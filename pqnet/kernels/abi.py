@@ -1,8 +1,8 @@
 """The arguments of steps: every kernel declares their names once, kernels and programs use the same names.
 
-A step of a program is a kernel, a number of tasks and a record of int64 arguments. `Arguments` declares the fields of a
-record and what each of them is; a kernel reads them as ``g.name``, a program fills them by keyword. All kernels of steps
-take the same arrays:
+A step of a program is a kernel, a number of tasks and a record of int64 arguments. `Arguments` declares the fields of
+a record and what each of them is; a kernel reads them as ``g.name``, a program fills them by keyword. All kernels of
+steps take the same arrays:
 
     kernel(task, g, data, const, codes, index, scratch)
 

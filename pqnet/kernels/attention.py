@@ -24,7 +24,8 @@ from pqnet.kernels.simd import (
 )
 from pqnet.kernels.tile import LANES, ROWS, multiply_3
 
-# Tokens of queries, keys, values and the result lie side by side. The mask is added to the scores; its queries lie side by side.
+# Tokens of queries, keys, values and the result lie side by side. The mask is added to the scores; its queries lie side
+# by side, too.
 ATTENTION = Arguments(
     q=DATA,
     k=DATA,

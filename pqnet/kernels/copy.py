@@ -64,8 +64,8 @@ load_steps = compiled_or(_load_steps_reference, _load_steps)  # WIDTH elements, 
 # (source, x, x_step, target, to, step): target[to + j * step + i] = source[x + i * x_step + j]
 transpose = compiled_or(_transpose_reference, _transpose)
 
-# out[i] = x[i] over five axes. ROWS: the last axis has step 1 in both; TRANSPOSED: the last but one has it in x, the last
-# one in the result; SINGLE: any steps; FILL: const[value] everywhere, the last axis has step 1 in the result.
+# out[i] = x[i] over five axes. ROWS: the last axis has step 1 in both; TRANSPOSED: the last but one has it in x, the
+# last one in the result; SINGLE: any steps; FILL: const[value] everywhere, the last axis has step 1 in the result.
 COPY = Arguments(
     x=MAYBE_DATA,
     value=MAYBE_CONST,

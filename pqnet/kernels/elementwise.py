@@ -114,11 +114,11 @@ def _apply(kind, x, out, n):
         put_at(out, p, _function(kind, load_at(x, p)), n - p)
 
 
-# Four axes; rows are the combinations of the first three, one behind another in the result. The chain begins with x, whose
-# last axis has step 1. Operand k lies in data or in const, the other position is -1; index[steps + 4 * k:] has its steps
-# along the four axes, the last of which is 0 or 1. Instructions are (operation, operand, p, bounds), from index[table] on.
-# p of FMA: how far the terms are behind the factors; of ACTIVATE, whose operand is the kind: two parameters in const.
-# Instructions with an operand end with bounds: const[bounds : bounds + 2].
+# Four axes; rows are the combinations of the first three, one behind another in the result. The chain begins with x,
+# whose last axis has step 1. Operand k lies in data or in const, its position in the other is -1; index[steps + 4 * k:]
+# has its steps along the four axes, of which the last is 0 or 1. index[table:] has instructions (operation, operand, p,
+# bounds). p of FMA: how far the terms are behind the factors; of ACTIVATE, whose operand is the kind: two parameters in
+# const. Instructions with an operand end with bounds: const[bounds : bounds + 2].
 ELEMENTWISE = Arguments(
     x=DATA,
     out=DATA,

@@ -27,10 +27,10 @@ from pqnet.kernels.simd import (
 VECTORS = 16  # that go through the rows together, at most
 BLOCK = 16  # elements of a row whose two passes follow each other
 
-# Rows lie on two outer axes of sizes ``outer`` and ``inner``. Kernels ``across`` take ``size`` rows side by side at each
-# place on these axes, a row having ``parts`` elements; kernels ``along`` take one row, which has ``parts`` runs of
-# ``size`` elements side by side. index[offsets:] has pairs: where a part lies behind the row's begin in x and in the
-# result.
+# Rows lie on two outer axes of sizes ``outer`` and ``inner``. At each point of these axes, `norm_across` and
+# `softmax_across` take ``size`` rows side by side, each of ``parts`` elements; `norm_along` and `softmax_along` take one
+# row, of ``parts`` runs of ``size`` elements side by side. index[offsets:] has a pair for each part: how far it is
+# behind the start of the row in x and in the result.
 ROWS = Arguments(
     x=DATA,
     out=DATA,
@@ -43,7 +43,7 @@ ROWS = Arguments(
     size=SIZE,
     parts=SIZE,
     offsets=INDEX,
-    per_task=SIZE,  # places on the outer axes
+    per_task=SIZE,  # points of the outer axes
     lanes=SIZE,  # a task
     tile=SIZE,  # lanes at a time, at most VECTORS * WIDTH
 )

@@ -21,9 +21,9 @@ from pqnet.kernels.simd import (
 
 LARGEST, AVERAGE = 0, 1
 
-# Windows of planes of height x width pixels whose rows are ``row_step`` apart; the result is dense: [channel][image][rows]
-# [columns]. A plane is padded to padded_height x padded_width pixels first, ``top`` of them above and ``left`` on the left.
-# An average is a sum times the factors of its row and of its column.
+# Windows of planes of height x width pixels whose rows are ``row_step`` apart; the result is dense:
+# [channel][image][rows][columns]. A plane is padded to padded_height x padded_width pixels first, ``top`` of them above
+# and ``left`` on the left. An average is a sum times the factors of its row and of its column.
 POOL = Arguments(
     x=DATA,
     out=DATA,
@@ -104,8 +104,8 @@ def pool(task, g, data, const, codes, index, scratch):
 
 SUM, MAXIMUM, MINIMUM = 0, 1, 2
 
-# Rows of ``n`` elements, ``x_step`` apart, are reduced. Rows lie on two outer axes of sizes ``outer`` and ``inner``; each
-# stands for ``lanes`` rows side by side, in x and in the result. If ``x_step`` is 1, there is a single lane.
+# Rows of ``n`` elements, ``x_step`` apart, are reduced. Rows lie on two outer axes of sizes ``outer`` and ``inner``, at
+# each point ``lanes`` of them side by side, in x and in the result; if ``x_step`` is 1, there is a single one.
 REDUCE = Arguments(
     x=DATA,
     out=DATA,
