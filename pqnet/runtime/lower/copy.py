@@ -154,4 +154,3 @@ def enlarge(b: Builder, node: Node, x: list[View]) -> View | None:
     assert target is not None
     emit_copy(b, flat.expand(fine), target, node.name)
     return out
-
