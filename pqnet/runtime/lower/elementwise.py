@@ -133,10 +133,7 @@ class _Chain:
             other = node.inputs[0] if reverse else node.inputs[1]
             if other == value and self.code:
                 return node.op == "mul" and self._append(kernel.FUNCTION, kernel.SQUARE, 0)
-            if other in self.b.known:
-                operand = _constant(self.b.known[other])
-            else:
-                operand = _Operand(self.b.view(other))
+            operand = _constant(self.b.known[other]) if other in self.b.known else _Operand(self.b.view(other))
         op = COMMUTATIVE[node.op] if node.op in COMMUTATIVE else ORDERED[node.op][reverse]
         return self._append(op, self._operand(operand), 0, CYCLES_DIVISION if node.op == "div" else CYCLES_SIMPLE)
 
