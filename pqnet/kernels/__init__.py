@@ -53,6 +53,6 @@ with _cache_folder():
     from pqnet.kernels import patches as patches
     from pqnet.kernels import pool as pool
     from pqnet.kernels import prepare as prepare
-    from pqnet.kernels import program as program
+    from pqnet.kernels import driver as driver
     from pqnet.kernels import scalar as scalar
     from pqnet.kernels import winograd as winograd

@@ -31,8 +31,8 @@ COMPILED = not config.DISABLE_JIT
 # and size of data and index, the size of a scratch, and from SCRATCH on the address of each thread's scratch.
 TICKET, DONE = 0, 16
 STATE_WORDS = 32
-(FIRST, LAST, STEPS, SELF, KERNELS, TASKS, RECORDS, DATA, DATA_SIZE, INDEX_AT, INDEX_SIZE, SCRATCH_SIZE, SCRATCH) = range(
-    STATE_WORDS, STATE_WORDS + 13
+(FIRST, LAST, STEPS, SELF, KERNELS, TASKS, RECORDS, DATA, DATA_SIZE, INDEX_AT, INDEX_SIZE, SCRATCH_SIZE, SCRATCH) = (
+    range(STATE_WORDS, STATE_WORDS + 13)
 )
 
 # Words of a worker's slot: what the worker does, the address of its job, the number of its scratch in the job, whether

@@ -79,7 +79,9 @@ def _seen_as(kind, dtype):
             pointer = builder.bitcast(source.data, result.data.type)
             shape = cgutils.pack_array(builder, [LONG(2**62)])
             strides = cgutils.pack_array(builder, [LONG(size)])
-            context.populate_array(result, data=pointer, shape=shape, strides=strides, itemsize=LONG(size), meminfo=None)
+            context.populate_array(
+                result, data=pointer, shape=shape, strides=strides, itemsize=LONG(size), meminfo=None
+            )
             return result._getvalue()
 
         return types.Array(kind, 1, "C")(array), codegen

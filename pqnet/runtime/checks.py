@@ -1,4 +1,4 @@
-"""Whether the arguments of a step stay inside of the arrays that they point into: for tests and for ``PQNET_CHECK=1``."""
+"""Whether the arguments of a step stay inside of the arrays that they point into: for ``PQNET_CHECK=1``."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pqnet._threads import default_threads
-from pqnet.kernels.program import MAIL_WORDS, WAKE, finish_job, retire, run_job, serve_jobs
+from pqnet.kernels.driver import SLOT_WORDS, WAKE, finish_job, retire, run_job, serve_jobs
 
 __all__ = ["Crew", "crew"]
 
@@ -43,7 +43,7 @@ class Crew:
     """Runs jobs of `kernels.program` with the help of threads that start when they are first needed."""
 
     def __init__(self) -> None:
-        self._mails = np.zeros(MOST * MAIL_WORDS, np.int64)
+        self._mails = np.zeros(MOST * SLOT_WORDS, np.int64)
         self._helpers: list[_Helper] = []
         self._lock = threading.Lock()
 
@@ -73,8 +73,8 @@ class Crew:
     def _wake(self, count: int) -> None:
         with self._lock:
             for i, helper in enumerate(self._helpers[:count]):
-                if self._mails[i * MAIL_WORDS + WAKE]:
-                    self._mails[i * MAIL_WORDS + WAKE] = 0
+                if self._mails[i * SLOT_WORDS + WAKE]:
+                    self._mails[i * SLOT_WORDS + WAKE] = 0
                     helper.wake.release()
 
     def stop(self) -> None:

@@ -1,21 +1,27 @@
 """Programs by input shape, and the memory that their runs share."""
 
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Mapping
+from concurrent.futures import Future
 
 import numpy as np
 
 from pqnet._threads import blas_limit
 from pqnet.graph import Graph
-from pqnet.runtime.builder import Choose, Store
-from pqnet.runtime.plan import Plan, StepTime, Workspace
+from pqnet.runtime.builder import Choose
+from pqnet.runtime.memory import Store, Workspace
+from pqnet.runtime.program import Program, StepTime
 from pqnet.runtime.tuning import Tuner
 
 __all__ = ["Engine"]
 
 _TUNER = Tuner()
-PLANS = 16  # input shapes whose programs are kept
+PROGRAMS, PROGRAM_BYTES = 256, 32 << 20  # that are kept, the last used ones
+RECENT = 32  # runs whose needs decide how large a workspace may stay
+SMALL_WORKSPACE = 16 << 20  # bytes that a workspace may keep in any case
+
+Shapes = tuple[tuple[int, ...], ...]
 
 
 class Engine:
@@ -25,66 +31,85 @@ class Engine:
     ----------
     graph : Graph
     choose : callable
-        Says which way runs a layer; by default the fastest, by measurement where the cost rule is not sure.
+        Says which algorithm runs a layer; by default the fastest, by measurement where the cost rule is not sure.
+    compute : {"float32"}
+        Arithmetic of the layers.
     """
 
-    def __init__(self, graph: Graph, choose: Choose = _TUNER) -> None:
-        self.graph, self.choose = graph, choose
+    def __init__(self, graph: Graph, choose: Choose = _TUNER, compute: str = "float32") -> None:
+        self.graph, self.choose, self.compute = graph, choose, compute
         self._store = Store()
-        self._lock = threading.Lock()
-        self._plans: OrderedDict[tuple[tuple[str, int], ...], Plan] = OrderedDict()
-        self._by_shapes: dict[tuple[tuple[int, ...], ...], tuple[tuple[tuple[str, int], ...], Plan]] = {}
+        self._lock = threading.Lock()  # held for moments only, never while a program is made or run
+        self._programs: OrderedDict[Shapes, Future[Program]] = OrderedDict()
         self._spaces: list[Workspace] = []  # append and pop are atomic
-
-    def plan(self, symbols: Mapping[str, int]) -> Plan:
-        """Return the program for these sizes of the free axes."""
-        key = tuple(sorted(symbols.items()))
-        with self._lock:
-            if key not in self._plans:
-                self._plans[key] = Plan(self.graph, symbols, self._store, self.choose)
-                if len(self._plans) > PLANS:
-                    self._plans.popitem(last=False)
-                    self._by_shapes.clear()
-            self._plans.move_to_end(key)
-            return self._plans[key]
+        self._needs: deque[int] = deque(maxlen=RECENT)
 
     def run(self, arrays: Mapping[str, np.ndarray], threads: int) -> dict[str, np.ndarray]:
         """Compute the outputs for checked inputs; new arrays."""
-        plan = self._plan_for(arrays)
+        program = self.program(arrays)
         space = self._take_space()
         try:
-            if not plan.uses_blas:
-                return plan.run(arrays, space, threads)
+            if not program.uses_blas:
+                return program.run(arrays, space, threads)
             with blas_limit(1):  # what NumPy computes may not depend on the number of threads
-                return plan.run(arrays, space, threads)
+                return program.run(arrays, space, threads)
         finally:
-            self._spaces.append(space)
+            self._give_back(space)
 
     def profile(self, arrays: Mapping[str, np.ndarray], threads: int, runs: int) -> list[StepTime]:
         """Return the median seconds of every step alone, in the order of execution."""
+        program = self.program(arrays)
         space = self._take_space()
         try:
-            return self._plan_for(arrays).profile(arrays, space, threads, runs)
+            program.run(arrays, space, threads)
+            return program.profile(arrays, space, threads, runs)
         finally:
-            self._spaces.append(space)
+            self._give_back(space)
 
-    def _plan_for(self, arrays: Mapping[str, np.ndarray]) -> Plan:
+    def program(self, arrays: Mapping[str, np.ndarray]) -> Program:
+        """Return the program for inputs of these shapes; whoever asks first makes it, others wait for it."""
         shapes = tuple([array.shape for array in arrays.values()])  # in the order of the graph's inputs
         with self._lock:
-            known = self._by_shapes.get(shapes)
-            if known is not None:
-                self._plans.move_to_end(known[0])
-                return known[1]
-        symbols = self.graph.bind_symbols({name: array.shape for name, array in arrays.items()})
-        plan = self.plan(symbols)
+            future = self._programs.get(shapes)
+            mine = future is None
+            if future is None:
+                future = self._programs[shapes] = Future()
+            self._programs.move_to_end(shapes)
+        if mine:
+            self._make(shapes, future, arrays)
+        return future.result()
+
+    def _make(self, shapes: Shapes, future: "Future[Program]", arrays: Mapping[str, np.ndarray]) -> None:
+        try:
+            symbols = self.graph.bind_symbols({name: array.shape for name, array in arrays.items()})
+            program = Program(self.graph, symbols, self._store, self.choose, self.compute)
+        except BaseException as reason:  # an interrupt, too, must leave nobody waiting
+            with self._lock:
+                self._programs.pop(shapes, None)
+            future.set_exception(reason)
+            raise
+        future.set_result(program)
         with self._lock:
-            key = tuple(sorted(symbols.items()))
-            if self._plans.get(key) is plan:
-                self._by_shapes[shapes] = key, plan
-        return plan
+            self._drop_programs()
+
+    def _drop_programs(self) -> None:
+        """Forget the programs that were not used for the longest time until the others fit; waiting ones stay."""
+        made = {shapes: f.result().nbytes for shapes, f in self._programs.items() if f.done()}
+        total = sum(made.values())
+        for shapes in list(made)[:-1]:
+            if len(self._programs) <= PROGRAMS and total <= PROGRAM_BYTES:
+                return
+            del self._programs[shapes]
+            total -= made[shapes]
 
     def _take_space(self) -> Workspace:
         try:
             return self._spaces.pop()
         except IndexError:
             return Workspace()
+
+    def _give_back(self, space: Workspace) -> None:
+        """Keep a workspace for the next run, unless it is much larger than what the last runs needed."""
+        self._needs.append(space.used)
+        if space.nbytes <= max(SMALL_WORKSPACE, 2 * max(self._needs)):
+            self._spaces.append(space)

@@ -256,6 +256,7 @@ class Workspace:
     def __init__(self) -> None:
         self.arena = aligned(0, np.uint8)
         self.scratch: list[np.ndarray] = []
+        self.used = 0  # bytes that the last program needed
         self._arrays: dict[View, np.ndarray] = {}
 
     @property
@@ -265,6 +266,7 @@ class Workspace:
 
     def fit(self, arena: int, scratch: int, threads: int) -> None:
         """Make room for a program that needs so many bytes, and so many floats of scratch; memory only grows."""
+        self.used = arena + 4 * scratch * threads
         if self.arena.size < arena + 4 * SLACK:
             self._arrays.clear()
             self.arena = aligned(round_up(arena + 4 * SLACK, 8), np.uint8)

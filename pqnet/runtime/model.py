@@ -17,7 +17,7 @@ from pqnet.graph.size import SizeReport, measure_size
 from pqnet.io import Golden, load_graph, save_graph
 from pqnet.runtime.engine import Engine
 from pqnet.runtime.execute import check_inputs, dense_param
-from pqnet.runtime.plan import StepTime
+from pqnet.runtime.program import StepTime
 from pqnet.runtime.tuning import rule
 
 __all__ = ["Model", "Signature", "load"]
@@ -35,6 +35,8 @@ class Model:
         Checked and kept as it is; for running, batch norms are folded into the float weights before them.
     golden : Golden, optional
         Recorded inputs and outputs that `pqnet verify` compares with.
+    compute : {"float32"}
+        Arithmetic of the run.
 
     Examples
     --------
@@ -46,7 +48,8 @@ class Model:
     (5, 10)
     """
 
-    def __init__(self, graph: Graph, golden: Golden | None = None) -> None:
+    def __init__(self, graph: Graph, golden: Golden | None = None, compute: str = "float32") -> None:
+        _check.choice(compute, "compute", ("float32",))
         if not isinstance(graph, Graph):
             raise _check.error("graph", "a Graph", _check.describe(graph), "pqnet.load reads a model from a file")
         if not isinstance(golden, Golden | None):
@@ -55,7 +58,8 @@ class Model:
         self.golden = golden
         merged = merge_batch_norm(self.graph)
         params = {n: p if isinstance(p, Packed) else dense_param(p) for n, p in merged.params.items()}
-        self._engine = Engine(replace(merged, params=params))
+        self.compute = compute
+        self._engine = Engine(replace(merged, params=params), compute=compute)
 
     @property
     def inputs(self) -> Signature:
@@ -126,11 +130,10 @@ class Model:
         Returns
         -------
         list of StepTime
-            In the order of execution: what the step computes (``label``), in which way (``way``), median ``seconds``,
+            In the order of execution: what the step computes (``label``), by which ``algorithm``, median ``seconds``,
             and the bytes of values and parameters that it reads and writes (``nbytes``; 0 if unknown).
         """
         arrays = check_inputs(self.graph, inputs)
-        self._engine.run(arrays, default_threads(threads))
         return self._engine.profile(arrays, default_threads(threads), _check.integer(runs, "runs", 1))
 
     def size(self) -> SizeReport:
@@ -144,18 +147,18 @@ class Model:
     def draw_golden(self, seed: int = 0) -> Golden:
         """Return a golden pair: seeded inputs, and what this model gives for them now.
 
-        On one thread and in the ways of the cost rule: files do not depend on measurements.
+        On one thread and by the algorithms of the cost rule: files do not depend on measurements.
         """
         _check.rng_seed(seed)
         infos = self.graph.infer_shapes(self.graph.symbols)
         shapes = {name: ValueInfo(infos[name].shape, infos[name].dtype) for name in self.graph.inputs}
         golden = Golden.draw(shapes, seed)
-        return golden.with_outputs(Engine(self._engine.graph, rule).run(golden.inputs(), 1))
+        return golden.with_outputs(Engine(self._engine.graph, rule, self.compute).run(golden.inputs(), 1))
 
     def with_golden(self, golden: Golden) -> "Model":
         """Return the model with a golden pair for its file; one of over 8 KiB is left out: files stay small."""
         nbytes = sum(a.nbytes for a in (*golden.arrays.values(), *golden.outputs.values()))
-        return Model(self.graph, golden if nbytes <= GOLDEN_BYTES else None)
+        return Model(self.graph, golden if nbytes <= GOLDEN_BYTES else None, self.compute)
 
     def __repr__(self) -> str:
         size = self.size()
@@ -189,5 +192,4 @@ def load(path: str | Path, compute: str = "float32") -> Model:
     >>> pqnet.load(model_path()).inputs
     {'input': ((None, 1, 8, 8), 'float32')}
     """
-    _check.choice(compute, "compute", ("float32",))
-    return Model(*load_graph(path))
+    return Model(*load_graph(path), compute)

@@ -54,7 +54,8 @@ class Segment:
     def __init__(self, steps: Sequence[Step]) -> None:
         self.steps = [StepInfo(s.kernel, s.label, s.algorithm, s.tasks, s.nbytes, s.scratch) for s in steps]
         values = [
-            [v.position if isinstance(v, View) else v for _, _, v in s.kernel.arguments.flat(s.arguments)] for s in steps
+            [v.position if isinstance(v, View) else v for _, _, v in s.kernel.arguments.flat(s.arguments)]
+            for s in steps
         ]
         ends = np.cumsum([0, *map(len, values)])
         self._words = np.array([v for each in values for v in each], np.int64)
@@ -67,13 +68,19 @@ class Segment:
         self.tasks = np.array([step.tasks for step in steps], np.int64)
 
     def record(self, i: int, first: int, last: int) -> Any:
-        """Return the arguments of step ``i``, words ``first`` to ``last``, as a kernel that is not compiled takes them."""
+        """Return the arguments of step ``i``, words ``first`` .. ``last``, for a kernel that is not compiled."""
         return self._words[first:last].view(np.dtype((np.record, self.steps[i].kernel.arguments.dtype)))[0]
 
     @property
     def nbytes(self) -> int:
         """Bytes of the arguments."""
         return self._words.nbytes
+
+
+def _words(step: Step) -> list[int]:
+    """Return the arguments of a step, its views as positions in the arena."""
+    arguments = step.kernel.arguments.flat(step.arguments)
+    return [value.position if isinstance(value, View) else value for _, _, value in arguments]
 
 
 class Everything:

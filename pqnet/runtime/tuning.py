@@ -89,13 +89,13 @@ def _table_path() -> Path:
 
 def _seconds(graph: Graph, node: Node, shape: tuple[int, ...], way: str) -> float:
     """Return the time of one layer alone, run by one way."""
-    from pqnet.runtime.builder import Store
-    from pqnet.runtime.plan import Kernels, Plan, Workspace  # a plan chooses ways, a choice runs plans
+    from pqnet.runtime.memory import Store, Workspace
+    from pqnet.runtime.program import Program, Segment  # a program chooses algorithms, a choice runs programs
 
     builder = GraphBuilder({"x": ValueInfo(shape)})
     params = {role: graph.params[name] for role, name in node.params.items()}
     layer = builder.build({"y": builder.add(node.op, "x", params=params, **node.attrs)})
-    plan, space = Plan(layer, {}, Store(), fixed(way)), Workspace()
+    plan, space = Program(layer, {}, Store(), fixed(way)), Workspace()
     threads = default_threads()
     inputs = {"x": np.random.default_rng(0).standard_normal(shape).astype(np.float32)}
     plan.run(inputs, space, threads)
@@ -103,7 +103,7 @@ def _seconds(graph: Graph, node: Node, shape: tuple[int, ...], way: str) -> floa
     for _ in range(RUNS):
         start = time.perf_counter()
         for segment in plan.segments:
-            if isinstance(segment, Kernels):
+            if isinstance(segment, Segment):
                 plan.run_kernels(segment, space, threads, 0, len(segment.steps))
         best = min(best, time.perf_counter() - start)
     return best

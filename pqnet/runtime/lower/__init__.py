@@ -3,9 +3,8 @@
 from pqnet.runtime.lower import attention as attention
 from pqnet.runtime.lower import axis as axis
 from pqnet.runtime.lower import copy as copy
-from pqnet.runtime.lower import depthwise as depthwise
 from pqnet.runtime.lower import elementwise as elementwise
+from pqnet.runtime.lower import layers as layers
 from pqnet.runtime.lower import norm as norm
 from pqnet.runtime.lower import pool as pool
-from pqnet.runtime.lower import products as products
 from pqnet.runtime.lower import shape as shape

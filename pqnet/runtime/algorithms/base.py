@@ -1,0 +1,117 @@
+"""What an algorithm for layers is, and the registry that the planner asks."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from pqnet.codecs import PackedPQ
+from pqnet.codecs.layout import block_columns
+from pqnet.kernels import simd
+from pqnet.runtime.builder import Builder
+from pqnet.runtime.fusion import Epilogue, fuse
+from pqnet.runtime.layer import Layer
+from pqnet.runtime.memory import View, round_up
+from pqnet.runtime.windows import Windows, windows_of
+
+__all__ = ["ALGORITHMS", "HOST", "Algorithm", "Call", "Host", "block_order", "code_arguments"]
+
+ALGORITHMS: dict[str, "Algorithm"] = {}
+
+
+class Host(NamedTuple):
+    """What algorithms ask of the processor."""
+
+    isa: str
+    byte_tables: bool  # permutations of bytes in registers (AVX-512 VBMI)
+
+
+HOST = Host(simd.ISA, simd.BYTE_TABLES)
+
+
+@dataclass(frozen=True)
+class Call:
+    """A layer whose windows are prepared and whose result has its place."""
+
+    layer: Layer
+    windows: Windows
+    end: Epilogue
+
+    @property
+    def reads(self) -> list[View]:
+        """All values that the last step of an algorithm reads."""
+        return [self.windows.x, *self.end.reads]
+
+
+class Algorithm(ABC):
+    """One algorithm for layers: a class in a file of its own, registered by its name when it is defined.
+
+    The planner asks each algorithm that fits for its cost and emits the steps of the cheapest, or of the one that was
+    measured to be the fastest; see `runtime.tuning`.
+    """
+
+    name: ClassVar[str]
+
+    def __init_subclass__(cls) -> None:
+        if "name" in vars(cls):
+            ALGORITHMS[cls.name] = cls()
+
+    @abstractmethod
+    def fits(self, layer: Layer, compute: str, host: Host) -> bool:
+        """Tell whether the algorithm can compute a layer in this arithmetic on this processor."""
+
+    @abstractmethod
+    def cost(self, layer: Layer) -> float:
+        """Return about how many cycles of one core the layer takes; only asked if it fits."""
+
+    def windows(self, b: Builder, layer: Layer, x: View) -> Windows:
+        """Bring the input into the form that the steps read."""
+        return windows_of(b, layer, x)
+
+    @abstractmethod
+    def steps(self, b: Builder, call: Call) -> None:
+        """Append the steps that compute the layer."""
+
+    def emit(self, b: Builder, layer: Layer, x: View) -> View:
+        """Append all steps of a layer, fuse the nodes behind it and return the result."""
+        windows = self.windows(b, layer, layer.input(b, x))
+        out = layer.result(b)
+        images = layer.result_images(out)
+        assert images is not None  # a dense value can take this shape
+        end = fuse(b, layer, images)
+        self.steps(b, Call(layer, windows, end))
+        for node in end.nodes:
+            b.finish(node, out)
+        return out
+
+
+def block_order(weight: PackedPQ) -> np.ndarray:
+    """Return the order, of the elements of a window, in which the blocks of a weight hold them."""
+    return block_columns(weight.shape, weight.codec.layout)
+
+
+def codeword_step(d: int) -> int:
+    """Return the distance of two codewords as kernels read them."""
+    return 4 if d <= 4 else 8 if d <= 8 else round_up(d, 16)
+
+
+def codebook_floats(packed: PackedPQ) -> np.ndarray:
+    """Return the codewords in float32, each padded to `codeword_step`."""
+    k, d = packed.codebook.shape
+    out = np.zeros((k, codeword_step(d)), np.float32)
+    out[:, :d] = packed.codebook
+    return out
+
+
+def code_arguments(b: Builder, layer: Layer, weight: PackedPQ) -> dict[str, Any]:
+    """Return the arguments of `kernels.gemm.WEIGHT` for codes row by row."""
+    size, d = weight.codes.itemsize, weight.codec.d
+    return {
+        "codes": b.code_bytes((layer.name, "rows"), lambda: np.ascontiguousarray(weight.codes).view(np.uint8)),
+        "weight": b.constant((layer.name, "codebook"), lambda: codebook_floats(weight)),
+        "d": d,
+        "stride": codeword_step(d),
+        "code_bytes": size,
+        "code_row": size * layer.reduction // d,
+    }

@@ -1,0 +1,148 @@
+"""Winograd's algorithm for convolutions: geometry, transformed weights, cost."""
+
+from math import lcm
+from typing import Any
+
+import numpy as np
+
+from pqnet.codecs import Packed
+from pqnet.kernels.simd import WIDTH
+from pqnet.kernels.tile import LANES, ROWS
+from pqnet.kernels.winograd import winograd
+from pqnet.runtime.algorithms.base import Algorithm, Call, Host, code_arguments
+from pqnet.runtime.algorithms.gemm import MULTIPLY
+from pqnet.runtime.builder import Builder
+from pqnet.runtime.layer import Layer
+from pqnet.runtime.memory import View, round_up
+from pqnet.runtime.windows import Windows, pad_planes
+
+TRANSFORM = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
+WHOLE = 128  # channels up to which transformed patches fit the second-level cache beside the rest
+PIECE = 64
+CHUNK = {
+    0: 32,
+    1: 64,
+}  # channels of a decoded panel, by layout (1: channel): spatial weights lie 16 apart, in more cache lines
+OUTPUTS = 64
+
+# Cycles: the register tile with strided weights against the plain one; a weight's 16 elements, a channel's 48 patches,
+# an output's 48 patches.
+STRIDED, DECODE_SPATIAL, DECODE_CHANNEL, PATCHES, FINISH = 1.2, 8.0, 14.0, 300.0, 600.0
+
+
+class Winograd(Algorithm):
+    """F(2 x 2, 3 x 3): 16 products for 4 outputs instead of 36."""
+
+    name = "winograd"
+
+    def fits(self, layer: Layer, compute: str, host: Host) -> bool:
+        """Tell whether a convolution is 3 x 3 of stride 1, and its codewords whole filters or channels."""
+        weight = layer.codes
+        plain = layer.kernel == (3, 3) and layer.stride == layer.dilation == (1, 1) and layer.groups == 1
+        return plain and (weight is None or weight.codec.layout == "channel" or weight.codec.d % 9 == 0)
+
+    def cost(self, layer: Layer) -> float:
+        """Return the cost of transforms, decoding and products."""
+        outputs, channels, weight = layer.outputs, layer.channels, layer.codes
+        high, across = _patches(layer)
+        tasks, panels = -(-layer.batch * high * across // LANES), -(-outputs // ROWS)
+        decode = 0.0
+        if weight is not None:
+            decode = DECODE_CHANNEL if weight.codec.layout == "channel" else DECODE_SPATIAL
+        inner = panels * (16 * MULTIPLY * STRIDED + ROWS * decode)
+        return tasks * (channels * (inner + PATCHES) + outputs * FINISH)
+
+    def windows(self, b: Builder, layer: Layer, x: View) -> Windows:
+        """Pad the input to whole patches."""
+        high, across = _patches(layer)
+        x = pad_planes(b, layer, x, (2 * high + 2, 2 * across + 2), [(0, 0)])
+        channel, image_step, _, pitch, _ = x.strides
+        offsets = np.repeat(np.arange(layer.channels) * channel, layer.taps)
+        return Windows(layer, x, image_step, layer.channels * channel, offsets, layer.batch, *layer.out_size, pitch)
+
+    def steps(self, b: Builder, call: Call) -> None:
+        """Append the step."""
+        layer, weight, (high, across) = call.layer, call.layer.codes, _patches(call.layer)
+        outputs, channels = layer.outputs, layer.channels
+        unit = 1
+        if weight is not None:
+            unit = weight.codec.d if weight.codec.layout == "channel" else weight.codec.d // 9
+        channel_layout = int(weight is None or weight.codec.layout == "channel")
+        chunk = min(round_up(CHUNK[channel_layout], unit), channels)
+        piece = channels if channels <= WHOLE else min(round_up(PIECE, lcm(unit, chunk)), channels)
+        patches = layer.batch * high * across
+        tiles = min(2 if piece <= PIECE else 1, -(-patches // LANES))
+        p_tasks = -(-patches // (LANES * tiles))
+        wanted = max(-(-4 // p_tasks), 1)  # blocks of outputs repeat the transform
+        o_block = min(round_up(-(-outputs // wanted), ROWS), round_up(outputs, ROWS))
+        if piece < channels:
+            o_block = min(o_block, OUTPUTS)
+        o_tasks = -(-outputs // o_block)
+        panel = round_up(16 * tiles * (piece * LANES + WIDTH) + WIDTH, 16)
+        sums = panel + round_up(ROWS * 16 * (chunk + 16) + 64, 16)
+        stage = sums + 16 * tiles * (round_up(o_block, ROWS) if piece < channels else ROWS) * LANES + 64
+        spare = round_up(stage + 6 * LANES + 8 * WIDTH, 16)
+        arguments = {
+            "layer": call.windows.arguments(b),
+            "end": call.end.arguments(b),
+            "weight": _weight_arguments(b, layer),
+            "channels": channels,
+            "channel_step": call.windows.x.strides[0],
+            "height": layer.out_size[0],
+            "piece": piece,
+            "chunk": chunk,
+            "o_block": o_block,
+            "o_tasks": o_tasks,
+            "patches": patches,
+            "high": high,
+            "across": across,
+            "channel_layout": channel_layout,
+            "tiles": tiles,
+            "panel": panel,
+            "sums": sums,
+            "stage": stage,
+            "spare": spare,
+        }
+        b.emit(
+            winograd,
+            layer.node.name,
+            p_tasks * o_tasks,
+            arguments,
+            reads=call.reads,
+            writes=[call.end.out],
+            scratch=spare + 16 * (chunk + 2),
+            algorithm=self.name,
+            stored=layer.stored_bytes,
+        )
+
+
+def _patches(layer: Layer) -> tuple[int, int]:
+    """Return rows and columns of patches of 2 x 2 outputs."""
+    return (layer.out_size[0] + 1) // 2, (layer.out_size[1] + 1) // 2
+
+
+def transformed(filters: np.ndarray) -> np.ndarray:
+    """Return G g G' of filters (..., 3, 3), shape (..., 16)."""
+    numbers = TRANSFORM @ filters.astype(np.float64) @ TRANSFORM.T
+    return np.asarray(numbers, np.float32).reshape(*filters.shape[:-2], 16)
+
+
+def _weight_arguments(b: Builder, layer: Layer) -> dict[str, Any]:
+    """Return where codes and codebook are, or the transformed weight."""
+    weight = layer.codes
+    if weight is None:
+
+        def rows() -> np.ndarray:
+            dense = layer.weight.decode() if isinstance(layer.weight, Packed) else layer.weight
+            rows = transformed(np.asarray(dense, np.float32)).transpose(0, 2, 1).reshape(layer.outputs, -1)
+            return np.concatenate([rows, np.zeros((ROWS, rows.shape[1]), np.float32)])
+
+        at = b.constant((layer.name, "transformed rows"), rows)
+        return {"codes": -1, "weight": at, "d": 1, "stride": 0, "code_bytes": 0, "code_row": 0}
+    own = code_arguments(b, layer, weight)
+    if weight.codec.layout == "channel":
+        return own
+    filters = weight.codec.d // 9
+    words = weight.codebook.reshape(-1, filters, 3, 3)
+    own["weight"] = b.constant((layer.name, "transformed codebook"), lambda: transformed(words))
+    return own | {"stride": 16 * filters}

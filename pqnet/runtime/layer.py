@@ -1,0 +1,180 @@
+"""A layer at known sizes as algorithms see it: sums over windows of images, one for each output and position."""
+
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+
+from pqnet.codecs import Packed, PackedPQ
+from pqnet.graph import Node
+from pqnet.runtime.builder import Builder
+from pqnet.runtime.lower.copy import dense
+from pqnet.runtime.memory import View
+
+__all__ = ["Layer"]
+
+Pair = tuple[int, int]
+IMAGE = (1, 0, 2, 3)  # the storage order of images: channels outermost
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution or linear layer; the rows of a linear layer are the pixels of one image of height 1.
+
+    Attributes
+    ----------
+    node : Node
+    weight : float32 array or Packed
+        In filter form; a PackedPQ if kernels can read its codes.
+    scale : float array, shape (O,), optional
+        Factors of the outputs that belong to the weight.
+    groups, batch : int
+    channels : int
+        Inputs of a filter at one tap.
+    size, out_size : (int, int)
+        Height and width of the images, and of the result.
+    kernel, stride, dilation : (int, int)
+    padding : (int, int)
+        Rows above, columns on the left.
+    shape : tuple of int
+        Of the result in the graph.
+    """
+
+    node: Node
+    weight: np.ndarray | Packed
+    scale: np.ndarray | None
+    groups: int
+    batch: int
+    channels: int
+    size: Pair
+    out_size: Pair
+    kernel: Pair
+    stride: Pair
+    dilation: Pair
+    padding: Pair
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, b: Builder, node: Node) -> "Layer":
+        """Return the layer of a node of an operation that `lower.layers` knows."""
+        weight, scale = _readable(b, node)
+        shape = b.info(node.outputs[0]).shape
+        if node.op == "linear":
+            rows = prod(shape[:-1])
+            sizes = (1, rows)
+            return cls(node, weight, scale, 1, 1, weight.shape[1], sizes, sizes, (1, 1), (1, 1), (1, 1), (0, 0), shape)
+        a = b.attrs(node)
+        batch, _, *size = b.info(node.inputs[0]).shape
+        sizes = (_pair(size), _pair(shape[2:]), _pair(weight.shape[2:]), _pair(a["stride"]), _pair(a["dilation"]))
+        padding = a["padding"][: len(size)]
+        return cls(
+            node,
+            weight,
+            scale,
+            a["groups"],
+            batch,
+            weight.shape[1],
+            *sizes,
+            (0, *padding)[-2:],
+            shape,  # type: ignore[arg-type]
+        )
+
+    @property
+    def name(self) -> str:
+        """Name of the weight among the parameters."""
+        return self.node.params["weight"]
+
+    @property
+    def outputs(self) -> int:
+        """Outputs of a group."""
+        return self.weight.shape[0] // self.groups
+
+    @property
+    def taps(self) -> int:
+        """Places of a filter on a channel."""
+        return self.kernel[0] * self.kernel[1]
+
+    @property
+    def reduction(self) -> int:
+        """Inputs of an output."""
+        return self.channels * self.taps
+
+    @property
+    def image(self) -> int:
+        """Positions of an image of the result."""
+        return self.out_size[0] * self.out_size[1]
+
+    @property
+    def positions(self) -> int:
+        """Positions of all images."""
+        return self.batch * self.image
+
+    @property
+    def pointwise(self) -> bool:
+        """Whether a window is one pixel, and every pixel a window."""
+        return self.kernel == self.stride == (1, 1) and self.size == self.out_size and self.padding == (0, 0)
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether every channel has one filter of its own."""
+        return self.channels == 1 and self.weight.shape[0] == self.groups > 1
+
+    @property
+    def codes(self) -> PackedPQ | None:
+        """The weight, if kernels can read its codes."""
+        return self.weight if isinstance(self.weight, PackedPQ) else None
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the weight that a kernel reads."""
+        return self.weight.nbytes if isinstance(self.weight, Packed) else 4 * prod(self.weight.shape)
+
+    def as_images(self, view: View, channels: int, size: Pair) -> View | None:
+        """Return a value as (batch, channels, height, width), if strides can say it."""
+        if self.node.op != "linear":
+            shape = (self.batch, channels, *size)
+            return view if view.shape == shape else view.reshape(shape)
+        rows = view.reshape((size[1], channels))
+        return rows and rows.with_axes((1, channels, *size), (0, rows.strides[1], 0, rows.strides[0]))
+
+    def input(self, b: Builder, x: View) -> View:
+        """Return the input as (batch, channels, height, width) with the pixels of a row side by side."""
+        found = self.as_images(x, self.channels * self.groups, self.size)
+        if found is None or (found.strides[3] != 1 and self.size[1] > 1):
+            order = (len(x.shape) - 1, *range(len(x.shape) - 1)) if self.node.op == "linear" else (1, 0, 2, 3)
+            found = self.as_images(dense(b, x, order[: len(x.shape)]), self.channels * self.groups, self.size)
+        assert found is not None  # a dense copy can take this shape
+        return found
+
+    def result(self, b: Builder) -> View:
+        """Return a new value for the result, stored with its outputs outermost."""
+        axes = len(self.shape)
+        order = (axes - 1, *range(axes - 1)) if self.node.op == "linear" else (1, 0, *range(2, axes))
+        return b.new(self.shape, order)
+
+    def result_images(self, view: View) -> View | None:
+        """Return a value of the result's shape as images."""
+        return self.as_images(view, self.weight.shape[0], self.out_size)
+
+    @property
+    def channel_axis(self) -> int:
+        """The axis of the result along which outputs lie."""
+        return 1 if self.node.op != "linear" else len(self.shape) - 1
+
+
+def _pair(sizes: tuple[int, ...] | list[int]) -> Pair:
+    """Return two sizes; of one axis the height is 1."""
+    high, wide = (1, *sizes)[-2:]
+    return high, wide
+
+
+def _readable(b: Builder, node: Node) -> tuple[np.ndarray | Packed, np.ndarray | None]:
+    """Return the weight of a layer, as a PackedPQ if its codes can be one, and the factors of its outputs.
+
+    Weights with one code an element become codewords of one element; their scales, if an output has one, factors of the
+    epilogue. What has scales of groups of inputs, or is a sum, is decoded when the program is built.
+    """
+    weight = b.param(node, "weight")
+    assert weight is not None
+    words = weight.codewords() if isinstance(weight, Packed) else None
+    return words or (weight, None)  # type: ignore[return-value]

@@ -1,0 +1,19 @@
+"""Convolutions and linear layers, each by the algorithm that suits it."""
+
+from pqnet.errors import PQNetError
+from pqnet.graph import Node
+from pqnet.runtime.algorithms import ALGORITHMS, HOST
+from pqnet.runtime.builder import Builder, lowers
+from pqnet.runtime.layer import Layer
+from pqnet.runtime.memory import View
+
+
+@lowers("conv2d", "linear")
+def lower_layer(b: Builder, node: Node, x: list[View]) -> View:
+    """Ask every algorithm that fits for its cost, choose one and emit its steps."""
+    layer = Layer.of(b, node)
+    fitting = [a for a in ALGORITHMS.values() if a.fits(layer, b.compute, HOST)]
+    if not fitting:
+        raise PQNetError(f"node {node.name!r} ({node.op}): no algorithm computes it in {b.compute}")
+    chosen = b.choose(b.graph, node, x[0].shape, {a.name: a.cost(layer) for a in fitting})
+    return ALGORITHMS[chosen].emit(b, layer, x[0])
