@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import llvmlite.binding as llvm
+from llvmlite.binding import get_host_cpu_name
 from numba.core import config
 from numba.misc import appdirs
 
@@ -37,7 +37,7 @@ def _cache_folder() -> Iterator[None]:
 
 
 with _cache_folder():
-    CACHE_FOLDER, HOST = config.CACHE_DIR, llvm.get_host_cpu_name()
+    CACHE_FOLDER, HOST = config.CACHE_DIR, get_host_cpu_name()
     from pqnet.kernels import attention as attention
     from pqnet.kernels import copy as copy
     from pqnet.kernels import depthwise as depthwise

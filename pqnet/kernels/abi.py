@@ -1,8 +1,8 @@
 """The arguments of steps: every kernel declares their names once, kernels and programs use the same names.
 
-A step of a program is a kernel, a number of tasks and a record of int64 arguments. `Arguments` declares the fields of a
-record and what each of them is; a kernel reads them as ``g.name``, a program fills them by keyword. All kernels of steps
-take the same arrays:
+A step of a program is a kernel, a number of tasks and a record of int64 arguments. `Arguments` declares the fields of
+a record and what each of them is; a kernel reads them as ``g.name``, a program fills them by keyword. All kernels of
+steps take the same arrays:
 
     kernel(task, g, data, const, codes, index, scratch)
 
@@ -11,7 +11,7 @@ take the same arrays:
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,11 @@ class Kind:
 
     array: str = ""
     optional: bool = False  # -1 stands for "there is none"
+    count: int = 0  # of values in a row, read as g.name[i]; 0: a single one, read as g.name
+
+    def repeated(self, count: int) -> "Kind":
+        """Return the kind of a row of so many values."""
+        return replace(self, count=count)
 
 
 SIZE, FLAG = Kind(), Kind()
@@ -42,14 +47,19 @@ class Arguments:
 
     Examples
     --------
-    >>> SCALE = Arguments(x=DATA, n=SIZE)
-    >>> [name for name, _, _ in SCALE.flat({"x": 16, "n": 3})]
-    ['x', 'n']
+    >>> SCALE = Arguments(x=DATA, n=SIZE, steps=SIZE.repeated(2))
+    >>> [name for name, _, _ in SCALE.flat({"x": 16, "n": 3, "steps": (3, 1)})]
+    ['x', 'n', 'steps[0]', 'steps[1]']
     """
 
     def __init__(self, **kinds: "Kind | Arguments") -> None:
         self.kinds = kinds
-        fields = [(name, kind.dtype if isinstance(kind, Arguments) else np.int64) for name, kind in kinds.items()]
+        fields: list[Any] = []
+        for name, kind in kinds.items():
+            if isinstance(kind, Arguments):
+                fields.append((name, kind.dtype))
+            else:
+                fields.append((name, np.int64, (kind.count,)) if kind.count else (name, np.int64))
         self.dtype = np.dtype(fields, align=True)
 
     def flat(self, values: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Kind, Any]]:
@@ -60,6 +70,10 @@ class Arguments:
         for name, kind in self.kinds.items():
             if isinstance(kind, Arguments):
                 yield from kind.flat(values[name], f"{where}{name}.")
+            elif kind.count:
+                if len(values[name]) != kind.count:
+                    raise TypeError(f"argument {where}{name}: expected {kind.count} values, got {len(values[name])}")
+                yield from ((f"{where}{name}[{i}]", kind, value) for i, value in enumerate(values[name]))
             else:
                 yield f"{where}{name}", kind, values[name]
 

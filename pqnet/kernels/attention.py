@@ -7,6 +7,7 @@ values, again by the register tile. The scores never leave the cache.
 import numpy as np
 from numba import njit
 
+from pqnet.kernels.abi import CONST, DATA, FLAG, MAYBE_DATA, SIZE, Arguments, step
 from pqnet.kernels.functions import exp
 from pqnet.kernels.simd import (
     WIDTH,
@@ -23,32 +24,53 @@ from pqnet.kernels.simd import (
 )
 from pqnet.kernels.tile import LANES, ROWS, multiply_3
 
+# Tokens of queries, keys, values and the result lie side by side. The mask is added to the scores; its queries lie side
+# by side, too.
+ATTENTION = Arguments(
+    q=DATA,
+    k=DATA,
+    v=DATA,
+    out=DATA,
+    batch_steps=SIZE.repeated(4),  # of queries, keys, values, result
+    head_steps=SIZE.repeated(4),
+    feature_steps=SIZE.repeated(4),
+    heads=SIZE,
+    queries=SIZE,
+    keys=SIZE,
+    inner=SIZE,  # features of queries and keys
+    outer=SIZE,  # features of values and result
+    scale=CONST,
+    causal=FLAG,  # queries do not see the keys behind them
+    mask=MAYBE_DATA,
+    mask_batch=SIZE,  # steps of the mask
+    mask_head=SIZE,
+    mask_key=SIZE,
+)
 
+
+@step(ATTENTION)
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def attention(task, g, data, const, codes, index, scratch):
-    # q, k, v and the result: offsets g[0:4]; steps of batch, head and feature of each in g[4:16]; tokens have step 1.
-    # 16 heads, 17 queries, 18 keys, 19 features of q and k, 20 features of v, 21 const: scale, 22 causal,
-    # 23 float mask: data offset or -1, its steps of batch 24, head 25, key 26; queries have step 1
     # scratch: LANES queries, scores, results of a panel
-    q, k, v, out, heads, queries, keys, inner, outer = g[0], g[1], g[2], g[3], g[16], g[17], g[18], g[19], g[20]
-    causal, mask = g[22] == 1, g[23]
+    heads, queries, keys, inner, outer = g.heads, g.queries, g.keys, g.inner, g.outer
+    causal, mask, feature_steps = g.causal == 1, g.mask, g.feature_steps
     blocks = (queries + LANES - 1) // LANES
     first = task % blocks * LANES
     head = task // blocks % heads
     b = task // (blocks * heads)
     n = min(LANES, queries - first)
-    q += b * g[4] + head * g[5] + first
-    k += b * g[7] + head * g[8]
-    v += b * g[10] + head * g[11]
-    out += b * g[13] + head * g[14] + first
-    scale = splat(const[g[21]])
+    q = g.q + b * g.batch_steps[0] + head * g.head_steps[0] + first
+    k = g.k + b * g.batch_steps[1] + head * g.head_steps[1]
+    v = g.v + b * g.batch_steps[2] + head * g.head_steps[2]
+    out = g.out + b * g.batch_steps[3] + head * g.head_steps[3] + first
+    scale = splat(const[g.scale])
     scores = inner * LANES
     sums = scores + (keys + ROWS) * LANES
     for e in range(inner):
         for j in range(0, LANES, WIDTH):
-            store(scratch, e * LANES + j, multiply(load(data, q + e * g[6] + j), scale))
+            store(scratch, e * LANES + j, multiply(load(data, q + e * feature_steps[0] + j), scale))
     for key in range(0, keys, ROWS):
-        multiply_3(data, k + key, 1, g[9], scratch, 0, inner, scratch, scores + key * LANES, LANES, 0)
+        multiply_3(data, k + key, 1, feature_steps[1], scratch, 0, inner, scratch, scores + key * LANES, LANES, 0)
     lowest = splat(np.float32(-np.inf))
     for j in range(0, LANES, WIDTH):
         largest = lowest
@@ -56,7 +78,7 @@ def attention(task, g, data, const, codes, index, scratch):
             at = scores + key * LANES + j
             s = load(scratch, at)
             if mask >= 0:
-                s = add(s, load(data, mask + b * g[24] + head * g[25] + key * g[26] + first + j))
+                s = add(s, load(data, mask + b * g.mask_batch + head * g.mask_head + key * g.mask_key + first + j))
             if causal:
                 for i in range(WIDTH):  # the queries before a key do not see it
                     if first + j + i < key:
@@ -77,11 +99,11 @@ def attention(task, g, data, const, codes, index, scratch):
         total = select_less(splat(np.float32(0)), total, total, one)
         store(scratch, j, divide(one, total))  # the queries are no longer needed
     for e in range(0, outer, ROWS):
-        multiply_3(data, v + e * g[12], g[12], 1, scratch, scores, keys, scratch, sums, LANES, 0)
+        multiply_3(data, v + e * feature_steps[2], feature_steps[2], 1, scratch, scores, keys, scratch, sums, LANES, 0)
         for r in range(min(ROWS, outer - e)):
             for j in range(0, n, WIDTH):
                 s = multiply(load(scratch, sums + r * LANES + j), load(scratch, j))
-                to = out + (e + r) * g[15] + j
+                to = out + (e + r) * feature_steps[3] + j
                 if j + WIDTH <= n:
                     store(data, to, s)
                 else:

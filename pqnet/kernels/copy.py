@@ -1,101 +1,101 @@
-"""Copies between strided values: rows, transposition in registers, anything else one number at a time; and fills."""
+"""Copies between strided values: rows, transposition in registers, anything else one element at a time; and fills."""
 
 import numpy as np
-from llvmlite import ir
 from numba import njit, types
-from numba.core import config
-from numba.extending import intrinsic
 
+from pqnet.kernels.abi import DATA, MAYBE_CONST, MAYBE_DATA, SIZE, Arguments, step
+from pqnet.kernels.llvm import INDEX, LONG, WORD, compiled_or, element, shuffle, undefined
+from pqnet.kernels.llvm import load as emit_load
+from pqnet.kernels.llvm import store as emit_store
 from pqnet.kernels.simd import FLOATS, WIDTH, load, splat, store, store_head
 
-ROWS, TRANSPOSED, NUMBERS, FILL = 0, 1, 2, 3
+ROWS, TRANSPOSED, SINGLE, FILL = 0, 1, 2, 3
+AXES = 5
 
 
-def _transposer():
-    def twin(source, x, x_step, target, to, step):
-        tile = [source[x + i * x_step : x + i * x_step + WIDTH].copy() for i in range(WIDTH)]
-        for j in range(WIDTH):
-            target[to + j * step : to + j * step + WIDTH] = [row[j] for row in tile]
-
-    @intrinsic
-    def transpose(context, source, x, x_step, target, to, step):
-        def codegen(context, builder, signature, values):
-            source, x, x_step, target, to, step = values
-            places = []
-            for at, array, start, distance in ((0, source, x, x_step), (3, target, to, step)):
-                data = context.make_array(signature.args[at])(context, builder, array).data
-                for i in range(WIDTH):
-                    place = builder.gep(data, [builder.add(start, builder.mul(distance, ir.IntType(64)(i)))])
-                    places.append(builder.bitcast(place, FLOATS.llvm.as_pointer()))
-            rows = []
-            for place in places[:WIDTH]:
-                rows.append(builder.load(place))
-                rows[-1].align = 4
-            distance = 1
-            while distance < WIDTH:  # swap the two off-diagonal quarters of ever larger squares
-                masks = [[], []]
-                for lane in range(WIDTH):
-                    right = lane & distance
-                    masks[0].append(WIDTH + lane - distance if right else lane)
-                    masks[1].append(WIDTH + lane if right else lane + distance)
-                masks = [ir.Constant(ir.VectorType(ir.IntType(32), WIDTH), mask) for mask in masks]
-                for i in (i for i in range(WIDTH) if not i & distance):
-                    a, b = rows[i], rows[i + distance]
-                    rows[i], rows[i + distance] = (builder.shuffle_vector(a, b, mask) for mask in masks)
-                distance *= 2
-            for row, place in zip(rows, places[WIDTH:], strict=True):
-                builder.store(row, place).align = 4
-            return context.get_dummy_value()
-
-        n = types.intp
-        return types.void(source, n, n, target, n, n), codegen
-
-    return twin if config.DISABLE_JIT else transpose
+def _transpose_reference(source, x, x_step, target, to, step):
+    tile = [source[x + i * x_step : x + i * x_step + WIDTH].copy() for i in range(WIDTH)]
+    for j in range(WIDTH):
+        target[to + j * step : to + j * step + WIDTH] = [row[j] for row in tile]
 
 
-def _step_loader():
-    def twin(array, index, step):
-        return array[index + step * np.arange(WIDTH)]
+def _transpose(context, source, x, x_step, target, to, step):
+    def codegen(context, builder, signature, values):
+        def rows_of(array):
+            start, distance = values[array + 1 : array + 3]
+            starts = (builder.add(start, builder.mul(distance, LONG(i))) for i in range(WIDTH))
+            return [element(context, builder, signature, values, array, at) for at in starts]
 
-    @intrinsic
-    def load_steps(context, array, index, step):
-        def codegen(context, builder, signature, values):
-            array, index, step = values
-            data = context.make_array(signature.args[0])(context, builder, array).data
-            value, place = ir.Constant(FLOATS.llvm, ir.Undefined), builder.gep(data, [index])
-            for lane in range(WIDTH):
-                value = builder.insert_element(value, builder.load(place), ir.IntType(32)(lane))
-                place = builder.gep(place, [step])
-            return value
+        sources, targets = rows_of(0), rows_of(3)
+        rows = [emit_load(builder, row, FLOATS.llvm) for row in sources]
+        distance = 1
+        while distance < WIDTH:  # swap the two off-diagonal quarters of ever larger squares
+            lanes = range(WIDTH)
+            upper = [WIDTH + lane - distance if lane & distance else lane for lane in lanes]
+            lower = [WIDTH + lane if lane & distance else lane + distance for lane in lanes]
+            for i in (i for i in range(WIDTH) if not i & distance):
+                a, b = rows[i], rows[i + distance]
+                rows[i], rows[i + distance] = shuffle(builder, a, b, upper), shuffle(builder, a, b, lower)
+            distance *= 2
+        for row, target in zip(rows, targets, strict=True):
+            emit_store(builder, row, target)
+        return context.get_dummy_value()
 
-        return FLOATS(array, types.intp, types.intp), codegen
-
-    return twin if config.DISABLE_JIT else load_steps
-
-
-load_steps = _step_loader()  # WIDTH numbers, ``step`` apart
-transpose = (
-    _transposer()
-)  # (source, x, x_step, target, to, step): target[to + j * step + i] = source[x + i * x_step + j]
+    return types.void(source, INDEX, INDEX, target, INDEX, INDEX), codegen
 
 
+def _load_steps_reference(array, index, step):
+    return array[index + step * np.arange(WIDTH)]
+
+
+def _load_steps(context, array, index, step):
+    def codegen(context, builder, signature, values):
+        value = undefined(FLOATS.llvm)
+        pointer = element(context, builder, signature, values, 0, values[1])
+        for lane in range(WIDTH):
+            value = builder.insert_element(value, builder.load(pointer), WORD(lane))
+            pointer = builder.gep(pointer, [values[2]])
+        return value
+
+    return FLOATS(array, INDEX, INDEX), codegen
+
+
+load_steps = compiled_or(_load_steps_reference, _load_steps)  # WIDTH elements, ``step`` apart
+# (source, x, x_step, target, to, step): target[to + j * step + i] = source[x + i * x_step + j]
+transpose = compiled_or(_transpose_reference, _transpose)
+
+# out[i] = x[i] over five axes. ROWS: the last axis has step 1 in both; TRANSPOSED: the last but one has it in x, the
+# last one in the result; SINGLE: any steps; FILL: const[value] everywhere, the last axis has step 1 in the result.
+COPY = Arguments(
+    x=MAYBE_DATA,
+    value=MAYBE_CONST,
+    out=DATA,
+    sizes=SIZE.repeated(AXES),
+    x_steps=SIZE.repeated(AXES),
+    steps=SIZE.repeated(AXES),
+    mode=SIZE,
+    block=SIZE,  # rows, which lie on the last axis but one
+    per_task=SIZE,  # blocks
+    last_row=SIZE,  # elements in the last row (ROWS, FILL)
+)
+
+
+@step(COPY)
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def copy(task, g, data, const, codes, index, scratch):
-    # out[i] = x[i] over five axes: sizes g[2:7], steps of x (at g[0]) g[7:12], steps of the result (at g[1]) g[12:17]
-    # g[17] ROWS: the last axis has step 1 in both; TRANSPOSED: axis 3 has it in x, the last one in the result;
-    # NUMBERS: any steps; FILL: const[g[0]] everywhere, the last axis has step 1. g[18] rows (of axis 3) and g[19]
-    # blocks of rows a task, g[20] numbers in the last row (ROWS, FILL); scratch: two tiles of WIDTH vectors
-    n1, n2, n3, n4, mode, block = g[3], g[4], g[5], g[6], g[17], g[18]
-    x3, x4, o3, o4 = g[10], g[11], g[15], g[16]
+    # scratch: two tiles of WIDTH vectors
+    sizes, x_steps, steps, mode, block = g.sizes, g.x_steps, g.steps, g.mode, g.block
+    n1, n2, n3, n4 = sizes[1], sizes[2], sizes[3], sizes[4]
+    x3, x4, o3, o4 = x_steps[3], x_steps[4], steps[3], steps[4]
     blocks = (n3 + block - 1) // block
-    value = splat(const[g[0]] if mode == FILL else const[0])
-    for unit in range(task * g[19], min((task + 1) * g[19], g[2] * n1 * n2 * blocks)):
+    value = splat(const[g.value] if mode == FILL else np.float32(0))
+    for unit in range(task * g.per_task, min((task + 1) * g.per_task, sizes[0] * n1 * n2 * blocks)):
         outer = unit // blocks
         first = (unit - outer * blocks) * block
         i, rest = outer // (n1 * n2), outer % (n1 * n2)
         j, k = rest // n2, rest % n2
-        x = g[0] + i * g[7] + j * g[8] + k * g[9]
-        out = g[1] + i * g[12] + j * g[13] + k * g[14]
+        x = g.x + i * x_steps[0] + j * x_steps[1] + k * x_steps[2]
+        out = g.out + i * steps[0] + j * steps[1] + k * steps[2]
         last = min(first + block, n3)
         if mode == TRANSPOSED:
             for r in range(first, last, WIDTH):
@@ -114,14 +114,14 @@ def copy(task, g, data, const, codes, index, scratch):
             continue
         for r in range(first, last):
             at, to = x + r * x3, out + r * o3
-            if mode == NUMBERS:
+            if mode == SINGLE:
                 whole = n4 // WIDTH * WIDTH if o4 == 1 else 0
                 for p in range(0, whole, WIDTH):
                     store(data, to + p, load_steps(data, at + p * x4, x4))
                 for p in range(whole, n4):
                     data[to + p * o4] = data[at + p * x4]
                 continue
-            wide = g[20] if r == n3 - 1 else n4
+            wide = g.last_row if r == n3 - 1 else n4
             for p in range(0, wide, WIDTH):
                 v = value if mode == FILL else load(data, at + p)
                 if p + WIDTH <= wide:

@@ -4,12 +4,12 @@ An instruction changes a whole piece of the result in place, with an operand fro
 stays in the first-level cache from the first instruction to the last.
 """
 
-import numpy as np
 from numba import njit
 
+from pqnet.kernels.abi import DATA, INDEX, MAYBE_CONST, MAYBE_DATA, SIZE, Arguments, step
 from pqnet.kernels.activation import activate_at
 from pqnet.kernels.functions import at_least, at_most, constant, erf_argument, exp, log, tanh
-from pqnet.kernels.places import load_at, place, put_at, spread_at
+from pqnet.kernels.pointers import load_at, pointer, put_at, spread_at
 from pqnet.kernels.simd import (
     WIDTH,
     add,
@@ -27,8 +27,8 @@ from pqnet.kernels.simd import (
 
 PIECE = 1024
 OPERANDS = 6  # at most, beside the first value
-# v op operand, or operand op v if TURNED; the last two take no operand.
-(ADD, MULTIPLY, FMA, SUBTRACT, TURNED_SUBTRACT, DIVIDE, TURNED_DIVIDE, MAXIMUM, MINIMUM, PRELU) = range(10)
+# v op operand, or operand op v if REVERSED; the last two take no operand.
+(ADD, MULTIPLY, FMA, SUBTRACT, REVERSED_SUBTRACT, DIVIDE, REVERSED_DIVIDE, MAXIMUM, MINIMUM, PRELU) = range(10)
 ACTIVATE, FUNCTION = 10, 11
 # Functions beside the activations.
 (EXP, LOG, SQRT, RSQRT, RECIPROCAL, ERF, FLOOR, CEIL, ROUND, NEG, ABS, SIGN, SQUARE, CUBE) = range(14)
@@ -42,9 +42,9 @@ def _combined(op, a, b, c):
         return multiply(a, b)
     if op == FMA:
         return fma(a, b, c)
-    if op in (SUBTRACT, TURNED_SUBTRACT):
+    if op in (SUBTRACT, REVERSED_SUBTRACT):
         return subtract(a, b) if op == SUBTRACT else subtract(b, a)
-    if op in (DIVIDE, TURNED_DIVIDE):
+    if op in (DIVIDE, REVERSED_DIVIDE):
         return divide(a, b) if op == DIVIDE else divide(b, a)
     if op in (MAXIMUM, MINIMUM):
         return maximum(a, b) if op == MAXIMUM else minimum(a, b)
@@ -70,13 +70,13 @@ def _function(kind, v):
         return square if kind == SQUARE else multiply(square, v)
     if kind == SIGN:
         return select_less(v, zero, constant(-1.0), select_less(zero, v, one, zero))
-    turned = multiply(v, constant(-1.0))
+    negative = multiply(v, constant(-1.0))
     if kind == NEG:
-        return turned
+        return negative
     if kind == ABS:
-        return add(maximum(v, turned), zero)  # no -0
+        return add(maximum(v, negative), zero)  # no -0
     if kind == CEIL:
-        v = turned
+        v = negative
     whole = round_even(v)
     if kind == ROUND:
         return whole
@@ -86,7 +86,7 @@ def _function(kind, v):
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def _combine(op, x, y, z, wide, low, high, out, n):
-    # OUT n numbers at place out: x op y, bounded, with a third operand z; one y and z for all lanes if not wide.
+    # OUT n elements at pointer out: x op y, bounded, with a third operand z; one y and z for all lanes if not wide.
     # The frequent operations have loops of their own.
     b, c, bottom, top = spread_at(y), spread_at(z), splat(low), splat(high)
     if wide and op == ADD:
@@ -114,36 +114,52 @@ def _apply(kind, x, out, n):
         put_at(out, p, _function(kind, load_at(x, p)), n - p)
 
 
+# Four axes; rows are the combinations of the first three, one behind another in the result. The chain begins with x,
+# whose last axis has step 1. Operand k lies in data or in const, its position in the other is -1; index[steps + 4 * k:]
+# has its steps along the four axes, of which the last is 0 or 1. index[table:] has instructions (operation, operand, p,
+# bounds). p of FMA: how far the terms are behind the factors; of ACTIVATE, whose operand is the kind: two parameters in
+# const. Instructions with an operand end with bounds: const[bounds : bounds + 2].
+ELEMENTWISE = Arguments(
+    x=DATA,
+    out=DATA,
+    sizes=SIZE.repeated(4),
+    x_steps=SIZE.repeated(3),
+    per_task=SIZE,  # pieces
+    table=INDEX,
+    instructions=SIZE,
+    in_data=MAYBE_DATA.repeated(OPERANDS),
+    in_const=MAYBE_CONST.repeated(OPERANDS),
+    steps=INDEX,
+)
+
+
+@step(ELEMENTWISE)
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def elementwise(task, g, data, const, codes, index, scratch):
-    # Four axes of sizes g[0:4]; rows are the combinations of the first three, one behind another in the result at g[7].
-    # 4 pieces a task; 5 in index: instructions (operation, operand, p, bounds), g[6] of them. x at g[8], steps g[9:12]
-    # along the first three axes and 1 along the last. Operand k from 12 + 6 k: 0 data / 1 const, offset, steps along
-    # the four axes, the last 0 or 1. p of FMA: how far the terms are behind the factors; of ACTIVATE, whose operand is
-    # the kind: two parameters in const. Instructions with an operand end with bounds: const[bounds : bounds + 2].
-    n1, n2, n3 = g[1], g[2], g[3]
-    table, instructions = g[5], g[6]
+    n1, n2, n3 = g.sizes[1], g.sizes[2], g.sizes[3]
+    table, instructions, per_task = g.table, g.instructions, g.per_task
     pieces = (n3 + PIECE - 1) // PIECE
-    row = task * g[4] // pieces
-    first = (task * g[4] - row * pieces) * PIECE
+    row = task * per_task // pieces
+    first = (task * per_task - row * pieces) * PIECE
     i0, i1, i2 = row // n2 // n1, row // n2 % n1, row % n2
-    for _ in range(min(g[4], g[0] * n1 * n2 * pieces - task * g[4])):
+    for _ in range(min(per_task, g.sizes[0] * n1 * n2 * pieces - task * per_task)):
         n = min(PIECE, n3 - first)
-        out = g[7] + row * n3 + first
-        v = place(data, g[8] + i0 * g[9] + i1 * g[10] + i2 * g[11] + first)
-        target = place(data, out)
+        out = g.out + row * n3 + first
+        v = pointer(data, g.x + i0 * g.x_steps[0] + i1 * g.x_steps[1] + i2 * g.x_steps[2] + first)
+        target = pointer(data, out)
         for k in range(table, table + 4 * instructions, 4):
-            op, operand, p, bounds = np.intp(index[k]), np.intp(index[k + 1]), np.intp(index[k + 2]), index[k + 3]
+            op, operand, p, bounds = index[k], index[k + 1], index[k + 2], index[k + 3]
             if op == ACTIVATE:
                 activate_at(operand, v, target, n, const[p], const[p + 1])
             elif op == FUNCTION:
                 _apply(operand, v, target, n)
             else:
-                f = 12 + 6 * operand
-                wide = g[f + 5] != 0
-                at = g[f + 1] + i0 * g[f + 2] + i1 * g[f + 3] + i2 * g[f + 4] + (first if wide else 0)
-                y = place(data, at) if g[f] == 0 else place(const, at)
-                z = y if p == 0 else place(const, at + p)
+                f = g.steps + 4 * operand
+                wide = index[f + 3] != 0
+                at = i0 * index[f] + i1 * index[f + 1] + i2 * index[f + 2] + (first if wide else 0)
+                in_const = g.in_const[operand] + at
+                y = pointer(data, g.in_data[operand] + at) if g.in_data[operand] >= 0 else pointer(const, in_const)
+                z = y if p == 0 else pointer(const, in_const + p)
                 _combine(op, v, y, z, wide, const[bounds], const[bounds + 1], target, n)
             v = target
         first += PIECE

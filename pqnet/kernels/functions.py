@@ -4,11 +4,10 @@ Infinities and NaN behave as in NumPy; exp reaches denormal numbers and infinity
 """
 
 import numpy as np
-from llvmlite import ir
 from numba import njit, types
-from numba.core import cgutils, config
-from numba.extending import intrinsic
 
+from pqnet.kernels.llvm import FLOAT, HALF, WORD, call, compiled_or, splat
+from pqnet.kernels.llvm import constant as constant_vector
 from pqnet.kernels.simd import (
     FLOATS,
     INTS,
@@ -27,42 +26,41 @@ from pqnet.kernels.simd import (
 LN2_HIGH, LN2_LOW = 0.693359375, -2.12194440e-4
 
 
-def _constant():
-    @intrinsic
-    def constant(context, number):
-        def codegen(context, builder, signature, values):
-            word = ir.IntType(32)
-            empty = ir.Constant(FLOATS.llvm, ir.Undefined)
-            first = builder.insert_element(empty, builder.fptrunc(values[0], ir.FloatType()), word(0))
-            return builder.shuffle_vector(first, empty, ir.Constant(ir.VectorType(word, WIDTH), [0] * WIDTH))
-
-        return FLOATS(types.float64), codegen
-
-    return (lambda number: np.full(WIDTH, number, np.float32)) if config.DISABLE_JIT else constant
+def _constant_reference(number):
+    return np.full(WIDTH, number, np.float32)
 
 
-def _of_bits(twin, codegen_of):
-    @intrinsic
+def _constant(context, number):
+    def codegen(context, builder, signature, values):
+        return splat(builder, builder.fptrunc(values[0], FLOAT), FLOATS.llvm)
+
+    return FLOATS(types.float64), codegen
+
+
+constant = compiled_or(_constant_reference, _constant)  # the same number in all lanes; simd.splat takes a float32
+
+
+def _of_bits(reference, codegen_of):
     def operation(context, a):
         def codegen(context, builder, signature, values):
             def number(n):
-                return ir.Constant(INTS.llvm, [n] * WIDTH)
+                return constant_vector(INTS.llvm, n)
 
             return codegen_of(builder, builder.bitcast(values[0], INTS.llvm), number)
 
         return FLOATS(FLOATS), codegen
 
-    return twin if config.DISABLE_JIT else operation
+    return compiled_or(reference, operation)
 
 
 def _scaler():
-    @intrinsic
     def scale(context, a, n):
         def codegen(context, builder, signature, values):
-            word, mask = ir.IntType(32), ir.IntType(16)
-            kind = ir.FunctionType(FLOATS.llvm, [FLOATS.llvm] * 3 + [mask, word])
-            function = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx512.mask.scalef.ps.512")
-            return builder.call(function, [*values, values[0], mask(-1), word(4)])
+            a, n = values
+            all_lanes, current_rounding = HALF(-1), WORD(4)
+            return call(
+                builder, "llvm.x86.avx512.mask.scalef.ps.512", FLOATS.llvm, a, n, a, all_lanes, current_rounding
+            )
 
         return FLOATS(FLOATS, FLOATS), codegen
 
@@ -71,10 +69,9 @@ def _scaler():
         half = round_even(multiply(n, constant(0.5)))
         return multiply(multiply(a, power_of_two(half)), power_of_two(subtract(n, half)))
 
-    return in_two_steps if config.DISABLE_JIT or ISA != "avx512" else scale
+    return compiled_or(in_two_steps, scale) if ISA == "avx512" else in_two_steps
 
 
-constant = _constant()  # the same number in all lanes; simd.splat takes a float32, this one a Python float
 scale = _scaler()  # a * 2**n for whole n in -200 .. 200, with one rounding
 # exponent(a): the whole e with 2**e <= a < 2**(e + 1); mantissa(a): a / 2**e; for positive normal numbers.
 exponent = _of_bits(

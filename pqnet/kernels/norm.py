@@ -1,15 +1,14 @@
-"""Norms and softmax: lanes across the numbers of a row where another axis is contiguous, else lanes along the row.
+"""Norms and softmax of rows: lanes are rows that lie side by side in memory, or consecutive elements of one row.
 
-Rows lie on two outer axes, of sizes g[2] and g[6]; fields 3-5 and 7-9 are the steps of x, of the result and of the
-weights along them. Results are in the order of x. Mean and variance come from two passes, of a block of numbers or
-of the whole row.
+The result has the storage order of x. Mean and variance come from two passes over a block of elements, or over the row.
 """
 
 import numpy as np
 from numba import njit
 
+from pqnet.kernels.abi import CONST, DATA, FLAG, INDEX, SIZE, Arguments, step
 from pqnet.kernels.functions import at_least, constant, exp, log
-from pqnet.kernels.places import place, put_at
+from pqnet.kernels.pointers import pointer, put_at
 from pqnet.kernels.simd import (
     WIDTH,
     add,
@@ -26,30 +25,71 @@ from pqnet.kernels.simd import (
 )
 
 VECTORS = 16  # that go through the rows together, at most
-BLOCK = 16  # numbers of a row whose two passes follow each other
+BLOCK = 16  # elements of a row whose two passes follow each other
+
+# Rows lie on two outer axes of sizes ``outer`` and ``inner``. At each point of these axes, `norm_across` and
+# `softmax_across` take ``size`` rows side by side, each of ``parts`` elements; `norm_along` and `softmax_along` take
+# one row, of ``parts`` runs of ``size`` elements side by side. index[offsets:] has a pair for each part: how far it is
+# behind the start of the row in x and in the result.
+ROWS = Arguments(
+    x=DATA,
+    out=DATA,
+    outer=SIZE,
+    inner=SIZE,
+    x_outer=SIZE,  # steps of x along the outer axes
+    x_inner=SIZE,
+    out_outer=SIZE,  # and of the result
+    out_inner=SIZE,
+    size=SIZE,
+    parts=SIZE,
+    offsets=INDEX,
+    per_task=SIZE,  # points of the outer axes
+    lanes=SIZE,  # a task
+    tile=SIZE,  # lanes at a time, at most VECTORS * WIDTH
+)
+
+NORM = Arguments(
+    rows=ROWS,
+    weight=CONST,  # of a part, or of each element of a run if ``each``
+    bias=SIZE,  # how far the biases are behind the weights
+    weight_outer=SIZE,  # steps of the weights along the outer axes
+    weight_inner=SIZE,
+    each=FLAG,
+    eps=CONST,
+)
+
+SOFTMAX = Arguments(
+    rows=ROWS,
+    logarithm=FLAG,  # whether to return the logarithm
+)
 
 
+@step(NORM)
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def norm_across(task, g, data, const, codes, index, scratch):
-    # x at g[0], result at g[1]; g[10] lanes; g[11] numbers a row, whose offsets in x and in the result are pairs in
-    # index at g[12]; weights in const at g[13], biases g[14] behind, one of each a number, eps at g[15];
-    # 16 rows a task, 17 lanes a task, 19 lanes at a time, at most VECTORS * WIDTH
-    inner, lanes, n, table, eps = g[6], g[10], g[11], g[12], splat(const[g[15]])
+    # scratch: VECTORS vectors each of means, of sums of squares and of means of the first block
+    rows = g.rows
+    inner, lanes, n, table, eps = rows.inner, rows.size, rows.parts, rows.offsets, splat(const[g.eps])
     part, zero, one, span = splat(np.float32(1.0 / n)), constant(0.0), constant(1.0), VECTORS * WIDTH
-    lane_tasks = (lanes + g[17] - 1) // g[17]
-    start = task % lane_tasks * g[17]
-    for r in range(task // lane_tasks * g[16], min((task // lane_tasks + 1) * g[16], g[2] * inner)):
+    lane_tasks = (lanes + rows.lanes - 1) // rows.lanes
+    start = task % lane_tasks * rows.lanes
+    for r in range(
+        task // lane_tasks * rows.per_task, min((task // lane_tasks + 1) * rows.per_task, rows.outer * inner)
+    ):
         i, j = r // inner, r % inner
-        weight, bias = g[13] + i * g[5] + j * g[9], g[14]
-        for first in range(start, min(start + g[17], lanes), g[19]):
-            x, out = g[0] + i * g[3] + j * g[7] + first, g[1] + i * g[4] + j * g[8] + first
-            m = min(g[19], min(start + g[17], lanes) - first)
+        weight, bias = g.weight + i * g.weight_outer + j * g.weight_inner, g.bias
+        for first in range(start, min(start + rows.lanes, lanes), rows.tile):
+            x, out = (
+                rows.x + i * rows.x_outer + j * rows.x_inner + first,
+                rows.out + i * rows.out_outer + j * rows.out_inner + first,
+            )
+            m = min(rows.tile, min(start + rows.lanes, lanes) - first)
             for p in range(0, m, WIDTH):
                 store(scratch, p, zero)
                 store(scratch, p + span, zero)
                 store(scratch, p + 2 * span, zero)
             for k in range(0, n, BLOCK):
-                # Mean and squared distances of a block, joined with those of all numbers before it; all from the mean
+                # Mean and squared distances of a block, joined with those of all elements before it; all from the mean
                 # of the first block on, which may be large.
                 count, stop = min(BLOCK, n - k), table + 2 * min(k + BLOCK, n)
                 each = splat(np.float32(1.0 / count))
@@ -76,21 +116,22 @@ def norm_across(task, g, data, const, codes, index, scratch):
                 store(scratch, p + span, divide(one, sqrt(add(variance, eps))))
             for k in range(n):
                 w, c, at = splat(const[weight + k]), splat(const[weight + bias + k]), index[table + 2 * k]
-                target = place(data, out + index[table + 2 * k + 1])
+                target = pointer(data, out + index[table + 2 * k + 1])
                 for p in range(0, m, WIDTH):
                     v = multiply(subtract(load(data, x + at + p), load(scratch, p)), load(scratch, p + span))
                     put_at(target, p, fma(v, w, c), m - p)
 
 
+@step(NORM)
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def norm_along(task, g, data, const, codes, index, scratch):
-    # As norm_across, with rows of g[11] runs of g[10] contiguous numbers; 18: weights of each number, else of each run
-    inner, size, runs, table = g[6], g[10], g[11], g[12]
-    each, eps = np.float32(1.0 / (size * runs)), const[g[15]]
-    for r in range(task * g[16], min((task + 1) * g[16], g[2] * inner)):
+    rows = g.rows
+    inner, size, runs, table = rows.inner, rows.size, rows.parts, rows.offsets
+    each, eps = np.float32(1.0 / (size * runs)), const[g.eps]
+    for r in range(task * rows.per_task, min((task + 1) * rows.per_task, rows.outer * inner)):
         i, j = r // inner, r % inner
-        x, out = g[0] + i * g[3] + j * g[7], g[1] + i * g[4] + j * g[8]
-        weight, bias = g[13] + i * g[5] + j * g[9], g[14]
+        x, out = rows.x + i * rows.x_outer + j * rows.x_inner, rows.out + i * rows.out_outer + j * rows.out_inner
+        weight, bias = g.weight + i * g.weight_outer + j * g.weight_inner, g.bias
         mean, scale = np.float32(0.0), np.float32(0.0)
         for _ in range(2):
             total, squares, m = constant(0.0), constant(0.0), splat(mean)
@@ -107,25 +148,32 @@ def norm_along(task, g, data, const, codes, index, scratch):
             scale = np.float32(1.0) / np.sqrt(sum_lanes(squares) * each - off * off + eps)
         m, s = splat(mean), splat(scale)
         for k in range(runs):
-            at, target = x + index[table + 2 * k], place(data, out + index[table + 2 * k + 1])
+            at, target = x + index[table + 2 * k], pointer(data, out + index[table + 2 * k + 1])
             w, c = splat(const[weight + k]), splat(const[weight + bias + k])
             for p in range(0, size, WIDTH):
-                if g[18]:
+                if g.each:
                     w, c = load(const, weight + k * size + p), load(const, weight + bias + k * size + p)
                 put_at(target, p, fma(multiply(subtract(load(data, at + p), m), s), w, c), size - p)
 
 
+@step(SOFTMAX)
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def softmax_across(task, g, data, const, codes, index, scratch):
-    # Fields as of norm_across but 13-15; 18: whether to return the logarithm
-    inner, lanes, n, table, span = g[6], g[10], g[11], g[12], VECTORS * WIDTH
-    lane_tasks = (lanes + g[17] - 1) // g[17]
-    start = task % lane_tasks * g[17]
-    for r in range(task // lane_tasks * g[16], min((task // lane_tasks + 1) * g[16], g[2] * inner)):
+    # scratch: VECTORS vectors each of largest elements and of sums
+    rows, logarithm, span = g.rows, g.logarithm, VECTORS * WIDTH
+    inner, lanes, n, table = rows.inner, rows.size, rows.parts, rows.offsets
+    lane_tasks = (lanes + rows.lanes - 1) // rows.lanes
+    start = task % lane_tasks * rows.lanes
+    for r in range(
+        task // lane_tasks * rows.per_task, min((task // lane_tasks + 1) * rows.per_task, rows.outer * inner)
+    ):
         i, j = r // inner, r % inner
-        for first in range(start, min(start + g[17], lanes), g[19]):
-            x, out = g[0] + i * g[3] + j * g[7] + first, g[1] + i * g[4] + j * g[8] + first
-            m = min(g[19], min(start + g[17], lanes) - first)
+        for first in range(start, min(start + rows.lanes, lanes), rows.tile):
+            x, out = (
+                rows.x + i * rows.x_outer + j * rows.x_inner + first,
+                rows.out + i * rows.out_outer + j * rows.out_inner + first,
+            )
+            m = min(rows.tile, min(start + rows.lanes, lanes) - first)
             for p in range(0, m, WIDTH):
                 top = constant(-np.inf)
                 for q in range(table, table + 2 * n, 2):
@@ -133,49 +181,51 @@ def softmax_across(task, g, data, const, codes, index, scratch):
                 store(scratch, p, top)
                 store(scratch, p + span, constant(0.0))
             for k in range(n):
-                at, target = index[table + 2 * k], place(data, out + index[table + 2 * k + 1])
+                at, target = index[table + 2 * k], pointer(data, out + index[table + 2 * k + 1])
                 for p in range(0, m, WIDTH):
                     v = subtract(load(data, x + at + p), load(scratch, p))
                     e = exp(v)
                     store(scratch, p + span, add(load(scratch, p + span), e))
-                    put_at(target, p, v if g[18] else e, m - p)
+                    put_at(target, p, v if logarithm else e, m - p)
             for p in range(0, m, WIDTH):
                 total = load(scratch, p + span)
-                store(scratch, p, log(total) if g[18] else divide(constant(1.0), total))
+                store(scratch, p, log(total) if logarithm else divide(constant(1.0), total))
             for k in range(n):
                 at = out + index[table + 2 * k + 1]
-                target = place(data, at)
+                target = pointer(data, at)
                 for p in range(0, m, WIDTH):
                     v, last = load(data, at + p), load(scratch, p)
-                    put_at(target, p, subtract(v, last) if g[18] else multiply(v, last), m - p)
+                    put_at(target, p, subtract(v, last) if logarithm else multiply(v, last), m - p)
 
 
+@step(SOFTMAX)
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def softmax_along(task, g, data, const, codes, index, scratch):
-    # As softmax_across, with rows of g[10] contiguous numbers
-    inner, size = g[6], g[10]
+    # A row is a single run; scratch: a vector
+    rows, logarithm = g.rows, g.logarithm
+    inner, size = rows.inner, rows.size
     whole = size // WIDTH * WIDTH
-    for r in range(task * g[16], min((task + 1) * g[16], g[2] * inner)):
+    for r in range(task * rows.per_task, min((task + 1) * rows.per_task, rows.outer * inner)):
         i, j = r // inner, r % inner
-        x, out = g[0] + i * g[3] + j * g[7], g[1] + i * g[4] + j * g[8]
-        target, top = place(data, out), constant(-np.inf)
+        x, out = rows.x + i * rows.x_outer + j * rows.x_inner, rows.out + i * rows.out_outer + j * rows.out_inner
+        target, top = pointer(data, out), constant(-np.inf)
         for p in range(0, whole, WIDTH):
             top = at_least(load(data, x + p), top)
         store(scratch, 0, top)
         largest = np.float32(-np.inf)
         for p in range(WIDTH + size - whole):
-            number = scratch[p] if p < WIDTH else data[x + whole + p - WIDTH]
-            if number > largest:
-                largest = number
+            element = scratch[p] if p < WIDTH else data[x + whole + p - WIDTH]
+            if element > largest:
+                largest = element
         top, total = splat(largest), constant(0.0)
         for p in range(0, size, WIDTH):
             v = subtract(load(data, x + p), top)
             e = exp(v)
             total = add(total, e if size - p >= WIDTH else keep(e, 0, size - p))
-            put_at(target, p, v if g[18] else e, size - p)
+            put_at(target, p, v if logarithm else e, size - p)
         store(scratch, 0, splat(sum_lanes(total)))
         last = load(scratch, 0)
-        last = log(last) if g[18] else divide(constant(1.0), last)
+        last = log(last) if logarithm else divide(constant(1.0), last)
         for p in range(0, size, WIDTH):
             v = load(data, out + p)
-            put_at(target, p, subtract(v, last) if g[18] else multiply(v, last), size - p)
+            put_at(target, p, subtract(v, last) if logarithm else multiply(v, last), size - p)

@@ -10,7 +10,7 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-__all__ = ["SLACK", "Buffer", "Piece", "Store", "View", "Workspace", "aligned", "place_buffers"]
+__all__ = ["SLACK", "Buffer", "Piece", "Store", "View", "Workspace", "aligned", "merge_axes", "place_buffers"]
 
 ALIGNMENT = 64  # bytes: a cache line
 SLACK = 256  # floats behind the arena, the parameters and each scratch that kernels may read, never use
@@ -31,6 +31,32 @@ def aligned(size: int, dtype: Any) -> np.ndarray:
 def round_up(size: int, to: int) -> int:
     """Return the least multiple of ``to`` that is not below ``size``."""
     return -(-size // to) * to
+
+
+def merge_axes(shape: Sequence[int], *strides: Sequence[int]) -> list[tuple[int, ...]]:
+    """Return (size, stride, stride, ..) of fewer axes with the same elements in the same order.
+
+    Parameters
+    ----------
+    shape : sequence of int
+        Sizes of the axes, from the outermost to the innermost; those of size 1 are left out.
+    *strides : sequence of int
+        Strides of the axes of one or more values; neighbouring axes become one where that is one stride in every value.
+
+    Examples
+    --------
+    >>> merge_axes((2, 3, 4), (12, 4, 1), (24, 8, 1))
+    [(6, 4, 8), (4, 1, 1)]
+    """
+    merged: list[tuple[int, ...]] = []
+    for size, *steps in zip(shape, *strides, strict=True):
+        if size == 1:
+            continue
+        if merged and merged[-1][1:] == tuple(step * size for step in steps):
+            merged[-1] = (merged[-1][0] * size, *steps)
+        else:
+            merged.append((size, *steps))
+    return merged
 
 
 @dataclass(eq=False)
@@ -124,14 +150,7 @@ class View:
 
     def reshape(self, shape: Sequence[int]) -> "View | None":
         """Return the same elements, in row-major order of the axes, in another shape; None if no strides do that."""
-        pairs = [(s, t) for s, t in zip(self.shape, self.strides, strict=True) if s != 1]
-        merged: list[tuple[int, int]] = []
-        for size, stride in pairs:
-            if merged and merged[-1][1] == stride * size:
-                merged[-1] = (merged[-1][0] * size, stride)
-            else:
-                merged.append((size, stride))
-        strides, pieces = [0] * len(shape), list(merged)
+        strides, pieces = [0] * len(shape), merge_axes(self.shape, self.strides)
         left, step = 1, 0  # of the piece being cut
         for axis in reversed(range(len(shape))):
             if shape[axis] == 1:

@@ -4,24 +4,24 @@ from dataclasses import dataclass
 from math import prod
 
 from pqnet.graph import Node
-from pqnet.kernels.pool import reduce_axis
+from pqnet.kernels.pool import MAXIMUM, MINIMUM, SUM, reduce_axis
 from pqnet.kernels.simd import WIDTH
 from pqnet.runtime.builder import Builder, lowers
 from pqnet.runtime.lower.copy import dense
-from pqnet.runtime.views import View
+from pqnet.runtime.memory import View, merge_axes
 
-WORK = 16384  # numbers a task, at least
+WORK = 16384  # elements a task, at least
 
 
 @dataclass
 class Rows:
-    """A value as rows of ``n`` numbers, ``step`` apart, in two outer axes and lanes; ``kept`` has the other axes."""
+    """A value as rows of ``n`` elements, ``step`` apart, in two outer axes and lanes; ``kept`` has the other axes."""
 
     x: View
     kept: tuple[int, ...]  # axes that are not of the row, from outermost to innermost storage
     n: int
     step: int
-    outer: list[tuple[int, int]]  # (size, step), two of them
+    outer: list[tuple[int, ...]]  # (size, step), two of them
     lanes: int
 
 
@@ -30,8 +30,7 @@ def _rows(b: Builder, x: View, axes: tuple[int, ...]) -> Rows:
     order = x.order()
     row = [a for a in order if a in axes and x.shape[a] > 1]
     kept = [a for a in order if a not in axes and x.shape[a] > 1]
-    merged = _merge(x, row)
-    outer = _merge(x, kept)
+    merged, outer = (merge_axes([x.shape[a] for a in axes_], [x.strides[a] for a in axes_]) for axes_ in (row, kept))
     lanes = outer.pop() if outer and outer[-1][1] == 1 else (1, 0)
     if len(merged) > 1 or len(outer) > 2 or (lanes[0] == 1 and merged and merged[0][1] != 1):
         others = tuple(a for a in range(len(x.shape)) if a not in axes)
@@ -42,17 +41,14 @@ def _rows(b: Builder, x: View, axes: tuple[int, ...]) -> Rows:
     return Rows(x, (*missing, *kept), n, step, outer, lanes[0])
 
 
-def _merge(x: View, axes: list[int]) -> list[tuple[int, int]]:
-    out: list[tuple[int, int]] = []
-    for a in axes:
-        if out and out[-1][1] == x.strides[a] * x.shape[a]:
-            out[-1] = out[-1][0] * x.shape[a], x.strides[a]
-        else:
-            out.append((x.shape[a], x.strides[a]))
-    return out
-
-
-KINDS = {"mean": 0, "sum": 0, "max": 1, "min": 2, "adaptive_avg_pool2d": 0, "adaptive_max_pool2d": 1}
+KINDS = {
+    "mean": SUM,
+    "sum": SUM,
+    "max": MAXIMUM,
+    "min": MINIMUM,
+    "adaptive_avg_pool2d": SUM,
+    "adaptive_max_pool2d": MAXIMUM,
+}
 
 
 @lowers(*KINDS)
@@ -76,7 +72,21 @@ def reduce(b: Builder, node: Node, x: list[View]) -> View | None:
     (n0, s0), (n1, s1) = r.outer
     per_task = min(max(WORK // (r.n * r.lanes), 1, -(-rows // 64)), rows)
     count = prod(shape[a] for a in axes) if node.op in ("mean", "adaptive_avg_pool2d") else 1
-    fields: list[int | View] = [r.x, full, n0, s0, n1 * r.lanes, n1, s1, r.lanes, r.lanes, r.n, r.step, KINDS[node.op]]
-    fields += [b.constant(("scalar", 1 / count), lambda: 1 / count), per_task]
-    b.emit(reduce_axis, node.name, -(-rows // per_task), fields, reads=[r.x], writes=[full], scratch=4 * WIDTH)
+    arguments = {
+        "x": r.x,
+        "out": full,
+        "outer": n0,
+        "inner": n1,
+        "x_outer": s0,
+        "x_inner": s1,
+        "out_outer": n1 * r.lanes,
+        "out_inner": r.lanes,
+        "lanes": r.lanes,
+        "n": r.n,
+        "x_step": r.step,
+        "kind": KINDS[node.op],
+        "factor": b.numbers(1 / count),
+        "per_task": per_task,
+    }
+    b.emit(reduce_axis, node.name, -(-rows // per_task), arguments, reads=[r.x], writes=[full], scratch=4 * WIDTH)
     return full.reshape(b.info(node.outputs[0]).shape)

@@ -4,35 +4,28 @@ from collections.abc import Sequence
 from math import prod
 
 from pqnet.graph import Node
-from pqnet.kernels.copy import FILL, NUMBERS, ROWS, TRANSPOSED, copy
+from pqnet.kernels.copy import AXES, FILL, ROWS, SINGLE, TRANSPOSED, copy
 from pqnet.kernels.simd import WIDTH
 from pqnet.runtime.builder import Builder, channel_major, lowers
-from pqnet.runtime.views import View
+from pqnet.runtime.memory import View, merge_axes
 
 __all__ = ["dense", "emit_copy", "emit_fill"]
 
-AXES = 5
-WORK = 16384  # numbers a task, at least
+WORK = 16384  # elements a task, at least
 TASKS = 32
 
-Axis = tuple[int, int, int]  # size, step of the source, step of the target
+Axis = tuple[int, ...]  # size, step of the source, step of the target
 
 
-def _merged(shape: Sequence[int], source: Sequence[int], target: Sequence[int]) -> list[Axis]:
+def _axes(shape: Sequence[int], source: Sequence[int], target: Sequence[int]) -> list[Axis]:
     """Return the axes from outermost to innermost in the target, those that follow each other in both as one."""
-    axes = [axis for axis in zip(shape, source, target, strict=True) if axis[0] != 1]
-    out: list[Axis] = []
-    for size, x, to in sorted(axes, key=lambda axis: (-abs(axis[2]), -axis[0])):
-        if out and out[-1][1] == x * size and out[-1][2] == to * size:
-            out[-1] = out[-1][0] * size, x, to
-        else:
-            out.append((size, x, to))
-    return out
+    order = sorted(range(len(shape)), key=lambda a: (-abs(target[a]), -shape[a]))
+    return merge_axes(*([numbers[a] for a in order] for numbers in (shape, source, target)))
 
 
 def emit_copy(b: Builder, source: View, target: View, label: str) -> None:
     """Append the steps that copy a view into another of its shape; they may not share elements."""
-    _emit(b, source, _merged(source.shape, source.strides, target.strides), source, target, label, fill=False)
+    _emit(b, source, _axes(source.shape, source.strides, target.strides), target, label)
 
 
 def dense(b: Builder, view: View, order: Sequence[int]) -> View:
@@ -44,25 +37,24 @@ def dense(b: Builder, view: View, order: Sequence[int]) -> View:
 
 def emit_fill(b: Builder, value: float, target: View, label: str) -> None:
     """Append the steps that set every element of a view."""
-    at = b.constant(("scalar", value), lambda: value)
-    _emit(b, at, _merged(target.shape, [0] * len(target.shape), target.strides), None, target, label, fill=True)
+    _emit(b, b.numbers(value), _axes(target.shape, [0] * len(target.shape), target.strides), target, label)
 
 
-def _emit(
-    b: Builder, x: int | View, axes: list[Axis], source: View | None, target: View, label: str, fill: bool
-) -> None:
+def _emit(b: Builder, source: View | int, axes: list[Axis], target: View, label: str) -> None:
+    """Append the steps that copy a view along axes, or fill the target with a constant."""
     if 0 in target.shape:
         return
+    fill = not isinstance(source, View)
     if not axes or (fill and axes[-1][2] != 1):
         axes = [*axes, (1, 1, 1)]
     if len(axes) > AXES:  # one step for each index of the outermost axis
         (size, x_step, step), *rest = axes
+        shape, x_steps, steps = zip(*rest, strict=True)
         for i in range(size):
-            part = View(target.buffer, target.offset + i * step, target.shape, target.strides)
-            moved = source and View(source.buffer, source.offset + i * x_step, source.shape, source.strides)
-            _emit(b, moved or x, rest, moved, part, label, fill)
+            part = source.with_axes(shape, x_steps, i * x_step) if isinstance(source, View) else source
+            _emit(b, part, rest, target.with_axes(shape, steps, i * step), label)
         return
-    inner, mode = axes[-1], FILL if fill else NUMBERS
+    inner, mode = axes[-1], FILL if fill else SINGLE
     across = [axis for axis in axes[:-1] if axis[1] == 1 and min(axis[0], inner[0]) >= WIDTH // 2]
     if not fill and inner[1:] == (1, 1):
         mode = ROWS
@@ -87,9 +79,21 @@ def _emit(
     block = min(-(-max(least // columns, 1) // grain) * grain, rows)
     units = outer * -(-rows // block)
     per_task = max(least // (block * columns), 1)
-    fields: list[int | View] = [x, target, *sizes, *x_steps, *steps, mode, block, per_task, tail]
-    reads = [source] if source else []
-    b.emit(copy, label, -(-units // per_task), fields, reads=reads, writes=[target], scratch=2 * WIDTH * WIDTH)
+    arguments = {
+        "x": -1 if fill else source,
+        "value": source if fill else -1,
+        "out": target,
+        "sizes": sizes,
+        "x_steps": x_steps,
+        "steps": steps,
+        "mode": mode,
+        "block": block,
+        "per_task": per_task,
+        "last_row": tail,
+    }
+    reads = [source] if isinstance(source, View) else []
+    tasks, scratch = -(-units // per_task), 2 * WIDTH * WIDTH
+    b.emit(copy, label, tasks, arguments, reads=reads, writes=[target], scratch=scratch)
 
 
 @lowers("concat")
@@ -144,12 +148,9 @@ def enlarge(b: Builder, node: Node, x: list[View]) -> View | None:
         return None
     out = b.new((batch, channels, rows, columns), (1, 0, 2, 3))
     fine = (batch, channels, height, rows // height, width, columns // width)
-    flat = View(x[0].buffer, x[0].offset, (batch, channels, height, 1, width, 1), _spread(x[0].strides))
+    *outer, column = x[0].strides
+    flat = x[0].with_axes((batch, channels, height, 1, width, 1), (*outer, 0, column, 0))
     target = out.reshape(fine)
     assert target is not None
     emit_copy(b, flat.expand(fine), target, node.name)
     return out
-
-
-def _spread(strides: tuple[int, ...]) -> tuple[int, ...]:
-    return (*strides[:3], 0, strides[3], 0)

@@ -12,9 +12,9 @@ from pqnet.graph.op import broadcast_shape
 from pqnet.kernels import elementwise as kernel
 from pqnet.kernels.simd import WIDTH
 from pqnet.runtime.builder import LOWERINGS, Builder, channel_major, lowers
+from pqnet.runtime.fusion import ACTIVATIONS, activation_of, norm_factors
 from pqnet.runtime.lower.copy import dense
-from pqnet.runtime.lower.epilogue import ACTIVATIONS, activation_of, norm_factors
-from pqnet.runtime.views import View
+from pqnet.runtime.memory import View, merge_axes
 
 COMMUTATIVE = {
     "add": kernel.ADD,
@@ -23,9 +23,9 @@ COMMUTATIVE = {
     "minimum": kernel.MINIMUM,
 }
 # Value op operand, operand op value.
-TURNED = {
-    "sub": (kernel.SUBTRACT, kernel.TURNED_SUBTRACT),
-    "div": (kernel.DIVIDE, kernel.TURNED_DIVIDE),
+ORDERED = {
+    "sub": (kernel.SUBTRACT, kernel.REVERSED_SUBTRACT),
+    "div": (kernel.DIVIDE, kernel.REVERSED_DIVIDE),
 }
 FUNCTIONS = {
     "exp": kernel.EXP,
@@ -46,36 +46,37 @@ SOFTPLUS = 13
 BOUNDS = (1, 2)  # kinds that only bound a value: relu, clamp
 INSTRUCTIONS = 24  # of a chain
 TASKS, TASK_CYCLES = 32, 40_000
-CHEAP, DEAR = 4, 30  # cycles for a vector
+# Of an instruction for a vector; exp and the like take about as many as a division.
+CYCLES_SIMPLE, CYCLES_DIVISION = 4, 30
 
 
 @dataclass(frozen=True)
 class _Operand:
-    """What broadcasts to the result: a view, or numbers known by a key; with a first axis for two operands at once."""
+    """What broadcasts to the result: a view, or an array known by a key, whose first axis may hold two operands."""
 
     view: View | None
     key: Any = None
-    numbers: np.ndarray | None = field(default=None, compare=False)
+    array: np.ndarray | None = field(default=None, compare=False)
 
-    def fields(self, b: Builder, shape: tuple[int, ...], order: Sequence[int]) -> tuple[list[int | View], list[int]]:
-        """Return buffer and offset, and steps along the axes of the result; numbers are stored in its order."""
-        missing = len(shape) - (self.numbers.ndim - 1 if self.view is None and self.numbers is not None else 0)
+    def stored(self, b: Builder, shape: tuple[int, ...], order: Sequence[int]) -> tuple[View | int, tuple[int, ...]]:
+        """Return the view, or the position of the constant, and steps along the axes of the result, stored in order."""
         if self.view is not None:
-            view = self.view
-            wide = view.expand(shape)
+            wide = self.view.expand(shape)
             if wide.strides[_inner(shape, order)] not in (0, 1):
-                missing = len(shape) - len(view.shape)
-                wide = dense(b, view, [a - missing for a in order if a >= missing]).expand(shape)
-            return [0, wide], list(wide.strides)
-        assert self.numbers is not None
-        full = self.numbers.reshape(self.numbers.shape[:1] + (1,) * missing + self.numbers.shape[1:])
+                missing = len(shape) - len(self.view.shape)
+                wide = dense(b, self.view, [a - missing for a in order if a >= missing]).expand(shape)
+            return wide, wide.strides
+        assert self.array is not None
+        missing = len(shape) - (self.array.ndim - 1)
+        full = self.array.reshape(self.array.shape[:1] + (1,) * missing + self.array.shape[1:])
         at = b.constant((self.key, tuple(order)), lambda: full.transpose(0, *(a + 1 for a in order)))
         stored = np.zeros([full.shape[a + 1] for a in order], np.int8).transpose(np.argsort(order))
-        return [1, at], list(np.broadcast_to(stored, shape).strides)
+        return at, np.broadcast_to(stored, shape).strides
 
 
-def _scalar(number: float) -> _Operand:
-    return _Operand(None, ("scalar", number), np.full(1, number, np.float32))
+def _constant(number: Any) -> _Operand:
+    array = np.asarray(number, np.float32)
+    return _Operand(None, ("constant", array.shape, array.tobytes()), array[None])
 
 
 @dataclass
@@ -86,7 +87,7 @@ class _Chain:
     shape: tuple[int, ...]
     operands: list[_Operand] = field(default_factory=list)
     code: list[tuple[int, int, int, int]] = field(default_factory=list)
-    cycles: int = CHEAP
+    cycles: int = CYCLES_SIMPLE
 
     def take(self, node: Node, value: str) -> bool:
         """Append a node that reads ``value``, the one of the chain; False if it is none for a chain."""
@@ -96,13 +97,13 @@ class _Chain:
         found = _activation(b, node)
         if found is not None and found[0] in BOUNDS and self.code and self.code[-1][3] == self._free():
             bounds = found[1] if found[0] == 2 else (0.0, np.inf)
-            self.code[-1] = (*self.code[-1][:3], b.constant(("activation", bounds), lambda: (*bounds, 0.0, 0.0)))
+            self.code[-1] = (*self.code[-1][:3], b.numbers(*bounds, 0.0, 0.0))
             return True
         if found is not None:
-            at = b.constant(("activation", found[1]), lambda: (*found[1], 0.0, 0.0))
-            return self._append(kernel.ACTIVATE, found[0], at, CHEAP if found[0] in (1, 2, 7, 8, 10) else DEAR)
+            cycles = CYCLES_SIMPLE if found[0] in (1, 2, 7, 8, 10) else CYCLES_DIVISION
+            return self._append(kernel.ACTIVATE, found[0], b.numbers(*found[1], 0.0, 0.0), cycles)
         if node.op in FUNCTIONS:
-            return self._append(kernel.FUNCTION, FUNCTIONS[node.op], 0, DEAR)
+            return self._append(kernel.FUNCTION, FUNCTIONS[node.op], 0, CYCLES_DIVISION)
         if node.op == "pow":
             return self._take_power(node)
         if node.op == "batch_norm":
@@ -120,26 +121,21 @@ class _Chain:
         attrs = self.b.attrs(node)
         if attrs["scalar"] not in POWERS or attrs["reverse"]:
             return False
-        return self._append(kernel.FUNCTION, POWERS[attrs["scalar"]], 0, CHEAP)
+        return self._append(kernel.FUNCTION, POWERS[attrs["scalar"]], 0)
 
     def _take_binary(self, node: Node, value: str) -> bool:
-        if node.op not in COMMUTATIVE and node.op not in TURNED:
+        if node.op not in COMMUTATIVE and node.op not in ORDERED:
             return False
         if len(node.inputs) == 1:
-            number, turned = self.b.attrs(node)["scalar"], self.b.attrs(node)["reverse"]
-            operand = _scalar(number)
+            operand, reverse = _constant(self.b.attrs(node)["scalar"]), self.b.attrs(node)["reverse"]
         else:
-            turned = node.inputs[0] != value
-            other = node.inputs[0] if turned else node.inputs[1]
+            reverse = node.inputs[0] != value
+            other = node.inputs[0] if reverse else node.inputs[1]
             if other == value and self.code:
                 return node.op == "mul" and self._append(kernel.FUNCTION, kernel.SQUARE, 0)
-            if other in self.b.known:
-                numbers = np.asarray(self.b.known[other], np.float32)[None]
-                operand = _Operand(None, ("known", numbers.shape, numbers.tobytes()), numbers)
-            else:
-                operand = _Operand(self.b.view(other))
-        op = COMMUTATIVE[node.op] if node.op in COMMUTATIVE else TURNED[node.op][turned]
-        return self._append(op, self._operand(operand), 0, DEAR if node.op == "div" else CHEAP)
+            operand = _constant(self.b.known[other]) if other in self.b.known else _Operand(self.b.view(other))
+        op = COMMUTATIVE[node.op] if node.op in COMMUTATIVE else ORDERED[node.op][reverse]
+        return self._append(op, self._operand(operand), 0, CYCLES_DIVISION if node.op == "div" else CYCLES_SIMPLE)
 
     def _operand(self, operand: _Operand) -> int:
         if operand not in self.operands:
@@ -147,9 +143,10 @@ class _Chain:
         return self.operands.index(operand)
 
     def _free(self) -> int:
-        return self.b.constant(("activation", (-np.inf, np.inf)), lambda: (-np.inf, np.inf, 0.0, 0.0))
+        """Return the bounds of a value that is not bounded."""
+        return self.b.numbers(-np.inf, np.inf, 0.0, 0.0)
 
-    def _append(self, op: int, which: int, p: int, cycles: int = CHEAP) -> bool:
+    def _append(self, op: int, which: int, p: int, cycles: int = CYCLES_SIMPLE) -> bool:
         self.code.append((op, which, p, self._free() if op < kernel.ACTIVATE else -1))
         self.cycles += cycles
         return True
@@ -161,28 +158,32 @@ class _Chain:
         first = first.expand(shape)
         if shape and prod(shape) > 1 and first.strides[_inner(shape, order)] != 1:
             first = dense(self.b, first, order)
-        places = [o.fields(self.b, shape, order) for o in self.operands]
+        stored = [o.stored(self.b, shape, order) for o in self.operands]
         out = self.b.new(shape, order)
-        steps = [[s[a] for a in order] for s in (out.strides, first.strides, *(p[1] for p in places))]
-        sizes, (_, x_steps, *operand_steps) = _collapse([shape[a] for a in order], steps)
-        if len(sizes) > 4:
+        strides = [[steps[a] for a in order] for steps in (out.strides, first.strides, *(steps for _, steps in stored))]
+        axes = merge_axes([shape[a] for a in order], *strides)
+        if len(axes) > 4:
             return None
+        axes = [(1, *[0] * len(strides))] * (4 - len(axes)) + axes
+        sizes, _, x_steps, *steps = zip(*axes, strict=True)
         pieces = prod(sizes[:3]) * -(-sizes[3] // kernel.PIECE)
         vectors = -(-min(sizes[3], kernel.PIECE) // WIDTH)
         per_task = max(-(-pieces // TASKS), min(pieces, -(-TASK_CYCLES // (vectors * self.cycles))))
-        fields: list[int | View] = [
-            *sizes,
-            per_task,
-            self.b.indices(self.code),
-            len(self.code),
-            out,
-            first,
-            *x_steps[:3],
-        ]
-        for (place, _), step in zip(places, operand_steps, strict=True):
-            fields += [*place, *step]
-        views = [first, *(p[1] for p, _ in places if isinstance(p[1], View))]
-        self.b.emit(kernel.elementwise, label, -(-pieces // per_task), fields, reads=views, writes=[out])
+        positions = [at for at, _ in stored] + [-1] * (kernel.OPERANDS - len(stored))
+        arguments = {
+            "x": first,
+            "out": out,
+            "sizes": sizes,
+            "x_steps": x_steps[:3],
+            "per_task": per_task,
+            "table": self.b.table(self.code),
+            "instructions": len(self.code),
+            "in_data": [at if isinstance(at, View) else -1 for at in positions],
+            "in_const": [-1 if isinstance(at, View) else at for at in positions],
+            "steps": self.b.table(steps),
+        }
+        reads = [first, *(at for at in positions if isinstance(at, View))]
+        self.b.emit(kernel.elementwise, label, -(-pieces // per_task), arguments, reads=reads, writes=[out])
         return out
 
 
@@ -208,7 +209,7 @@ def _first_value(b: Builder, node: Node) -> str:
     return max((v for v in node.inputs if v not in b.known), key=rank)
 
 
-@lowers(*COMMUTATIVE, *TURNED, *FUNCTIONS, *ACTIVATIONS, "softplus", "pow", "batch_norm", "prelu")
+@lowers(*COMMUTATIVE, *ORDERED, *FUNCTIONS, *ACTIVATIONS, "softplus", "pow", "batch_norm", "prelu")
 def chain(b: Builder, node: Node, x: list[View]) -> View | None:
     """Lower a node and those behind it that only it feeds."""
     if not b.info(node.outputs[0]).shape:
@@ -221,7 +222,13 @@ def chain(b: Builder, node: Node, x: list[View]) -> View | None:
     while len(set(map(id, users := b.users(value)))) == 1 and not b.is_output(value):
         user = users[0]
         infos = [b.info(v) for v in (*user.inputs, *user.outputs)]
-        if LOWERINGS.get(user.op) is not chain or b.is_done(user) or any(i.dtype != "float32" for i in infos):
+        lowering = LOWERINGS.get(user.op)
+        if (
+            lowering is None
+            or lowering.emit is not chain
+            or b.is_done(user)
+            or any(i.dtype != "float32" for i in infos)
+        ):
             break
         if broadcast_shape(*(i.shape for i in infos)) != steps.shape:
             break
@@ -234,22 +241,3 @@ def chain(b: Builder, node: Node, x: list[View]) -> View | None:
         for later in taken[1:]:
             b.finish(later, out)
     return out
-
-
-def _collapse(sizes: list[int], steps: list[list[int]]) -> tuple[list[int], list[list[int]]]:
-    """Merge neighbouring axes that all operands walk through in one stride, and fill up with axes of size 1 to four."""
-    out: list[int] = []
-    strides: list[list[int]] = [[] for _ in steps]
-    for i, size in enumerate(sizes):
-        if size == 1:
-            continue
-        if out and all(t[-1] == s[i] * size for s, t in zip(steps, strides, strict=True)):
-            out[-1] *= size
-            for s, t in zip(steps, strides, strict=True):
-                t[-1] = s[i]
-        else:
-            out.append(size)
-            for s, t in zip(steps, strides, strict=True):
-                t.append(s[i])
-    missing = 4 - len(out)
-    return [1] * missing + out, [[0] * missing + t for t in strides]

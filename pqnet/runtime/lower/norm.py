@@ -1,4 +1,9 @@
-"""Layer and group norms, softmax: what is reckoned from rows of numbers."""
+"""Layer norms, group norms and softmax: every row of a value is scaled by what is computed from that row alone.
+
+A row is what an operation looks at together: the elements along the axes of a layer norm or of a softmax, or the
+channels of a group in one image. Where rows lie side by side in memory, each lane of a vector takes a row of its own
+(kernels ``across``), else the lanes take consecutive elements of one row (kernels ``along``).
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,62 +14,67 @@ import numpy as np
 
 from pqnet.graph import Node
 from pqnet.kernels import norm as kernel
+from pqnet.kernels.abi import StepKernel
 from pqnet.kernels.simd import WIDTH
 from pqnet.runtime.builder import Builder, lowers
 from pqnet.runtime.lower.copy import dense
-from pqnet.runtime.views import View
+from pqnet.runtime.memory import View, merge_axes
 
 CACHE = 96 * 1024  # floats of the rows that are read again from the second-level cache
-TASKS, WORK = 32, 16384  # tasks of a step at most, numbers a task at least
+TASKS, WORK = 32, 16384  # tasks of a step at most, elements a task at least
 
 
 @dataclass
 class _Rows:
-    """Rows of a value, and of the result, which has its order.
+    """Rows of a value, and of the result, which is stored in the same order.
 
-    ``outer`` are two axes of rows, (size, step in x, step in the result); ``lanes`` contiguous rows go together, or
-    each row consists of runs of ``size`` contiguous numbers. ``places`` are the numbers or the runs.
+    At each point of two ``outer`` axes (size, step in x, step in the result) there are ``lanes`` rows side by side; or
+    there is one row, which consists of runs of ``size`` elements side by side. ``offsets`` has a pair for each element
+    or run of a row: how far it is behind the start of the row in x and in the result.
     """
 
     x: View
     out: View
-    outer: list[tuple[int, int, int]]
+    outer: list[tuple[int, ...]]
     lanes: int
     size: int
-    places: np.ndarray
+    offsets: np.ndarray
     order: list[int]  # of the axes of a row in storage
 
-    def fields(self, b: Builder, weight_steps: Sequence[int], own: Sequence[int], last: int) -> tuple[list[Any], int]:
-        """Return all fields, and the number of tasks; ``own`` are fields 13-15."""
-        fields: list[int | View] = [self.x, self.out]
-        for outer, step in zip(self.outer, weight_steps, strict=True):
-            fields += [*outer, step]
-        rows, lanes, n = self.outer[0][0] * self.outer[1][0], self.lanes, len(self.places) * self.size
-        if rows < TASKS and lanes > WIDTH:
-            wanted = min(-(-TASKS // rows), max(rows * lanes * n // WORK, 1))
+    def arguments(self, b: Builder) -> tuple[dict[str, Any], int]:
+        """Return the arguments of `kernels.norm.ROWS`, and the number of tasks."""
+        (outer, x_outer, out_outer), (inner, x_inner, out_inner) = self.outer
+        points, lanes, n = outer * inner, self.lanes, len(self.offsets) * self.size
+        if points < TASKS and lanes > WIDTH:
+            wanted = min(-(-TASKS // points), max(points * lanes * n // WORK, 1))
             lanes = -(-lanes // (wanted * WIDTH)) * WIDTH
-        per_task = min(max(-(-WORK // (n * lanes)), -(-rows // TASKS)), rows)
-        fields += [self.lanes if self.lanes > 1 else self.size, len(self.places), b.indices(self.places)]
-        tasks = -(-rows // per_task) * -(-self.lanes // lanes)
-        tile = min(max(CACHE // (n * WIDTH), 1), kernel.VECTORS) * WIDTH
-        return [*fields, *own, per_task, lanes, last, tile], tasks
+        per_task = min(max(-(-WORK // (n * lanes)), -(-points // TASKS)), points)
+        arguments = {
+            "x": self.x,
+            "out": self.out,
+            "outer": outer,
+            "inner": inner,
+            "x_outer": x_outer,
+            "x_inner": x_inner,
+            "out_outer": out_outer,
+            "out_inner": out_inner,
+            "size": self.lanes if self.lanes > 1 else self.size,
+            "parts": len(self.offsets),
+            "offsets": b.table(self.offsets),
+            "per_task": per_task,
+            "lanes": lanes,
+            "tile": min(max(CACHE // (n * WIDTH), 1), kernel.VECTORS) * WIDTH,
+        }
+        return arguments, -(-points // per_task) * -(-self.lanes // lanes)
 
 
-def _merge(views: Sequence[View], axes: Sequence[int]) -> list[tuple[int, ...]]:
-    """Return sizes and steps of the axes from outermost to innermost, those put together that all views can."""
-    out: list[tuple[int, ...]] = []
-    for a in axes:
-        steps = tuple(view.strides[a] for view in views)
-        size = views[0].shape[a]
-        if out and out[-1][1:] == tuple(s * size for s in steps):
-            out[-1] = (out[-1][0] * size, *steps)
-        elif size > 1:
-            out.append((size, *steps))
-    return out
+def _axes(views: Sequence[View], axes: Sequence[int]) -> list[tuple[int, ...]]:
+    """Return sizes and steps of axes of views of one shape, from outermost to innermost, as few as possible."""
+    return merge_axes([views[0].shape[a] for a in axes], *([view.strides[a] for a in axes] for view in views))
 
 
 def _offsets(merged: Sequence[tuple[int, ...]]) -> np.ndarray:
-    """Return the pairs of offsets, of x and of the result, of all places on the axes."""
+    """Return the pairs of offsets, in x and in the result, of all points of the axes."""
     pairs = np.zeros((1, 2), np.int64)
     for size, *steps in merged:
         pairs = (pairs[:, None] + np.arange(size)[None, :, None] * np.array(steps)).reshape(-1, 2)
@@ -76,7 +86,7 @@ def _rows(b: Builder, x: View, axes: Sequence[int]) -> _Rows:
     order = x.order()
     kept, row = [a for a in order if a not in axes], [a for a in order if a in axes]
     out = b.new(x.shape, order)
-    outer, inside = _merge((x, out), kept), _merge((x, out), row)
+    outer, inside = _axes((x, out), kept), _axes((x, out), row)
     lanes = size = 1
     if outer and outer[-1][1:] == (1, 1):
         lanes = outer.pop()[0]
@@ -87,27 +97,26 @@ def _rows(b: Builder, x: View, axes: Sequence[int]) -> _Rows:
     return _Rows(x, out, _two(outer), lanes, size, _offsets(inside), row)
 
 
-def _two(outer: Sequence[tuple[int, ...]]) -> list[tuple[int, int, int]]:
-    return [(1, 0, 0)] * (2 - len(outer)) + [(o[0], o[1], o[2]) for o in outer]
+def _two(outer: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    return [(1, 0, 0)] * (2 - len(outer)) + outer
 
 
-def _affine(b: Builder, node: Node, order: Sequence[int], shape: Sequence[int]) -> list[int]:
-    """Return fields 13-15: weights and biases of a norm, stored in the order of a row, and eps."""
+def _affine(b: Builder, node: Node, order: Sequence[int], shape: Sequence[int]) -> dict[str, Any]:
+    """Return where weights and biases of a norm are, stored in the order of a row, and eps."""
     weight, bias = b.floats(node, "weight"), b.floats(node, "bias")
-    eps = b.attrs(node)["eps"]
 
     def stored() -> np.ndarray:
         both = [np.ones(shape) if weight is None else weight, np.zeros(shape) if bias is None else bias]
         return np.stack([p.transpose(order).reshape(-1) for p in both])
 
-    at = b.constant((node.name, "weights and biases", tuple(order)), stored)
-    return [at, prod(shape), b.constant(("scalar", eps), lambda: eps)]
+    at = b.constant((node.name, "weights and biases", tuple(order), tuple(shape)), stored)
+    return {"weight": at, "bias": prod(shape), "eps": b.numbers(b.attrs(node)["eps"])}
 
 
-def _emit(b: Builder, node: Node, kernels: tuple[Any, Any], r: _Rows, fields: list[Any], tasks: int) -> View:
-    chosen = kernels[0] if r.lanes > 1 else kernels[1]
-    scratch = 3 * kernel.VECTORS * WIDTH
-    b.emit(chosen, node.name, tasks, fields, reads=[r.x], writes=[r.out], scratch=scratch)
+def _emit(b: Builder, node: Node, across: StepKernel, along: StepKernel, r: _Rows, own: dict[str, Any]) -> View:
+    rows, tasks = r.arguments(b)
+    chosen, scratch = across if r.lanes > 1 else along, 3 * kernel.VECTORS * WIDTH
+    b.emit(chosen, node.name, tasks, {"rows": rows, **own}, reads=[r.x], writes=[r.out], scratch=scratch)
     return r.out
 
 
@@ -118,25 +127,26 @@ def layer_norm(b: Builder, node: Node, x: list[View]) -> View:
     first = len(shape) - b.attrs(node)["axes"]
     r = _rows(b, x[0], range(first, len(shape)))
     own = _affine(b, node, [a - first for a in r.order], shape[first:])
-    return _emit(b, node, (kernel.norm_across, kernel.norm_along), r, *r.fields(b, (0, 0), own, 1))
+    own |= {"weight_outer": 0, "weight_inner": 0, "each": 1}
+    return _emit(b, node, kernel.norm_across, kernel.norm_along, r, own)
 
 
 @lowers("group_norm")
 def group_norm(b: Builder, node: Node, x: list[View]) -> View:
-    """Lower a group norm: a row is made of the channels of a group."""
+    """Lower a group norm: a row is made of the channels of a group in one image."""
     order = (1, 0, *range(2, len(x[0].shape)))
     out = b.new(x[0].shape, order)
-    inside = _merge((x[0], out), order[2:])
+    inside = _axes((x[0], out), order[2:])
     if len(inside) > 1 or (inside and inside[0][1] != 1):
         result: View = group_norm(b, node, [dense(b, x[0], order)])
         return result
     (batch, channels), strides, groups = x[0].shape[:2], (x[0].strides, out.strides), b.attrs(node)["groups"]
     step = channels // groups
     outer = [(batch, *(s[0] for s in strides)), (groups, *(s[1] * step for s in strides))]
-    places = np.arange(step)[:, None] * np.array([s[1] for s in strides])
-    r = _Rows(x[0], out, _two(outer), 1, inside[0][0] if inside else 1, places, [1])
-    own = _affine(b, node, (0,), (channels,))
-    return _emit(b, node, (None, kernel.norm_along), r, *r.fields(b, (0, step), own, 0))
+    offsets = np.arange(step)[:, None] * np.array([s[1] for s in strides])
+    r = _Rows(x[0], out, outer, 1, inside[0][0] if inside else 1, offsets, [1])
+    own = _affine(b, node, (0,), (channels,)) | {"weight_outer": 0, "weight_inner": step, "each": 0}
+    return _emit(b, node, kernel.norm_across, kernel.norm_along, r, own)
 
 
 @lowers("softmax", "log_softmax")
@@ -145,5 +155,5 @@ def softmax(b: Builder, node: Node, x: list[View]) -> View | None:
     if not x[0].shape:
         return None
     r = _rows(b, x[0], (b.attrs(node)["axis"] % len(x[0].shape),))
-    fields, tasks = r.fields(b, (0, 0), (0, 0, 0), int(node.op == "log_softmax"))
-    return _emit(b, node, (kernel.softmax_across, kernel.softmax_along), r, fields, tasks)
+    own = {"logarithm": int(node.op == "log_softmax")}
+    return _emit(b, node, kernel.softmax_across, kernel.softmax_along, r, own)

@@ -7,11 +7,11 @@ import numpy as np
 
 from pqnet.graph import Node
 from pqnet.graph.ops.pool import window_sizes
-from pqnet.kernels.pool import pool
+from pqnet.kernels.pool import AVERAGE, LARGEST, pool
 from pqnet.kernels.simd import WIDTH
 from pqnet.runtime.builder import Builder, lowers
 from pqnet.runtime.lower.copy import dense
-from pqnet.runtime.views import View
+from pqnet.runtime.memory import View
 
 TASKS = 32
 WORK = 16384  # pixels a task, at least
@@ -29,7 +29,7 @@ def window_pool(b: Builder, node: Node, x: list[View]) -> View | None:
     high, across = (rows - 1) * sy + (kh - 1) * dy + 1, (columns - 1) * sx + (kw - 1) * dx + 1
     high, across = max(high, top + height), max(across, left + width)
     average = node.op == "avg_pool2d"
-    factors = [0, 0]
+    factors = [-1, -1]
     if average:
         sizes = [window_sizes((height, width)[i], (rows, columns)[i], i, a) for i in (0, 1)]
         if a["divisor"] is not None:
@@ -38,9 +38,30 @@ def window_pool(b: Builder, node: Node, x: list[View]) -> View | None:
     planes = channels * batch
     per_task = max(-(-planes // TASKS), min(planes, -(-WORK // (high * across))))
     out = b.new((batch, channels, rows, columns), (1, 0, 2, 3))
-    fields: list[int | View] = [source, out, source.strides[1], source.strides[0], height, width, source.strides[2]]
-    fields += [channels, batch, per_task, rows, columns, kh, kw, sy, sx, dy, dx, top, left, int(average), *factors]
-    fields += [high, across]
+    arguments = {
+        "x": source,
+        "out": out,
+        "channel_step": source.strides[1],
+        "image_step": source.strides[0],
+        "row_step": source.strides[2],
+        "height": height,
+        "width": width,
+        "channels": channels,
+        "batch": batch,
+        "per_task": per_task,
+        "rows": rows,
+        "columns": columns,
+        "kernel": (kh, kw),
+        "stride": (sy, sx),
+        "dilation": (dy, dx),
+        "top": top,
+        "left": left,
+        "padded_height": high,
+        "padded_width": across,
+        "mode": AVERAGE if average else LARGEST,
+        "row_factors": factors[0],
+        "column_factors": factors[1],
+    }
     scratch = high * across + prod((2, WIDTH, sx + 2)) + across
-    b.emit(pool, node.name, -(-planes // per_task), fields, reads=[source], writes=[out], scratch=scratch)
+    b.emit(pool, node.name, -(-planes // per_task), arguments, reads=[source], writes=[out], scratch=scratch)
     return out

@@ -3,7 +3,7 @@
 from pqnet.graph import Node
 from pqnet.runtime.builder import Builder, lowers
 from pqnet.runtime.lower.copy import dense
-from pqnet.runtime.views import View
+from pqnet.runtime.memory import View
 
 
 @lowers("reshape")
