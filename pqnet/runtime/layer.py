@@ -8,7 +8,7 @@ import numpy as np
 from pqnet.codecs import Packed, PackedPQ
 from pqnet.graph import Node
 from pqnet.runtime.builder import Builder
-from pqnet.runtime.lower.copy import dense
+from pqnet.runtime.copying import dense
 from pqnet.runtime.memory import View
 
 __all__ = ["Layer"]

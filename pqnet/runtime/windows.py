@@ -9,7 +9,7 @@ import numpy as np
 from pqnet.kernels.prepare import prepare
 from pqnet.runtime.builder import Builder
 from pqnet.runtime.layer import IMAGE, Layer
-from pqnet.runtime.lower.copy import dense
+from pqnet.runtime.copying import dense
 from pqnet.runtime.memory import View
 
 __all__ = ["Windows", "pad_planes", "windows_of"]

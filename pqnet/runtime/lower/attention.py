@@ -6,7 +6,7 @@ from pqnet.graph import Node
 from pqnet.kernels.attention import attention
 from pqnet.kernels.tile import LANES, ROWS
 from pqnet.runtime.builder import Builder, lowers
-from pqnet.runtime.lower.copy import dense
+from pqnet.runtime.copying import dense
 from pqnet.runtime.memory import View
 
 

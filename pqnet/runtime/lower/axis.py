@@ -7,7 +7,7 @@ from pqnet.graph import Node
 from pqnet.kernels.pool import MAXIMUM, MINIMUM, SUM, reduce_axis
 from pqnet.kernels.simd import WIDTH
 from pqnet.runtime.builder import Builder, lowers
-from pqnet.runtime.lower.copy import dense
+from pqnet.runtime.copying import dense
 from pqnet.runtime.memory import View, merge_axes
 
 WORK = 16384  # elements a task, at least

@@ -13,7 +13,7 @@ from pqnet.kernels import elementwise as kernel
 from pqnet.kernels.simd import WIDTH
 from pqnet.runtime.builder import LOWERINGS, Builder, channel_major, lowers
 from pqnet.runtime.fusion import ACTIVATIONS, activation_of, norm_factors
-from pqnet.runtime.lower.copy import dense
+from pqnet.runtime.copying import dense
 from pqnet.runtime.memory import View, merge_axes
 
 COMMUTATIVE = {

@@ -17,7 +17,7 @@ from pqnet.kernels import norm as kernel
 from pqnet.kernels.abi import StepKernel
 from pqnet.kernels.simd import WIDTH
 from pqnet.runtime.builder import Builder, lowers
-from pqnet.runtime.lower.copy import dense
+from pqnet.runtime.copying import dense
 from pqnet.runtime.memory import View, merge_axes
 
 CACHE = 96 * 1024  # floats of the rows that are read again from the second-level cache

@@ -10,7 +10,7 @@ from pqnet.graph.ops.pool import window_sizes
 from pqnet.kernels.pool import AVERAGE, LARGEST, pool
 from pqnet.kernels.simd import WIDTH
 from pqnet.runtime.builder import Builder, lowers
-from pqnet.runtime.lower.copy import dense
+from pqnet.runtime.copying import dense
 from pqnet.runtime.memory import View
 
 TASKS = 32

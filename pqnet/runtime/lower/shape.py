@@ -2,7 +2,7 @@
 
 from pqnet.graph import Node
 from pqnet.runtime.builder import Builder, lowers
-from pqnet.runtime.lower.copy import dense
+from pqnet.runtime.copying import dense
 from pqnet.runtime.memory import View
 
 
