@@ -188,7 +188,7 @@ def look_up_outputs(task, g, data, const, codes, index, scratch):
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def finish_outputs(sums, o, n, e, data, const):
-    # The epilogue (e: an EPILOGUE) of a single position: sums[: n] are those of outputs o .., which may lie side by side
+    # The epilogue (e: an EPILOGUE) of one position: sums[: n] are those of outputs o .., which may lie side by side
     kind, parameters, residual = e.activation, e.parameters, e.residual
     if e.out_step != 1 or (residual >= 0 and e.residual_step != 1):
         finish_rows(sums, 0, 1, n, o, 0, 1, e, data, const)
