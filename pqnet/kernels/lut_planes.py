@@ -11,15 +11,18 @@ Two steps: `look_up_planes` sums parts of the blocks, `sum_parts` adds the parts
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
-from numba.core import cgutils, config
-from numba.extending import intrinsic
+from numba.core import cgutils
 
+from pqnet.kernels.abi import CODES, CONST, DATA, SIZE, Arguments, step
+from pqnet.kernels.epilogue import EPILOGUE, WINDOWS
+from pqnet.kernels.llvm import BYTE, INDEX, LONG, call, compiled_or, constant, element, offset, shuffle
+from pqnet.kernels.llvm import load as emit_load
+from pqnet.kernels.llvm import store as emit_store
 from pqnet.kernels.lut_rows import finish_outputs
 from pqnet.kernels.simd import FLOATS, WIDTH, add, fma, load, splat, store
 
 TILE = 64  # codes of one register
-_BYTE, _WORD, _LONG = ir.IntType(8), ir.IntType(32), ir.IntType(64)
-_BYTES = ir.VectorType(_BYTE, TILE)
+_BYTES = ir.VectorType(BYTE, TILE)
 
 
 def order_codes(codes):
@@ -31,10 +34,6 @@ def order_codes(codes):
     return np.swapaxes(quarters, -3, -2).reshape(codes.shape)
 
 
-def _shuffle(builder, a, b, lanes):
-    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_WORD, len(lanes)), list(lanes)))
-
-
 def _braid(builder, a, b, size):
     """Return a0 b0 a1 b1 .. of the lower half of each quarter of two registers, and of the upper; lanes of ``size``."""
     n = TILE // size
@@ -43,93 +42,74 @@ def _braid(builder, a, b, size):
     halves = []
     for start in (0, n // 8):
         firsts = [quarter * (n // 4) + start + i for quarter in range(4) for i in range(n // 8)]
-        halves.append(_shuffle(builder, a, b, [lane for i in firsts for lane in (i, n + i)]))
+        halves.append(shuffle(builder, a, b, [lane for i in firsts for lane in (i, n + i)]))
     return halves
 
 
-def _looker(words):
-    """Return look_up(tables, t, codes, c, n, sums, s): add the table at tables[t] to n tiles of sums from s.
-
-    The table has ``words`` numbers, 128 or 256, in planes; codes c .. are in the order of `order_codes`.
-    """
-
-    def twin(tables, t, codes, c, n, sums, s):
+def _look_up(words):
+    def reference(tables, t, codes, c, n, sums, s):
         planes = tables[t : t + words].view(np.uint8).reshape(4, words)
         table = np.ascontiguousarray(planes.T).view(np.float32).reshape(-1)
         tiles = codes[c : c + n * TILE].reshape(n, TILE)
         sums[s : s + n * TILE] += table[order_codes(tiles).reshape(-1)]
 
-    @intrinsic
     def look_up(context, tables, t, codes, c, n, sums, s):
         def codegen(context, builder, signature, values):
-            def pointer(array, at, kind):
-                data = context.make_array(signature.args[array])(context, builder, values[array]).data
-                return builder.bitcast(builder.gep(data, [values[at]]), kind.as_pointer())
-
-            def loaded(at, align):
-                value = builder.load(at)
-                value.align = align
-                return value
-
-            permutation = ir.FunctionType(_BYTES, [_BYTES] * 3)
+            start, first, target = (element(context, builder, signature, values, i, values[i + 1]) for i in (0, 2, 5))
             name = "llvm.x86.avx512.vpermi2var.qi.512"
-            permute = cgutils.get_or_insert_function(builder.module, permutation, name)
-            start, first = pointer(0, 1, _BYTES), pointer(2, 3, _BYTES)
-            target = pointer(5, 6, FLOATS.llvm)
-            parts = [loaded(builder.gep(start, [_LONG(i)]), 4) for i in range(words // 16)]
+            parts = [emit_load(builder, offset(builder, start, i * WIDTH), _BYTES) for i in range(words // WIDTH)]
             planes = [parts[i : i + words // TILE] for i in range(0, len(parts), words // TILE)]
             with cgutils.for_range(builder, values[4]) as loop:
-                code = loaded(builder.gep(first, [loop.index]), 1)
-                upper = builder.icmp_signed("<", code, ir.Constant(_BYTES, [0] * TILE))
+                tile = builder.mul(loop.index, LONG(TILE))
+                code = emit_load(builder, offset(builder, first, tile), _BYTES, align=1)
+                upper = builder.icmp_signed("<", code, constant(_BYTES, 0))
                 found = []
                 for plane in planes:
-                    halves = [builder.call(permute, [plane[i], code, plane[i + 1]]) for i in range(0, words // TILE, 2)]
+                    pairs = [plane[i : i + 2] for i in range(0, words // TILE, 2)]
+                    halves = [call(builder, name, _BYTES, low, code, high) for low, high in pairs]
                     found.append(halves[0] if words == 128 else builder.select(upper, halves[1], halves[0]))
                 low, high = _braid(builder, *found[:2], 1), _braid(builder, *found[2:], 1)
-                pairs = [v for a, b in zip(low, high, strict=True) for v in _braid(builder, a, b, 2)]
-                for j, numbers in enumerate(pairs):
-                    at = builder.gep(target, [builder.add(builder.mul(loop.index, _LONG(4)), _LONG(j))])
-                    total = builder.fadd(loaded(at, 4), builder.bitcast(numbers, FLOATS.llvm))
-                    builder.store(total, at).align = 4
+                numbers = [v for a, b in zip(low, high, strict=True) for v in _braid(builder, a, b, 2)]
+                for j, number in enumerate(numbers):
+                    at = offset(builder, target, builder.add(tile, LONG(j * WIDTH)))
+                    total = builder.fadd(emit_load(builder, at, FLOATS.llvm), builder.bitcast(number, FLOATS.llvm))
+                    emit_store(builder, total, at)
             return context.get_dummy_value()
 
-        i = types.intp
+        i = INDEX
         return types.void(tables, i, codes, i, i, sums, i), codegen
 
-    return twin if config.DISABLE_JIT else look_up
+    return compiled_or(reference, look_up)
 
 
-def _plane_storer():
-    """Return store_planes(array, i, step, a, b, c, d): byte p of these numbers at array[i + p * step], as bytes."""
+def _store_planes_reference(array, i, step, a, b, c, d):
+    planes = np.concatenate([a, b, c, d]).view(np.uint8).reshape(-1, 4).T
+    for p in range(4):
+        array[i + p * step : i + p * step + WIDTH] = np.ascontiguousarray(planes[p]).view(np.float32)
 
-    def twin(array, i, step, a, b, c, d):
-        planes = np.concatenate([a, b, c, d]).view(np.uint8).reshape(-1, 4).T
+
+def _emit_store_planes(context, array, i, step, a, b, c, d):
+    def codegen(context, builder, signature, values):
+        target = element(context, builder, signature, values, 0, values[1])
+        some = [builder.bitcast(v, _BYTES) for v in values[3:]]
+        every = [lane for byte in range(4) for lane in range(byte, 2 * TILE, 4)]
+        cuts = every[:TILE], every[TILE:]  # bytes 0 and 1 of two registers, bytes 2 and 3
+        halves = [[shuffle(builder, x, y, lanes) for x, y in (some[:2], some[2:])] for lanes in cuts]
         for p in range(4):
-            array[i + p * step : i + p * step + WIDTH] = np.ascontiguousarray(planes[p]).view(np.float32)
+            base = p % 2 * 32
+            lanes = [*range(base, base + 32), *range(TILE + base, TILE + base + 32)]
+            plane = shuffle(builder, *halves[p // 2], lanes)
+            emit_store(builder, plane, offset(builder, target, builder.mul(values[2], LONG(p))))
+        return context.get_dummy_value()
 
-    @intrinsic
-    def store_planes(context, array, i, step, a, b, c, d):
-        def codegen(context, builder, signature, values):
-            data = context.make_array(signature.args[0])(context, builder, values[0]).data
-            some = [builder.bitcast(v, _BYTES) for v in values[3:]]
-            every = [lane for byte in range(4) for lane in range(byte, 2 * TILE, 4)]
-            cuts = every[:TILE], every[TILE:]  # bytes 0 and 1 of two registers, bytes 2 and 3
-            halves = [[_shuffle(builder, x, y, lanes) for x, y in (some[:2], some[2:])] for lanes in cuts]
-            for p in range(4):
-                base = p % 2 * 32
-                lanes = [*range(base, base + 32), *range(TILE + base, TILE + base + 32)]
-                plane = _shuffle(builder, *halves[p // 2], lanes)
-                at = builder.gep(data, [builder.add(values[1], builder.mul(values[2], _LONG(p)))])
-                builder.store(plane, builder.bitcast(at, _BYTES.as_pointer())).align = 4
-            return context.get_dummy_value()
-
-        i = types.intp
-        return types.void(array, i, i, FLOATS, FLOATS, FLOATS, FLOATS), codegen
-
-    return twin if config.DISABLE_JIT else store_planes
+    return types.void(array, INDEX, INDEX, FLOATS, FLOATS, FLOATS, FLOATS), codegen
 
 
-_look_up_128, _look_up_256, _store_planes = _looker(128), _looker(256), _plane_storer()
+# (tables, t, codes, c, n, sums, s): add the table at tables[t:] to n tiles of sums from s. The table has 128 or 256
+# numbers, in planes; the codes from c are in the order of `order_codes`.
+_look_up_128, _look_up_256 = _look_up(128), _look_up(256)
+# (array, i, step, a, b, c, d): byte p of these numbers at array[i + p * step:], as bytes
+_store_planes = compiled_or(_store_planes_reference, _emit_store_planes)
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
@@ -151,51 +131,73 @@ def _fill_planes(start, first, second, data, const, index, book, d, words, scrat
         _store_planes(scratch, words + k // 4, words // 4, b0, b1, b2, b3)
 
 
+# Outputs are cut in tiles of TILE.
+LOOK_UP_PLANES = Arguments(
+    layer=WINDOWS,  # of one position; offsets in the order of the blocks
+    codes=CODES,  # [group][block][tile], each tile ordered by `order_codes`
+    codebook=CONST,  # number j of word k at j * words + k
+    d=SIZE,
+    words=SIZE,  # 128 or 256
+    blocks=SIZE,  # of a group
+    part_blocks=SIZE,  # blocks a part
+    parts=SIZE,
+    tiles=SIZE,  # a task
+    o_tasks=SIZE,  # tasks along the outputs of a group
+    sums=DATA,  # OUT [part][group][tile]
+)
+
+
+@step(LOOK_UP_PLANES)
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def look_up_planes(task, g, data, const, codes, index, scratch):
-    # Fields 0-8 of a layer step, of one position. 24 codes: [group][block][tile], ordered by `order_codes`, 25
-    # codebook, transposed: number j of word k at j * words + k, 26 d, 27 words: 128 or 256, 28 blocks of a group,
-    # 29 blocks a part, 30 parts, 31 tiles a task, 32 tasks along the outputs of a group;
-    # OUT data from 33: sums [part][group][tile]
-    x, xg, i0, outputs, groups = g[0], g[2], g[3], g[5], g[6]
-    first_code, book, d, words, blocks, some, parts = g[24], g[25], g[26], g[27], g[28], g[29], g[30]
-    tiles = (outputs + TILE - 1) // TILE
+    layer, book, d, words, blocks, some, parts = g.layer, g.codebook, g.d, g.words, g.blocks, g.part_blocks, g.parts
+    tiles = (layer.outputs + TILE - 1) // TILE
     piece = task // parts
     part = task - piece * parts
-    group = piece // g[32]
-    tile = (piece - group * g[32]) * g[31]
-    count = min(g[31], tiles - tile)
-    sums = g[33] + ((part * groups + group) * tiles + tile) * TILE
+    group = piece // g.o_tasks
+    tile = (piece - group * g.o_tasks) * g.tiles
+    count = min(g.tiles, tiles - tile)
+    sums = g.sums + ((part * layer.groups + group) * tiles + tile) * TILE
     for i in range(sums, sums + count * TILE, WIDTH):
         store(data, i, splat(np.float32(0)))
     # A part sums its own blocks: their tables are made where they are read, and by one thread only.
     end = min((part + 1) * some, blocks)
     for block in range(part * some, end, 2):
-        first = i0 + block * d
+        first = layer.offsets + block * d
         second = first + d if block + 1 < end else first
-        _fill_planes(x + group * xg, first, second, data, const, index, book, d, words, scratch)
+        _fill_planes(layer.x + group * layer.group_step, first, second, data, const, index, book, d, words, scratch)
         for i in range(min(2, end - block)):
-            c = first_code + ((group * blocks + block + i) * tiles + tile) * TILE
+            c = g.codes + ((group * blocks + block + i) * tiles + tile) * TILE
             if words == 128:
                 _look_up_128(scratch, i * words, codes, c, count, data, sums)
             else:
                 _look_up_256(scratch, i * words, codes, c, count, data, sums)
 
 
+SUM_PARTS = Arguments(
+    end=EPILOGUE,  # of one position
+    outputs=SIZE,  # of a group
+    groups=SIZE,
+    parts=SIZE,
+    tiles=SIZE,  # a task
+    o_tasks=SIZE,  # tasks along the outputs of a group
+    sums=DATA,  # of `look_up_planes`
+)
+
+
+@step(SUM_PARTS)
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def sum_parts(task, g, data, const, codes, index, scratch):
-    # A layer step (fields 0-22) of one position. 24 parts, 25 tiles a task, 26 tasks along the outputs of a group,
-    # 27 data: sums [part][group][tile]
-    outputs, groups, parts, some = g[5], g[6], g[24], g[25]
+    outputs, groups = g.outputs, g.groups
     tiles = (outputs + TILE - 1) // TILE
-    group = task // g[26]
-    tile = (task - group * g[26]) * some
-    count = min(some, tiles - tile) * TILE
-    at = g[27] + (group * tiles + tile) * TILE
+    group = task // g.o_tasks
+    tile = (task - group * g.o_tasks) * g.tiles
+    count = min(g.tiles, tiles - tile) * TILE
+    at = g.sums + (group * tiles + tile) * TILE
     for i in range(0, count, WIDTH):
         total = load(data, at + i)
-        for part in range(1, parts):
+        for part in range(1, g.parts):
             total = add(total, load(data, at + i + part * groups * tiles * TILE))
         store(scratch, i, total)
     n = min(count, outputs - tile * TILE)
-    finish_outputs(scratch, group * outputs + tile * TILE, n, g, data, const)
+    finish_outputs(scratch, group * outputs + tile * TILE, n, g.end, data, const)

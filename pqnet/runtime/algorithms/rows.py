@@ -1,110 +1,147 @@
-"""Tables as a way to run a layer: vectors of many positions, or numbers of a few."""
+"""Scalar tables for a few positions: a table of numbers for each block, one look-up a code; see `kernels.lut_rows`."""
 
+from dataclasses import dataclass
 from functools import lru_cache
+from math import ceil
 
 import numpy as np
 
-from pqnet.codecs import PackedPQ
-from pqnet.codecs.layout import block_columns
-from pqnet.kernels.lut import lut
-from pqnet.kernels.lut_rows import fill_tables, look_up_outputs
-from pqnet.kernels.tile import ROWS
+from pqnet.kernels.lut_rows import TURN, fill_tables, look_up_outputs
+from pqnet.kernels.simd import WIDTH
+from pqnet.kernels.tile import LANES
+from pqnet.runtime.algorithms.base import Algorithm, Call, Host, block_order
 from pqnet.runtime.builder import Builder
-from pqnet.runtime.lower.lut import LutPlan, RowsPlan, lut_codes, plan_lut, plan_rows, rows_codebook, rows_codes
-from pqnet.runtime.lower.planes import emit_planes, plan_planes, planes_fit
-from pqnet.runtime.lower.product import Product, codebook_floats, codeword_step, round_up, stored_bytes
-from pqnet.runtime.views import View
+from pqnet.runtime.layer import Layer
+from pqnet.runtime.memory import View, round_up
+from pqnet.runtime.windows import Windows, windows_of
 
-__all__ = ["ROW_POSITIONS", "emit_lut", "emit_rows", "lut_cost", "rows_cost"]
+__all__ = ["Rows", "RowsPlan", "plan_rows", "rows_codebook", "rows_codes"]
 
-ROW_POSITIONS = 4  # at most, of scalar tables
-
-
-@lru_cache(maxsize=256)
-def _cut(
-    inputs: tuple[int, ...], taps: tuple[int, ...], k: int, d: int, outputs: int, sizes: tuple[int, int, int, int]
-) -> LutPlan:
-    return plan_lut(np.array(inputs), np.array(taps), k, d, outputs, *sizes)
+POSITIONS = 4  # at most, of `kernels.lut_rows`
+TASKS = 64  # at most
+NEAREST = 6 * 1024  # floats of tables that stay in the first-level cache
+# Fitted times, in cycles: a table's vector multiply-add, an input; a look-up of one position and of four, the epilogue
+# of an output of several; the two steps.
+FILL, TAKE, LOOK_1, LOOK_4, LAST, STEPS = 1.9, 4.0, 1.15, 1.75, 20.0, 6000.0
+FILL_TASK, LOOK_TASK = 400_000, 6000  # multiply-adds, look-ups of a turn: a task at least
 
 
-def lut_cost(weight: PackedPQ, outputs: int, images: int, size: tuple[int, int], pitch: int) -> float:
-    """Return about how many cycles of one core a layer takes by tables; the taps are those of a k x k kernel."""
-    channel = weight.codec.layout == "channel" and len(weight.shape) == 4
-    taps = [y * pitch + x for y in range(weight.shape[2]) for x in range(weight.shape[3])] if channel else [0]
-    reduction = int(np.prod(weight.shape[1:])) // len(taps)
-    sizes = (images, *size, pitch)
-    plan = _cut(tuple(range(reduction)), tuple(taps), weight.codec.k, weight.codec.d, outputs, sizes)
-    return plan.cost / 2  # two multiply-adds a cycle
+@dataclass(frozen=True)
+class RowsPlan:
+    """How `kernels.lut_rows` computes a layer for a few positions.
+
+    Attributes
+    ----------
+    floats : int
+        Of all tables, in the arena.
+    fill, look_up : dict of str to int
+        Those arguments of `fill_tables` and `look_up_outputs` that sizes decide.
+    fill_tasks, tasks, scratch : int
+        Tasks of the two steps, and floats of scratch of the second.
+    cost : float
+        Estimated cycles of one core.
+    """
+
+    floats: int
+    fill: dict[str, int]
+    look_up: dict[str, int]
+    fill_tasks: int
+    tasks: int
+    scratch: int
+    cost: float
 
 
-def emit_lut(b: Builder, p: Product) -> None:
-    """Append the step; in ``channel`` layout the positions lie on planes on which a tap is a shift."""
-    weight = p.weight
-    assert isinstance(weight, PackedPQ)
-    name, codec, size = p.node.params["weight"], weight.codec, weight.codes.itemsize
-    if codec.layout == "channel" and len(weight.shape) == 4:
-        offsets = p.offsets.reshape(weight.shape[1], -1)
-        inputs, taps = offsets[:, 0] - offsets[0, 0], offsets[0]
-    else:
-        inputs, taps = p.offsets[block_columns(weight.shape, codec.layout)], np.zeros(1, np.int64)
-    sizes = (p.groups * p.batch, p.image // p.width, p.width, p.pitch)
-    plan = _cut(tuple(map(int, inputs)), tuple(map(int, taps)), codec.k, codec.d, p.outputs, sizes)
-    own = [
-        b.code_bytes((name, "lut", plan.in_pass, str(plan.shifts)), lambda: lut_codes(weight.codes, p.groups, plan)),
-        b.constant((name, "codebook"), lambda: codebook_floats(weight)),
-        *(codec.d, codeword_step(codec.d), round_up(codec.k, ROWS), (1 << 8 * size) - 1, size, plan.blocks),
-        *(b.indices(plan.rows), plan.in_pass, plan.taps, b.indices(plan.tables.reshape(-1)), len(plan.tables)),
-        *(b.indices(plan.groups.reshape(-1)), len(plan.groups), b.indices(plan.steps.reshape(-1)), *plan.own),
-    ]
-    b.emit(
-        lut,
-        p.node.name,
-        plan.tasks,
-        [*p.fields(b, p.offsets)[:24], *own],
-        reads=[p.x, *(v for v in p.tail if isinstance(v, View))],
-        writes=[p.out],
-        scratch=plan.scratch + 64,
-        way="lut",
-        stored=stored_bytes(weight),
+class Rows(Algorithm):
+    """Tables of numbers, for at most four positions that lie side by side."""
+
+    name = "rows"
+
+    def fits(self, layer: Layer, compute: str, host: Host) -> bool:
+        """Tell whether kernels can read the codes, and the few positions can lie side by side."""
+        few = layer.positions <= POSITIONS and (layer.batch == 1 or layer.pointwise)
+        return compute == "float32" and layer.codes is not None and few and not layer.depthwise
+
+    def cost(self, layer: Layer) -> float:
+        """Return the expected cycles."""
+        return _plan(layer).cost
+
+    def windows(self, b: Builder, layer: Layer, x: View) -> Windows:
+        """Return windows whose positions follow each other."""
+        return windows_of(b, layer, x, one_run=True)
+
+    def steps(self, b: Builder, call: Call) -> None:
+        """Append the two steps."""
+        layer, weight, plan = call.layer, call.layer.codes, _plan(call.layer)
+        assert weight is not None
+        tables = b.new((plan.floats,))
+        shared = {"layer": call.windows.arguments(b, block_order(weight)), "tables": tables}
+        codebook = b.constant(("rows codebook", layer.name), lambda: rows_codebook(weight.codebook, plan.fill["words"]))
+        codes = b.code_bytes(("rows", layer.name, layer.groups), lambda: rows_codes(weight.codes, layer.groups))
+        b.emit(
+            fill_tables,
+            f"{layer.node.name} (tables)",
+            plan.fill_tasks,
+            {**shared, **plan.fill, "codebook": codebook},
+            reads=[call.windows.x],
+            writes=[tables],
+            algorithm=self.name,
+        )
+        b.emit(
+            look_up_outputs,
+            layer.node.name,
+            plan.tasks,
+            {**shared, **plan.look_up, "codes": codes, "end": call.end.arguments(b)},
+            reads=[tables, *call.end.reads],
+            writes=[call.end.out],
+            scratch=plan.scratch,
+            algorithm=self.name,
+            stored=layer.stored_bytes,
+        )
+
+
+def _plan(layer: Layer) -> RowsPlan:
+    weight = layer.codes
+    assert weight is not None
+    blocks = layer.reduction // weight.codec.d
+    return plan_rows(blocks, weight.codec.k, weight.codec.d, layer.outputs, layer.groups, layer.positions)
+
+
+@lru_cache(maxsize=4096)
+def plan_rows(blocks: int, k: int, d: int, outputs: int, groups: int, positions: int) -> RowsPlan:
+    """Cut the work of a few positions; ``blocks`` and ``outputs`` are those of a group."""
+    words, width = round_up(k, 4 * WIDTH), 1 if positions == 1 else 4
+    near = max(min(NEAREST // (words * width), blocks), 1)
+    per_task = max(ceil(groups * blocks / TASKS), ceil(FILL_TASK / (width * words * d)))
+    turns = ceil(outputs / TURN)
+    parts = max(min(TASKS // groups, turns, ceil(turns * blocks / LOOK_TASK)), 1)
+    task_turns = ceil(turns / parts)
+    o_tasks = ceil(turns / task_turns)
+    filled = groups * blocks * d * width * (words / WIDTH * FILL + TAKE)
+    looked_up = groups * turns * TURN * (blocks * (LOOK_1 if width == 1 else LOOK_4) + (1 if width == 1 else LAST))
+    sizes = {"words": words, "blocks": blocks}
+    return RowsPlan(
+        groups * blocks * words * width,
+        {**sizes, "d": d, "per_task": per_task},
+        {**sizes, "code_bytes": 1 if k <= 256 else 2, "near": near, "turns": task_turns, "o_tasks": o_tasks},
+        ceil(groups * blocks / per_task),
+        groups * o_tasks,
+        task_turns * TURN * width + LANES,
+        filled + looked_up + STEPS,
     )
 
 
-def _rows_plan(weight: PackedPQ, outputs: int, groups: int, positions: int) -> RowsPlan:
-    blocks = weight.n_blocks // weight.shape[0]
-    return plan_rows(blocks, weight.codec.k, weight.codec.d, outputs, groups, positions)
+def rows_codes(codes: np.ndarray, groups: int) -> np.ndarray:
+    """Return codes (O, M) as bytes in the order of `look_up_outputs`: group, turn of outputs, block, output."""
+    cube = codes.reshape(groups, -1, codes.shape[1])
+    padded = np.zeros((groups, round_up(cube.shape[1], TURN), codes.shape[1]), codes.dtype)
+    padded[:, : cube.shape[1]] = cube
+    ordered = padded.reshape(groups, -1, TURN, codes.shape[1]).transpose(0, 1, 3, 2)
+    return np.ascontiguousarray(ordered).view(np.uint8).reshape(-1)
 
 
-def rows_cost(weight: PackedPQ, outputs: int, groups: int, positions: int) -> float:
-    """Return about how many cycles of one core a layer takes by scalar tables."""
-    if planes_fit(weight.codec.k, positions):
-        blocks = weight.n_blocks // weight.shape[0]
-        return plan_planes(blocks, weight.codec.k, weight.codec.d, outputs, groups).cost
-    return _rows_plan(weight, outputs, groups, positions).cost
-
-
-def emit_rows(b: Builder, p: Product) -> None:
-    """Append the two steps; the positions, at most ROW_POSITIONS, are contiguous."""
-    weight = p.weight
-    assert isinstance(weight, PackedPQ)
-    if planes_fit(weight.codec.k, p.positions):
-        emit_planes(b, p)
-        return
-    name, codec = p.node.params["weight"], weight.codec
-    plan = _rows_plan(weight, p.outputs, p.groups, p.positions)
-    tables = b.new((plan.floats,))
-    shared = p.fields(b, p.offsets[block_columns(weight.shape, codec.layout)])
-    book = b.constant((name, "rows codebook"), lambda: rows_codebook(weight.codebook.astype(np.float32)))
-    fields = [*shared, 1, book, *plan.filled, tables]
-    b.emit(fill_tables, f"{p.node.name} (tables)", plan.fill_tasks, fields, reads=[p.x], writes=[tables], way="rows")
-    codes = b.code_bytes((name, "rows turns"), lambda: rows_codes(weight.codes, p.groups))
-    b.emit(
-        look_up_outputs,
-        p.node.name,
-        plan.tasks,
-        [*shared, codes, *plan.looked_up, tables],
-        reads=[tables, *(v for v in p.tail if isinstance(v, View))],
-        writes=[p.out],
-        scratch=plan.scratch + 64,
-        way="rows",
-        stored=stored_bytes(weight),
-    )
+def rows_codebook(codebook: np.ndarray, words: int) -> np.ndarray:
+    """Return a codebook (k, d) transposed and in float32, (d, words), zeros behind the last codeword."""
+    k, d = codebook.shape
+    out = np.zeros((d, words), np.float32)
+    out[:, :k] = codebook.T
+    return out
