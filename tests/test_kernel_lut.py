@@ -12,15 +12,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pqnet.codecs.layout import block_columns
-from pqnet.kernels.lut import lut
-from pqnet.kernels.lut_planes import look_up_planes, sum_parts
-from pqnet.kernels.lut_rows import fill_tables, look_up_outputs
-from pqnet.kernels.simd import BYTE_TABLES
-from pqnet.kernels.tile import ROWS
-from pqnet.runtime.builder import aligned
-from pqnet.runtime.lower.lut import lut_codes, plan_lut, plan_rows, rows_codebook, rows_codes
-from pqnet.runtime.lower.planes import plan_planes, planes_book, planes_codes
-from pqnet.runtime.lower.product import codeword_step, round_up
+from pqnet.kernels.lut import LUT, WORDS_AT_ONCE, lut
+from pqnet.kernels.lut_planes import LOOK_UP_PLANES, SUM_PARTS, look_up_planes, sum_parts
+from pqnet.kernels.lut_rows import FILL_TABLES, LOOK_UP_OUTPUTS, fill_tables, look_up_outputs
+from pqnet.kernels.simd import BYTE_TABLES, WIDTH
+from pqnet.runtime.algorithms.base import codeword_step
+from pqnet.runtime.algorithms.lut import lut_codebook
+from pqnet.runtime.algorithms.lut_plan import (
+    IN_PASS,
+    TABLES,
+    Costs,
+    Sharing,
+    Sizes,
+    Tiles,
+    choose_tiles,
+    lut_codes,
+    plan_lut,
+)
+from pqnet.runtime.algorithms.planes import plan_planes, planes_codes
+from pqnet.runtime.algorithms.rows import plan_rows, rows_codebook, rows_codes
+from pqnet.runtime.memory import aligned, round_up
 
 SLACK = 64  # floats behind everything that kernels may read
 GUARD = np.float32(-77.25)
@@ -35,7 +46,7 @@ def padded(array, dtype, slack=SLACK, fill=0):
 
 @dataclass
 class Layer:
-    """A layer step on random planes: fields 0-22, its weight and the sums that it must give."""
+    """A layer on random planes as kernels see it, and the sums that it must give."""
 
     shape: tuple  # (O, C, kh, kw)
     layout: str
@@ -81,44 +92,57 @@ class Layer:
         want = np.einsum("gok,gkp->gop", weight.astype(np.float64), self.data[every]).reshape(o, positions)
         factors = rng.standard_normal((2, o)).astype(np.float32)
         clamp = np.array([-0.5, 0.75], np.float32)
-        stride = codeword_step(self.d)
-        words = np.zeros((self.k, stride), np.float32)
-        words[:, : self.d] = self.book
-        transposed = rows_codebook(self.book)
+        transposed, words = rows_codebook(self.book, round_up(self.k, 4 * WIDTH)), lut_codebook(self.book)
         pieces = [factors.reshape(-1), clamp, transposed.reshape(-1), words.reshape(-1)]
-        self.const = padded(np.concatenate(pieces), np.float32, (ROWS + 1) * stride + SLACK, np.nan)
+        self.const = padded(np.concatenate(pieces), np.float32, SLACK, np.nan)
         self.transposed, self.words = 2 * o + 2, 2 * o + 2 + transposed.size
         want = want * factors[0][:, None] if self.scale else want
         want = want + factors[1][:, None] if self.shift else want
         want = want + beside if self.residual else want
         self.want = np.maximum(want, 0) if self.kind == 1 else np.clip(want, *clamp) if self.kind == 2 else want
         self.inputs, self.channel, self.positions = inputs, channel, positions
-        self.fields = [0, plane, c * channel, 0, c * kh * kw, o // self.groups, self.groups, self.batch, 0, self.pitch]
-        self.fields += [self.width, self.out, self.out_step, image, self.width, 0 if self.scale else -1]
-        self.fields += [o if self.shift else -1, self.residual_at if self.residual else -1, positions, 0, 0]
-        self.fields += [self.kind, 2 * o, 0]
+        self.windows = {
+            "x": 0,
+            "image_step": plane,
+            "group_step": c * channel,
+            "offsets": 0,
+            "reduction": c * kh * kw,
+            "outputs": o // self.groups,
+            "groups": self.groups,
+            "batch": self.batch,
+            "pitch": self.pitch,
+            "width": self.width,
+            "image": image,
+        }
+        self.end = {
+            "out": self.out,
+            "out_step": self.out_step,
+            "scale": 0 if self.scale else -1,
+            "shift": o if self.shift else -1,
+            "residual": self.residual_at if self.residual else -1,
+            "residual_step": positions,
+            "activation": self.kind,
+            "parameters": 2 * o,
+        }
 
     def check(self, steps, index, code_bytes, scratch):
-        """Run steps (kernel, tasks, own fields) in two orders; compare outputs, and what is around them."""
+        """Run steps (kernel, tasks, record) in two orders; compare outputs, and what is around them."""
         results = []
         for order in (1, -1):
             data, const = self.data.copy(), self.const.copy()
             temporary = aligned(scratch + 16, np.float32)
             temporary[:] = np.nan
             temporary[scratch:] = GUARD
-            for kernel, tasks, own in steps:
-                g = np.zeros(48, np.int64)
-                g[: len(self.fields)] = self.fields
-                g[24 : 24 + len(own)] = own
+            for kernel, tasks, record in steps:
                 for task in range(tasks)[::order]:
-                    kernel(task, g, data, const, code_bytes, index, temporary)
+                    kernel.function(task, record, data, const, code_bytes, index, temporary)
             assert (temporary[scratch:] == GUARD).all()
             assert np.array_equal(const, self.const, equal_nan=True)
             results.append(data)
         assert np.array_equal(*results, equal_nan=True)
         self.results = results
         rows = results[0][self.out : self.out + self.want.shape[0] * self.out_step].reshape(-1, self.out_step)
-        scale = np.sqrt(self.fields[4]) * (1 + np.abs(self.want).max())
+        scale = np.sqrt(self.windows["reduction"]) * (1 + np.abs(self.want).max())
         np.testing.assert_allclose(rows[:, : self.positions], self.want, rtol=0, atol=2e-6 * scale)
         assert (rows[:, self.positions :] == GUARD).all()
         assert (results[0][self.out - 16 : self.out] == GUARD).all()
@@ -133,7 +157,7 @@ def layers(draw, few=False, one=False):
     layout = draw(st.sampled_from(["channel", "spatial"]))
     kh, kw = draw(st.sampled_from([(1, 1), (3, 3), (1, 3), (2, 2)]))
     groups = draw(st.integers(1, 3))
-    d = draw(st.sampled_from([1, 2, 3, 4, 5, 8, 9, 16, 18, 32]))
+    d = draw(st.sampled_from([1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 18, 32]))
     c = d * draw(st.integers(1, 5))
     if few:
         batch, height, width = 1, 1, 1 if one else draw(st.integers(1, 4))
@@ -153,29 +177,38 @@ def layers(draw, few=False, one=False):
         pitch,
         np.array(taps),
         d,
-        draw(st.sampled_from([1, 2, 7, 100, 127, 128, 129, 200, 256] if one else [1, 2, 7, 16, 100, 256, 257, 1000])),
+        draw(
+            st.sampled_from(
+                [1, 2, 7, 100, 127, 128, 129, 200, 256] if one else [1, 2, 7, 10, 12, 16, 19, 100, 256, 257, 1000]
+            )
+        ),
         **options,
         kind=draw(st.integers(0, 2)),
         seed=draw(st.integers(0, 99)),
     )
 
 
-def check_vector(layer, **choice):
-    o, c = layer.shape[:2]
+def sizes_of(layer):
     channel = layer.layout == "channel"
-    inputs = np.arange(c) * layer.channel if channel else layer.inputs
-    taps = layer.taps if channel else np.zeros(1, np.int64)
-    sizes = layer.groups * layer.batch, layer.height, layer.width, layer.pitch
-    plan = plan_lut(inputs, taps, layer.k, layer.d, o // layer.groups, *sizes, **choice)
+    taps = tuple(map(int, layer.taps)) if channel else (0,)
+    blocks = layer.shape[1] // layer.d if channel else layer.codes.shape[1]
+    outputs, images = layer.shape[0] // layer.groups, layer.groups * layer.batch
+    return Sizes(taps, blocks, layer.k, layer.d, outputs, images, layer.height, layer.width, layer.pitch)
+
+
+def check_vector(layer, **choice):
+    sizes = sizes_of(layer)
+    tiles = choose_tiles(sizes)[0]._replace(**choice)
+    plan = plan_lut(sizes, tiles)
     assert 1 <= plan.tasks <= 70 or choice
-    parts = [plan.rows, plan.tables, plan.groups, plan.steps]
+    assert plan.arguments["words"] % WORDS_AT_ONCE == 0 <= plan.arguments["words"] - layer.k < WORDS_AT_ONCE
+    parts = [layer.inputs, plan.tables, plan.shifts, plan.steps]
     at = np.cumsum([0, *(part.size for part in parts)])
-    index = np.concatenate([part.reshape(-1) for part in parts]).astype(np.int32)
-    size = layer.codes.itemsize
-    own = [0, layer.words, layer.d, codeword_step(layer.d), round_up(layer.k, ROWS), (1 << 8 * size) - 1, size]
-    own += [plan.blocks, 0, plan.in_pass, plan.taps, at[1], len(plan.tables), at[2], len(plan.groups), at[3], *plan.own]
+    index = np.concatenate([part.reshape(-1) for part in parts])
+    values = {"layer": layer.windows, "end": layer.end, "codes": 0, "codebook": layer.words}
+    values |= {"stride": codeword_step(layer.d), "tables": at[1], "shifts": at[2], "steps": at[3]}
     codes = padded(lut_codes(layer.codes, layer.groups, plan), np.uint8)
-    layer.check([(lut, plan.tasks, own)], index, codes, plan.scratch)
+    layer.check([(lut, plan.tasks, LUT.record(values | plan.arguments))], index, codes, plan.scratch)
 
 
 @given(layers())
@@ -189,21 +222,43 @@ def test_vector_tables(layer):
 def test_vector_tables_with_any_tiles(layer, data):
     reach = min(layer.width + int((layer.taps % layer.pitch).max()), layer.pitch)
     lane_pitch = st.sampled_from([reach, reach + 1, round_up(reach, 16)]) if layer.height > 1 else st.just(reach)
-    check_vector(
-        layer,
-        lane_pitch=data.draw(lane_pitch),
-        vectors=data.draw(st.integers(1, 18)),
-        in_pass=data.draw(st.integers(1, 4)),
-        parts=data.draw(st.integers(1, 3)),
-    )
+    choice = Tiles(data.draw(lane_pitch), data.draw(st.integers(1, 18)), data.draw(st.integers(1, 4)), 1)
+    parts, sizes = data.draw(st.integers(1, 3)), sizes_of(layer)
+    vectors = min(choice.vectors, sizes.vectors(choice.lane_pitch))
+    check_vector(layer, **choice._replace(vectors=vectors, o_block=-(-sizes.outputs // parts))._asdict())
+
+
+@pytest.mark.parametrize("d", [5, 6, 7, 8])
+@pytest.mark.parametrize("k", [9, 10, 11, 12, 19, 76])
+def test_all_codewords_have_rows_in_tables(k, d):
+    """Also those behind the last multiple of eight, in tables of one vector and of a few."""
+    for vectors in (1, 2, 3, 5):
+        shape, width = (12, 3 * d, 1, 1), vectors * WIDTH - 1
+        layer = Layer(shape, "spatial", 1, 1, 1, width, width, np.zeros(1, np.int64), d, k, False, False, False, 0, k)
+        check_vector(layer, vectors=vectors)
 
 
 def test_neighbouring_taps_share_a_table():
-    taps = np.array([y * 16 + x for y in range(3) for x in range(3)])
-    plan = plan_lut(np.arange(64) * 300, taps, 256, 8, 64, 1, 14, 14, 16)
-    assert len(plan.tables) == 1 and plan.taps == 9
-    apart = np.array([0, 5000])
-    assert len(plan_lut(np.arange(64) * 9000, apart, 256, 8, 64, 1, 14, 14, 16).tables) == 2
+    taps = tuple(y * 16 + x for y in range(3) for x in range(3))
+    near = Sizes(taps, 8, 256, 8, 64, 1, 14, 14, 16)
+    plan = plan_lut(near, choose_tiles(near)[0])
+    assert len(plan.tables) == 1 and plan.arguments["taps"] == 9
+    apart = near._replace(taps=(0, 5000))
+    assert len(plan_lut(apart, choose_tiles(apart)[0]).tables) == 2
+
+
+@pytest.mark.parametrize("blocks, k, outputs, size", [(12, 76, 300, 9), (64, 256, 64, 42), (7, 4096, 1000, 5)])
+def test_the_blocks_of_a_pass_are_the_best_of_all(blocks, k, outputs, size):
+    """Those that are not tried, because others are never worse, are not better."""
+    sizes = Sizes((0, 1, 11, 12), blocks, k, 8, outputs, 2, size, size, size + 2)
+    for lane_pitch in sizes.lane_pitches:
+        total, sharing = sizes.vectors(lane_pitch), Sharing(sizes, lane_pitch)
+        for vectors in range(1, min(total, 32) + 1):
+            runs = sharing.runs(vectors * WIDTH)
+            costs = Costs(sizes, total, vectors, runs, sharing.shifts(runs))
+            fitting = [n for n in IN_PASS if n == 1 or n * costs.floats <= TABLES]
+            least = min(costs.cost(n, outputs, 1) for n in fitting)
+            assert costs.best(list(IN_PASS), outputs, 1)[0] == least
 
 
 def check_scalar(layer):
@@ -211,12 +266,14 @@ def check_scalar(layer):
     plan = plan_rows(blocks, layer.k, layer.d, layer.shape[0] // layer.groups, layer.groups, layer.positions)
     tables = round_up(layer.residual_at + layer.want.size + SLACK, 16)
     layer.data = np.concatenate([layer.data[:tables], np.full(plan.floats + SLACK, np.nan, np.float32)])
+    filled = {"layer": layer.windows, "codebook": layer.transposed, "tables": tables}
+    looked_up = {"layer": layer.windows, "end": layer.end, "codes": 0, "tables": tables}
     steps = [
-        (fill_tables, plan.fill_tasks, [1, layer.transposed, *plan.filled, tables]),
-        (look_up_outputs, plan.tasks, [0, *plan.looked_up, tables]),
+        (fill_tables, plan.fill_tasks, FILL_TABLES.record(filled | plan.fill)),
+        (look_up_outputs, plan.tasks, LOOK_UP_OUTPUTS.record(looked_up | plan.look_up)),
     ]
     codes = padded(rows_codes(layer.codes, layer.groups), np.uint8)
-    layer.check(steps, layer.inputs.astype(np.int32), codes, plan.scratch)
+    layer.check(steps, layer.inputs, codes, plan.scratch)
 
 
 @given(layers(few=True))
@@ -232,13 +289,15 @@ def check_planes(layer, parts=None):
     sums = round_up(layer.residual_at + layer.want.size + SLACK, 16)
     layer.data = np.concatenate([layer.data[:sums], np.full(plan.floats + SLACK, np.nan, np.float32)])
     at = layer.const.size
-    layer.const = np.concatenate([layer.const, planes_book(layer.book).reshape(-1), np.full(SLACK, np.nan, np.float32)])
+    codebook = rows_codebook(layer.book, plan.look_up["words"])
+    layer.const = np.concatenate([layer.const, codebook.reshape(-1), np.full(SLACK, np.nan, np.float32)])
+    values = {"layer": layer.windows, "codes": 0, "codebook": at, "sums": sums}
     steps = [
-        (look_up_planes, plan.tasks, [0, at, *plan.looked_up, sums]),
-        (sum_parts, plan.sum_tasks, [*plan.summed, sums]),
+        (look_up_planes, plan.tasks, LOOK_UP_PLANES.record(values | plan.look_up)),
+        (sum_parts, plan.sum_tasks, SUM_PARTS.record({"end": layer.end, "sums": sums} | plan.add)),
     ]
     codes = padded(planes_codes(layer.codes, groups), np.uint8, fill=255)
-    layer.check(steps, layer.inputs.astype(np.int32), codes, plan.scratch)
+    layer.check(steps, layer.inputs, codes, plan.scratch)
     assert np.isnan(layer.results[0][sums + plan.floats :]).all()
 
 
@@ -277,17 +336,16 @@ def test_sums_of_tables_in_registers_are_those_of_tables_in_memory():
 def test_outputs_of_one_position_that_lie_side_by_side(residual):
     layer = Layer((37, 16, 1, 1), "spatial", 1, 1, 1, 1, 1, np.zeros(1, np.int64), 8, 20, True, True, residual, 2, 0)
     want = layer.want[:, 0]
-    layer.fields[12] = 1
+    end = layer.end | {"out_step": 1}
     plan = plan_rows(2, 20, 8, 37, 1, 1)
     tables = round_up(layer.residual_at + layer.want.size + SLACK, 16)
     data = np.concatenate([layer.data[:tables], np.zeros(plan.floats + SLACK, np.float32)])
     codes, scratch = padded(rows_codes(layer.codes, 1), np.uint8), aligned(plan.scratch, np.float32)
-    g = np.zeros(48, np.int64)
-    g[: len(layer.fields)] = layer.fields
-    g[24:32] = [1, layer.transposed, *plan.filled, tables]
-    fill_tables(0, g, data, layer.const, codes, layer.inputs.astype(np.int32), scratch)
-    g[24:33] = [0, *plan.looked_up, tables]
-    look_up_outputs(0, g, data, layer.const, codes, layer.inputs.astype(np.int32), scratch)
+    shared = {"layer": layer.windows, "tables": tables}
+    g = FILL_TABLES.record({**shared, **plan.fill, "codebook": layer.transposed})
+    fill_tables.function(0, g, data, layer.const, codes, layer.inputs, scratch)
+    g = LOOK_UP_OUTPUTS.record({**shared, **plan.look_up, "end": end, "codes": 0})
+    look_up_outputs.function(0, g, data, layer.const, codes, layer.inputs, scratch)
     np.testing.assert_allclose(data[layer.out : layer.out + 37], want, atol=2e-5)
     assert (data[layer.out + 37 : layer.residual_at] == GUARD).all()
 
@@ -295,7 +353,7 @@ def test_outputs_of_one_position_that_lie_side_by_side(residual):
 def check_some():
     """A few layers, for other widths and without a compiler."""
     taps = np.array([y * 11 + x for y in range(3) for x in range(3)])
-    for k, d in ((40, 8), (300, 3), (10, 9)):
+    for k, d in ((40, 8), (300, 3), (10, 9), (10, 8), (19, 5)):
         layer = Layer((24, 2 * d, 3, 3), "channel", 1, 2, 5, 9, 11, taps, d, k, True, True, True, 1, 0)
         check_vector(layer, vectors=3, in_pass=2)
         check_vector(layer)
@@ -310,7 +368,7 @@ OTHERS = [{"PQNET_SIMD": "avx512"}, {"PQNET_SIMD": "avx2"}, {"PQNET_SIMD": "gene
 
 
 @pytest.mark.parametrize("environment", OTHERS)
-def test_other_widths_and_the_plain_twin(environment):
+def test_other_widths_and_the_reference(environment):
     code = "import test_kernel_lut; test_kernel_lut.check_some()"
     folder = Path(__file__).parent
     subprocess.run([sys.executable, "-c", code], cwd=folder, env=os.environ | environment, check=True)

@@ -2,9 +2,8 @@
 
 import numpy as np
 
-from pqnet.codecs import PackedPQ
 from pqnet.kernels.lut import lut
-from pqnet.runtime.algorithms.base import Algorithm, Call, Host, block_order, codebook_floats, codeword_step
+from pqnet.runtime.algorithms.base import Algorithm, Call, Host, block_order, codeword_step
 from pqnet.runtime.algorithms.lut_plan import Sizes, choose_tiles, lut_codes, plan_lut, table_rows
 from pqnet.runtime.builder import Builder
 from pqnet.runtime.layer import Layer
@@ -58,7 +57,7 @@ class Lut(Algorithm):
             "layer": windows.arguments(b, block_order(weight)),
             "end": call.end.arguments(b),
             "codes": b.code_bytes(key, lambda: lut_codes(weight.codes, layer.groups, plan)),
-            "codebook": b.constant(("lut codebook", layer.name), lambda: lut_codebook(weight)),
+            "codebook": b.constant(("lut codebook", layer.name), lambda: lut_codebook(weight.codebook)),
             "stride": codeword_step(weight.codec.d),
             "tables": b.table(plan.tables),
             "shifts": b.table(plan.shifts),
@@ -88,7 +87,9 @@ def _sizes(layer: Layer, taps: list[int], batch: int, height: int, width: int, p
     return Sizes(tuple(taps), blocks, codec.k, codec.d, layer.outputs, images, height, width, pitch)
 
 
-def lut_codebook(weight: PackedPQ) -> np.ndarray:
-    """Return the codewords in float32 as `kernels.lut` reads them, zeros behind the last."""
-    words = codebook_floats(weight)
-    return np.concatenate([words, np.zeros((table_rows(len(words)) - len(words), words.shape[1]), np.float32)])
+def lut_codebook(codebook: np.ndarray) -> np.ndarray:
+    """Return a codebook (k, d) in float32 as `kernels.lut` reads it, zeros behind each codeword and the last one."""
+    k, d = codebook.shape
+    out = np.zeros((table_rows(k), codeword_step(d)), np.float32)
+    out[:k, :d] = codebook
+    return out
