@@ -1,15 +1,13 @@
 """Programs in guarded memory, and single tasks of their steps."""
 
-import ctypes
-
 import numpy as np
+from numba import carray, njit
 
 from pqnet.kernels import driver
 from pqnet.runtime.memory import SLACK, Workspace, aligned, round_up
 from pqnet.runtime.program import Everything
 
 GUARD = np.float32(-7.25e33)
-END = 1 << 46  # of what an array that begins at address 0 spans, in bytes
 
 
 def guarded_arena(nbytes):
@@ -38,16 +36,20 @@ def untouched(program, arena):
     return bool((arena[free] == guards.view(np.uint8)[free]).all())
 
 
+@njit
+def _run_compiled(kernel, tasks, record, data, index, scratch):
+    const = carray(driver._floats(0), (driver.EVERYTHING,))
+    codes = carray(driver._bytes(0), (driver.EVERYTHING,))
+    for task in tasks:
+        driver.call_kernel(kernel, task, record, data, const, codes, index, scratch)
+
+
 def run_tasks(segment, i, tasks, pieces, index, arena, scratch):
     """Run tasks of step ``i`` of a segment in the given order, in an arena as it is."""
-    kernel = segment.steps[i].kernel
+    data = arena.view(np.float32)
     if driver.COMPILED:
-        words = (ctypes.c_int64 * (kernel.arguments.dtype.itemsize // 8)).from_address(int(segment.records[i]))
-        record = np.frombuffer(words, np.dtype((np.record, kernel.arguments.dtype)))[0]
-        memory = (ctypes.c_char * END).from_address(0)
-        const, codes = (np.frombuffer(memory, dtype) for dtype in (np.float32, np.uint8))
-    else:
-        record = segment.records[i]
-        const, codes = (Everything(pieces, dtype) for dtype in (np.float32, np.uint8))
+        _run_compiled(segment.kernels[i], np.array(tasks), segment.records[i], data, index, scratch)
+        return
+    const, codes = (Everything(pieces, dtype) for dtype in (np.float32, np.uint8))
     for task in tasks:
-        kernel.function(task, record, arena.view(np.float32), const, codes, index, scratch)
+        segment.steps[i].kernel.function(task, segment.records[i], data, const, codes, index, scratch)

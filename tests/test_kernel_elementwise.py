@@ -45,7 +45,7 @@ def check(graph, inputs, algorithms=None, tolerance=1e-5):
         )
     before = space.arena.copy()
     segment, i, step = steps[-1]
-    tasks = reversed(range(step.tasks))
+    tasks = list(reversed(range(step.tasks)))
     run_tasks(segment, i, tasks, program.pieces, program.index, space.arena, space.scratch[0])
     assert before.tobytes() == space.arena.tobytes()
 
