@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from programs import GuardedSpace, untouched
 
 import pqnet
 from pqnet.codecs import PackedPQ
@@ -16,30 +17,9 @@ from pqnet.graph import GraphBuilder, ValueInfo
 from pqnet.kernels import simd
 from pqnet.runtime.algorithms import ALGORITHMS
 from pqnet.runtime.execute import run_graph, values_to_free
-from pqnet.runtime.memory import SLACK, Store, Workspace, aligned
+from pqnet.runtime.memory import Store, Workspace
 from pqnet.runtime.program import Program
 from pqnet.runtime.tuning import fixed
-
-GUARD = np.float32(-7.25e33)
-
-
-class GuardedSpace(Workspace):
-    """A workspace whose arena is full of guard values, each scratch full of NaN."""
-
-    def fit(self, arena, scratch, threads):
-        self.arena = aligned(arena + 4 * SLACK, np.uint8)
-        self.arena.view(np.float32)[:] = GUARD
-        self._arrays.clear()
-        self.scratch = [np.full(scratch, np.nan, np.float32) for _ in range(threads)]
-
-
-def untouched(program, arena):
-    """Tell whether only the program's buffers were written."""
-    free = np.ones(arena.size, bool)
-    for buffer in program.buffers:
-        free[buffer.offset : buffer.offset + buffer.nbytes] = False
-    floats = arena.view(np.float32)
-    return bool((floats[free[::4]] == GUARD).all())
 
 
 def packed_weight(rng, shape, d, k, layout):

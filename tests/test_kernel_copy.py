@@ -6,19 +6,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_engine import GUARD, GuardedSpace, untouched
+from programs import GuardedSpace, guarded_arena, run_tasks, untouched
 
 from pqnet.graph import GraphBuilder, ValueInfo
-from pqnet.kernels.copy import NUMBERS, ROWS, TRANSPOSED
-from pqnet.runtime.builder import Builder, Store
-from pqnet.runtime.execute import run_graph, values_to_free
+from pqnet.kernels.copy import ROWS, SINGLE, TRANSPOSED
+from pqnet.runtime.builder import Builder
 from pqnet.runtime.copying import emit_copy, emit_fill
-from pqnet.runtime.plan import Kernels, Plan, Workspace
+from pqnet.runtime.execute import run_graph, values_to_free
+from pqnet.runtime.memory import SLACK, Store, View, Workspace, place_buffers
+from pqnet.runtime.program import Program, Segment
 from pqnet.runtime.tuning import rule
-from pqnet.runtime.views import SLACK, View, place_buffers
 
 
-def program(sizes):
+def buffers_of(sizes):
     """Return a builder with a buffer for each size."""
     b = GraphBuilder({"x": ValueInfo((1,))})
     builder = Builder(b.build({"y": b.add("relu", "x")}), {}, Store(), rule)
@@ -27,11 +27,10 @@ def program(sizes):
 
 def run(builder, arena, order):
     """Run the steps with their tasks in an order."""
-    const, codes, index = builder.store.const.array(), builder.store.codes.array(), builder.index.array()
-    kernels = Kernels(builder.steps)
-    for step, g in zip(kernels.steps, kernels.geometry, strict=True):
-        for task in order(range(step.tasks)):
-            step.kernel(task, g, arena, const, codes, index, np.full(step.scratch + SLACK, np.nan, np.float32))
+    segment, index = Segment(builder.steps), builder.index.array()
+    for i, step in enumerate(segment.steps):
+        scratch = np.full(step.scratch + SLACK, np.nan, np.float32)
+        run_tasks(segment, i, order(range(step.tasks)), builder.pieces.values(), index, arena, scratch)
 
 
 def view_of(buffer, shape, order, margin, steps):
@@ -59,16 +58,16 @@ def pairs(draw):
 def test_any_two_views(case):
     shape, orders, steps, broadcast = case
     sizes = [view_of(None, shape, orders[i], 3, steps[i])[1] for i in (0, 1)]
-    builder, buffers = program(sizes)
+    builder, buffers = buffers_of(sizes)
     source, target = (view_of(buffers[i].buffer, shape, orders[i], 3, steps[i])[0] for i in (0, 1))
     strides = tuple(0 if flat else s for flat, s in zip(broadcast, source.strides, strict=True))
     source = View(source.buffer, source.offset, source.shape, strides)
     emit_copy(builder, source, target, "copy")
     for buffer in (source.buffer, target.buffer):
         buffer.first, buffer.last = 0, len(builder.steps)
-    arena = np.full(place_buffers(builder.buffers) + SLACK, GUARD)
-    whole = slice(source.buffer.offset, source.buffer.offset + source.buffer.size)
-    arena[whole] = np.random.default_rng(0).standard_normal(source.buffer.size)
+    arena = guarded_arena(place_buffers(builder.buffers))
+    whole = buffers[0].array(arena)
+    whole[:] = np.random.default_rng(0).standard_normal(whole.size)
     want = arena.copy()
     target.array(want)[...] = source.array(want)
     for order in (list, lambda tasks: list(reversed(tasks))):
@@ -78,12 +77,12 @@ def test_any_two_views(case):
 
 
 @pytest.mark.parametrize(
-    ("strides", "mode"), [((40, 1), ROWS), ((1, 70), TRANSPOSED), ((80, 2), NUMBERS), ((0, 1), ROWS), ((1, 0), None)]
+    ("strides", "mode"), [((40, 1), ROWS), ((1, 70), TRANSPOSED), ((80, 2), SINGLE), ((0, 1), ROWS), ((1, 0), None)]
 )
 def test_modes(strides, mode):
-    builder, (x, out) = program([8000, 8000])
+    builder, (x, out) = buffers_of([8000, 8000])
     emit_copy(builder, View(x.buffer, 0, (70, 40), strides), View(out.buffer, 0, (70, 40), (40, 1)), "copy")
-    assert mode is None or builder.steps[0].fields[17] == mode
+    assert mode is None or builder.steps[0].arguments["mode"] == mode
 
 
 def test_large_copies_make_several_tasks():
@@ -93,19 +92,19 @@ def test_large_copies_make_several_tasks():
         ((1000, 1000), (1000, 1)),
         ((64, 100, 100), (10000, 1, 100)),
     ]:
-        builder, (x, out) = program([1 << 20, 1 << 20])
+        builder, (x, out) = buffers_of([1 << 20, 1 << 20])
         target = View.dense_in(out.buffer, shape, range(len(shape)))
         emit_copy(builder, View(x.buffer, 0, shape, strides), target, "copy")
         assert 8 <= builder.steps[0].tasks <= 64
 
 
 def test_fill():
-    builder, (out,) = program([1000])
+    builder, (out,) = buffers_of([1000])
     target = View(out.buffer, 5, (3, 4, 21), (300, 50, 1))
     emit_fill(builder, 2.5, target, "fill")
     emit_fill(builder, -1.0, View(out.buffer, 900, (4,), (3,)), "fill")
     out.buffer.last = 9
-    arena = np.full(place_buffers(builder.buffers) + SLACK, GUARD)
+    arena = guarded_arena(place_buffers(builder.buffers))
     want = arena.copy()
     target.array(want)[...] = 2.5
     View(out.buffer, 900, (4,), (3,)).array(want)[...] = -1
@@ -116,14 +115,14 @@ def test_fill():
 def check(b, outputs, inputs):
     graph = b.build(outputs)
     want = run_graph(graph, values_to_free(graph), inputs)
-    plan, space = Plan(graph, {}, Store()), GuardedSpace()
-    got = plan.run(inputs, space, 1)
-    assert untouched(plan, space.arena)
-    again = plan.run(inputs, Workspace(), 3)
+    program, space = Program(graph, {}, Store()), GuardedSpace()
+    got = program.run(inputs, space, 1)
+    assert untouched(program, space.arena)
+    again = program.run(inputs, Workspace(), 3)
     for name, value in want.items():
         assert np.array_equal(got[name], value), name
         assert np.array_equal(again[name], value), name
-    assert not [s for s in plan.segments if getattr(s, "node", None)], "a node was left to NumPy"
+    assert not [s for s in program.segments if getattr(s, "node", None)], "a node was left to NumPy"
 
 
 @pytest.mark.parametrize("axis", range(4))

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_engine import GuardedSpace, close, packed_weight, reference, untouched
+from programs import GuardedSpace, run_tasks, untouched
+from test_engine import close, packed_weight, reference
 
 from pqnet.graph import GraphBuilder, ValueInfo
 from pqnet.runtime.memory import Store, Workspace
@@ -83,8 +84,8 @@ def test_tasks_in_any_order_give_the_same_bits():
     assert step.tasks > 3
     out = space.array(program.outputs[graph.outputs["y"]])
     out[:] = np.nan
-    for task in reversed(range(step.tasks)):
-        step.kernel(task, segment.geometry[i], space.arena, program.const, program.codes, program.index, space.scratch[0])
+    backwards = range(step.tasks)[::-1]
+    run_tasks(segment, i, backwards, program.pieces, program.index, space.arena, space.scratch[0])
     assert np.array_equal(out, want)
 
 

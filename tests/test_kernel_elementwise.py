@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from programs import GuardedSpace, run_tasks, untouched
 from scipy import special
-from test_engine import GuardedSpace, untouched
 
 from pqnet.graph import GraphBuilder, ValueInfo
 from pqnet.graph.ops.activation import FUNCTIONS as ACTIVATIONS
 from pqnet.kernels import simd
 from pqnet.kernels.elementwise import PIECE
-from pqnet.runtime.builder import Store
 from pqnet.runtime.execute import run_graph, values_to_free
-from pqnet.runtime.plan import HostStep, Plan
+from pqnet.runtime.memory import Store
+from pqnet.runtime.program import HostStep, Program
 
 BINARY = ("add", "sub", "mul", "div", "maximum", "minimum")
 UNARY = ("exp", "log", "sqrt", "rsqrt", "erf", "reciprocal", "floor", "ceil", "round", "neg", "abs", "sign")
@@ -27,17 +27,17 @@ SPECIAL = np.array(
 )
 
 
-def check(graph, inputs, ways=None, tolerance=1e-5):
+def check(graph, inputs, algorithms=None, tolerance=1e-5):
     """Compare with NumPy, run the tasks of the last step in another order, look at the memory around the values."""
     with np.errstate(all="ignore"):
         want = run_graph(graph, values_to_free(graph), inputs)
-        plan = Plan(graph, {}, Store())
+        program = Program(graph, {}, Store())
         space = GuardedSpace()
-        got = plan.run(inputs, space, 1)
-    assert not any(isinstance(s, HostStep) for s in plan.segments)
-    steps = list(plan.kernel_steps())
-    assert ways is None or [step.way for _, _, step in steps] == ways
-    assert untouched(plan, space.arena)
+        got = program.run(inputs, space, 1)
+    assert not any(isinstance(s, HostStep) for s in program.segments)
+    steps = list(program.kernel_steps())
+    assert algorithms is None or [step.algorithm for _, _, step in steps] == algorithms
+    assert untouched(program, space.arena)
     for name, value in want.items():
         finite = np.abs(value[np.isfinite(value)])
         np.testing.assert_allclose(
@@ -45,8 +45,8 @@ def check(graph, inputs, ways=None, tolerance=1e-5):
         )
     before = space.arena.copy()
     segment, i, step = steps[-1]
-    for task in reversed(range(step.tasks)):
-        step.kernel(task, segment.geometry[i], space.arena, plan.const, plan.codes, plan.index, space.scratch[0])
+    tasks = list(reversed(range(step.tasks)))
+    run_tasks(segment, i, tasks, program.pieces, program.index, space.arena, space.scratch[0])
     assert before.tobytes() == space.arena.tobytes()
 
 
@@ -56,7 +56,7 @@ def chains(draw):
     shape = tuple(draw(st.lists(st.sampled_from([1, 2, 3, 5, 16, 17, 40]), min_size=1, max_size=4)))
     others = [*sorted(set(ACTIVATIONS)), "clamp", "square", "batch_norm", "prelu"]
     narrow = st.tuples(st.integers(0, 15), st.integers(0, 3))
-    operand = st.sampled_from(["input", "turned", "constant", "scalar", "reverse", "itself"])
+    operand = st.sampled_from(["input", "reversed", "constant", "scalar", "reverse", "itself"])
     node = st.one_of(
         st.tuples(st.sampled_from(BINARY), operand, narrow),
         st.tuples(st.sampled_from(others), st.none(), narrow),
@@ -75,13 +75,13 @@ def build(shape, nodes, seed):
     constants = [b.add("constant", params={"value": inputs[f"v{i}"]}) for i in range(len(nodes))]
     y = "x"
     for i, (op, other, _) in enumerate(nodes):
-        if op == "div" and other in ("turned", "reverse", "itself"):  # not by what is nearly 0
+        if op == "div" and other in ("reversed", "reverse", "itself"):  # not by what is nearly 0
             y = b.add("add", b.add("abs", y), scalar=0.5)
         if other in ("scalar", "reverse"):
             y = b.add(op, y, scalar=0.75, reverse=other == "reverse")
         elif other is not None:
             x = {"constant": constants[i], "itself": y}.get(other, f"v{i}")
-            y = b.add(op, x, y) if other == "turned" else b.add(op, y, x)
+            y = b.add(op, x, y) if other == "reversed" else b.add(op, y, x)
         elif op in ("batch_norm", "prelu"):
             if len(shape) < 2:
                 continue
@@ -101,15 +101,20 @@ def test_chains(case):
 
 
 def test_a_chain_is_one_step_and_long_ones_are_cut():
-    nodes = [("add", "input", (0, 0)), ("relu", None, (0, 0)), ("mul", "turned", (12, 0)), ("batch_norm", None, (0, 0))]
-    check(*build((2, 5, 3, 7), nodes, 0), ways=["elementwise"])
-    check(*build((2, 3), [("add", "input", (0, 0))] * 9, 0), ways=["elementwise"] * 2)
+    nodes = [
+        ("add", "input", (0, 0)),
+        ("relu", None, (0, 0)),
+        ("mul", "reversed", (12, 0)),
+        ("batch_norm", None, (0, 0)),
+    ]
+    check(*build((2, 5, 3, 7), nodes, 0), algorithms=["elementwise"])
+    check(*build((2, 3), [("add", "input", (0, 0))] * 9, 0), algorithms=["elementwise"] * 2)
 
 
 @pytest.mark.parametrize("shape", [(3, PIECE + 5), (2 * PIECE + 1,), (70, 3, 29), (1, 40, 60, 60)])
 def test_rows_of_several_pieces_and_steps_of_several_tasks(shape):
     nodes = [("mul", "input", (15 - 8, 0)), ("silu", None, (0, 0)), ("add", "constant", (1, 0)), ("relu", None, (0, 0))]
-    check(*build(shape, nodes, 1), ways=["elementwise"])
+    check(*build(shape, nodes, 1), algorithms=["elementwise"])
 
 
 @pytest.mark.parametrize("op", [*UNARY, *ACTIVATIONS, "clamp"])
@@ -118,11 +123,11 @@ def test_special_numbers(op):
     b = GraphBuilder({"x": ValueInfo(x.shape)})
     attrs = {"min": -1.5, "max": 2.0} if op == "clamp" else {}
     graph = b.build({"y": b.add(op, "x", **attrs)})
-    plan = Plan(graph, {}, Store())
+    program = Program(graph, {}, Store())
     with np.errstate(all="ignore"):
         want = run_graph(graph, values_to_free(graph), {"x": x})["y"]
-        got = plan.run({"x": x}, GuardedSpace(), 1)["y"]
-    assert [step.way for _, _, step in plan.kernel_steps()] == ["elementwise"]
+        got = program.run({"x": x}, GuardedSpace(), 1)["y"]
+    assert [step.algorithm for _, _, step in program.kernel_steps()] == ["elementwise"]
     np.testing.assert_allclose(got, want, rtol=2e-6, atol=1e-6)
 
 
@@ -130,9 +135,9 @@ def test_powers_and_views_of_other_storage():
     shape = (3, 4, 5)
     x = {name: np.random.default_rng(0).random(shape).astype(np.float32) for name in ("a", "b")}
     b = GraphBuilder({name: ValueInfo(shape) for name in x})
-    turned = b.add("permute", "b", axes=(1, 0, 2))
+    permuted = b.add("permute", "b", axes=(1, 0, 2))
     y = {f"p{p}": b.add("pow", b.add("mul", "a", "b"), scalar=p) for p in (2.0, 3.0, 0.5, -0.5, -1.0)}
-    y["permuted"] = b.add("add", b.add("permute", "a", axes=(1, 0, 2)), turned)
+    y["permuted"] = b.add("add", b.add("permute", "a", axes=(1, 0, 2)), permuted)
     y["strided"] = b.add("mul", b.add("slice", "a", axis=2, start=0, stop=5, step=2), scalar=3.0)
     y["mixed"] = b.add(
         "sub", b.add("permute", "a", axes=(2, 1, 0)), b.add("exp", b.add("permute", "b", axes=(2, 1, 0)))
@@ -150,7 +155,7 @@ def vector(name):
 
     def run(x):
         b = GraphBuilder({"x": ValueInfo(x.shape)})
-        return Plan(b.build({"y": b.add(name, "x")}), {}, Store()).run({"x": x}, GuardedSpace(), 1)["y"]
+        return Program(b.build({"y": b.add(name, "x")}), {}, Store()).run({"x": x}, GuardedSpace(), 1)["y"]
 
     return run
 

@@ -12,8 +12,8 @@ from test_kernel_elementwise import check
 
 from pqnet.graph import GraphBuilder, ValueInfo
 from pqnet.kernels import simd
-from pqnet.runtime.builder import Store
-from pqnet.runtime.plan import Plan, Workspace
+from pqnet.runtime.memory import Store, Workspace
+from pqnet.runtime.program import Program
 
 SIZES = st.sampled_from([1, 2, 3, 7, 16, 17, 40])
 
@@ -74,33 +74,34 @@ def test_softmax(value, axis, op):
 def run(op, x, order, **attrs):
     """Return the result of one node; two-dimensional inputs lie in memory with their last axis outermost."""
     b = GraphBuilder({"x": ValueInfo(x.transpose(order).shape)})
-    plan = Plan(b.build({"y": b.add(op, b.add("permute", "x", axes=tuple(np.argsort(order))), **attrs)}), {}, Store())
-    results = [plan.run({"x": x.transpose(order)}, Workspace(), threads)["y"] for threads in (1, 3)]
+    graph = b.build({"y": b.add(op, b.add("permute", "x", axes=tuple(np.argsort(order))), **attrs)})
+    program = Program(graph, {}, Store())
+    results = [program.run({"x": x.transpose(order)}, Workspace(), threads)["y"] for threads in (1, 3)]
     assert np.array_equal(*results, equal_nan=True)
-    return results[0], [step.way for _, _, step in plan.kernel_steps()]
+    return results[0], [step.algorithm for _, _, step in program.kernel_steps()]
 
 
-@pytest.mark.parametrize(("order", "way"), [((0, 1), "norm_across"), ((1, 0), "norm_along")])
-def test_layer_norm_of_long_rows_is_exact(order, way):
+@pytest.mark.parametrize(("order", "algorithm"), [((0, 1), "norm_across"), ((1, 0), "norm_along")])
+def test_layer_norm_of_long_rows_is_exact(order, algorithm):
     """Means far from 0, many tasks, rows of several thousands."""
     x = (np.random.default_rng(0).standard_normal((300, 3001)) + 100).astype(np.float32)
-    got, ways = run("layer_norm", x, order)
+    got, algorithms = run("layer_norm", x, order)
     exact = x.astype(np.float64)
     exact = (exact - exact.mean(1, keepdims=True)) / np.sqrt(exact.var(1, keepdims=True) + 1e-5)
-    assert ways == [way]
+    assert algorithms == [algorithm]
     assert np.abs(got - exact).max() < 1e-5
 
 
 @pytest.mark.parametrize("op", ["softmax", "log_softmax"])
-@pytest.mark.parametrize(("order", "way"), [((0, 1), "softmax_across"), ((1, 0), "softmax_along")])
-def test_softmax_of_many_rows_and_of_special_numbers(op, order, way):
+@pytest.mark.parametrize(("order", "algorithm"), [((0, 1), "softmax_across"), ((1, 0), "softmax_along")])
+def test_softmax_of_many_rows_and_of_special_numbers(op, order, algorithm):
     x = np.random.default_rng(0).standard_normal((300, 1003)).astype(np.float32) * 20
     x[0, 5], x[1, 7], x[2, :], x[3, 1000], x[4, :900] = np.inf, np.nan, -np.inf, 3e38, -np.inf
-    got, ways = run(op, x, order, axis=1)
+    got, algorithms = run(op, x, order, axis=1)
     with np.errstate(all="ignore"):
         exact = x.astype(np.float64) - x.max(1, keepdims=True)
         log = exact - np.log(np.exp(exact).sum(1, keepdims=True))
-    assert ways == [way]
+    assert algorithms == [algorithm]
     np.testing.assert_allclose(got, log if op == "log_softmax" else np.exp(log), rtol=2e-6, atol=1e-6)
 
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_engine import GuardedSpace, close, untouched
+from programs import GuardedSpace, untouched
+from test_engine import close
 
 from pqnet.graph import GraphBuilder, ValueInfo
 from pqnet.runtime.execute import run_graph, values_to_free

@@ -90,7 +90,7 @@ def run(**environment):
     return isa, int(width), codes
 
 
-def test_every_width_and_the_plain_twin_give_the_same_codes():
+def test_every_width_and_the_reference_give_the_same_codes():
     _, _, native = run()
     for isa, width in simd.WIDTHS.items():
         assert run(PQNET_SIMD=isa) == (isa, width, native)

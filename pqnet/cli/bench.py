@@ -40,10 +40,10 @@ def run(args: argparse.Namespace) -> None:
         return
     steps = model.profile(inputs, threads=args.threads, runs=args.runs)
     total = sum(step.seconds for step in steps)
-    print(f"{'step':<48} {'way':<12} {'ms':>9} {'share':>7} {'bytes':>12}")
+    print(f"{'step':<48} {'algorithm':<12} {'ms':>9} {'share':>7} {'bytes':>12}")
     for step in steps:
         print(
-            f"{step.label[:48]:<48} {step.way:<12} {step.seconds * 1e3:>9.4f} {step.seconds / total:>7.1%} "
+            f"{step.label[:48]:<48} {step.algorithm:<12} {step.seconds * 1e3:>9.4f} {step.seconds / total:>7.1%} "
             f"{step.nbytes or '':>12}"
         )
     print(f"{len(steps)} steps, {total * 1e3:.3f} ms in all")

@@ -42,6 +42,7 @@ with _cache_folder():
     from pqnet.kernels import copy as copy
     from pqnet.kernels import depthwise as depthwise
     from pqnet.kernels import dots as dots
+    from pqnet.kernels import driver as driver
     from pqnet.kernels import elementwise as elementwise
     from pqnet.kernels import gemm as gemm
     from pqnet.kernels import kmeans as kmeans
@@ -53,6 +54,5 @@ with _cache_folder():
     from pqnet.kernels import patches as patches
     from pqnet.kernels import pool as pool
     from pqnet.kernels import prepare as prepare
-    from pqnet.kernels import driver as driver
     from pqnet.kernels import scalar as scalar
     from pqnet.kernels import winograd as winograd

@@ -1,5 +1,6 @@
 """A layer at known sizes as algorithms see it: sums over windows of images, one for each output and position."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -60,23 +61,25 @@ class Layer:
         weight, scale = _readable(b, node)
         shape = b.info(node.outputs[0]).shape
         if node.op == "linear":
-            rows = prod(shape[:-1])
-            sizes = (1, rows)
-            return cls(node, weight, scale, 1, 1, weight.shape[1], sizes, sizes, (1, 1), (1, 1), (1, 1), (0, 0), shape)
+            size = 1, prod(shape[:-1])
+            one = 1, 1
+            return cls(node, weight, scale, 1, 1, weight.shape[1], size, size, one, one, one, (0, 0), shape)
         a = b.attrs(node)
-        batch, _, *size = b.info(node.inputs[0]).shape
-        sizes = (_pair(size), _pair(shape[2:]), _pair(weight.shape[2:]), _pair(a["stride"]), _pair(a["dilation"]))
-        padding = a["padding"][: len(size)]
+        batch, _, *axes = b.info(node.inputs[0]).shape
         return cls(
             node,
             weight,
             scale,
-            a["groups"],
-            batch,
-            weight.shape[1],
-            *sizes,
-            (0, *padding)[-2:],
-            shape,  # type: ignore[arg-type]
+            groups=a["groups"],
+            batch=batch,
+            channels=weight.shape[1],
+            size=_pair(axes),
+            out_size=_pair(shape[2:]),
+            kernel=_pair(weight.shape[2:]),
+            stride=_pair(a["stride"]),
+            dilation=_pair(a["dilation"]),
+            padding=_pair(a["padding"][: len(axes)], missing=0),
+            shape=shape,
         )
 
     @property
@@ -162,9 +165,9 @@ class Layer:
         return 1 if self.node.op != "linear" else len(self.shape) - 1
 
 
-def _pair(sizes: tuple[int, ...] | list[int]) -> Pair:
-    """Return two sizes; of one axis the height is 1."""
-    high, wide = (1, *sizes)[-2:]
+def _pair(sizes: Sequence[int], missing: int = 1) -> Pair:
+    """Return the numbers of two axes; images of one axis have a height of 1."""
+    high, wide = (missing, *sizes)[-2:]
     return high, wide
 
 

@@ -231,7 +231,7 @@ class Piece:
         self.size = content.size
         self.array = aligned(content.size + 4 * SLACK // content.itemsize, dtype)
         self.array[: content.size] = content
-        self.position = self.array.ctypes.data // content.itemsize
+        self.position: int = self.array.ctypes.data // content.itemsize
 
 
 class Store:

@@ -110,8 +110,9 @@ class Job:
         data, index = space.arena.view(np.float32), program.index
         if not driver.COMPILED:
             pieces = list(program.pieces)
-            self.arguments = (segment.kernels, segment.tasks, segment.records, last, data)
-            self.arguments += (Everything(pieces, np.float32), Everything(pieces, np.uint8), index, space.scratch[0])
+            const, codes = Everything(pieces, np.float32), Everything(pieces, np.uint8)
+            steps = segment.kernels, segment.tasks, segment.records, last
+            self.arguments = (*steps, data, const, codes, index, space.scratch[0])
             return
         self.scratch = space.scratch[:threads]
         words = np.zeros(driver.SCRATCH + threads, np.int64)

@@ -8,8 +8,8 @@ import numpy as np
 
 from pqnet.kernels.prepare import prepare
 from pqnet.runtime.builder import Builder
-from pqnet.runtime.layer import IMAGE, Layer
 from pqnet.runtime.copying import dense
+from pqnet.runtime.layer import IMAGE, Layer
 from pqnet.runtime.memory import View
 
 __all__ = ["Windows", "pad_planes", "windows_of"]

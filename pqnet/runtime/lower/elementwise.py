@@ -12,8 +12,8 @@ from pqnet.graph.op import broadcast_shape
 from pqnet.kernels import elementwise as kernel
 from pqnet.kernels.simd import WIDTH
 from pqnet.runtime.builder import LOWERINGS, Builder, channel_major, lowers
-from pqnet.runtime.fusion import ACTIVATIONS, activation_of, norm_factors
 from pqnet.runtime.copying import dense
+from pqnet.runtime.fusion import ACTIVATIONS, activation_of, norm_factors
 from pqnet.runtime.memory import View, merge_axes
 
 COMMUTATIVE = {
@@ -159,13 +159,14 @@ class _Chain:
         if shape and prod(shape) > 1 and first.strides[_inner(shape, order)] != 1:
             first = dense(self.b, first, order)
         stored = [o.stored(self.b, shape, order) for o in self.operands]
-        out = self.b.new(shape, order)
-        strides = [[steps[a] for a in order] for steps in (out.strides, first.strides, *(steps for _, steps in stored))]
+        # The rows of the result lie one behind another, so only the others' strides tell which axes can be one.
+        strides = [[steps[a] for a in order] for steps in (first.strides, *(steps for _, steps in stored))]
         axes = merge_axes([shape[a] for a in order], *strides)
         if len(axes) > 4:
             return None
+        out = self.b.new(shape, order)
         axes = [(1, *[0] * len(strides))] * (4 - len(axes)) + axes
-        sizes, _, x_steps, *steps = zip(*axes, strict=True)
+        sizes, x_steps, *steps = zip(*axes, strict=True)
         pieces = prod(sizes[:3]) * -(-sizes[3] // kernel.PIECE)
         vectors = -(-min(sizes[3], kernel.PIECE) // WIDTH)
         per_task = max(-(-pieces // TASKS), min(pieces, -(-TASK_CYCLES // (vectors * self.cycles))))

@@ -85,8 +85,8 @@ def _rows(b: Builder, x: View, axes: Sequence[int]) -> _Rows:
     """Return a value as rows along ``axes``, copied if its storage does not allow it."""
     order = x.order()
     kept, row = [a for a in order if a not in axes], [a for a in order if a in axes]
-    out = b.new(x.shape, order)
-    outer, inside = _axes((x, out), kept), _axes((x, out), row)
+    views = x, View.dense_in(x.buffer, x.shape, order)  # the second has the strides of the result
+    outer, inside = _axes(views, kept), _axes(views, row)
     lanes = size = 1
     if outer and outer[-1][1:] == (1, 1):
         lanes = outer.pop()[0]
@@ -94,7 +94,7 @@ def _rows(b: Builder, x: View, axes: Sequence[int]) -> _Rows:
         size = inside.pop()[0]
     if len(outer) > 2 or (lanes == size == 1 and x.size > 1):
         return _rows(b, dense(b, x, [*kept, *row]), axes)
-    return _Rows(x, out, _two(outer), lanes, size, _offsets(inside), row)
+    return _Rows(x, b.new(x.shape, order), _two(outer), lanes, size, _offsets(inside), row)
 
 
 def _two(outer: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
@@ -135,11 +135,11 @@ def layer_norm(b: Builder, node: Node, x: list[View]) -> View:
 def group_norm(b: Builder, node: Node, x: list[View]) -> View:
     """Lower a group norm: a row is made of the channels of a group in one image."""
     order = (1, 0, *range(2, len(x[0].shape)))
-    out = b.new(x[0].shape, order)
-    inside = _axes((x[0], out), order[2:])
+    inside = _axes((x[0],), order[2:])
     if len(inside) > 1 or (inside and inside[0][1] != 1):
         result: View = group_norm(b, node, [dense(b, x[0], order)])
         return result
+    out = b.new(x[0].shape, order)
     (batch, channels), strides, groups = x[0].shape[:2], (x[0].strides, out.strides), b.attrs(node)["groups"]
     step = channels // groups
     outer = [(batch, *(s[0] for s in strides)), (groups, *(s[1] * step for s in strides))]
