@@ -59,9 +59,9 @@ def _downwards(taps, vectors):
         builder.position_at_end(loop)
         i = builder.phi(LONG)
         old = [[builder.phi(FLOATS.llvm) for _ in range(vectors)] for _ in range(taps - 1)]
-        for start, step in ((nears, out_row), (fars, far_row)):  # what this band writes and what the next one reads
+        for start, distance in ((nears, out_row), (fars, far_row)):  # what this band writes and what the next one reads
             for v in range(vectors):
-                line = offset(builder, start, builder.add(builder.mul(i, step), LONG(v * WIDTH)))
+                line = offset(builder, start, builder.add(builder.mul(i, distance), LONG(v * WIDTH)))
                 emit_prefetch(builder, line, locality=2)
         # Sums by age: the first ones see their last row now.
         sums, at = [*old, [zeros] * vectors], builder.mul(i, row)

@@ -26,9 +26,9 @@ from pqnet.kernels.llvm import BYTE, INDEX, LONG, WORD, call, compiled_or, eleme
 
 COMPILED = not config.DISABLE_JIT
 
-# Words of a job. The state comes first: ticket and number of finished tasks, on cache lines of their own. Then the steps
-# to run, the number of all steps, the job's own address, the addresses of the arrays that describe the steps, address
-# and size of data and index, the size of a scratch, and from SCRATCH on the address of each thread's scratch.
+# Words of a job. The state comes first: ticket and number of finished tasks, on cache lines of their own. Then the
+# steps to run, the number of all steps, the job's own address, the addresses of the arrays that describe the steps,
+# address and size of data and index, the size of a scratch, and from SCRATCH on the address of each thread's scratch.
 TICKET, DONE = 0, 16
 STATE_WORDS = 32
 (FIRST, LAST, STEPS, SELF, KERNELS, TASKS, RECORDS, DATA, DATA_SIZE, INDEX_AT, INDEX_SIZE, SCRATCH_SIZE, SCRATCH) = (
@@ -278,8 +278,8 @@ def finish_job(job, slots, workers):
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def run_job(job, slots, workers, extra):
-    # INOUT job, slots (workers * SLOT_WORDS,) i8. Returns 2 if the job has yet to be run, by `finish_job`, after workers
-    # have been woken; else it is done, and the result is that of `finish_job`
+    # INOUT job, slots (workers * SLOT_WORDS,) i8. Returns 2 if the job has yet to be run, by `finish_job`, after
+    # workers have been woken; else it is done, and the result is that of `finish_job`
     store_word(job, DONE, 0)
     store_word(job, TICKET, job[FIRST] << 32)
     posted = _post(job, slots, workers, IDLE, 0, extra)

@@ -7,9 +7,9 @@ from pqnet.kernels.abi import CONST, DATA, INDEX, MAYBE_CONST, MAYBE_DATA, SIZE,
 from pqnet.kernels.activation import activate_row
 from pqnet.kernels.simd import WIDTH, add, fma, load, load_head, maximum, minimum, splat, store, store_head
 
-# Sums over windows of the input, one for each output and position. Number i of the window of group g, image b, row y and
-# column j is data[x + g * group_step + b * image_step + y * pitch + j + index[offsets + i]]; a window has ``reduction``
-# of them, a group ``outputs`` outputs, an image ``image`` positions in rows of ``width``.
+# Sums over windows of the input, one for each output and position. Element i of the window of group g, image b, row y
+# and column j is data[x + g * group_step + b * image_step + y * pitch + j + index[offsets + i]]; a window has
+# ``reduction`` of them, a group ``outputs`` outputs, an image ``image`` positions in rows of ``width``.
 WINDOWS = Arguments(
     x=DATA,
     image_step=SIZE,

@@ -6,9 +6,9 @@ from numba import njit
 from pqnet.kernels.abi import DATA, INDEX, SIZE, Arguments, step
 from pqnet.kernels.simd import WIDTH, keep, load, load_even, splat, store, store_head
 
-# Images of height x width pixels, rows, channels and images ``row_step``, ``channel_step`` and ``image_step`` apart, are
-# padded by ``top`` rows above and ``left`` columns on the left. Pixel (i, j) of phase (py, px) of the result is pixel
-# (i * stride_y + py, j * stride_x + px) of the padded image; index[table:] has the pairs (py, px).
+# Images of height x width pixels, their rows, channels and images ``row_step``, ``channel_step`` and ``image_step``
+# apart, are padded by ``top`` rows above and ``left`` columns on the left. Pixel (i, j) of phase (py, px) of the result
+# is pixel (i * stride_y + py, j * stride_x + px) of the padded image; index[table:] has the pairs (py, px).
 PREPARE = Arguments(
     x=DATA,
     out=DATA,  # [channel][image][phase][rows][columns]
