@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_engine import GuardedSpace, close, untouched
+from programs import GuardedSpace, untouched
+from test_engine import close
 
 from pqnet.graph import GraphBuilder, ValueInfo
-from pqnet.runtime.builder import Store
 from pqnet.runtime.execute import run_graph, values_to_free
-from pqnet.runtime.plan import Plan, Workspace
+from pqnet.runtime.memory import Store, Workspace
+from pqnet.runtime.program import Program
 
 RNG = np.random.default_rng(0)
 
@@ -22,18 +23,18 @@ def check(builder, outputs, inputs, kernels=True):
     """Compare a graph's program with NumPy, for 1, 2 and 4 threads, and look at the memory around its values."""
     graph = builder.build(outputs)
     want = run_graph(graph, values_to_free(graph), inputs)
-    plan, space = Plan(graph, {}, Store()), GuardedSpace()
-    got = plan.run(inputs, space, 1)
-    assert untouched(plan, space.arena)
+    program, space = Program(graph, {}, Store()), GuardedSpace()
+    got = program.run(inputs, space, 1)
+    assert untouched(program, space.arena)
     for name, value in want.items():
         assert got[name].shape == value.shape, name
         assert np.array_equal(np.isnan(got[name]), np.isnan(value)), name
         assert close(np.nan_to_num(got[name]), np.nan_to_num(value)), name
     for threads in (2, 4):
-        again = plan.run(inputs, Workspace(), threads)
+        again = program.run(inputs, Workspace(), threads)
         assert all(np.array_equal(again[name], got[name], equal_nan=True) for name in want)
     if kernels:
-        assert not [s for s in plan.segments if getattr(s, "node", None)], "a node was left to NumPy"
+        assert not [s for s in program.segments if getattr(s, "node", None)], "a node was left to NumPy"
 
 
 FUNCTIONS = {
@@ -58,7 +59,7 @@ def test_tanh_form_of_gelu_and_the_precision_of_all_functions():
     for op, attrs in [*FUNCTIONS.items(), ("gelu", {"approximate": "tanh"})]:
         b = GraphBuilder({"x": ValueInfo(x.shape)})
         graph = b.build({"y": b.add(op, "x", **attrs)})
-        got = Plan(graph, {}, Store()).run({"x": x}, Workspace(), 1)["y"]
+        got = Program(graph, {}, Store()).run({"x": x}, Workspace(), 1)["y"]
         want = run_graph(graph, values_to_free(graph), {"x": x})["y"]
         np.testing.assert_allclose(got, want, rtol=2e-6, atol=3e-7, err_msg=op)
 
@@ -87,8 +88,8 @@ def test_chains_on_values_that_are_stored_feature_major():
     x = floats((2, 5, 12))
     b = GraphBuilder({"x": ValueInfo(x.shape)})
     y = b.add("linear", "x", params={"weight": floats((9, 12))})
-    place = b.add("constant", params={"value": floats((5, 9))})
-    y = b.add("tanh", b.add("div", b.add("add", y, place), scalar=2.0))
+    table = b.add("constant", params={"value": floats((5, 9))})
+    y = b.add("tanh", b.add("div", b.add("add", y, table), scalar=2.0))
     z = b.add("mul", b.add("reshape", y, shape=(10, 9)), scalar=3.0)
     check(b, {"y": y, "z": b.add("permute", z, axes=(1, 0))}, {"x": x})
 
@@ -179,6 +180,13 @@ def test_attention_with_masks():
     inputs["m"] = inputs["m"] > 0
     b = GraphBuilder({name: ValueInfo(a.shape, a.dtype.name) for name, a in inputs.items()})
     check(b, {"y": b.add("attention", *inputs)}, inputs, kernels=False)
+
+
+@pytest.mark.parametrize("shape", [(20, 31), (31,), (1, 20, 31), (2, 1, 31), (2, 20, 1)])
+def test_masks_that_broadcast_to_attention_without_heads(shape):
+    inputs = {"q": floats((2, 20, 8)), "k": floats((2, 31, 8)), "v": floats((2, 31, 8)), "m": floats(shape)}
+    b = GraphBuilder({name: ValueInfo(a.shape) for name, a in inputs.items()})
+    check(b, {"y": b.add("attention", *inputs)}, inputs)
 
 
 @settings(max_examples=40)

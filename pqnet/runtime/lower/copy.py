@@ -69,7 +69,7 @@ def _emit(b: Builder, source: View | int, axes: list[Axis], target: View, label:
         tail = (inner[0] - 1) % WORK + 1
         axes = [*axes[:-1], (-(-inner[0] // WORK), WORK * inner[1], WORK), (WORK, *inner[1:])]
     axes = [(1, 0, 0)] * (AXES - len(axes)) + axes
-    sizes, x_steps, steps = (list(t) for t in zip(*axes, strict=True))
+    sizes, x_steps, steps = zip(*axes, strict=True)
     _, _, _, rows, columns = sizes
     # Blocks of rows, so that a single large matrix makes several tasks, too.
     outer = prod(sizes[:3])
