@@ -29,8 +29,8 @@ BLOCK = 16  # elements of a row whose two passes follow each other
 
 # Rows lie on two outer axes of sizes ``outer`` and ``inner``. At each point of these axes, `norm_across` and
 # `softmax_across` take ``adjacent`` rows side by side, each of ``parts`` elements; `norm_along` and `softmax_along`
-# take one row, of ``parts`` runs of ``adjacent`` elements. index[offsets:] has a pair for each part: how far it is behind
-# the start of the row in x and in the result.
+# take one row, of ``parts`` runs of ``adjacent`` elements. index[offsets:] has a pair for each part: how far it is
+# behind the start of the row in x and in the result.
 ROWS = Arguments(
     x=DATA,
     out=DATA,
