@@ -1,5 +1,7 @@
 """Arguments of steps by name, and the axes that steps walk along."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -64,5 +66,4 @@ def test_merged_axes_have_the_same_elements_in_the_same_order(axes):
     axes = axes[:4]
     merged = merge_axes(*([axis[i] for axis in axes] for i in range(3)))
     assert np.array_equal(offsets(axes), offsets(merged))
-    pairs = zip(merged, merged[1:], strict=False)
-    assert not any(a[1:] == tuple(s * b[0] for s in b[1:]) for a, b in pairs)
+    assert not any(a[1:] == tuple(s * b[0] for s in b[1:]) for a, b in pairwise(merged))
