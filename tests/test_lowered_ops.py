@@ -88,8 +88,8 @@ def test_chains_on_values_that_are_stored_feature_major():
     x = floats((2, 5, 12))
     b = GraphBuilder({"x": ValueInfo(x.shape)})
     y = b.add("linear", "x", params={"weight": floats((9, 12))})
-    place = b.add("constant", params={"value": floats((5, 9))})
-    y = b.add("tanh", b.add("div", b.add("add", y, place), scalar=2.0))
+    table = b.add("constant", params={"value": floats((5, 9))})
+    y = b.add("tanh", b.add("div", b.add("add", y, table), scalar=2.0))
     z = b.add("mul", b.add("reshape", y, shape=(10, 9)), scalar=3.0)
     check(b, {"y": y, "z": b.add("permute", z, axes=(1, 0))}, {"x": x})
 
@@ -180,6 +180,13 @@ def test_attention_with_masks():
     inputs["m"] = inputs["m"] > 0
     b = GraphBuilder({name: ValueInfo(a.shape, a.dtype.name) for name, a in inputs.items()})
     check(b, {"y": b.add("attention", *inputs)}, inputs, kernels=False)
+
+
+@pytest.mark.parametrize("shape", [(20, 31), (31,), (1, 20, 31), (2, 1, 31), (2, 20, 1)])
+def test_masks_that_broadcast_to_attention_without_heads(shape):
+    inputs = {"q": floats((2, 20, 8)), "k": floats((2, 31, 8)), "v": floats((2, 31, 8)), "m": floats(shape)}
+    b = GraphBuilder({name: ValueInfo(a.shape) for name, a in inputs.items()})
+    check(b, {"y": b.add("attention", *inputs)}, inputs)
 
 
 @settings(max_examples=40)

@@ -56,6 +56,8 @@ class Arguments:
         self.kinds = kinds
         fields: list[Any] = []
         for name, kind in kinds.items():
+            if hasattr(np.record, name):  # g.name would be that of the record, where nothing is compiled
+                raise TypeError(f"argument {name}: expected a name that records of NumPy do not have")
             if isinstance(kind, Arguments):
                 fields.append((name, kind.dtype))
             else:

@@ -28,8 +28,8 @@ VECTORS = 16  # that go through the rows together, at most
 BLOCK = 16  # elements of a row whose two passes follow each other
 
 # Rows lie on two outer axes of sizes ``outer`` and ``inner``. At each point of these axes, `norm_across` and
-# `softmax_across` take ``size`` rows side by side, each of ``parts`` elements; `norm_along` and `softmax_along` take
-# one row, of ``parts`` runs of ``size`` elements side by side. index[offsets:] has a pair for each part: how far it is
+# `softmax_across` take ``adjacent`` rows side by side, each of ``parts`` elements; `norm_along` and `softmax_along`
+# take one row, of ``parts`` runs of ``adjacent`` elements. index[offsets:] has a pair for each part: how far it is
 # behind the start of the row in x and in the result.
 ROWS = Arguments(
     x=DATA,
@@ -40,7 +40,7 @@ ROWS = Arguments(
     x_inner=SIZE,
     out_outer=SIZE,  # and of the result
     out_inner=SIZE,
-    size=SIZE,
+    adjacent=SIZE,
     parts=SIZE,
     offsets=INDEX,
     per_task=SIZE,  # points of the outer axes
@@ -69,7 +69,7 @@ SOFTMAX = Arguments(
 def norm_across(task, g, data, const, codes, index, scratch):
     # scratch: VECTORS vectors each of means, of sums of squares and of means of the first block
     rows = g.rows
-    inner, lanes, n, table, eps = rows.inner, rows.size, rows.parts, rows.offsets, splat(const[g.eps])
+    inner, lanes, n, table, eps = rows.inner, rows.adjacent, rows.parts, rows.offsets, splat(const[g.eps])
     part, zero, one, span = splat(np.float32(1.0 / n)), constant(0.0), constant(1.0), VECTORS * WIDTH
     lane_tasks = (lanes + rows.lanes - 1) // rows.lanes
     start = task % lane_tasks * rows.lanes
@@ -126,7 +126,7 @@ def norm_across(task, g, data, const, codes, index, scratch):
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def norm_along(task, g, data, const, codes, index, scratch):
     rows = g.rows
-    inner, size, runs, table = rows.inner, rows.size, rows.parts, rows.offsets
+    inner, size, runs, table = rows.inner, rows.adjacent, rows.parts, rows.offsets
     each, eps = np.float32(1.0 / (size * runs)), const[g.eps]
     for r in range(task * rows.per_task, min((task + 1) * rows.per_task, rows.outer * inner)):
         i, j = r // inner, r % inner
@@ -161,7 +161,7 @@ def norm_along(task, g, data, const, codes, index, scratch):
 def softmax_across(task, g, data, const, codes, index, scratch):
     # scratch: VECTORS vectors each of largest elements and of sums
     rows, logarithm, span = g.rows, g.logarithm, VECTORS * WIDTH
-    inner, lanes, n, table = rows.inner, rows.size, rows.parts, rows.offsets
+    inner, lanes, n, table = rows.inner, rows.adjacent, rows.parts, rows.offsets
     lane_tasks = (lanes + rows.lanes - 1) // rows.lanes
     start = task % lane_tasks * rows.lanes
     for r in range(
@@ -203,7 +203,7 @@ def softmax_across(task, g, data, const, codes, index, scratch):
 def softmax_along(task, g, data, const, codes, index, scratch):
     # A row is a single run; scratch: a vector
     rows, logarithm = g.rows, g.logarithm
-    inner, size = rows.inner, rows.size
+    inner, size = rows.inner, rows.adjacent
     whole = size // WIDTH * WIDTH
     for r in range(task * rows.per_task, min((task + 1) * rows.per_task, rows.outer * inner)):
         i, j = r // inner, r % inner

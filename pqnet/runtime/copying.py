@@ -19,7 +19,7 @@ Axis = tuple[int, ...]  # size, step of the source, step of the target
 def _axes(shape: Sequence[int], source: Sequence[int], target: Sequence[int]) -> list[Axis]:
     """Return the axes from outermost to innermost in the target, those that follow each other in both as one."""
     order = sorted(range(len(shape)), key=lambda a: (-abs(target[a]), -shape[a]))
-    return merge_axes(*([numbers[a] for a in order] for numbers in (shape, source, target)))
+    return merge_axes(*([each[a] for a in order] for each in (shape, source, target)))
 
 
 def emit_copy(b: Builder, source: View, target: View, label: str) -> None:

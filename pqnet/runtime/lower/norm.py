@@ -58,7 +58,7 @@ class _Rows:
             "x_inner": x_inner,
             "out_outer": out_outer,
             "out_inner": out_inner,
-            "size": self.lanes if self.lanes > 1 else self.size,
+            "adjacent": self.lanes if self.lanes > 1 else self.size,
             "parts": len(self.offsets),
             "offsets": b.table(self.offsets),
             "per_task": per_task,
