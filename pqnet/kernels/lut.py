@@ -82,7 +82,7 @@ def _adder_function(module, vectors):
     if name in module.globals:
         return module.globals[name]
     floats, bytes_, longs = (kind.as_pointer() for kind in (FLOAT, BYTE, LONG))
-    kinds = [floats, bytes_, LONG, LONG, LONG, longs, LONG, longs, LONG, LONG, LONG, floats, LONG, LONG]
+    kinds = [floats, bytes_, LONG, WORD, LONG, longs, LONG, longs, LONG, LONG, LONG, floats, LONG, LONG]
     function, builder = _function(module, name, kinds)
     table, codes, size, mask, whole, shifts, n_shifts, steps, count, lanes, outputs, sums, step, fresh = function.args
     kind = FLOATS.llvm
@@ -104,8 +104,9 @@ def _adder_function(module, vectors):
         half = emit_load(builder, offset(builder, codes, position), HALF, align=1)  # of one-byte codes a byte too many
         builder.store(builder.add(position, size), at)
         entry = offset(builder, steps, builder.shl(builder.add(first, j), LONG(1)))
-        code = builder.and_(builder.zext(half, LONG), mask)
-        row = offset(builder, table, builder.add(builder.mul(code, long(entry, 0)), long(entry, 1)))
+        code = builder.and_(builder.zext(half, WORD), mask)
+        distance, first_row = (builder.trunc(long(entry, i), WORD) for i in range(2))  # in 32 bits
+        row = offset(builder, table, builder.zext(builder.add(builder.mul(code, distance), first_row), LONG))
         for v in range(width):
             builder.store(builder.fadd(builder.load(into[v]), emit_load(builder, vector(row, v), kind)), into[v])
         close()
@@ -171,7 +172,7 @@ def _emit_add_rows(
             return element(context, builder, signature, values, array, at)
 
         vectors, _, t, _, c, size, _, shifts, n_shifts, steps, whole, count, lanes, outputs, a, step, fresh = values
-        mask = builder.sub(builder.shl(LONG(1), builder.mul(size, LONG(8))), LONG(1))
+        mask = builder.sub(builder.shl(WORD(1), builder.trunc(builder.mul(size, LONG(8)), WORD)), WORD(1))
         arguments = [pointer(1, t), pointer(3, c), size, mask, whole, pointer(6, shifts), n_shifts, pointer(6, steps)]
         arguments += [count, lanes, outputs, pointer(1, a), step, fresh]
         done = builder.append_basic_block("added")

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from math import ceil, inf
 from typing import NamedTuple
 
@@ -132,7 +133,7 @@ class Sharing:
         tops = [row for row, _ in self.places]
         # Taps of the same row always share: cutting between them never saves lanes.
         self.cuts = [0, *(i for i in range(1, len(tops)) if tops[i] != tops[i - 1]), len(tops)]
-        widest = [max(x for _, x in self.places[s:e]) for s, e in zip(self.cuts, self.cuts[1:], strict=False)]
+        widest = [max(x for _, x in self.places[s:e]) for s, e in pairwise(self.cuts)]
         rows = len(widest)
         self.reach = {
             (s, e): round_up((tops[self.cuts[e - 1]] - tops[self.cuts[s]]) * lane_pitch + max(widest[s:e]), WIDTH)
