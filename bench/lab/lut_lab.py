@@ -8,13 +8,13 @@ import time
 
 import numpy as np
 from numba import njit
+from pqnet.kernels.program import STATE_WORDS, kernel_address, run_steps
+from pqnet.runtime.lower.lut import lut_codes, plan_lut, plan_rows, rows_codebook, rows_codes
 
 from pqnet.kernels.lut import lut
 from pqnet.kernels.lut_rows import fill_tables, look_up_outputs
-from pqnet.kernels.program import STATE_WORDS, kernel_address, run_steps
 from pqnet.kernels.simd import WIDTH, fma, splat, store
 from pqnet.runtime.builder import aligned
-from pqnet.runtime.lower.lut import lut_codes, plan_lut, plan_rows, rows_codebook, rows_codes
 
 RNG = np.random.default_rng(0)
 
