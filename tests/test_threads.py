@@ -120,15 +120,15 @@ def test_sleeping_helpers_keep_no_model_alive():
     model, x, _ = token_model()
     for _ in range(50):
         model(x, threads=2)
-    plan = weakref.ref(next(iter(model._engine._plans.values())))
+    program = weakref.ref(next(iter(model._engine._programs.values())).result())
     del model
     gc.collect()
     for _ in range(200):
-        if plan() is None:
+        if program() is None:
             break
         time.sleep(0.01)
         gc.collect()
-    assert plan() is None
+    assert program() is None
 
 
 def test_a_process_that_ends_right_after_a_run_ends_well():

@@ -40,7 +40,7 @@ class _Helper:
 
 
 class Crew:
-    """Runs jobs of `kernels.program` with the help of threads that start when they are first needed."""
+    """Runs jobs of `kernels.driver` with the help of threads that start when they are first needed."""
 
     def __init__(self) -> None:
         self._mails = np.zeros(MOST * SLOT_WORDS, np.int64)

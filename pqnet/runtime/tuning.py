@@ -39,14 +39,14 @@ def fixed(way: str) -> Choose:
 class Tuner:
     """Chooses by the rule where it is sure, else by a measurement that is kept on disk.
 
-    ``PQNET_WAY`` names a way to take wherever it is possible; ``PQNET_TUNE=0`` leaves everything to the rule.
+    ``PQNET_ALGORITHM`` names an algorithm to take wherever it is possible; ``PQNET_TUNE=0`` leaves everything to the rule.
     """
 
     def __init__(self) -> None:
         self._table: dict[str, str] | None = None
 
     def __call__(self, graph: Graph, node: Node, shape: tuple[int, ...], ways: Mapping[str, float]) -> str:
-        forced = os.environ.get("PQNET_WAY")
+        forced = os.environ.get("PQNET_ALGORITHM")
         if forced is not None and forced in ways:
             return forced
         least = min(ways.values())
