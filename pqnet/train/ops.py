@@ -271,8 +271,16 @@ def _running(function: Callable[..., Tensor]) -> TorchOp:
     return lambda x, p, a: function(x[0], a["axis"])
 
 
-def _reduction(function: Callable[..., Tensor], axis: str = "axes") -> TorchOp:
-    return lambda x, p, a: function(x[0], a[axis], keepdim=a["keepdims"])
+def _position(function: Callable[..., Tensor]) -> TorchOp:
+    def run(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
+        values = x[0].to(torch.uint8) if x[0].dtype == torch.bool else x[0]  # PyTorch finds no place of a boolean
+        return function(values, a["axis"], keepdim=a["keepdims"])
+
+    return run
+
+
+def _reduction(function: Callable[..., Tensor]) -> TorchOp:
+    return lambda x, p, a: function(x[0], a["axes"], keepdim=a["keepdims"])
 
 
 def _var(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
@@ -391,8 +399,8 @@ TABLE: dict[str, TorchOp] = {
     "cumprod": _running(torch.cumprod),
     "max": _reduction(torch.amax),
     "min": _reduction(torch.amin),
-    "argmax": _reduction(torch.argmax, "axis"),
-    "argmin": _reduction(torch.argmin, "axis"),
+    "argmax": _position(torch.argmax),
+    "argmin": _position(torch.argmin),
     "var": _var,
     "interpolate": _interpolate,
     "reshape": lambda x, p, a: x[0].reshape(a["shape"]),

@@ -171,6 +171,21 @@ for _op in ("neg", "abs", "sign", "floor", "ceil", "round"):
     rule(f"aten.{_op}.default")(_number_function(_op, _op in ("neg", "abs", "sign")))
 
 
+@rule("aten.exp2.default")
+def exp2(b: Importer, x: Tensor) -> str:
+    return b.emit("pow", as_float(b, x), scalar=2.0, reverse=True)
+
+
+@rule("aten.trunc.default")
+def trunc(b: Importer, x: Tensor) -> Tensor | str:
+    return b.emit("trunc_div", x, scalar=1.0) if x.dtype == "float32" else x
+
+
+@rule("aten.isinf.default")
+def isinf(b: Importer, x: Tensor) -> str:
+    return b.emit("eq", b.emit("abs", as_float(b, x)), scalar=float("inf"))
+
+
 @rule("aten._to_copy.default")
 def to_copy(b: Importer, x: Tensor, *_: Any) -> Tensor:
     return b.cast(x, b.out_dtype())

@@ -119,9 +119,15 @@ def argmin(b: Importer, x: Tensor, axis: int | None, keepdims: bool) -> str:
     return _place(b, "argmin", x, axis, keepdims)
 
 
+def _of_truth(b: Importer, op: str, x: Tensor, axes: Any, keepdims: bool) -> str:
+    """Reduce the elements as booleans; torch returns those of uint8 as uint8."""
+    found = _extreme(b, op, as_bool(b, x), axes, keepdims)
+    return found if b.out_dtype() == "bool" else b.emit("cast", found, dtype=b.out_dtype())
+
+
 @rule("aten.any.dim", "aten.any.dims")
 def any_axes(b: Importer, x: Tensor, axes: Any, keepdims: bool) -> str:
-    return _extreme(b, "max", as_bool(b, x), axes, keepdims)
+    return _of_truth(b, "max", x, axes, keepdims)
 
 
 @rule("aten.any.default")
@@ -131,7 +137,7 @@ def any_all(b: Importer, x: Tensor) -> str:
 
 @rule("aten.all.dim", "aten.all.dims")
 def all_axes(b: Importer, x: Tensor, axes: Any, keepdims: bool) -> str:
-    return _extreme(b, "min", as_bool(b, x), axes, keepdims)
+    return _of_truth(b, "min", x, axes, keepdims)
 
 
 @rule("aten.all.default")

@@ -12,7 +12,7 @@ import numpy as np
 
 from pqnet.errors import PQNetError
 from pqnet.graph.axes import Axes, Tracked, fix, fresh
-from pqnet.graph.op import DTYPES, NUMERIC, Arrays, Attr, Attrs, Info, Params, check_axes, check_dtype, register
+from pqnet.graph.op import DTYPES, Arrays, Attr, Attrs, Info, Params, check_axes, check_dtype, register
 
 # Which dtypes a reduction takes; max and min keep them, sums and products of integers and booleans are int64.
 ACCEPTED = {
@@ -22,8 +22,8 @@ ACCEPTED = {
     "prod": DTYPES,
     "max": DTYPES,
     "min": DTYPES,
-    "argmax": NUMERIC,
-    "argmin": NUMERIC,
+    "argmax": DTYPES,
+    "argmin": DTYPES,
 }
 
 
