@@ -235,7 +235,7 @@ MODEL: list[Row] = [
     ("ids float", lambda: TEXT(IDS * 1.0, MASK), P, "input 'ids': expected an array of integers, got float64"),
     ("ids bool", lambda: TEXT(MASK, MASK), P, "input 'ids': expected an array of integers, got bool"),
     ("ids ragged", lambda: TEXT([[1], [2, 3]], MASK), P, "input 'ids': expected an array of numbers, got list"),
-    ("ids uint64", lambda: TEXT(np.full((2, 4), 2**63, np.uint64), MASK), P, "input 'ids': expected integers of int64, from"),
+    ("ids uint64", lambda: TEXT(np.full((2, 4), 2**63, np.uint64), MASK), P, "'ids': expected integers of int64"),
     ("ids over", lambda: TEXT(IDS + 16, MASK), P, r"node 'tokens' \(embedding\): ids: expected entries in \[0, 16\)"),
     ("ids packed", lambda: PACKED_TEXT(IDS - 1, MASK), P, r"'tokens' .*ids: expected entries in \[0, 16\), got .*-1"),
     ("mask int", lambda: TEXT(IDS, IDS), P, "input 'mask': expected an array of booleans, got int64 array"),

@@ -518,8 +518,6 @@ def test_a_rule_for_a_custom_operation(monkeypatch: pytest.MonkeyPatch) -> None:
         (lambda x: x * x.sum().item(), "fixed number, got one that depends on the input"),
         (lambda x: x.flip(0), r"fixed size, got one that depends on the batch size \(batch\)"),
         (lambda x: (x[:, None] * x[None]).reshape(-1), r"the size .*batch\*\*2 is no integer expression of the batch"),
-        (lambda x: x.long() // 2, "division of floats, got integers"),
-        (lambda x: x.long() & x.long(), "expected booleans, got integers"),
         (lambda x: x[x > 0], "integers as indices, got booleans"),
     ],
 )

@@ -40,7 +40,7 @@ class TorchCommand:
             action="append",
             required=True,
             metavar="[NAME=]SHAPE",
-            help="shape of an example, 1x3x224x224; 1x128:int64 for token ids; NAME= for keyword inputs; repeatable",
+            help="shape of an example, 1x3x224x224; 1x128:int64 for token ids, :uint8, ... likewise; NAME= for keyword inputs; repeatable",
         )
         parser.add_argument("--fixed-batch", action="store_true", help="keep the example's batch size")
 

@@ -184,6 +184,8 @@ class Importer:
         """Return a tensor in another dtype of the graph."""
         if x.dtype == dtype:
             return x
+        if x.data is not None:
+            return Tensor(x.shape, dtype, data=x.data.to(getattr(torch, dtype)), path=x.path)
         return Tensor(x.shape, dtype, value=self.emit("cast", x, dtype=dtype))
 
     def used(self, output: int) -> bool:
