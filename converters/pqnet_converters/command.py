@@ -40,7 +40,7 @@ class TorchCommand:
             action="append",
             required=True,
             metavar="[NAME=]SHAPE",
-            help="shape of an example, 1x3x224x224; 1x128:int64 for token ids, :uint8, ... likewise; NAME= for keyword inputs; repeatable",
+            help="shape of an example, 1x3x224x224; 1x128:int64 for token ids; NAME= for keyword inputs; repeatable",
         )
         parser.add_argument("--fixed-batch", action="store_true", help="keep the example's batch size")
 
@@ -49,6 +49,7 @@ class TorchCommand:
         module = _module(args.module)
         if args.weights:
             _load_weights(module, args.weights)
+        module.float()  # half, bfloat16 and double become float32, as the examples are
         torch.manual_seed(args.seed)
         with _quiet():
             model = from_torch(module, _examples(args.input), dynamic_batch=not args.fixed_batch)
