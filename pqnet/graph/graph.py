@@ -53,7 +53,7 @@ class Graph:
     nodes : list of Node
         Every value is produced before it is used.
     params : dict of str to array or Packed
-        float32, float16, int64 or bool arrays, or packed weights.
+        float32, float16, int64, int32, int16, int8, uint8 or bool arrays, or packed weights.
     symbols : dict of str to int
         The free sizes of the input shapes, each with a size that is known to work.
     meta : dict

@@ -11,11 +11,13 @@ from pqnet.errors import PQNetError, UnsupportedOpError
 from pqnet.graph.axes import Axes, Tracked
 
 __all__ = [
-    *("DTYPES", "OPS", "REQUIRED", "Attr", "Info", "Op", "get_op", "register", "resolve_dim"),
+    *("DTYPES", "INTEGERS", "NUMERIC", "OPS", "REQUIRED", "Attr", "Info", "Op", "get_op", "register", "resolve_dim"),
     *("broadcast_shape", "check_axes", "check_dtype", "check_shape"),
 ]
 
-DTYPES = ("float32", "int64", "bool")
+INTEGERS = ("int64", "int32", "int16", "int8", "uint8")
+NUMERIC = ("float32", *INTEGERS)
+DTYPES = (*NUMERIC, "bool")
 REQUIRED = object()
 OPS: dict[str, "Op"] = {}
 
@@ -35,8 +37,9 @@ class Info(NamedTuple):
 class Attr:
     """One attribute of an operation.
 
-    ``kind``: ``int float bool str``; ``ints`` (tuple of ints; ``length`` fixes how many); ``dims`` (tuple of sizes:
-    ints or integer expressions of the graph's free symbols such as ``"12*batch"``); ``dim`` (one such size).
+    ``kind``: ``int float bool str``; ``number`` (an int of 64 bits, which stays one, or a float); ``ints`` (tuple of
+    ints; ``length`` fixes how many); ``dims`` (tuple of sizes: ints or integer expressions of the graph's free symbols
+    such as ``"12*batch"``); ``dim`` (one such size).
     ``default`` REQUIRED means that a node must give it; None as a default means that it may be absent.
     """
 
@@ -139,6 +142,10 @@ def _canonical(value: Any, attr: Attr, where: str) -> Any:
     if kind == "int" and _is_int(value):
         return int(value)
     if kind == "float" and (_is_int(value) or isinstance(value, float | np.floating)):
+        return float(value)
+    if kind == "number" and _is_int(value) and -(2**63) <= value < 2**63:
+        return int(value)
+    if kind == "number" and isinstance(value, float | np.floating):
         return float(value)
     if kind == "str" and isinstance(value, str) and (attr.options is None or value in attr.options):
         return value

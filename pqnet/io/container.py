@@ -1,12 +1,15 @@
 """The file: named arrays and a JSON header in one HDF5 file that detects every damaged byte.
 
-Layout, version 1 (little-endian)::
+Layout (little-endian)::
 
     bytes 0..511   HDF5 user block: b"PQNET\\n", uint16 version, uint64 length of the file, uint32 sizes of the
                    deflated and the plain header, SHA-256, zeros
     bytes 512..    HDF5:
       /header      one fixed-length string, JSON: kind, names, dtypes and shapes of all arrays, the caller's header
       /uint8, ...  all arrays of one dtype, one after the other in the order of the header, as one vector
+
+The version is 1, or 2 if the file holds what readers of version 1 do not know or would read wrong: arrays of int32,
+int16 or int8, and integers in the header that float64 does not hold. Both are read.
 
 The SHA-256 is that of the whole file with its own 32 bytes zero; it guards against damage. Against forgery guards
 that the content determines every byte (see `hdf5_layout`): the loader inflates the header, with a bound, lays the
@@ -40,7 +43,8 @@ from pqnet.io.hdf5_layout import BASE, DTYPES, TEXT_START, Frame, hdf5_frame
 __all__ = ["check_name", "container_nbytes", "read_arrays", "read_container", "replaced", "write_container"]
 
 MAGIC = b"PQNET\n"
-VERSION = 1
+VERSIONS = (1, 2)
+NEW_DTYPES = ("int32", "int16", "int8")  # of version 2
 KINDS = {"model": "pqnet.load", "statistics": "pqnet.load_statistics", "layer": "pqnet.quantize(checkpoint=...)"}
 MAX_HEADER = 1 << 24  # bytes of JSON: names of a thousand layers and of a vocabulary, not a decompression bomb
 MAX_DEPTH = 64
@@ -64,7 +68,7 @@ def write_container(path: Path, kind: str, header: Mapping[str, Any], arrays: Ma
     header : dict
         Plain data: dict with str keys, list, str, int, finite float, bool, None. Tuples come back as lists.
     arrays : dict of str to array
-        uint8, uint16, float16, float32, float64, int64 or bool arrays of any shape.
+        float64, float32, float16, int64, int32, int16, int8, uint16, uint8 or bool arrays of any shape.
 
     Raises
     ------
@@ -81,8 +85,9 @@ def write_container(path: Path, kind: str, header: Mapping[str, Any], arrays: Ma
            [0., 1.]])})
     """
     text, counts = _described(kind, header, arrays)
+    version = _version(header, arrays)
     with replaced(path) as temporary, open(temporary, "wb") as stream:
-        _write(stream, text, arrays, counts)
+        _write(stream, text, arrays, counts, version)
 
 
 def container_nbytes(kind: str, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> int:
@@ -171,6 +176,20 @@ def _file_name(path: Any) -> str:
     return name
 
 
+def _version(header: Any, arrays: Mapping[str, np.ndarray]) -> int:
+    """Return the lowest version whose readers understand the content."""
+    new = any(array.dtype.name in NEW_DTYPES for array in arrays.values())
+    return 2 if new or _has_wide_integer(header) else 1
+
+
+def _has_wide_integer(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_has_wide_integer, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(_has_wide_integer, value))
+    return isinstance(value, int) and abs(value) > 1 << 53
+
+
 def _check_plain(value: Any, key: str, depth: int = 0) -> None:
     """Raise unless ``value``, found below ``key``, is data that JSON gives back as it was."""
     where = f"header key {key[:60]!r}"
@@ -185,7 +204,7 @@ def _check_plain(value: Any, key: str, depth: int = 0) -> None:
         for item in value:
             _check_plain(item, key, depth + 1)
     elif isinstance(value, int):
-        if abs(value) >= 1 << 63:
+        if not -(1 << 63) <= value < 1 << 63:
             raise error(where, "an integer of 64 bits", f"{value.bit_length()} bits")
     elif not (value is None or isinstance(value, str) or (isinstance(value, float) and math.isfinite(value))):
         raise error(where, "plain data (dict, list, str, int, finite float, bool, None)", describe(value))
@@ -212,16 +231,18 @@ def replaced(path: Path) -> Iterator[str]:
         raise
 
 
-def _write(stream: BinaryIO, text: bytes, arrays: Mapping[str, np.ndarray], counts: Mapping[str, int]) -> None:
+def _write(
+    stream: BinaryIO, text: bytes, arrays: Mapping[str, np.ndarray], counts: Mapping[str, int], version: int
+) -> None:
     packed = zlib.compress(text, 9)
     frame = hdf5_frame(len(text), len(packed), counts)
-    digest = hashlib.sha256(_user_block(frame.length, len(packed), len(text), bytes(32)))
+    digest = hashlib.sha256(_user_block(version, frame.length, len(packed), len(text), bytes(32)))
     stream.seek(BASE)
     for piece in _pieces(frame, packed, arrays):
         digest.update(piece)
         stream.write(piece)
     stream.seek(0)
-    stream.write(_user_block(frame.length, len(packed), len(text), digest.digest()))
+    stream.write(_user_block(version, frame.length, len(packed), len(text), digest.digest()))
     stream.flush()
     os.fsync(stream.fileno())
 
@@ -237,8 +258,8 @@ def _pieces(frame: Frame, packed: bytes, arrays: Mapping[str, np.ndarray]) -> It
     yield frame.tail
 
 
-def _user_block(length: int, packed_size: int, text_size: int, digest: bytes) -> bytes:
-    return _FIELDS.pack(MAGIC, VERSION, length, packed_size, text_size, digest).ljust(BASE, b"\0")
+def _user_block(version: int, length: int, packed_size: int, text_size: int, digest: bytes) -> bytes:
+    return _FIELDS.pack(MAGIC, version, length, packed_size, text_size, digest).ljust(BASE, b"\0")
 
 
 def _counts(index: Mapping[str, Any]) -> dict[str, int]:
@@ -260,8 +281,8 @@ def _read_verified(name: str) -> bytes:
         stream.seek(0)
         data = stream.read(length + 1)
     _check_block(data[:BASE], len(data))  # once more: another program may write to the file just now
-    *_, stated, packed_size, text_size, digest = _FIELDS.unpack_from(data)
-    computed = hashlib.sha256(_user_block(stated, packed_size, text_size, bytes(32)))
+    _, version, stated, packed_size, text_size, digest = _FIELDS.unpack_from(data)
+    computed = hashlib.sha256(_user_block(version, stated, packed_size, text_size, bytes(32)))
     computed.update(memoryview(data)[BASE:])
     if computed.digest() != digest:
         raise FormatError("the file is damaged: its content does not match its checksum; get a fresh copy")
@@ -275,8 +296,9 @@ def _check_block(block: bytes, length: int) -> None:
     if len(block) < BASE:
         raise FormatError(f"the file is damaged: truncated to {len(block)} bytes; get a fresh copy")
     _, version, stated, *_ = _FIELDS.unpack_from(block)
-    if version != VERSION:
-        raise FormatError(f"expected format version {VERSION}, got version {version}; update pqnet or write it anew")
+    if version not in VERSIONS:
+        known = " or ".join(map(str, VERSIONS))
+        raise FormatError(f"expected format version {known}, got version {version}; update pqnet or write it anew")
     if stated != length:
         raise FormatError(f"the file is damaged: expected {stated} bytes, got {length}; get a fresh copy")
     if any(block[_FIELDS.size :]):
@@ -298,7 +320,7 @@ def _content(block: bytes) -> str:
 
 def _parse(data: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Return document and arrays of a verified file; whatever is not as `write_container` writes it is refused."""
-    *_, packed_size, text_size, _ = _FIELDS.unpack_from(data)
+    _, version, _, packed_size, text_size, _ = _FIELDS.unpack_from(data)
     document = _document(data[TEXT_START : TEXT_START + packed_size], text_size)
     counts = _counts(_checked_index(document["arrays"]))
     if max(counts.values()) > len(data):
@@ -315,6 +337,8 @@ def _parse(data: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
             raise FormatError(f"array {name!r}: expected bytes 0 and 1, got others")
         arrays[name] = values.view(dtype).reshape(shape).copy()
         offsets[dtype] = offset + values.nbytes
+    if version != _version(document["header"], arrays):
+        raise FormatError(f"expected format version {_version(document['header'], arrays)}, got {version}")
     return document, arrays
 
 

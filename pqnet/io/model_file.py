@@ -103,7 +103,7 @@ class Golden:
             if info.dtype == "float32":
                 shapes[name] = shape
             else:
-                stored[name] = np.zeros(shape, np.int64) if info.dtype == "int64" else np.ones(shape, np.bool_)
+                stored[name] = np.full(shape, info.dtype == "bool", info.dtype)
         return cls(shapes, seed if shapes else None, stored)
 
     def with_outputs(self, outputs: Mapping[str, np.ndarray]) -> Self:
@@ -394,7 +394,8 @@ def _node(value: Any, where: str) -> Node:
 
 
 def _attr(attr: Attr | None, value: Any) -> Any:
-    return _FLOATS.get(value, value) if attr is not None and attr.kind == "float" and isinstance(value, str) else value
+    real = attr is not None and attr.kind in ("float", "number")
+    return _FLOATS.get(value, value) if real and isinstance(value, str) else value
 
 
 def _is_size(value: Any) -> bool:

@@ -100,7 +100,7 @@ class Model:
         ----------
         inputs : dict of str to array
             Exactly the names of ``self.inputs``. Floats and integers become float32 where float32 is wanted;
-            integers and booleans are never made from floats.
+            integers and booleans are never made from floats, and integers have to fit into the dtype of the input.
         threads : int, optional
             Cores to use; default all. The result does not depend on it. Any number of Python threads may call one model
             at once.
@@ -113,7 +113,7 @@ class Model:
         Raises
         ------
         PQNetError
-            A missing or unknown name, wrong shape or dtype, NaN.
+            A missing or unknown name, wrong shape or dtype, NaN, an integer out of range.
         """
         arrays = check_inputs(self.graph, inputs)
         return self._engine.run(arrays, default_threads(threads))
