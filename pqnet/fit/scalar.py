@@ -1,4 +1,4 @@
-"""k-means of numbers: on sorted values with prefix sums, and its exact optimum."""
+"""Finding the values of the Scalar codec: k-means of numbers, on sorted values with prefix sums, and its optimum."""
 
 import itertools
 from typing import Any
@@ -7,11 +7,14 @@ import numpy as np
 
 from pqnet import _check
 from pqnet._threads import default_threads, parallel_kernels
+from pqnet.codecs import FITTERS, Fit, Packed, PackedScalar, Scalar
 from pqnet.codecs.packing import code_dtype
+from pqnet.fit.error import measured
 from pqnet.fit.kmeans import KMeansResult
+from pqnet.fit.scales import check_fit, nearest_codes, stored_scales
 from pqnet.kernels import scalar as kernels
 
-__all__ = ["scalar_kmeans"]
+__all__ = ["fit_scalar", "scalar_kmeans"]
 
 METHODS = ("exact", "lloyd")
 UPDATES = 1000  # Lloyd stops long before
@@ -219,3 +222,53 @@ def _plus_plus(data: _Sorted, k: int, rng: np.random.Generator) -> np.ndarray:
         distance = w * np.square(v - out[i])
         error = distance if i == 0 else np.minimum(error, distance)
     return np.sort(out)
+
+
+def fit_scalar(
+    codec: Scalar,
+    weight: Any,
+    metric: Any = None,
+    warm: Packed | None = None,
+    seed: int = 0,
+    *,
+    row_weights: Any = None,
+    threads: int | None = None,
+) -> Fit:
+    """Find the best list of values for a weight: k-means of numbers.
+
+    Parameters
+    ----------
+    codec : Scalar
+    weight : array, shape (O, C, kh, kw) or (O, I)
+    metric : array, optional
+        Second moments of the inputs, (1, 1), (I, 1, 1) or (G, I, 1, 1); the error of each weight counts as much.
+    warm : PackedScalar, optional
+        Its list is the first one of method "lloyd"; the exact optimum does not depend on it.
+    seed : int
+    row_weights : array, shape (O,), optional
+        Weight of each output (of each token of an embedding).
+    threads : int, optional
+
+    Returns
+    -------
+    Fit
+    """
+    codec, dense, importance = check_fit(codec, weight, metric, warm, seed, row_weights)
+    if warm is not None and len(warm.codebook) != codec.k:
+        raise _check.error("warm", f"{codec.k} values", len(warm.codebook))
+    found = scalar_kmeans(
+        dense.reshape(-1),
+        codec.k,
+        weights=None if importance is None else importance.reshape(-1),
+        seed=seed,
+        method=codec.method,
+        init=None if warm is None or codec.method == "exact" else warm.codebook[:, 0].astype(np.float32),
+        threads=threads,
+    )
+    book = stored_scales(found.codebook, codec)
+    codes = nearest_codes(dense.reshape(len(dense), -1), book.astype(np.float32), 1.0)
+    packed = PackedScalar(codec, dense.shape, codes, book[:, None])
+    return measured(packed, dense, metric, row_weights, found.n_iter)
+
+
+FITTERS[Scalar.name] = fit_scalar
