@@ -15,6 +15,8 @@ from pqnet.codecs.packing import PIECE, unpack_codes, unpack_rows
 
 __all__ = ["Decoding", "Entries", "EntryLists", "Lookup"]
 
+LONG_ROW = 4096  # weights; longer rows are decoded one by one, which is faster than to find the bits of each code
+
 
 @dataclass(frozen=True, eq=False)
 class Lookup:
@@ -49,7 +51,8 @@ class Lookup:
         m = prod(out.shape[1:]) // d
         turned = self.layout == "channel" and prod(out.shape[2:]) > 1
         blocks = np.empty((len(out) * m, d), np.float32) if add or turned else out.reshape(-1, d)
-        book = self.codebook.astype(np.float32)
+        few = 4 * len(blocks) < k  # not worth converting the whole codebook
+        book = self.codebook if few else self.codebook.astype(np.float32)
         chosen = None if isinstance(rows, slice) else unpack_rows(self.codes, rows, m, k).reshape(-1)
         for start in range(0, len(blocks), PIECE):
             part = blocks[start : start + PIECE]
@@ -58,7 +61,10 @@ class Lookup:
             else:
                 assert isinstance(rows, slice)
                 codes = unpack_codes(self.codes, len(part), k, rows.start * m + start)
-            np.take(book, codes, axis=0, out=part, mode="clip")  # codes are below K; other modes copy the result
+            if few:
+                part[:] = book[codes]
+            else:
+                np.take(book, codes, axis=0, out=part, mode="clip")  # codes are below K; other modes copy the result
         if self.scales is not None:
             self._scale(blocks, rows)
         values = blocks.reshape(len(out), *out.shape[1:])
@@ -144,7 +150,7 @@ class Decoding:
     def decode(self) -> np.ndarray:
         """Return the weight, float32 of ``shape``; little memory is used beside the result."""
         out = np.empty(self.shape, np.float32)
-        step = self._rows_at_a_time()
+        step = max(1, 4 * PIECE // prod(self.shape[1:]))
         for start in range(0, len(out), step):
             part = out[start : start + step]
             self._look_up(part, slice(start, start + len(part)))
@@ -157,16 +163,14 @@ class Decoding:
     def decode_rows(self, rows: np.ndarray) -> np.ndarray:
         """Return ``decode()[rows]`` for valid int64 ``rows``, shape (R,), reading the codes of these rows only."""
         out = np.empty((len(rows), *self.shape[1:]), np.float32)
-        step = self._rows_at_a_time()
+        inputs = prod(self.shape[1:])
+        step = 1 if inputs > LONG_ROW else PIECE // inputs
         for start in range(0, len(out), step):
             part, some = out[start : start + step], rows[start : start + step]
-            self._look_up(part, some)
+            self._look_up(part, slice(int(some[0]), int(some[0]) + 1) if step == 1 else some)
             for entries in self.entries:
                 entries._add(part, some)
         return out
-
-    def _rows_at_a_time(self) -> int:
-        return max(1, 4 * PIECE // prod(self.shape[1:]))
 
     def _look_up(self, out: np.ndarray, rows: slice | np.ndarray) -> None:
         if not self.lookups:
