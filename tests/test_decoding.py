@@ -1,9 +1,11 @@
 """What every codec says of its weights: bytes, parts, rows, equality; and that streams are read with little memory."""
 
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from math import prod
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import naive
 import numpy as np
@@ -13,10 +15,25 @@ from hypothesis import strategies as st
 
 import pqnet
 from pqnet import PQ, Additive, Fixed, FormatError, IntN, PackedPQ, PQNetError, Scalar, Sparse
-from pqnet.codecs import CODECS, FITTERS, PACKED, Codec, Packed, PackedAdditive, PackedScalar, PackedSparse
+from pqnet.codecs import (
+    CODECS,
+    FITTERS,
+    PACKED,
+    Codec,
+    Decoding,
+    Fit,
+    Lookup,
+    Packed,
+    PackedAdditive,
+    PackedScalar,
+    PackedSparse,
+    StoredSize,
+)
 from pqnet.codecs.gaps import Gaps, most_nbytes
 from pqnet.codecs.layout import block_columns
 from pqnet.codecs.packing import check_stream, pack_codes, unpack_at, unpack_codes
+from pqnet.fit.error import measured
+from pqnet.graph import GraphBuilder, ValueInfo
 
 SHAPES = [(7, 12), (6, 4, 3, 3), (1, 24), (5, 8, 1, 1), (9, 1, 2, 6)]
 SIMPLE = [
@@ -287,3 +304,68 @@ def test_little_memory_beside_the_result(name: str) -> None:
     assert peak(packed.decode) < 4 * prod(shape) + spare
     rows = np.arange(12) % shape[0]
     assert peak(lambda: packed.decode_rows(rows)) < 4 * len(rows) * prod(shape[1:]) + (2 << 20)
+
+
+# -- one more codec -----------------------------------------------------------------------------------------------
+
+
+def test_a_new_codec_needs_its_own_files_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Fitted, summed, sized, stored, loaded and run: of one that keeps numbers in half precision."""
+    monkeypatch.setitem(CODECS, "half", Codec)  # so that what the classes below put there is taken out again
+    monkeypatch.setitem(PACKED, "half", Packed)
+
+    @dataclass(frozen=True)
+    class Half(Codec):
+        name: ClassVar[str] = "half"
+        blocks = 1, "spatial"
+
+        def to_attrs(self) -> dict[str, Any]:
+            return {"codec": "half"}
+
+        def check(self, shape: tuple[int, ...]) -> "Half":
+            return self
+
+        def nbytes(self, shape: tuple[int, ...]) -> StoredSize:
+            return StoredSize(0, 2 * prod(shape))
+
+        def largest(self, shape: tuple[int, ...]) -> Packed:
+            return PackedHalf(self, shape, np.zeros(shape))
+
+    class PackedHalf(Packed):
+        codes = None
+
+        def __init__(self, codec: Codec, shape: tuple[int, ...], values: np.ndarray) -> None:
+            self.codec, self.shape, self.codebook = codec, shape, values.astype(np.float16)
+
+        def decoding(self) -> Decoding:
+            """Rows are the codewords, each used once."""
+            codes = pack_codes(np.arange(self.shape[0]), self.shape[0])
+            return Decoding(self.shape, (Lookup(codes, self.codebook.reshape(self.shape[0], -1)),))
+
+        def arrays(self) -> dict[str, np.ndarray]:
+            return {"values": self.codebook}
+
+        @classmethod
+        def from_arrays(cls, codec: Codec, shape: tuple[int, ...], arrays: Mapping[str, np.ndarray]) -> "PackedHalf":
+            return cls(codec, shape, arrays["values"])
+
+    def fit_half(codec: Half, weight: Any, metric: Any = None, warm: Any = None, seed: int = 0, **_: Any) -> Fit:
+        packed = PackedHalf(codec, weight.shape, weight)
+        return measured(packed, weight, metric, None, 0)
+
+    monkeypatch.setitem(FITTERS, "half", fit_half)
+    rng = np.random.default_rng(0)
+    b = GraphBuilder({"ids": ValueInfo(("batch",), "int64")}, {"batch": 2})
+    y = b.add("embedding", "ids", name="table", params={"weight": rng.standard_normal((16, 8)).astype(np.float32)})
+    y = b.add("linear", y, name="head", params={"weight": rng.standard_normal((4, 8)).astype(np.float32)})
+    model = pqnet.Model(b.build({"output": y}))
+    recipe = {"table": Half(), "head": Additive([PQ(4, 2), Half()])}
+    small = pqnet.quantize(model, pqnet.Recipe(recipe), np.arange(16), progress=False)
+    small.save(tmp_path / "small.h5")
+    again = pqnet.load(tmp_path / "small.h5")
+    assert again(np.arange(16)) == pytest.approx(model(np.arange(16)), abs=0.01)
+    for name, codec in recipe.items():
+        packed = again.graph.params[f"{name}.weight"]
+        assert packed == small.graph.params[f"{name}.weight"] and codec.nbytes(packed.shape).total == packed.nbytes
+        assert np.array_equal(packed.decode_rows([2, 0]), packed.decode()[[2, 0]])
+        assert packed.codec.largest(packed.shape).nbytes == packed.nbytes

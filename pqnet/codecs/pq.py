@@ -242,6 +242,7 @@ class PackedPQ(Packed):
         codebook, scale = arrays["codebook"], None
         packed = cls.__new__(cls)
         try:
+            check_blocks(shape, codec.d, codec.layout)
             packed._set_form(codec, shape)
             n = packed.n_blocks
             if codec.k == 1 and n > MAX_UNCODED:

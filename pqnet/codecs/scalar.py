@@ -308,6 +308,7 @@ class PackedScalar(Packed, codecs=("scalar", "fixed", "intn")):
             raise FormatError(f"packed weight: expected a Scalar, Fixed or IntN, got {describe(codec)}")
         packed, dtypes = cls.__new__(cls), codec.stored_dtypes
         try:
+            check_blocks(shape, 1, "spatial")
             packed._set_form(codec, shape)
             if set(arrays) != {"codes", *dtypes}:
                 wanted = sorted(["codes", *dtypes])

@@ -143,6 +143,7 @@ class PackedSparse(Packed):
             raise FormatError(f"packed sparse weight: expected arrays gaps and values, got {sorted(arrays)}")
         packed, values = cls.__new__(cls), arrays["values"]
         try:
+            check_blocks(shape, 1, "spatial")
             count = packed._set_form(codec, shape)
             if values.dtype != codec.value_dtype:
                 raise PQNetError(f"values: expected {codec.value_dtype}, got {values.dtype}")
