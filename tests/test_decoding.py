@@ -273,6 +273,12 @@ def test_places_of_streams_longer_than_a_piece(share: float) -> None:
         PackedSparse.from_arrays(packed.codec, shape, {**packed.arrays(), "gaps": damaged})
 
 
+def test_columns_that_32_bits_do_not_hold() -> None:
+    entries = PackedSparse(Sparse(count=4096), (1, 1 << 32), np.arange(4096), np.ones(4096)).decoding().entries[0]
+    with pytest.raises(PQNetError, match="weight: expected at most 2147483647 inputs of an output, got 4294967296"):
+        entries.lists((1, 1 << 32))
+
+
 def peak(call: Callable[[], object]) -> int:
     """Return the most bytes that a call holds at a time."""
     tracemalloc.start()

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pqnet._check import error
 from pqnet.codecs.gaps import Gaps
 from pqnet.codecs.packing import PIECE, unpack_codes, unpack_rows
 
@@ -115,6 +116,8 @@ class Entries:
     def lists(self, shape: tuple[int, ...]) -> EntryLists:
         """Return the entries of a weight of this shape as lists, 8 bytes an entry."""
         inputs = prod(shape[1:])
+        if inputs > np.iinfo(np.int32).max:
+            raise error("weight", f"at most {np.iinfo(np.int32).max} inputs of an output", inputs)
         counts, columns = np.zeros(shape[0] + 1, np.int64), np.empty(len(self.values), np.int32)
         for entries, places in self.gaps.pieces():
             rows, columns[entries] = np.divmod(places, inputs)

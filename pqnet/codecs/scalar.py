@@ -22,7 +22,7 @@ __all__ = ["PER", "SCALE_DTYPES", "PackedScalar", "Scalar", "ScalarCodec"]
 PER = ("tensor", "channel", "group")
 SCALE_DTYPES = ("float16", "float32")
 METHODS = ("exact", "lloyd")
-LARGEST = 1e38  # of decoded weights
+LARGEST_WEIGHT = 1e38  # that codes may decode to
 
 
 class ScalarCodec(Codec):
@@ -217,8 +217,8 @@ class PackedScalar(Packed, codecs=("scalar", "fixed", "intn")):
         if "scales" in dtypes:
             self._stored["scales"] = float_array(given["scales"], "scales", shape=grid, dtype=float_type).copy()
             reach = (np.abs(self.codebook).max() + codec.k) * np.abs(self._stored["scales"].astype(np.float64)).max()
-            if reach > LARGEST:
-                raise error("scales", f"products with the values up to {LARGEST:g}", f"{reach:.3g}")
+            if reach > LARGEST_WEIGHT:
+                raise error("scales", f"products with the values up to {LARGEST_WEIGHT:g}", f"{reach:.3g}")
         if "zeros" in dtypes:
             self._stored["zeros"] = index_array(given["zeros"], "zeros", below=codec.k, shape=grid).astype(np.uint8)
         self._stream = stream

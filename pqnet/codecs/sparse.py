@@ -18,7 +18,7 @@ from pqnet.errors import ConfigError, FormatError, PQNetError
 __all__ = ["PackedSparse", "Sparse"]
 
 VALUE_DTYPES = ("float16", "float32")
-RAREST = 1 << 20  # weights for each entry, at most: a file of a few bytes must not decode to terabytes
+MAX_WEIGHTS_PER_ENTRY = 1 << 20  # a file of a few bytes must not decode to terabytes
 
 
 @dataclass(frozen=True)
@@ -79,10 +79,9 @@ class Sparse(Codec):
         n = shape[0] * check_blocks(shape, 1, "spatial")
         count = self.count if self.fraction is None else max(round(self.fraction * n), 1)
         assert count is not None
-        if count > n or count * RAREST < n:
-            raise ConfigError(
-                f"count: expected {-(-n // RAREST)} to {n} entries for a weight of shape {shape}, got {count}"
-            )
+        if count > n or count * MAX_WEIGHTS_PER_ENTRY < n:
+            least = -(-n // MAX_WEIGHTS_PER_ENTRY)
+            raise ConfigError(f"count: expected {least} to {n} entries for a weight of shape {shape}, got {count}")
         return dataclasses.replace(self, fraction=None, count=count)
 
 

@@ -17,9 +17,10 @@ from pqnet.kernels import scalar as kernels
 __all__ = ["fit_scalar", "scalar_kmeans"]
 
 METHODS = ("exact", "lloyd")
-UPDATES = 1000  # Lloyd stops long before
-SEEDS = 64  # values that k-means++ looks at for each codeword
-BINS, FEW = 64, 512  # bins for each codeword, and values for each above which bins are worth it
+MAX_UPDATES = 1000  # of Lloyd's algorithm, which stops long before
+SEEDS_PER_CODEWORD = 64  # values that k-means++ draws from
+BINS = 64  # for each codeword
+VALUES_FOR_BINS = 512  # for each codeword, more than which make bins worth it
 SERIAL = 1 << 14  # values below which waking other threads costs more than it saves
 
 
@@ -145,7 +146,7 @@ def _best_edges(data: _Sorted, k: int, threads: int) -> np.ndarray:
     with parallel_kernels(threads if n > SERIAL else 1):
         sums = data.mass, data.first, data.second
         everywhere = np.tile([0, n], (k, 1))
-        if n <= FEW * k:
+        if n <= VALUES_FOR_BINS * k:
             return _partition(sums, everywhere)
         bins = np.arange(BINS * k + 1) * n // (BINS * k)
         forward = [a[bins] for a in sums]
@@ -194,7 +195,7 @@ def _partition(sums: Any, windows: np.ndarray) -> np.ndarray:
 def _lloyd(data: _Sorted, codebook: np.ndarray) -> tuple[np.ndarray, int]:
     """Alternate nearest codewords and means until no value moves; codewords without values move to the worst ones."""
     edges = np.empty(0, np.int64)
-    for step in range(UPDATES):
+    for step in range(MAX_UPDATES):
         before, edges = edges, data.edges(codebook)
         empty = np.flatnonzero(np.diff(edges) == 0)
         if len(empty):
@@ -207,13 +208,13 @@ def _lloyd(data: _Sorted, codebook: np.ndarray) -> tuple[np.ndarray, int]:
             return codebook, step
         means = data.means(edges)
         codebook = np.where(np.isnan(means), codebook, means)
-    return codebook, UPDATES
+    return codebook, MAX_UPDATES
 
 
 def _plus_plus(data: _Sorted, k: int, rng: np.random.Generator) -> np.ndarray:
     """k-means++: every codeword is a value drawn with probability proportional to its weighted squared error."""
     n = len(data.v)
-    pick = np.sort(rng.choice(n, SEEDS * k, replace=False)) if n > SEEDS * k else np.arange(n)
+    pick = np.sort(rng.choice(n, SEEDS_PER_CODEWORD * k, replace=False)) if n > SEEDS_PER_CODEWORD * k else np.arange(n)
     v, w = data.v[pick], data.w[pick]
     error, out = w.copy(), np.empty(k)
     for i, draw in enumerate(rng.random(k)):
