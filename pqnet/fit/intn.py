@@ -6,6 +6,7 @@ import numpy as np
 
 from pqnet._threads import default_threads, parallel_kernels
 from pqnet.codecs import FITTERS, Fit, IntN, Packed, PackedScalar
+from pqnet.fit.error import measured
 from pqnet.fit.scales import best_scales, check_fit, nearest_codes, stored_scales
 from pqnet.kernels import scales as kernels
 
@@ -78,7 +79,7 @@ def fit_intn(
         scales=stored.reshape(grid),
         zeros=None if zeros is None else zeros.reshape(grid),
     )
-    return Fit(packed, 0)
+    return measured(packed, dense, metric, row_weights, 0)
 
 
 def _of_range(codec: IntN, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:

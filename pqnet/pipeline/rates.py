@@ -6,9 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from pqnet._threads import blas_limit
-from pqnet.codecs import FITTERS, PQ, Codec, IntN
+from pqnet.codecs import PQ, Codec, IntN
 from pqnet.codecs.layout import block_columns, from_blocks, to_blocks
-from pqnet.codecs.packing import packed_nbytes
 from pqnet.codecs.pq import Integers
 from pqnet.fit import assign, weighted_kmeans
 from pqnet.graph import Node
@@ -40,16 +39,9 @@ class Choice:
     error: float
 
 
-def codec_nbytes(codec: PQ | IntN | None, shape: tuple[int, ...]) -> int:
-    """Return the bytes that a weight of this shape takes, in memory as in a file."""
-    n = math.prod(shape)
-    if codec is None:
-        return 4 * n
-    if isinstance(codec, PQ):
-        words = codec.k * codec.d
-        sizes = {"float16": 2 * words, "float32": 4 * words, "int8": words + 4}
-        return packed_nbytes(n // codec.d, codec.k) + sizes[codec.codebook_dtype]
-    return packed_nbytes(n, codec.k) + np.dtype(codec.scale_dtype).itemsize * math.prod(codec.scale_grid(shape))
+def codec_nbytes(codec: Codec | None, shape: tuple[int, ...]) -> int:
+    """Return the bytes that a weight of this shape takes, in memory as in a file; None is float."""
+    return 4 * math.prod(shape) if codec is None else codec.nbytes(shape).total
 
 
 def block_sizes(shape: tuple[int, ...], fast: bool) -> list[tuple[int, str]]:
@@ -126,7 +118,7 @@ class LayerRates:
         target = self.weight[self._rows(inputs)]
 
         def error(codec: IntN) -> float:
-            packed = FITTERS[codec.name](codec, target, threads=self.threads).packed
+            packed = codec.fit(target, threads=self.threads)
             return max(self._error(packed.decode(), target), LEAST)
 
         coarse, finer = (error(IntN(bits)) for bits in (4, 5))
