@@ -1,8 +1,8 @@
-"""Networks of torchvision with random packed weights against ONNX Runtime's float networks, in one process and in turn.
+"""Networks of torchvision with random packed weights against ONNX Runtime's float networks, in one process in turn.
 
-``over`` is the median time of pqnet over that of ONNX Runtime: below 1 pqnet is faster. Layers are packed in ``channel``
-blocks of 8 with K = 256 where they fit, else in blocks of the largest divisor (``channel``), or by the preset
-``small-blocks``; codes are drawn, which speed does not depend on. torchvision, onnx and onnxruntime have to be installed.
+``over`` is the median time of pqnet over that of ONNX Runtime: below 1 pqnet is faster. Layers are packed in
+``channel`` blocks of 8 with K = 256 where they fit, else in blocks of the largest divisor (``channel``), or by the preset
+``small-blocks``; codes are drawn, which speed does not depend on. torchvision, onnx and onnxruntime are needed.
 
 Example: ``python bench/bench_zoo.py --only mobilenet_v2 mnasnet1_0 --codes channel``
 """
@@ -82,7 +82,8 @@ def bench(name: str, codes: str, runs: int, threads: int, explain: bool) -> None
     ms = {engine: float(f"{1e3 * s:.4g}") for engine, s in seconds.items()}
     emit(name, codes=codes, ms=ms, over=seconds["pqnet"] / seconds["onnxruntime"], other_load=others)
     if explain:
-        for step in sorted(model.profile(dict(zip(model.inputs, [array], strict=True)), threads=threads), key=lambda s: -s.seconds)[:25]:
+        steps = model.profile({next(iter(model.inputs)): array}, threads=threads)
+        for step in sorted(steps, key=lambda s: -s.seconds)[:25]:
             print(f"  {1e3 * step.seconds:8.3f} ms  {step.algorithm:12} {step.label}")
 
 

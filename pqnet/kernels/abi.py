@@ -94,7 +94,7 @@ class StepKernel:
         self._address: Any = None
 
     def address(self) -> Any:
-        """Return what the driver calls the kernel by: the address of its machine code, compiled when first asked for."""
+        """Return what the driver calls the kernel by: the address of its machine code, compiled when first asked."""
         if config.DISABLE_JIT:
             return self.function
         if self._address is None:
