@@ -83,8 +83,8 @@ class Tuner:
 
 
 def _table_path() -> Path:
-    cpu = hashlib.sha256(f"{kernels.HOST} {platform.processor()} {os.cpu_count()}".encode()).hexdigest()
-    return Path(kernels.CACHE_FOLDER) / f"ways-{cpu[:12]}.json"
+    cpu = hashlib.sha256(f"{kernels.cpu.NAME} {platform.processor()} {os.cpu_count()}".encode()).hexdigest()
+    return Path((kernels.cache.folders() or (".",))[0]) / f"ways-{cpu[:12]}.json"
 
 
 def _seconds(graph: Graph, node: Node, shape: tuple[int, ...], way: str) -> float:
