@@ -58,7 +58,13 @@ def digest() -> str | None:
     if not sources:  # only compiled modules are installed
         return None
     settings = [(name, str(getattr(config, name, None))) for name in SETTINGS]
-    versions = (numba.__version__, llvmlite.__version__, np.__version__, sys.implementation.cache_tag, getattr(sys, "abiflags", ""))
+    versions = (
+        numba.__version__,
+        llvmlite.__version__,
+        np.__version__,
+        sys.implementation.cache_tag,
+        getattr(sys, "abiflags", ""),
+    )
     found = hashlib.sha256(repr((cpu.target(), settings, versions)).encode())
     for source in sources:
         found.update(f"{source.relative_to(root).as_posix()} {source.stat().st_size}\n".encode())
@@ -142,8 +148,8 @@ def _load(name: str, key: str, rebuild: Callable[[bytes], Any]) -> Any:
                 found = rebuild(code)
                 _note_use(folder)
                 return found
-        except Exception:  # noqa: S110  (whatever is wrong with an entry, the kernel is compiled again)
-            pass
+        except Exception:  # whatever is wrong with an entry, the kernel is compiled again
+            continue
     return None
 
 
@@ -210,7 +216,9 @@ class KernelCache(Cache):
         if not self._enabled:
             return
         if data.lifted or data.library.has_dynamic_globals:
-            warnings.warn(f"{self._prefix}: not kept, as it holds addresses of this process", NumbaWarning, stacklevel=2)
+            warnings.warn(
+                f"{self._prefix}: not kept, as it holds addresses of this process", NumbaWarning, stacklevel=2
+            )
             return
         name, key = self._entry(sig, data.codegen)
         _save(name, _seal(key, dumps(data._reduce())))

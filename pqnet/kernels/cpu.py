@@ -1,8 +1,8 @@
 """What the CPU can do, as Numba compiles for it; nothing else in pqnet asks.
 
-Kernels use no more than the compiler may: what ``NUMBA_CPU_NAME``, ``NUMBA_CPU_FEATURES`` or ``NUMBA_ENABLE_AVX=0`` take
-from Numba is not there for them either. ``PQNET_SIMD=avx512|avx2|generic`` forces the instruction set, so that every
-one can be tested on one machine: LLVM splits vectors that are wider than the registers.
+Kernels use no more than the compiler may: what ``NUMBA_CPU_NAME``, ``NUMBA_CPU_FEATURES`` or ``NUMBA_ENABLE_AVX=0``
+take from Numba is not there for them either. ``PQNET_SIMD=avx512|avx2|generic`` forces the instruction set, so that
+every one can be tested on one machine: LLVM splits vectors that are wider than the registers.
 """
 
 import os
