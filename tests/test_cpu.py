@@ -1,5 +1,9 @@
 """CPU features: what the CPU has and Numba compiles for, and what is forced."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from pqnet.kernels import cpu
@@ -85,3 +89,25 @@ def test_an_unknown_cpu_has_nothing(monkeypatch):
 def test_unknown_instruction_set_says_which_are_known(machine):
     with pytest.raises(ValueError, match="PQNET_SIMD: expected one of avx512, avx2, generic, got 'mmx'"):
         machine(WIDE, forced="mmx")
+
+
+NARROW = """
+import numpy as np
+from numba import njit
+from pqnet.kernels.kmeans_search import append_up_to
+from pqnet.kernels.simd import WIDTH, load, splat
+
+@njit
+def find(values, ids):
+    return append_up_to(ids, 0, 0, load(values, 0), splat(np.float32(0.5)))
+
+ids = np.zeros(2 * WIDTH, np.int32)
+count = find(np.arange(WIDTH, dtype=np.float32) % 3, ids)
+print(WIDTH, *ids[:count])
+"""
+
+
+def test_wide_vectors_are_compiled_for_a_cpu_that_has_none():
+    environment = os.environ | {"PQNET_SIMD": "avx512", "NUMBA_CPU_NAME": "generic"}
+    done = subprocess.run([sys.executable, "-c", NARROW], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["16", "0", "3", "6", "9", "12", "15"]

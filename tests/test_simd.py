@@ -93,4 +93,3 @@ def test_every_width_and_the_plain_twin_give_the_same_codes():
     for isa, width in cpu.WIDTHS.items():
         assert run(PQNET_SIMD=isa) == (isa, width, native)
     assert run(NUMBA_DISABLE_JIT="1")[2] == native
-    assert run(PQNET_SIMD="avx512", NUMBA_CPU_NAME="generic") == ("avx512", 16, native)  # wide vectors in narrow code
