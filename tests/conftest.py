@@ -6,7 +6,7 @@ import pytest
 from hypothesis import settings
 
 settings.register_profile("default", deadline=None, derandomize=True)
-os.environ.setdefault("PQNET_TUNE", "0")  # ways by the rule: measurements differ from run to run
+os.environ.setdefault("PQNET_TUNE", "0")  # algorithms by the rule: measurements differ from run to run
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 

@@ -18,7 +18,7 @@ from pqnet.runtime import plan as plans
 from pqnet.runtime.builder import Store, aligned
 from pqnet.runtime.execute import run_graph, values_to_free
 from pqnet.runtime.plan import Plan, Workspace
-from pqnet.runtime.tuning import fixed
+from pqnet.runtime.tune import fixed
 
 WAYS = ("decode", "winograd", "dots", "lut", "rows")
 GUARD = np.float32(-7.25e33)

@@ -14,7 +14,7 @@ from pqnet.runtime.builder import Builder, Store
 from pqnet.runtime.execute import run_graph, values_to_free
 from pqnet.runtime.lower.copy import emit_copy, emit_fill
 from pqnet.runtime.plan import Kernels, Plan, Workspace
-from pqnet.runtime.tuning import rule
+from pqnet.runtime.tune import rule
 from pqnet.runtime.views import SLACK, View, place_buffers
 
 

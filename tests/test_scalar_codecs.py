@@ -354,10 +354,10 @@ def test_int8_codebooks_cost_a_byte_a_number():
 # -- execution ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", ["decode", "winograd", "dots", "lut", "rows"])
+@pytest.mark.parametrize("algorithm", ["decode", "winograd", "dots", "lut", "rows"])
 @pytest.mark.parametrize("codec", CODECS, ids=IDS)
-def test_layers_run_from_the_codes(codec, way, monkeypatch):
-    monkeypatch.setenv("PQNET_WAY", way)
+def test_layers_run_from_the_codes(codec, algorithm, monkeypatch):
+    monkeypatch.setenv("PQNET_ALGORITHM", algorithm)
     rng = np.random.default_rng(7)
     packed = codec.fit(draw((16, 24), 8))
     x, bias = draw((3, 24)), draw(16)

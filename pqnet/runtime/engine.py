@@ -10,7 +10,7 @@ from pqnet._threads import blas_limit
 from pqnet.graph import Graph
 from pqnet.runtime.builder import Choose, Store
 from pqnet.runtime.plan import Plan, StepTime, Workspace
-from pqnet.runtime.tuning import Tuner
+from pqnet.runtime.tune import Tuner
 
 __all__ = ["Engine"]
 

@@ -15,7 +15,7 @@ from pqnet.runtime import lower as lower
 from pqnet.runtime.builder import LOWERINGS, Builder, Choose, HostStep, Step, Store, Upload, aligned
 from pqnet.runtime.crew import crew
 from pqnet.runtime.execute import dense_param, evaluate_node, node_params
-from pqnet.runtime.tuning import rule
+from pqnet.runtime.tune import rule
 from pqnet.runtime.views import SLACK, View, place_buffers
 
 __all__ = ["Kernels", "Plan", "StepTime", "Workspace"]
@@ -125,7 +125,7 @@ class Plan:
     store : Store
         Parameters as kernels read them, shared by the plans of a model.
     choose : callable
-        Picks the way to run a layer, see `runtime.tuning`.
+        Picks the way to run a layer, see `runtime.tune`.
     """
 
     def __init__(self, graph: Graph, symbols: Mapping[str, int], store: Store, choose: Choose = rule) -> None:
