@@ -86,6 +86,12 @@ def test_an_entry_of_another_kernel_or_that_numba_cannot_read_is_not_run(places)
         assert run(fresh_kernel())
 
 
+def test_what_may_be_made_of_edited_sources_is_not_kept(places, monkeypatch):
+    monkeypatch.setattr(cache, "digest", lambda: "edited")
+    assert not run(fresh_kernel())
+    assert not places[0].exists() and not places[1].exists()
+
+
 def test_flush_removes_what_is_kept(places):
     kernel = fresh_kernel()
     run(kernel)
@@ -187,11 +193,9 @@ def test_processes_that_compile_at_once_and_for_other_cpus_are_not_in_each_other
 
 
 def test_the_folder_is_named_after_all_that_machine_code_depends_on(tmp_path, monkeypatch):
-    def name():
-        return cache.digest.__wrapped__()
-
+    name = cache.digest
     first = name()
-    assert first == name() == cache.digest() and cache.folders()[0].name == f"kernels-{first}"
+    assert first == name() == cache.DIGEST and cache.folders()[0].name == f"kernels-{first}"
     changes = [(cpu, "ISA", "other"), (cpu, "NAME", "other"), (cpu, "BYTE_TABLES", "other"), (config, "OPT", 1)]
     changes += [(cpu, "features", lambda: frozenset({"fma"})), (config, "BOUNDSCHECK", 1)]
     changes += [(cache.numba, "__version__", "0"), (cache.llvmlite, "__version__", "0")]

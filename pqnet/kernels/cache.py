@@ -26,7 +26,7 @@ import llvmlite
 import numba
 import numpy as np
 from numba.core import config, dispatcher
-from numba.core.caching import Cache, FunctionCache
+from numba.core.caching import Cache
 from numba.core.compiler import CompileResult
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.errors import NumbaWarning
@@ -47,29 +47,26 @@ SETTINGS = ("BOUNDSCHECK", "DEBUGINFO_DEFAULT", "DISABLE_INTEL_SVML", "LOOP_VECT
 _warned: list[str] = []
 
 
-@functools.cache
 def digest() -> str | None:
     """Return 16 hex digits that stand for all that machine code of kernels depends on; None if it cannot be told.
 
     These are the source of all kernels, the CPU and what kernels use of it, settings and versions.
     """
-    root = Path(__file__).parent
-    sources = sorted(root.rglob("*.py"))
-    if not sources:  # only compiled modules are installed
-        return None
     settings = [(name, str(getattr(config, name, None))) for name in SETTINGS]
-    versions = (
-        numba.__version__,
-        llvmlite.__version__,
-        np.__version__,
-        sys.implementation.cache_tag,
-        getattr(sys, "abiflags", ""),
-    )
+    python = sys.implementation.cache_tag, getattr(sys, "abiflags", "")
+    versions = numba.__version__, llvmlite.__version__, np.__version__, python
     found = hashlib.sha256(repr((cpu.target(), settings, versions)).encode())
-    for source in sources:
-        found.update(f"{source.relative_to(root).as_posix()} {source.stat().st_size}\n".encode())
-        found.update(source.read_bytes())
-    return found.hexdigest()[:16]
+    root = Path(__file__).parent
+    try:
+        sources = [(path.relative_to(root).as_posix(), path.read_bytes()) for path in sorted(root.rglob("*.py"))]
+    except OSError:
+        return None
+    for name, source in sources:
+        found.update(f"{name} {len(source)}\n".encode() + source)
+    return found.hexdigest()[:16] if sources else None  # there are none where only compiled modules are installed
+
+
+DIGEST = digest()  # before any kernel is imported
 
 
 @functools.cache
@@ -78,14 +75,14 @@ def folders() -> tuple[Path, ...]:
 
     The first is below ``NUMBA_CACHE_DIR`` or the user's folder for caches, the other below that for temporary files.
     """
-    if (name := digest()) is None:
+    if DIGEST is None:
         return ()
     user = os.path.join(appdirs.user_cache_dir("pqnet", False), "kernels")
     base = os.path.abspath(config.CACHE_DIR) if config.CACHE_DIR else user
     found = [Path(base)] if os.path.isabs(base) else []  # "~/.cache" where the user has no home
     if hasattr(os, "getuid"):  # elsewhere temporary files are the user's own, and beside the first folder
         found.append(Path(os.environ.get("TMPDIR") or "/tmp") / f"pqnet-kernels-{os.getuid()}")
-    return tuple(base / f"kernels-{name}" for base in found)
+    return tuple(base / f"kernels-{DIGEST}" for base in found)
 
 
 def _own(folder: Path) -> bool:
@@ -123,14 +120,12 @@ def _write(path: Path, data: bytes) -> None:
 
 def _remove_old(base: Path, new: str) -> None:
     """Remove the folders of other digests that were not used for long; a process that uses one compiles again."""
-    found = []
-    for folder in base.iterdir():
-        if re.fullmatch("kernels-[0-9a-f]{16}", folder.name) and folder.name != new:
-            with suppress(OSError):
-                found.append((folder.stat().st_mtime, folder))
-    for used, folder in sorted(found, reverse=True)[KEPT:]:
-        if time.time() - used > UNUSED:
-            shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):
+        others = [path for path in base.glob("kernels-*") if re.fullmatch("[0-9a-f]{16}", path.name[8:])]
+        found = sorted((path.stat().st_mtime, path) for path in others if path.name != new)
+        for used, folder in found[:-KEPT]:
+            if time.time() - used > UNUSED:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 @functools.cache
@@ -155,6 +150,8 @@ def _load(name: str, key: str, rebuild: Callable[[bytes], Any]) -> Any:
 
 def _save(name: str, data: bytes) -> None:
     """Write an entry to the first folder that takes it; warn, once in a process, if that is not the first of all."""
+    if digest() != DIGEST:  # sources were edited meanwhile: nobody knows which of them this is made of
+        return
     reasons = []
     for i, folder in enumerate(folders()):
         try:
@@ -166,11 +163,11 @@ def _save(name: str, data: bytes) -> None:
             new = not folder.is_dir()
             folder.mkdir(parents=True, exist_ok=True)
             _write(folder / name, data)
-            if new:
-                _remove_old(folder.parent, folder.name)
         except OSError as reason:
             reasons.append(str(reason))
             continue
+        if new:
+            _remove_old(folder.parent, folder.name)
         break
     if _warned or not (reasons or not folders()):
         return
@@ -235,11 +232,10 @@ def use_for_kernels() -> None:
 
     Called before any module with kernels is imported, so that none can be outside.
     """
-    if dispatcher.FunctionCache is not FunctionCache:  # done, or unknown to us
-        return
+    others = dispatcher.FunctionCache
 
-    def cache_of(function: Callable[..., Any]) -> Cache:
-        return KernelCache(function) if function.__module__.startswith(PACKAGE) else FunctionCache(function)
+    def cache_of(function: Callable[..., Any]) -> Any:
+        return KernelCache(function) if function.__module__.startswith(PACKAGE) else others(function)
 
     dispatcher.FunctionCache = cache_of
 
