@@ -1,8 +1,8 @@
 """Networks of torchvision with random packed weights against ONNX Runtime's float networks, in one process in turn.
 
-``over`` is the median time of pqnet over that of ONNX Runtime: below 1 pqnet is faster. Layers are packed in
-``channel`` blocks of 8 with K = 256 where they fit, else in blocks of the largest divisor (``channel``), or by the preset
-``small-blocks``; codes are drawn, which speed does not depend on. torchvision, onnx and onnxruntime are needed.
+``over`` is the median time of pqnet over that of ONNX Runtime: below 1 pqnet is faster. ``channel``: layers are packed
+in blocks of 8 channels with K = 256, else in blocks of the largest divisor. ``small-blocks``: as by that preset. Codes
+are drawn, which speed does not depend on. torchvision, onnx and onnxruntime are needed.
 
 Example: ``python bench/bench_zoo.py --only mobilenet_v2 mnasnet1_0 --codes channel``
 """

@@ -19,7 +19,7 @@ from pqnet.runtime.algorithms import ALGORITHMS
 from pqnet.runtime.execute import run_graph, values_to_free
 from pqnet.runtime.memory import Store, Workspace
 from pqnet.runtime.program import Program
-from pqnet.runtime.tuning import fixed
+from pqnet.runtime.tune import fixed
 
 
 def packed_weight(rng, shape, d, k, layout):

@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from pqnet.kernels.cpu import has
 from pqnet.kernels.kmeans_integers import PAIR_GROUP
-from pqnet.kernels.simd import has
 
 if TYPE_CHECKING:
     from pqnet.fit.tiles import Codewords
@@ -43,7 +43,7 @@ def as_integers(now: "Codewords", norm: float, wrong: float) -> Integers | None:
     d = words.shape[1]
     norm *= NORM_MARGIN
     size, biggest = np.sqrt(np.square(words).sum(1)), float(np.abs(words).max())
-    if not has("avx512vnni") or now.padded > MOST_WORDS or d < LEAST_SIZE or not (biggest > 0 and 0 < norm < np.inf):
+    if not has("avx512_vnni") or now.padded > MOST_WORDS or d < LEAST_SIZE or not (biggest > 0 and 0 < norm < np.inf):
         return None
     low, high = (offset - norm * size).min(), (offset + norm * size).max()
     sums, reach = float(np.abs(words).sum(1).max()), np.sqrt(d)

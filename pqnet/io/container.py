@@ -33,7 +33,6 @@ from collections.abc import Iterator, Mapping
 from importlib import metadata
 from typing import Any, BinaryIO
 
-import h5py
 import numpy as np
 
 from pqnet._check import choice, describe, error
@@ -421,6 +420,8 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         raise PQNetError(f"path: cannot read {name}: {reason.strerror}") from None
     if first.startswith(MAGIC):
         raise FormatError(f"{name}: expected a plain HDF5 file of arrays, got a pqnet file")
+    import h5py  # files of ours are read and written without it
+
     if not h5py.is_hdf5(name):
         raise FormatError(f"{name}: expected an HDF5 file, got {_content(first)}")
     try:
@@ -432,6 +433,8 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def _plain_arrays(path: str) -> dict[str, np.ndarray]:
+    import h5py
+
     arrays: dict[str, np.ndarray] = {}
     with h5py.File(path, "r") as file:
         links: dict[str, Any] = {}

@@ -18,6 +18,8 @@ import numpy as np
 from numba import from_dtype, types
 from numba.core import config
 
+from pqnet.kernels.cache import compiled
+
 __all__ = [
     *("CODES", "CONST", "DATA", "FLAG", "INDEX", "MAYBE_CODES", "MAYBE_CONST", "MAYBE_DATA", "SCRATCH", "SIZE"),
     *("Arguments", "Kind", "StepKernel", "step"),
@@ -98,11 +100,8 @@ class StepKernel:
         if config.DISABLE_JIT:
             return self.function
         if self._address is None:
-            signature = signature_of(from_dtype(self.arguments.dtype))
-            if signature not in self.function.overloads:
-                self.function.compile(signature)
-            compiled = self.function.overloads[signature]
-            self._address = compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
+            code = compiled(self.function, signature_of(from_dtype(self.arguments.dtype)))
+            self._address = code.library.get_pointer_to_function(code.fndesc.llvm_func_name)
         return self._address
 
 

@@ -12,7 +12,7 @@ from pqnet.graph import Graph
 from pqnet.runtime.builder import Choose
 from pqnet.runtime.memory import Store, Workspace
 from pqnet.runtime.program import Program, StepTime
-from pqnet.runtime.tuning import Tuner
+from pqnet.runtime.tune import Tuner
 
 __all__ = ["Engine"]
 

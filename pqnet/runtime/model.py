@@ -18,7 +18,7 @@ from pqnet.io import Golden, load_graph, save_graph
 from pqnet.runtime.engine import Engine
 from pqnet.runtime.execute import check_inputs, dense_param
 from pqnet.runtime.program import StepTime
-from pqnet.runtime.tuning import rule
+from pqnet.runtime.tune import rule
 
 __all__ = ["Model", "Signature", "load"]
 

@@ -21,7 +21,7 @@ from pqnet.runtime.checks import check_step
 from pqnet.runtime.crew import crew
 from pqnet.runtime.execute import dense_param, evaluate_node, node_params
 from pqnet.runtime.memory import SLACK, Piece, Store, View, Workspace, place_buffers
-from pqnet.runtime.tuning import rule
+from pqnet.runtime.tune import rule
 
 __all__ = ["Program", "Segment", "StepTime"]
 
@@ -165,7 +165,7 @@ class Program:
     store : Store
         Parameters as kernels read them, shared by the programs of a model.
     choose : callable
-        Picks the algorithm for a layer, see `runtime.tuning`.
+        Picks the algorithm for a layer, see `runtime.tune`.
     compute : {"float32"}
         Arithmetic of the layers.
 
