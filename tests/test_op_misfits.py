@@ -76,7 +76,7 @@ MISFITS: list[tuple[str, list[Info], dict[str, Info], dict[str, Any], str]] = [
         {"shape": (2,), "value": 0.5, "dtype": "int64"},
         "value: expected a whole number for int64, got 0.5",
     ),
-    ("full", [], {}, {"shape": (2, -1), "value": 0}, r"output shape \(2, -1\) is negative"),
+    ("full", [], {}, {"shape": (2, -1), "value": 0}, r"expected no negative size, got shape \(2, -1\)"),
     ("arange", [], {}, {"end": 3, "step": 0}, "step: expected one that leads from 0 to 3, got 0"),
     ("arange", [], {}, {"end": -3}, "step: expected one that leads from 0 to -3, got 1"),
     ("batch_norm", [F1], {}, {}, "input of 2 to 5 axes"),

@@ -20,6 +20,7 @@ Shared, they cost 1 kB for a whole file and some 10 bytes for an array in the de
 
 import contextlib
 import hashlib
+import io
 import json
 import math
 import os
@@ -37,7 +38,10 @@ from pqnet._check import choice, describe, error
 from pqnet.errors import FormatError, PQNetError
 from pqnet.io.hdf5_layout import BASE, DTYPES, TEXT_START, Frame, hdf5_frame
 
-__all__ = ["check_name", "container_nbytes", "read_arrays", "read_container", "replaced", "write_container"]
+__all__ = [
+    *("check_name", "container_bytes", "container_content", "container_nbytes"),
+    *("read_arrays", "read_container", "replaced", "write_container"),
+]
 
 MAGIC = b"PQNET\n"
 VERSION = 1
@@ -83,6 +87,16 @@ def write_container(path: Path, kind: str, header: Mapping[str, Any], arrays: Ma
     text, counts = _described(kind, header, arrays)
     with replaced(path) as temporary, open(temporary, "wb") as stream:
         _write(stream, text, arrays, counts)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def container_bytes(kind: str, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:
+    """Return the content of the file that `write_container` makes of the same arguments, or raise as it does."""
+    text, counts = _described(kind, header, arrays)
+    stream = io.BytesIO()
+    _write(stream, text, arrays, counts)
+    return stream.getvalue()
 
 
 def container_nbytes(kind: str, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> int:
@@ -133,12 +147,22 @@ def read_container(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, np.
     PQNetError
         If the file is missing or cannot be read.
     """
-    choice(kind, "kind", KINDS)
     name = _file_name(path)
     try:
-        document, arrays = _parse(_read_verified(name))
+        data = _read(name)
     except OSError as reason:
         raise PQNetError(f"path: cannot read {name}: {reason.strerror}") from None
+    except PQNetError as reason:
+        raise FormatError(f"{name}: {reason}") from None
+    return container_content(data, kind, name)
+
+
+def container_content(data: bytes, kind: str, name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return header and arrays of the bytes of a file, as `read_container` does; ``name`` is for its errors."""
+    choice(kind, "kind", KINDS)
+    try:
+        _verify(data)
+        document, arrays = _parse(data)
     except PQNetError as reason:
         raise FormatError(f"{name}: {reason}") from reason.__cause__
     if document["kind"] != kind:
@@ -222,8 +246,6 @@ def _write(stream: BinaryIO, text: bytes, arrays: Mapping[str, np.ndarray], coun
         stream.write(piece)
     stream.seek(0)
     stream.write(_user_block(frame.length, len(packed), len(text), digest.digest()))
-    stream.flush()
-    os.fsync(stream.fileno())
 
 
 def _pieces(frame: Frame, packed: bytes, arrays: Mapping[str, np.ndarray]) -> Iterator[bytes | memoryview]:
@@ -252,20 +274,23 @@ def _counts(index: Mapping[str, Any]) -> dict[str, int]:
 # -- reading -------------------------------------------------------------------------------------------------
 
 
-def _read_verified(name: str) -> bytes:
-    """Return the bytes of a file whose magic, version, length and digest are right."""
+def _read(name: str) -> bytes:
+    """Return the bytes of a file whose first block is that of a file of its length: others may be of any size."""
     with open(name, "rb") as stream:
         length = os.fstat(stream.fileno()).st_size
         _check_block(stream.read(BASE), length)
         stream.seek(0)
-        data = stream.read(length + 1)
-    _check_block(data[:BASE], len(data))  # once more: another program may write to the file just now
+        return stream.read(length + 1)  # another program may write to the file just now
+
+
+def _verify(data: bytes) -> None:
+    """Raise FormatError unless magic, version, length and digest of the bytes of a file are right."""
+    _check_block(data[:BASE], len(data))
     *_, stated, packed_size, text_size, digest = _FIELDS.unpack_from(data)
     computed = hashlib.sha256(_user_block(stated, packed_size, text_size, bytes(32)))
     computed.update(memoryview(data)[BASE:])
     if computed.digest() != digest:
         raise FormatError("the file is damaged: its content does not match its checksum; get a fresh copy")
-    return data
 
 
 def _check_block(block: bytes, length: int) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from pqnet.errors import PQNetError, UnsupportedOpError
 from pqnet.graph import GraphBuilder
-from pqnet.graph.op import resolve_dim
+from pqnet.graph.sizes import resolve_dim
 from pqnet_converters.aten.registry import RULES
 
 __all__ = ["Importer", "Tensor", "dtype_name"]
