@@ -17,7 +17,9 @@ from pqnet.graph import Graph, GraphBuilder, Info, Node, ValueInfo
 from pqnet.graph.op import complete_attrs, get_op
 from pqnet.runtime.execute import dense_param, evaluate_node, run_graph, values_to_free
 
-__all__ = ["cut", "random_graph", "reference", "same"]
+__all__ = ["cut", "random_graph", "reference", "same", "wrong_part"]
+
+Run = Callable[[Graph, Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 
 MOST = 30_000  # elements of a value
 LARGEST = 1e3  # magnitude
@@ -67,6 +69,16 @@ def cut(graph: Graph, value: str) -> Graph:
     return Graph(graph.inputs, {"y": value}, nodes[::-1], params, graph.symbols).validate()
 
 
+def wrong_part(graph: Graph, inputs: Mapping[str, np.ndarray], run: Run) -> Graph | None:
+    """Return the part that computes the first value which a way to run networks gets wrong, or None."""
+    for node in graph.nodes:
+        for value in node.outputs:
+            part = cut(graph, value)
+            if not same(run(part, inputs)["y"], reference(part, inputs)["y"]):
+                return part
+    return None
+
+
 class Maker:
     """A network that grows."""
 
@@ -75,7 +87,7 @@ class Maker:
         self.inputs: dict[str, np.ndarray] = {}
         self.values: dict[str, np.ndarray] = {}
         self.twins: dict[str, np.ndarray] = {}  # with errors
-        kind = self.pick(["images"] * 5 + ["tokens"] * 3 + ["rows"] * 2 + ["ids"])
+        kind = self.pick(["images"] * 7 + ["tokens"] * 3 + ["rows"] * 2 + ["ids"])
         batch = self.number(1, 6) if self.chance(0.8) else 17
         shape = self._input_shape(kind, batch)
         infos = {}
@@ -189,7 +201,7 @@ class Maker:
         floats = [name for name, array in self.values.items() if array.dtype == np.float32 and array.ndim]
         value = floats[-1] if self.chance(0.7) else self.pick(floats)
         moves: list[Callable[[str], str | None]] = [self.moved, self.combined, self.normed]
-        moves += {4: [self.convolved] * 8 + [self.pooled] * 2, 3: [self.attended] * 2 + [self.linear] * 5}.get(
+        moves += {4: [self.convolved] * 8 + [self.regrouped] * 2 + [self.pooled] * 2, 3: [self.attended] * 2 + [self.linear] * 5}.get(
             self.values[value].ndim, [self.linear] * 4
         )
         made = self.pick(moves)(value)
@@ -242,6 +254,18 @@ class Maker:
             return None
         name, attrs["groups"] = self.pick(fitting)
         return str(name)
+
+    def regrouped(self, value: str) -> str | None:
+        """Use the weight of one convolution for several groups of channels too."""
+        layers = [node for node in self.builder.nodes if node.op == "conv2d" and "groups" in node.attrs]
+        if not layers:
+            return self.convolved(value)
+        layer = self.pick(layers)
+        outputs, _, *kernel = self.builder.params[layer.params["weight"]].shape
+        copies = self.divisor(outputs // layer.attrs["groups"], 4)
+        wide = self.add("concat", *[layer.inputs[0]] * copies, axis=1)
+        attrs = {"groups": copies * layer.attrs["groups"], "padding": tuple(k // 2 for k in kernel) * 2}
+        return wide and self.add("conv2d", wide, params={"weight": layer.params["weight"]}, **attrs)
 
     def pooled(self, value: str) -> str | None:
         size = self.values[value].shape[2:]
