@@ -31,7 +31,21 @@ OTHER_CODECS = (
     *(pqnet.Sparse(0.2), pqnet.Additive([pqnet.Scalar(3), pqnet.Sparse(0.1)])),
 )
 ACTIVATIONS = ("relu", "sigmoid", "tanh", "silu", "hardsigmoid", "hardswish", "mish", "leaky_relu", "elu", "gelu")
-FUNCTIONS = ("softplus", "abs", "neg", "erf", "sin", "cos", "sign", "floor", "round", "exp", "sqrt", "log", "reciprocal")
+FUNCTIONS = (
+    "softplus",
+    "abs",
+    "neg",
+    "erf",
+    "sin",
+    "cos",
+    "sign",
+    "floor",
+    "round",
+    "exp",
+    "sqrt",
+    "log",
+    "reciprocal",
+)
 
 
 def random_graph(seed: int) -> tuple[Graph, dict[str, np.ndarray]]:
@@ -201,12 +215,16 @@ class Maker:
         floats = [name for name, array in self.values.items() if array.dtype == np.float32 and array.ndim]
         value = floats[-1] if self.chance(0.7) else self.pick(floats)
         moves: list[Callable[[str], str | None]] = [self.moved, self.combined, self.normed]
-        moves += {4: [self.convolved] * 8 + [self.regrouped] * 2 + [self.pooled] * 2, 3: [self.attended] * 2 + [self.linear] * 5}.get(
-            self.values[value].ndim, [self.linear] * 4
-        )
+        if self.values[value].ndim == 4:
+            moves += [self.convolved] * 8 + [self.regrouped] * 2 + [self.pooled] * 2
+        elif self.values[value].ndim == 3:
+            moves += [self.linear] * 5 + [self.attended] * 2
+        else:
+            moves += [self.linear] * 4
         made = self.pick(moves)(value)
-        while made is not None and self.values[made].dtype == np.float32 and self.values[made].ndim and self.chance(0.6):
-            # What engines fuse with the layer before it.
+        while made is not None and self.chance(0.6):  # what engines fuse with the layer before it
+            if self.values[made].dtype != np.float32 or not self.values[made].ndim:
+                break
             made = self.pick([self.normed, self.activated, self.activated, self.combined])(made)
 
     def build(self) -> Graph:
@@ -218,7 +236,7 @@ class Maker:
     # -- what may follow a value
 
     def convolved(self, value: str) -> str | None:
-        batch, channels, *_ = self.values[value].shape
+        _, channels, *_ = self.values[value].shape
         op = "conv_transpose2d" if self.chance(0.1) else "conv2d"
         kernel = self.pick([(1, 1), (1, 1), (3, 3), (3, 3), (5, 5), (7, 7), (1, 3), (2, 4), (3, 1)])
         groups = self.pick([1, 1, 1, self.divisor(channels), channels])
@@ -309,7 +327,7 @@ class Maker:
         return self.add("linear", value, params=params)
 
     def attended(self, value: str) -> str | None:
-        batch, tokens, channels = self.values[value].shape
+        _, tokens, channels = self.values[value].shape
         heads = self.divisor(channels, 8)
 
         def split_heads(name: str | None) -> str | None:

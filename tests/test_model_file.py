@@ -382,9 +382,7 @@ def test_shape_rules_that_fail_give_a_format_error(
 ) -> None:
     """No rule is known to raise anything but PQNetError; should one, the file is to blame."""
     monkeypatch.setitem(OPS, "clamp", replace(OPS["clamp"], infer=lambda x, p, a: x[0].shape[7]))
-    with pytest.raises(
-        FormatError, match=r"a\.h5: node 'clamp' .*the network is not valid: tuple index out of range"
-    ):
+    with pytest.raises(FormatError, match=r"a\.h5: node 'clamp' .*the network is not valid: tuple index out of range"):
         load_graph(forge(tmp_path / "a.h5", *model))
 
 
