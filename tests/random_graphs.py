@@ -12,7 +12,8 @@ import numpy as np
 
 import pqnet
 from pqnet import PQNetError
-from pqnet.codecs import Packed, PackedPQ
+from pqnet._threads import blas_limit
+from pqnet.codecs import Packed, PackedAdditive, PackedPQ, PackedScalar, PackedSparse
 from pqnet.graph import Graph, GraphBuilder, Info, Node, ValueInfo
 from pqnet.graph.op import complete_attrs, get_op
 from pqnet.runtime.execute import dense_param, evaluate_node, run_graph, values_to_free
@@ -26,9 +27,9 @@ LARGEST = 1e3  # magnitude
 NOISE, TOLERANCE = 1e-5, 5e-4  # relative to the largest magnitude: of one operation; of a value
 KS = (2, 3, 4, 9, 10, 11, 12, 16, 19, 20, 27, 33, 64, 76, 91, 108, 200, 256, 300, 362, 512)
 CHANNELS = (1, 2, 3, 4, 5, 7, 8, 12, 16, 17, 24, 32, 40, 48, 64)
-OTHER_CODECS = (
-    *(pqnet.Scalar(5), pqnet.Fixed("ternary", "closed", "channel"), pqnet.IntN(4, "channel")),
-    *(pqnet.Sparse(0.2), pqnet.Additive([pqnet.Scalar(3), pqnet.Sparse(0.1)])),
+SCALAR_CODECS = (
+    *(pqnet.Scalar(5), pqnet.Fixed("ternary", "closed", "channel"), pqnet.Fixed("pow2", "none", exponent=2)),
+    *(pqnet.IntN(4, "channel"), pqnet.IntN(8), pqnet.IntN(3, "channel", symmetric=False)),
 )
 ACTIVATIONS = ("relu", "sigmoid", "tanh", "silu", "hardsigmoid", "hardswish", "mish", "leaky_relu", "elu", "gelu")
 FUNCTIONS = (
@@ -50,15 +51,17 @@ FUNCTIONS = (
 
 def random_graph(seed: int) -> tuple[Graph, dict[str, np.ndarray]]:
     """Return a network of 1 to about 20 nodes and inputs for it; the same for the same seed."""
-    maker = Maker(np.random.default_rng(seed))
-    for _ in range(maker.number(1, 8)):
-        maker.step()
-    return maker.build(), maker.inputs
+    with blas_limit(1):
+        maker = Maker(np.random.default_rng(seed))
+        for _ in range(maker.number(1, 8)):
+            maker.step()
+        return maker.build(), maker.inputs
 
 
 def reference(graph: Graph, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return what the operations mean in NumPy."""
-    return run_graph(graph, values_to_free(graph), dict(inputs))
+    with blas_limit(1):
+        return run_graph(graph, values_to_free(graph), dict(inputs))
 
 
 def same(got: np.ndarray, want: np.ndarray) -> bool:
@@ -153,10 +156,36 @@ class Maker:
         """Return a weight, dense or packed."""
         dense = self.rng.standard_normal(shape).astype(np.float32) / np.float32(np.sqrt(np.prod(shape[1:])))
         way = self.rng.random()
-        if way < 0.3 or min(shape) < 1:
+        if way < 0.3:
             return dense.astype(np.float16) if way < 0.05 else dense
-        if way < 0.35 and dense.size >= 20:
-            return self.pick(OTHER_CODECS).fit(dense)
+        if way < 0.4 and dense.size >= 16:
+            return self.other_codec(shape)
+        return self.product_codes(shape)
+
+    def other_codec(self, shape: tuple[int, ...]) -> Packed:
+        """Return a weight of numbers with codes of their own, of few numbers that are not 0, or a sum of these."""
+        size = int(np.prod(shape))
+        count = self.number(1, max(size // 5, 1))
+        places = np.sort(self.rng.choice(size, count, replace=False))
+        sparse = PackedSparse(pqnet.Sparse(count=count), shape, places, self.numbers(count) / 2)
+        if self.chance(0.3):
+            return sparse
+        codec = self.pick(SCALAR_CODECS).check(shape)
+        codes = self.rng.integers(0, codec.k, (shape[0], size // shape[0]))
+        stored: dict[str, np.ndarray] = {}
+        if codec.levels is None:
+            stored["codebook"] = self.numbers(codec.k, 1) / 4
+        if codec.scaled:
+            stored["scales"] = self.rng.uniform(0.1, 1, codec.scale_grid(shape)) / codec.k
+        if codec.has_zeros:
+            stored["zeros"] = self.rng.integers(0, codec.k, codec.scale_grid(shape))
+        scalar = PackedScalar(codec, shape, codes, **stored)
+        if self.chance(0.7):
+            return scalar
+        return PackedAdditive(pqnet.Additive([scalar.codec, sparse.codec]), [scalar, sparse])
+
+    def product_codes(self, shape: tuple[int, ...]) -> PackedPQ:
+        """Return a weight whose blocks are those of a codebook."""
         layout = self.pick(["spatial", "channel"])
         along = shape[1] if layout == "channel" else int(np.prod(shape[1:]))
         d = 8 if along % 8 == 0 and self.chance(0.5) else self.divisor(along, 32)
@@ -174,8 +203,9 @@ class Maker:
     def _with_error(self, array: np.ndarray) -> np.ndarray:
         if array.dtype != np.float32:
             return array
-        noise = self.rng.uniform(-NOISE, NOISE, array.shape) * np.abs(array).max(initial=0)
-        return (array + noise).astype(np.float32)
+        with np.errstate(invalid="ignore"):  # infinities are refused later
+            noise = self.rng.uniform(-NOISE, NOISE, array.shape) * np.abs(array).max(initial=0)
+            return (array + noise).astype(np.float32)
 
     def add(self, op: str, *inputs: str, params: Mapping[str, Any] | None = None, **attrs: Any) -> str | None:
         """Append a node and return its first output, or None if it would not fit or be too sensitive to errors."""
@@ -208,7 +238,9 @@ class Maker:
         if value.dtype != np.float32:
             return np.array_equal(value, twin)
         largest = np.abs(value).max(initial=1e-6)
-        return bool(largest < LARGEST and (np.abs(value - twin) <= TOLERANCE * largest).all())
+        return bool(
+            np.isfinite(twin).all() and largest < LARGEST and (np.abs(value - twin) <= TOLERANCE * largest).all()
+        )
 
     def step(self) -> None:
         """Append a few nodes after one of the last values."""

@@ -116,7 +116,7 @@ def forged(rng: np.random.Generator, header: dict[str, Any]) -> dict[str, Any]:
         nodes = header.get("nodes")
         if rng.random() < 0.7 and isinstance(nodes, list) and nodes:
             node = nodes[rng.integers(len(nodes))]
-            if isinstance(node, dict) and node.get("op") in OPS and isinstance(node.setdefault("attrs", {}), dict):
+            if isinstance(node, dict) and str(node.get("op")) in OPS and isinstance(node.setdefault("attrs", {}), dict):
                 fitting = {n: a.default for n, a in OPS[node["op"]].attrs.items() if a.default is not REQUIRED}
                 node["attrs"] = json.loads(json.dumps(fitting)) | node["attrs"]
                 some = places(node["attrs"]) or everywhere
