@@ -47,6 +47,8 @@ MAGIC = b"PQNET\n"
 VERSION = 1
 KINDS = {"model": "pqnet.load", "statistics": "pqnet.load_statistics", "layer": "pqnet.quantize(checkpoint=...)"}
 MAX_HEADER = 1 << 24  # bytes of JSON: names of a thousand layers and of a vocabulary, not a decompression bomb
+MAX_VALUES = 1 << 21  # commas and brackets in that: each value costs a hundred bytes and half a microsecond to read
+MAX_ARRAYS = 1 << 17
 MAX_DEPTH = 64
 MAX_AXES = 8
 MAX_SIZE = 1 << 40  # of an array without empty axes; NumPy takes no more than 2**63 bytes, empty or not
@@ -119,9 +121,18 @@ def _described(kind: str, header: Mapping[str, Any], arrays: Mapping[str, np.nda
     _check_plain(header, "header")
     document = {"kind": kind, "writer": _writer(), "arrays": index, "header": header}
     text = json.dumps(document, separators=(",", ":")).encode()
+    _check_text_limits(text, len(arrays))
+    return text, _counts(index)
+
+
+def _check_text_limits(text: bytes, arrays: int) -> None:
+    """Raise unless a header is of a size that takes little time to read."""
     if len(text) > MAX_HEADER:
         raise error("header", f"at most {MAX_HEADER} bytes of JSON", len(text))
-    return text, _counts(index)
+    if (values := sum(map(text.count, (b",", b"[", b"{")))) > MAX_VALUES:
+        raise error("header", f"at most {MAX_VALUES} values (commas and brackets)", values)
+    if arrays > MAX_ARRAYS:
+        raise error("arrays", f"at most {MAX_ARRAYS}", arrays)
 
 
 def read_container(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -354,6 +365,7 @@ def _document(packed: bytes, size: int) -> dict[str, Any]:
         raise FormatError(f"header: {reason}") from None
     if len(text) != size or not inflate.eof or inflate.unused_data:
         raise FormatError(f"header: expected {size} bytes of deflated text, got others")
+    _check_text_limits(text, 0)
     try:
         document = json.loads(text, object_pairs_hook=_unique)
         _check_plain(document, "")
@@ -379,6 +391,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _checked_index(index: Any) -> dict[str, Any]:
     if not isinstance(index, dict):
         raise FormatError(f"arrays: expected names with dtype and shape, got {describe(index)}")
+    _check_text_limits(b"", len(index))
     for name, entry in index.items():
         check_name(name, "array name")
         match entry:
