@@ -6,7 +6,7 @@ What loads and runs networks is imported at once, what makes them small when it 
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from pqnet.codecs import CODECS, FITTERS, Codec, Fit
+from pqnet.codecs import CODECS, FITTERS, Fit
 from pqnet.codecs import PQ as PQ
 from pqnet.codecs import Additive as Additive
 from pqnet.codecs import Fixed as Fixed

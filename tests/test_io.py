@@ -430,6 +430,21 @@ def test_forged_compression(tmp_path: Path) -> None:
         read_container(forge(path, b" " * (1 << 24) + b"1"), "model")
 
 
+def test_headers_of_too_many_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, arrays = tmp_path / "a.h5", {f"{i}": np.ones(0, np.bool_) for i in range(8)}
+    monkeypatch.setattr(container_module, "MAX_ARRAYS", 7)
+    with pytest.raises(PQNetError, match="arrays: expected at most 7, got 8"):
+        write_container(path, "model", {}, arrays)
+    with pytest.raises(FormatError, match="arrays: expected at most 7, got 8"):
+        read_container(forge(path, envelope({name: ["bool", [0]] for name in arrays})), "model")
+    monkeypatch.setattr(container_module, "MAX_VALUES", 99)
+    for content in ("," * 100, [[]] * 60):
+        with pytest.raises(PQNetError, match=r"header: expected at most 99 values \(commas and brackets\), got 1"):
+            write_container(path, "model", {"a": content}, {})
+        with pytest.raises(FormatError, match=r"header: expected at most 99 values \(commas and brackets\), got 1"):
+            read_container(forge(path, envelope({}, {"a": content})), "model")
+
+
 # -- arrays of others ----------------------------------------------------------------------------------------
 
 

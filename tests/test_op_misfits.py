@@ -76,7 +76,7 @@ MISFITS: list[tuple[str, list[Info], dict[str, Info], dict[str, Any], str]] = [
         {"shape": (2,), "value": 0.5, "dtype": "int64"},
         "value: expected a whole number for int64, from .*, got 0.5",
     ),
-    ("full", [], {}, {"shape": (2, -1), "value": 0}, r"output shape \(2, -1\) is negative"),
+    ("full", [], {}, {"shape": (2, -1), "value": 0}, r"expected no negative size, got shape \(2, -1\)"),
     ("full", [], {}, {"shape": (2,), "value": 256, "dtype": "uint8"}, "for uint8, from 0 to 255, got 256"),
     ("full", [], {}, {"shape": (2,), "value": 2**63}, "full.value: expected number, got int"),
     ("bitwise_and", [F2, Info((3, 4), "int32")], {}, {}, "expected integers, got float32, int32 and scalar None"),

@@ -260,9 +260,13 @@ def codec_from_attrs(attrs: Mapping[str, Any]) -> Codec:
     name = fields.pop("codec", None)
     if not isinstance(name, str) or name not in CODECS:
         raise FormatError(f"codec: expected one of {sorted(CODECS)}, got {name!r}")
-    known = list(inspect.signature(CODECS[name]).parameters)
+    parameters = inspect.signature(CODECS[name]).parameters
+    known = list(parameters)
     if unknown := [field for field in fields if field not in known]:
         raise FormatError(f"codec {name!r}: expected fields among {known}, got {unknown[0]!r}")
+    required = [field for field in known if parameters[field].default is inspect.Parameter.empty]
+    if missing := [field for field in required if field not in fields]:
+        raise FormatError(f"codec {name!r}: expected the field {missing[0]!r}, got {sorted(fields)}")
     try:
         return CODECS[name](**fields)
     except PQNetError as reason:

@@ -23,6 +23,7 @@ Shared, they cost 1 kB for a whole file and some 10 bytes for an array in the de
 
 import contextlib
 import hashlib
+import io
 import json
 import math
 import os
@@ -39,13 +40,18 @@ from pqnet._check import choice, describe, error
 from pqnet.errors import FormatError, PQNetError
 from pqnet.io.hdf5_layout import BASE, DTYPES, TEXT_START, Frame, hdf5_frame
 
-__all__ = ["check_name", "container_nbytes", "read_arrays", "read_container", "replaced", "write_container"]
+__all__ = [
+    *("check_name", "container_bytes", "container_content", "container_nbytes"),
+    *("read_arrays", "read_container", "replaced", "write_container"),
+]
 
 MAGIC = b"PQNET\n"
 VERSIONS = (1, 2)
 NEW_DTYPES = ("int32", "int16", "int8")  # of version 2
 KINDS = {"model": "pqnet.load", "statistics": "pqnet.load_statistics", "layer": "pqnet.quantize(checkpoint=...)"}
 MAX_HEADER = 1 << 24  # bytes of JSON: names of a thousand layers and of a vocabulary, not a decompression bomb
+MAX_VALUES = 1 << 21  # commas and brackets in that: each value costs a hundred bytes and half a microsecond to read
+MAX_ARRAYS = 1 << 17
 MAX_DEPTH = 64
 MAX_AXES = 8
 MAX_SIZE = 1 << 40  # of an array without empty axes; NumPy takes no more than 2**63 bytes, empty or not
@@ -87,6 +93,16 @@ def write_container(path: Path, kind: str, header: Mapping[str, Any], arrays: Ma
     version = _version(header, arrays)
     with replaced(path) as temporary, open(temporary, "wb") as stream:
         _write(stream, text, arrays, counts, version)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def container_bytes(kind: str, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:
+    """Return the content of the file that `write_container` makes of the same arguments, or raise as it does."""
+    text, counts = _described(kind, header, arrays)
+    stream = io.BytesIO()
+    _write(stream, text, arrays, counts, _version(header, arrays))
+    return stream.getvalue()
 
 
 def container_nbytes(kind: str, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> int:
@@ -109,9 +125,18 @@ def _described(kind: str, header: Mapping[str, Any], arrays: Mapping[str, np.nda
     _check_plain(header, "header")
     document = {"kind": kind, "writer": _writer(), "arrays": index, "header": header}
     text = json.dumps(document, separators=(",", ":")).encode()
+    _check_text_limits(text, len(arrays))
+    return text, _counts(index)
+
+
+def _check_text_limits(text: bytes, arrays: int) -> None:
+    """Raise unless a header is of a size that takes little time to read."""
     if len(text) > MAX_HEADER:
         raise error("header", f"at most {MAX_HEADER} bytes of JSON", len(text))
-    return text, _counts(index)
+    if (values := sum(map(text.count, (b",", b"[", b"{")))) > MAX_VALUES:
+        raise error("header", f"at most {MAX_VALUES} values (commas and brackets)", values)
+    if arrays > MAX_ARRAYS:
+        raise error("arrays", f"at most {MAX_ARRAYS}", arrays)
 
 
 def read_container(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -137,12 +162,22 @@ def read_container(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, np.
     PQNetError
         If the file is missing or cannot be read.
     """
-    choice(kind, "kind", KINDS)
     name = _file_name(path)
     try:
-        document, arrays = _parse(_read_verified(name))
+        data = _read(name)
     except OSError as reason:
         raise PQNetError(f"path: cannot read {name}: {reason.strerror}") from None
+    except PQNetError as reason:
+        raise FormatError(f"{name}: {reason}") from None
+    return container_content(data, kind, name)
+
+
+def container_content(data: bytes, kind: str, name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return header and arrays of the bytes of a file, as `read_container` does; ``name`` is for its errors."""
+    choice(kind, "kind", KINDS)
+    try:
+        _verify(data)
+        document, arrays = _parse(data)
     except PQNetError as reason:
         raise FormatError(f"{name}: {reason}") from reason.__cause__
     if document["kind"] != kind:
@@ -242,8 +277,6 @@ def _write(
         stream.write(piece)
     stream.seek(0)
     stream.write(_user_block(version, frame.length, len(packed), len(text), digest.digest()))
-    stream.flush()
-    os.fsync(stream.fileno())
 
 
 def _pieces(frame: Frame, packed: bytes, arrays: Mapping[str, np.ndarray]) -> Iterator[bytes | memoryview]:
@@ -272,20 +305,23 @@ def _counts(index: Mapping[str, Any]) -> dict[str, int]:
 # -- reading -------------------------------------------------------------------------------------------------
 
 
-def _read_verified(name: str) -> bytes:
-    """Return the bytes of a file whose magic, version, length and digest are right."""
+def _read(name: str) -> bytes:
+    """Return the bytes of a file whose first block is that of a file of its length: others may be of any size."""
     with open(name, "rb") as stream:
         length = os.fstat(stream.fileno()).st_size
         _check_block(stream.read(BASE), length)
         stream.seek(0)
-        data = stream.read(length + 1)
-    _check_block(data[:BASE], len(data))  # once more: another program may write to the file just now
+        return stream.read(length + 1)  # another program may write to the file just now
+
+
+def _verify(data: bytes) -> None:
+    """Raise FormatError unless magic, version, length and digest of the bytes of a file are right."""
+    _check_block(data[:BASE], len(data))
     _, version, stated, packed_size, text_size, digest = _FIELDS.unpack_from(data)
     computed = hashlib.sha256(_user_block(version, stated, packed_size, text_size, bytes(32)))
     computed.update(memoryview(data)[BASE:])
     if computed.digest() != digest:
         raise FormatError("the file is damaged: its content does not match its checksum; get a fresh copy")
-    return data
 
 
 def _check_block(block: bytes, length: int) -> None:
@@ -352,6 +388,7 @@ def _document(packed: bytes, size: int) -> dict[str, Any]:
         raise FormatError(f"header: {reason}") from None
     if len(text) != size or not inflate.eof or inflate.unused_data:
         raise FormatError(f"header: expected {size} bytes of deflated text, got others")
+    _check_text_limits(text, 0)
     try:
         document = json.loads(text, object_pairs_hook=_unique)
         _check_plain(document, "")
@@ -377,6 +414,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _checked_index(index: Any) -> dict[str, Any]:
     if not isinstance(index, dict):
         raise FormatError(f"arrays: expected names with dtype and shape, got {describe(index)}")
+    _check_text_limits(b"", len(index))
     for name, entry in index.items():
         check_name(name, "array name")
         match entry:

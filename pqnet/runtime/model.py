@@ -14,7 +14,7 @@ from pqnet.errors import PQNetError
 from pqnet.graph import Graph, ValueInfo
 from pqnet.graph.passes import merge_batch_norm
 from pqnet.graph.size import SizeReport, measure_size
-from pqnet.io import Golden, load_graph, save_graph
+from pqnet.io import Golden, graph_from_bytes, graph_to_bytes, load_graph, save_graph
 from pqnet.runtime.engine import Engine
 from pqnet.runtime.execute import check_inputs, dense_param
 from pqnet.runtime.program import StepTime
@@ -160,9 +160,17 @@ class Model:
         nbytes = sum(a.nbytes for a in (*golden.arrays.values(), *golden.outputs.values()))
         return Model(self.graph, golden if nbytes <= GOLDEN_BYTES else None, self.compute)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel to other processes, and be copied, in the form of the file."""
+        return _from_bytes, (graph_to_bytes(self.graph, self.golden),)
+
     def __repr__(self) -> str:
         size = self.size()
         return f"Model({len(self.graph.nodes)} nodes, {size.total} bytes, {size.ratio:.1f}x smaller than float32)"
+
+
+def _from_bytes(data: bytes) -> Model:
+    return Model(*graph_from_bytes(data))
 
 
 def load(path: str | Path, compute: str = "float32") -> Model:

@@ -11,7 +11,8 @@ import torch
 
 from pqnet.errors import PQNetError, UnsupportedOpError
 from pqnet.graph import GraphBuilder
-from pqnet.graph.op import DTYPES, resolve_dim
+from pqnet.graph.op import DTYPES
+from pqnet.graph.sizes import resolve_dim
 from pqnet_converters.aten.registry import RULES
 
 __all__ = ["Importer", "Tensor", "dtype_name"]

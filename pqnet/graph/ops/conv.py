@@ -18,6 +18,8 @@ def _out_size(size: int, before: int, after: int, kernel: int, stride: int, dila
 def _check(x: Info, weight: Info, bias: Info | None, a: Attrs) -> None:
     if len(x.shape) != 4 or len(weight.shape) != 4:
         raise PQNetError(f"expected 4 axes (batch, channels, height, width), got {x.shape} and weight {weight.shape}")
+    if min(weight.shape) < 1:
+        raise PQNetError(f"weight: expected at least one output, channel and tap, got shape {weight.shape}")
     if min(a["stride"]) < 1 or min(a["dilation"]) < 1 or a["groups"] < 1:
         raise PQNetError("expected stride, dilation and groups of at least 1")
     o, c = weight.shape[:2]

@@ -10,6 +10,7 @@ from pqnet.errors import PQNetError
 from pqnet.graph.axes import Axes, Axis, Tracked, broadcast, cut, fix, fresh, join, reshape, unify
 from pqnet.graph.op import Arrays, Attr, Attrs, Info, Params, broadcast_shape, check_axes, check_dtype, register
 from pqnet.graph.ops.elementwise import as_scalar, check_scalar
+from pqnet.graph.sizes import apply
 
 MAX_INPUTS = 65536
 
@@ -62,8 +63,11 @@ def _infer_slice(x: Sequence[Info], p: Mapping[str, Info], a: Attrs) -> Info:
     check_axes([a["axis"]], len(x[0].shape))
     if a["step"] == 0:
         raise PQNetError("step: expected another number than 0")
-    taken = range(x[0].shape[a["axis"]])[slice(a["start"], a["stop"], a["step"])]
-    return _resized(x[0], a["axis"], len(taken))
+    return _resized(x[0], a["axis"], apply(_taken, x[0].shape[a["axis"]], a["start"], a["stop"], a["step"]))
+
+
+def _taken(size: int, start: int, stop: int | None, step: int) -> int:
+    return len(range(size)[slice(start, stop, step)])
 
 
 def _eval_slice(x: Arrays, p: Params, a: Attrs) -> np.ndarray:
