@@ -12,6 +12,7 @@ from random_graphs import random_graph, reference, same, wrong_part
 import pqnet
 from pqnet import PQNetError
 from pqnet.graph.symbols import output_signature
+from pqnet.runtime.algorithms import ALGORITHMS
 
 
 def check(seed: int) -> None:
@@ -45,9 +46,9 @@ def test_random_networks(first: int) -> None:
         check(seed)
 
 
-@pytest.mark.parametrize("way", ["decode", "winograd", "dots"])
-def test_random_networks_by_every_way(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PQNET_WAY", way)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_random_networks_by_every_algorithm(algorithm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PQNET_ALGORITHM", algorithm)
     for seed in range(100, 125):
         check(seed)
 

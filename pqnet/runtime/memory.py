@@ -273,6 +273,11 @@ class Workspace:
         if len(self.scratch) < threads or self.scratch[0].size < scratch:
             self.scratch = [aligned(scratch, np.float32) for _ in range(max(threads, len(self.scratch)))]
 
+    def spoil(self) -> None:
+        """Fill all memory with bytes that are NaN as float32."""
+        for array in (self.arena, *self.scratch):
+            array.view(np.uint8)[:] = 255
+
     def array(self, view: View) -> np.ndarray:
         """Return a value as a NumPy view of the arena."""
         if view not in self._arrays:

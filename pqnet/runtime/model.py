@@ -14,6 +14,7 @@ from pqnet.errors import PQNetError
 from pqnet.graph import Graph, ValueInfo
 from pqnet.graph.passes import merge_batch_norm
 from pqnet.graph.size import SizeReport, measure_size
+from pqnet.graph.symbols import Signature, output_signature
 from pqnet.io import Golden, graph_from_bytes, graph_to_bytes, load_graph, save_graph
 from pqnet.runtime.engine import Engine
 from pqnet.runtime.execute import check_inputs, dense_param
@@ -23,7 +24,6 @@ from pqnet.runtime.tune import rule
 __all__ = ["Model", "Signature", "load"]
 
 GOLDEN_BYTES = 8192
-Signature = dict[str, tuple[tuple[int | None, ...], str]]
 
 
 class Model:
@@ -72,19 +72,7 @@ class Model:
     @property
     def outputs(self) -> Signature:
         """Name to (shape, dtype) in return order; None stands for a free axis."""
-        graph = self.graph
-        known = graph.infer_shapes(graph.symbols)
-        shapes = {name: known[value] for name, value in graph.outputs.items()}
-        free: dict[str, set[int]] = {name: set() for name in shapes}
-        for symbol, size in graph.symbols.items():
-            other = graph.infer_shapes({**graph.symbols, symbol: 2 * size})
-            for name, value in graph.outputs.items():
-                pairs = zip(other[value].shape, shapes[name].shape, strict=True)
-                free[name] |= {axis for axis, (a, b) in enumerate(pairs) if a != b}
-        return {
-            name: (tuple(None if i in free[name] else s for i, s in enumerate(info.shape)), info.dtype)
-            for name, info in shapes.items()
-        }
+        return output_signature(self.graph)
 
     def __call__(self, *arrays: Any, threads: int | None = None) -> Any:
         """Run on the inputs, given in order; returns the output, or a tuple of several."""

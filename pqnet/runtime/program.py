@@ -169,7 +169,8 @@ class Program:
     compute : {"float32"}
         Arithmetic of the layers.
 
-    With ``PQNET_CHECK=1`` every argument of every step is compared with the arrays that it points into.
+    With ``PQNET_CHECK=1`` every argument of every step is compared with the arrays that it points into, and every run
+    begins in memory full of NaN.
     """
 
     def __init__(
@@ -190,10 +191,10 @@ class Program:
         self.arena = place_buffers(b.buffers)
         self.scratch = max((s.scratch for s in b.steps if isinstance(s, Step)), default=0) + SLACK
         self.index = b.index.array()
-        if os.environ.get("PQNET_CHECK") == "1":
-            for step in b.steps:
-                if isinstance(step, Step):
-                    check_step(step, self.arena, self.pieces, self.index, self.scratch)
+        self.checked = os.environ.get("PQNET_CHECK") == "1"
+        for step in b.steps:
+            if self.checked and isinstance(step, Step):
+                check_step(step, self.arena, self.pieces, self.index, self.scratch)
         self.segments: list[Segment | HostStep | Upload] = []
         for compiled, steps in groupby(b.steps, lambda s: isinstance(s, Step)):
             batch = list(steps)
@@ -226,6 +227,8 @@ class Program:
     def run(self, inputs: Mapping[str, np.ndarray], space: Workspace, threads: int) -> dict[str, np.ndarray]:
         """Compute the outputs for checked inputs; new arrays."""
         bound = self._bind(space, threads)
+        if self.checked:
+            space.spoil()
         host: dict[str, np.ndarray] = {**self.known, **inputs}
         for segment, done in zip(self.segments, self.last_use, strict=True):
             self._run_segment(segment, host, space, bound)
