@@ -190,6 +190,22 @@ def test_kernel_files_import_only_each_other_from_pqnet() -> None:
             ], file
 
 
+def field_numbers(source: str) -> list[int]:
+    """Return the lines in which a step's record, the argument ``g`` of a kernel, is read by number."""
+    tree = ast.parse(source)
+    kernels = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and "g" in {a.arg for a in n.args.args}]
+    reads = [n for kernel in kernels for n in ast.walk(kernel) if isinstance(n, ast.Subscript)]
+    return sorted({n.lineno for n in reads if isinstance(n.value, ast.Name) and n.value.id == "g"})
+
+
+def test_kernels_read_their_arguments_by_name() -> None:
+    for file in sources():
+        if file.startswith("pqnet/kernels/"):
+            assert field_numbers((ROOT / file).read_text(encoding="utf-8")) == [], file
+    assert field_numbers("def f(task, g, data):\n    return g.x + g.steps[0]\n") == []
+    assert field_numbers("def f(task, g, data):\n    return g[3]\n") == [2]
+
+
 @pytest.mark.parametrize(
     ("file", "source", "target"),
     [

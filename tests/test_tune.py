@@ -13,7 +13,10 @@ import pytest
 import pqnet
 from pqnet.graph import GraphBuilder, ValueInfo
 from pqnet.runtime import tune
+from pqnet.runtime.builder import Builder
 from pqnet.runtime.engine import Engine
+from pqnet.runtime.layer import Layer
+from pqnet.runtime.memory import Store
 from pqnet.runtime.tune import Tuner, fixed, rule
 
 COSTS = {"decode": 1.0, "dots": 1.2, "rows": 1.5, "lut": 9.0}
@@ -27,8 +30,8 @@ def network(outputs=16):
 
 
 def choose(tuner, outputs=16, costs=COSTS):
-    graph = network(outputs)
-    return tuner(graph, graph.nodes[0], (2, 8), costs)
+    builder = Builder(network(outputs), {}, Store(), rule)
+    return tuner(Layer.of(builder, builder.graph.nodes[0]), "float32", costs)
 
 
 @pytest.fixture
@@ -36,7 +39,7 @@ def machine(tmp_path, monkeypatch):
     """Return the seconds that each algorithm takes, for tests to change; the file is ``tmp_path / "new" / "table"``."""
     seconds = {"decode": 1.0, "dots": 0.5, "rows": 2.0, "lut": 0.1}
     monkeypatch.setattr(tune, "_path", lambda: tmp_path / "new" / "table")
-    monkeypatch.setattr(tune, "_timed", lambda graph, node, shape, algorithm: lambda: seconds[algorithm])
+    monkeypatch.setattr(tune, "_timed", lambda layer, compute, algorithm: lambda: seconds[algorithm])
     monkeypatch.setenv("PQNET_TUNE", "100")
     monkeypatch.delenv("PQNET_ALGORITHM", raising=False)
     return seconds
@@ -164,7 +167,7 @@ def test_a_named_algorithm_is_taken_wherever_it_is_possible(machine, monkeypatch
     assert choose(Tuner(), costs={"decode": 3.0, "dots": 2.0}) == "dots"
     monkeypatch.setenv("PQNET_ALGORITHM", "winograd")
     assert choose(Tuner()) == "decode"
-    assert fixed("rows")(None, None, (), COSTS) == "rows" and rule(None, None, (), COSTS) == "decode"
+    assert fixed("rows")(None, "float32", COSTS) == "rows" and rule(None, "float32", COSTS) == "decode"
 
 
 def test_names_and_numbers_that_say_nothing_are_refused(machine, monkeypatch):
@@ -173,7 +176,7 @@ def test_names_and_numbers_that_say_nothing_are_refused(machine, monkeypatch):
         choose(Tuner())
     monkeypatch.setenv("PQNET_ALGORITHM", "fastest")
     with pytest.raises(
-        pqnet.PQNetError, match="PQNET_ALGORITHM: expected one of 'decode', 'dots', .* got str 'fastest'"
+        pqnet.PQNetError, match="PQNET_ALGORITHM: expected one of 'decode', 'dense', .* got str 'fastest'"
     ):
         choose(Tuner())
 
@@ -210,3 +213,10 @@ print(os.waitpid(child, 0)[1])
 def test_a_forked_child_can_measure_although_another_thread_was_at_it():
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", FORK], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["0"]
+
+
+def test_one_measurement_serves_all_sizes_near_it():
+    buckets = [tune._bucket(size) for size in range(1, 3000)]
+    assert buckets == sorted(buckets) and len(set(buckets)) < 45
+    assert all(abs(bucket - size) <= size / 8 for size, bucket in enumerate(buckets, 1))
+    assert all(tune._bucket(size) == size for size in (1, 2, 3, 4, 5, 6, 7, 14, 28, 56, 112, 224, 1024))

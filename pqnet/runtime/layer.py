@@ -1,8 +1,9 @@
 """A layer at known sizes as algorithms see it: sums over windows of images, one for each output and position."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -37,8 +38,10 @@ class Layer:
     kernel, stride, dilation : (int, int)
     padding : (int, int)
         Rows above, columns on the left.
-    shape : tuple of int
-        Of the result in the graph.
+    in_shape, shape : tuple of int
+        Of the input and of the result in the graph.
+    params : dict of str to array or Packed
+        The parameters of the node by role, as the graph has them.
     """
 
     node: Node
@@ -53,19 +56,23 @@ class Layer:
     stride: Pair
     dilation: Pair
     padding: Pair
+    in_shape: tuple[int, ...]
     shape: tuple[int, ...]
+    params: Mapping[str, Any]
 
     @classmethod
     def of(cls, b: Builder, node: Node) -> "Layer":
         """Return the layer of a node of an operation that `lower.layers` knows."""
         weight, scale = _readable(b, node)
-        shape = b.info(node.outputs[0]).shape
+        in_shape, shape = b.info(node.inputs[0]).shape, b.info(node.outputs[0]).shape
+        params = {role: b.graph.params[name] for role, name in node.params.items()}
         if node.op == "linear":
             size = 1, prod(shape[:-1])
             one = 1, 1
-            return cls(node, weight, scale, 1, 1, weight.shape[1], size, size, one, one, one, (0, 0), shape)
+            sizes = size, size, one, one, one, (0, 0)
+            return cls(node, weight, scale, 1, 1, weight.shape[1], *sizes, in_shape, shape, params)
         a = b.attrs(node)
-        batch, _, *axes = b.info(node.inputs[0]).shape
+        batch, _, *axes = in_shape
         return cls(
             node,
             weight,
@@ -79,7 +86,9 @@ class Layer:
             stride=_pair(a["stride"]),
             dilation=_pair(a["dilation"]),
             padding=_pair(a["padding"][: len(axes)], missing=0),
+            in_shape=in_shape,
             shape=shape,
+            params=params,
         )
 
     @property

@@ -19,9 +19,10 @@ import numpy as np
 
 from pqnet._check import choice, error
 from pqnet._threads import default_threads
-from pqnet.graph import Graph, GraphBuilder, Node, ValueInfo
+from pqnet.graph import GraphBuilder, ValueInfo
 from pqnet.kernels import cache
 from pqnet.runtime.builder import Choose
+from pqnet.runtime.layer import Layer
 
 __all__ = ["Tuner", "fixed", "rule"]
 
@@ -34,7 +35,7 @@ SECONDS = 2.0  # that a process spends on measurements, unless PQNET_TUNE says o
 MOST_BYTES = 4 << 20  # of the file; 20,000 layers and shapes
 
 
-def rule(graph: Graph, node: Node, shape: tuple[int, ...], costs: Mapping[str, float]) -> str:
+def rule(layer: Layer, compute: str, costs: Mapping[str, float]) -> str:
     """Return the algorithm that the cost rule expects to be fastest."""
     return min(costs, key=lambda name: costs[name])
 
@@ -42,8 +43,8 @@ def rule(graph: Graph, node: Node, shape: tuple[int, ...], costs: Mapping[str, f
 def fixed(algorithm: str) -> Choose:
     """Return a choice of this algorithm wherever it is possible, of the rule's elsewhere."""
 
-    def choose(graph: Graph, node: Node, shape: tuple[int, ...], costs: Mapping[str, float]) -> str:
-        return algorithm if algorithm in costs else rule(graph, node, shape, costs)
+    def choose(layer: Layer, compute: str, costs: Mapping[str, float]) -> str:
+        return algorithm if algorithm in costs else rule(layer, compute, costs)
 
     return choose
 
@@ -89,17 +90,18 @@ class Tuner:
         self._tried: set[str] = set()
         self._spent = 0.0
 
-    def __call__(self, graph: Graph, node: Node, shape: tuple[int, ...], costs: Mapping[str, float]) -> str:
+    def __call__(self, layer: Layer, compute: str, costs: Mapping[str, float]) -> str:
         forced = os.environ.get("PQNET_ALGORITHM")
         if forced is not None:
-            return fixed(choice(forced, "PQNET_ALGORITHM", _algorithms()))(graph, node, shape, costs)
-        default, budget = rule(graph, node, shape, costs), _budget()
+            return fixed(choice(forced, "PQNET_ALGORITHM", _algorithms()))(layer, compute, costs)
+        default, budget = rule(layer, compute, costs), _budget()
         likely = sorted(name for name in costs if costs[name] <= DOUBT * costs[default])
         if len(likely) == 1 or budget == 0:
             return default
-        weight = graph.params[node.params["weight"]]
+        weight, node = layer.params["weight"], layer.node
         codec = getattr(weight, "codec", None)
-        key = f"{node.op} {shape} {weight.shape} {sorted(node.attrs.items())} {codec}"
+        sizes = tuple(_bucket(size) for size in layer.in_shape)
+        key = f"{compute} {node.op} {sizes} {weight.shape} {sorted(node.attrs.items())} {codec}"
         with _lock:
             if self._found is None:
                 self._found = _read(_path())
@@ -107,9 +109,15 @@ class Tuner:
             if not known.is_settled(likely, default) and key not in self._tried and self._spent < budget:
                 self._tried.add(key)
                 start = time.perf_counter()
-                _measure(_path(), key, lambda: [_timed(graph, node, shape, name) for name in likely], likely)
+                _measure(_path(), key, lambda: [_timed(layer, compute, name) for name in likely], likely)
                 self._spent += time.perf_counter() - start
         return known.fastest(likely, default)
+
+
+def _bucket(size: int) -> int:
+    """Return the nearest of 1, 2, .., 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, ..: one measurement serves all near it."""
+    step = 1 << max(size.bit_length() - 3, 0)
+    return (size + step // 2) // step * step
 
 
 _lock = threading.Lock()  # one measures at a time, lest they disturb each other
@@ -198,15 +206,15 @@ def _measure(path: Path | None, key: str, prepare: Callable[[], list[Callable[[]
         os.close(file)
 
 
-def _timed(graph: Graph, node: Node, shape: tuple[int, ...], algorithm: str) -> Callable[[], float]:
+def _timed(layer: Layer, compute: str, algorithm: str) -> Callable[[], float]:
     """Return a function that runs one layer alone, by one algorithm, and returns the seconds that it took."""
     from pqnet.runtime.memory import Store, Workspace
     from pqnet.runtime.program import Program, Segment  # a program chooses algorithms, a choice runs programs
 
-    builder = GraphBuilder({"x": ValueInfo(shape)})
-    params = {role: graph.params[name] for role, name in node.params.items()}
-    layer = builder.build({"y": builder.add(node.op, "x", params=params, **node.attrs)})
-    program, space = Program(layer, {}, Store(), fixed(algorithm)), Workspace()
+    builder = GraphBuilder({"x": ValueInfo(layer.in_shape)})
+    node = builder.add(layer.node.op, "x", params=dict(layer.params), **layer.node.attrs)
+    program = Program(builder.build({"y": node}), {}, Store(), fixed(algorithm), compute)
+    space, shape = Workspace(), layer.in_shape
     threads = default_threads()
     program.run({"x": np.random.default_rng(0).standard_normal(shape).astype(np.float32)}, space, threads)
 

@@ -15,5 +15,5 @@ def lower_layer(b: Builder, node: Node, x: list[View]) -> View:
     fitting = [a for a in ALGORITHMS.values() if a.fits(layer, b.compute, HOST)]
     if not fitting:
         raise PQNetError(f"node {node.name!r} ({node.op}): no algorithm computes it in {b.compute}")
-    chosen = b.choose(b.graph, node, x[0].shape, {a.name: a.cost(layer) for a in fitting})
+    chosen = b.choose(layer, b.compute, {a.name: a.cost(layer) for a in fitting})
     return ALGORITHMS[chosen].emit(b, layer, x[0])
