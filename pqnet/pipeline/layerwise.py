@@ -9,7 +9,7 @@ import numpy as np
 from pqnet._threads import ordered_map
 from pqnet.codecs.layout import block_columns
 from pqnet.errors import ConfigError
-from pqnet.graph import Node
+from pqnet.graph import Node, weight_op
 from pqnet.graph.affine import FreeAffine, shortcut_of
 from pqnet.pipeline.batches import Batch
 from pqnet.pipeline.moments import (
@@ -17,6 +17,7 @@ from pqnet.pipeline.moments import (
     channel_statistics,
     input_rows,
     layer_metric,
+    operand,
     output_energies,
     output_rows,
     positions_needed,
@@ -51,15 +52,15 @@ class _Rows:
         real: Sequence[np.ndarray | None],
     ) -> None:
         self.node, self.shape, self.seed, self.real = node, weight.shape, run.options.seed, real
-        self.name, self.values, self.taught = node.inputs[0], values, taught
-        sizes = [len(batch[self.name]) for batch in values]
+        self.graph, self.values, self.taught = run.graph, values, taught
+        self.same = all(values[0][v] is taught[0][v] for v in node.inputs)
+        sizes = [len(batch[node.inputs[0]]) for batch in values]
         self.starts = np.cumsum([0, *sizes])
         self.wanted = positions_needed(math.prod(weight.shape[1:]), int(self.starts[-1]))
-        self.convolution_groups = node.attrs.get("groups", 1)
+        self.convolution_groups = weight_op(node.op).groups(node.attrs)
         shapes = run.graph.infer_shapes(run.graph.symbols)
         output = shapes[node.outputs[0]].shape
-        positions = math.prod(output[1:-1] if node.op == "linear" else output[2:])
-        self.rows_of_batch = max(sizes) * min(positions, self.wanted)
+        self.rows_of_batch = max(sizes) * min(weight_op(node.op).positions(output), self.wanted)
         self.shortcut = shortcut_of(run.graph, node, affine)
         if self.shortcut is not None and (
             self.shortcut not in values[0]  # not computed yet
@@ -76,8 +77,8 @@ class _Rows:
         return self._inputs(self.values, i)
 
     def _inputs(self, side: Values, i: int) -> np.ndarray:
-        x, start = side[i][self.name], int(self.starts[i])
-        return input_rows(self.node, self.shape, x, start, self.seed, self.wanted, self.real[i])
+        x = operand(self.graph, self.node, side[i])
+        return input_rows(self.node, self.shape, x, int(self.starts[i]), self.seed, self.wanted, self.real[i])
 
     def _lag(self, i: int) -> np.ndarray:
         ahead, behind = (
@@ -107,9 +108,8 @@ class _Rows:
         The lag, (G, n, O / G), is by how much the teacher's shortcut, to which the outputs are added, is ahead of the
         student's, in units of the outputs; None if there is none.
         """
-        same = self.values[0][self.name] is self.taught[0][self.name]
         seen = np.concatenate([self.seen(i) for i in batches], 1)
-        wanted = seen if same else np.concatenate([self._inputs(self.taught, i) for i in batches], 1)
+        wanted = seen if self.same else np.concatenate([self._inputs(self.taught, i) for i in batches], 1)
         lag = None if self.shortcut is None else np.concatenate([self._lag(i) for i in batches], 1)
         return seen, wanted, lag
 
@@ -225,10 +225,10 @@ class FromData:
 
     def visit(self, node: Node, values: Values, taught: Values) -> None:
         """Quantize a layer, or measure a batch norm."""
-        if node.op == "embedding":
-            self._embedding(node, [batch[node.inputs[0]] for batch in values])
-        elif node.op == "batch_norm":
+        if node.op == "batch_norm":
             self._reestimate(node, [batch[node.inputs[0]] for batch in values])
+        elif weight_op(node.op).looked_up:
+            self._embedding(node, [batch[node.inputs[0]] for batch in values])
         else:
             self._matrix(node, values, taught)
 
