@@ -44,8 +44,10 @@ class FreeAffine:
 
     @classmethod
     def find(cls, graph: Graph, layer: Node) -> "FreeAffine | None":
-        """Return it, or None if there is no such parameter, or others share it."""
+        """Return it, or None if there is no such parameter, or others share it or the weight."""
         users = Counter(p for node in graph.nodes for p in node.params.values())
+        if users[layer.params["weight"]] > 1:
+            return None
         norm = _norm_after(graph, layer)
         ones = np.ones(graph.params[layer.params["weight"]].shape[0])
         if norm is None or any(users[p] > 1 for p in norm.params.values()):
@@ -53,8 +55,7 @@ class FreeAffine:
             return cls(graph, layer, ones, False) if own else None
         if "mean" not in norm.params and "bias" not in norm.params:
             return None
-        alone = "bias" not in layer.params and users[layer.params["weight"]] == 1
-        found = cls(graph, norm, ones, "weight" in norm.params and alone)
+        found = cls(graph, norm, ones, "weight" in norm.params and "bias" not in layer.params)
         weight = found._get("weight") if "weight" in norm.params else 1.0
         return replace(found, gain=weight / found._deviation() * ones)
 

@@ -198,7 +198,7 @@ def quantize(
         if data is None or isinstance(data, Statistics):
             _one_by_one(run, data, folder)
         else:
-            visits = FromData(run, data)
+            visits = FromData(run, teacher, data)
             visit = visits.visit if finetune is None else partial(_and_finetune, run, visits.visit, finetune)
             visit = resumable(
                 visit, folder, run, data, getattr(finetune, "key", None), getattr(finetune, "writes", True)

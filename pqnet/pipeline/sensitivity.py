@@ -102,10 +102,9 @@ def network_gains(
             now = dict(values[i])
             inputs = [now[v] for v in node.inputs]
             if rule.is_product:
-                results = (evaluate_node(node, inputs, params, symbols[i])[0] + changes[i],)
+                now[node.outputs[0]] = evaluate_node(node, inputs, params, symbols[i])[0] + changes[i]
             else:
-                results = evaluate_node(node, inputs, changed, symbols[i])
-            now.update(zip(node.outputs, results, strict=True))
+                now.update(zip(node.outputs, evaluate_node(node, inputs, changed, symbols[i]), strict=True))
             found = run_from(others, free, at[node.name] + 1, now, symbols[i])
             return {n: _energy(found[n] - clean[i][n], real[i]) for n in scale}
 

@@ -9,7 +9,7 @@ from pqnet_converters.aten.registry import rule
 
 
 @rule("aten.linear.default")
-def linear(b: Importer, x: Tensor, weight: Tensor, bias: Tensor | None) -> str:
+def linear(b: Importer, x: Tensor | str, weight: Tensor, bias: Tensor | None) -> str:
     if weight.data is None:
         product = b.emit("matmul", x, b.emit("permute", weight, axes=(1, 0)))
         return product if bias is None else b.emit("add", product, bias)
@@ -63,8 +63,6 @@ def convolution(
     groups: int,
 ) -> str:
     n = x.rank - 2
-    if n not in (1, 2, 3):
-        raise b.refuse(f"expected a convolution over one to three axes, got an input of shape {x.shape}")
 
     def filters(w: torch.Tensor) -> torch.Tensor:
         if not transposed:

@@ -20,7 +20,7 @@ def _recurrent(
     bidirectional: bool,
     batch_first: bool,
     **attrs: Any,
-) -> tuple[str | None, ...]:
+) -> tuple[Tensor | str | None, ...]:
     """Emit all layers; return their output and final states, as PyTorch's operations do."""
     directions = 2 if bidirectional else 1
     each = 4 if has_biases else 2
@@ -54,9 +54,9 @@ def _recurrent(
             outputs.append(output)
             finals.append(final)
         value = outputs[0] if directions == 1 else b.emit("concat", *outputs, axis=2)
-    output = value if batch_first else b.emit("permute", value, axes=(1, 0, 2))
+    result = value if batch_first else b.emit("permute", value, axes=(1, 0, 2))
     shape = (1, batch, params[1].shape[1])
-    found: list[str | None] = [output]
+    found: list[Tensor | str | None] = [result]
     for i in range(len(initial)):
         parts = [b.emit("reshape", final[i], shape=shape) for final in finals] if b.used(1 + i) else []
         found.append((parts[0] if len(parts) == 1 else b.emit("concat", *parts, axis=0)) if parts else None)
@@ -83,7 +83,7 @@ def lstm(
     train: bool,
     bidirectional: bool,
     batch_first: bool,
-) -> tuple[str | None, ...]:
+) -> tuple[Tensor | str | None, ...]:
     return _recurrent("lstm", b, x, initial, params, has_biases, layers, bidirectional, batch_first)
 
 
@@ -100,7 +100,7 @@ def _one_state(
     train: bool,
     bidirectional: bool,
     batch_first: bool,
-) -> tuple[str | None, ...]:
+) -> tuple[Tensor | str | None, ...]:
     return _recurrent(op, b, x, [initial], params, has_biases, layers, bidirectional, batch_first, **attrs)
 
 

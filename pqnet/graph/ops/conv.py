@@ -175,12 +175,12 @@ def _evaluate_transpose(x: Arrays, p: Params, a: Attrs) -> np.ndarray:
     return convolve(full, np.ascontiguousarray(_flipped(weight, weight.ndim - 2)), p.get("bias"), attrs)
 
 
+def _each(value: int, n: int) -> Attr:
+    """Return an attribute of n integers, by default all the same."""
+    return Attr("ints", (value,) * n, length=n)
+
+
 for _n in AXES:
-    _place = {
-        "stride": Attr("ints", (1,) * _n, length=_n),
-        "padding": Attr("ints", (0,) * 2 * _n, length=2 * _n),  # before every axis, then after every axis
-    }
-    _rest = {"dilation": Attr("ints", (1,) * _n, length=_n), "groups": Attr("int", 1)}
     register(
         f"conv{_n}d",
         infer=_infer,
@@ -188,8 +188,10 @@ for _n in AXES:
         order=_order,
         params={"weight": True, "bias": False},
         weight=WeightOp("conv", conv_windows, _n, channels_first=True),
-        **_place,
-        **_rest,
+        stride=_each(1, _n),
+        padding=_each(0, 2 * _n),  # before every axis, then after every axis
+        dilation=_each(1, _n),
+        groups=Attr("int", 1),
     )
     register(
         f"conv_transpose{_n}d",
@@ -198,7 +200,9 @@ for _n in AXES:
         order=_order,
         params={"weight": True, "bias": False},
         weight=WeightOp("conv", _transposed_windows, _n, channels_first=True, transposed=True),
-        **_place,
-        output_padding=Attr("ints", (0,) * _n, length=_n),
-        **_rest,
+        stride=_each(1, _n),
+        padding=_each(0, 2 * _n),
+        output_padding=_each(0, _n),
+        dilation=_each(1, _n),
+        groups=Attr("int", 1),
     )
