@@ -57,7 +57,8 @@ class _Rows:
         real: Sequence[np.ndarray | None],
     ) -> None:
         self.node, self.shape, self.seed, self.real = node, weight.shape, run.options.seed, real
-        self.sides, self.uses, self.values, self.taught = sides, sides.student.of(node), values, taught
+        self.sides, self.uses, self.values, self.taught = sides, sides.uses.of(node), values, taught
+        self.params = dict(sides.student.params)  # the layer's weight is float, whatever it is replaced by
         self.same = values is taught or (len(self.uses) == 1 and all(values[0][v] is taught[0][v] for v in node.inputs))
         sizes = [len(batch[node.inputs[0]]) for batch in values]
         self.starts = np.cumsum([0, *sizes])
@@ -82,8 +83,8 @@ class _Rows:
         return self._inputs(self.values, i)
 
     def _inputs(self, side: Values, i: int) -> np.ndarray:
-        own = self.sides.student if side is self.values else self.sides.teacher
-        operands = own.operands(self.node, side[i], self.sides.symbols[i])
+        params = self.params if side is self.values else self.sides.teacher.params
+        operands = self.sides.uses.operands(self.node, params, side[i], self.sides.symbols[i])
         start, real = int(self.starts[i]), self.real[i]
         found = [
             input_rows(node, self.shape, x, start, self.seed, self.wanted, real)
@@ -226,10 +227,11 @@ class _Inputs:
 
 
 class _Sides(NamedTuple):
-    """Where weights are used in student and teacher, and the free sizes of each batch."""
+    """Where weights are used, student and teacher, and the free sizes of each batch."""
 
-    student: Uses
-    teacher: Uses
+    uses: Uses
+    student: Graph
+    teacher: Graph
     symbols: list[dict[str, int]]
 
 
@@ -239,7 +241,7 @@ class FromData:
     def __init__(self, run: Run, teacher: Graph, data: Sequence[Batch]) -> None:
         self.run, self.options = run, run.options
         symbols = [run.graph.bind_symbols({name: a.shape for name, a in batch.items()}) for batch in data]
-        self.sides = _Sides(Uses(run.graph), Uses(teacher), symbols)
+        self.sides = _Sides(Uses(teacher), run.graph, teacher, symbols)
         self.real = [real_positions(batch) for batch in data]
         norms = [node.name for node in run.graph.nodes if node.op == "batch_norm"]
         self.visited = {*run.codecs, *(norms if run.options.reestimate_norm else ())}
@@ -257,7 +259,7 @@ class FromData:
         vocabulary = len(self.run.weight(node))
         counts = np.zeros(vocabulary)
         for batch, symbols, real in zip(values, self.sides.symbols, self.real, strict=True):
-            for ids in self.sides.student.operands(node, batch, symbols):
+            for ids in self.sides.uses.operands(node, self.run.graph.params, batch, symbols):
                 counts += token_counts(ids, vocabulary, real)
         self.run.pack_tokens(node, counts)
 
