@@ -38,13 +38,9 @@ def _recurrent(
             if b_state is not None:
                 roles["bias"] = b.param(b_state, "bias")
             products = linear(b, value, w_input, b_input)
-            states = [_initial(b, state, at, batch) for state in initial]
-            given = [state for state in states if state is not None]
-            if given:
-                given = [b.emit("full", shape=(batch, w_state.shape[1]), value=0) if s is None else s for s in states]
             output, *final = b.emit_many(
                 op,
-                (products, *given),
+                (products, *_initial(b, initial, at, batch)),
                 1 + len(initial),
                 name=b.layer_name(w_state),
                 params=roles,
@@ -63,12 +59,12 @@ def _recurrent(
     return tuple(found)
 
 
-def _initial(b: Importer, states: Tensor, at: int, batch: Any) -> str | None:
-    """Return the initial state of one layer and direction, None if it is zero, which is what layers start from."""
-    if b.is_zero(states):
-        return None
-    one = b.emit("slice", states, axis=0, start=at, stop=at + 1)
-    return b.emit("reshape", one, shape=(batch, states.shape[2]))
+def _initial(b: Importer, initial: Sequence[Tensor], at: int, batch: Any) -> list[str]:
+    """Return the initial states of one layer and direction; none if they are zero, which is what layers start from."""
+    if all(b.is_zero(states) for states in initial):
+        return []
+    own = [b.emit("slice", states, axis=0, start=at, stop=at + 1) for states in initial]
+    return [b.emit("reshape", x, shape=(batch, states.shape[2])) for x, states in zip(own, initial, strict=True)]
 
 
 @rule("aten.lstm.input")

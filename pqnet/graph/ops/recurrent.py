@@ -96,7 +96,7 @@ def _order(cell: Cell, x: Sequence[Tracked], p: Mapping[str, Tracked], a: Attrs)
     rows, state = p["weight"].axes
     batch, steps, products = x[0].axes
     gates = join([state] * cell.gates)
-    for axis in (products, rows, *(axis for axis in (p["bias"].axes if "bias" in p else ()))):
+    for axis in (products, rows, *(p["bias"].axes if "bias" in p else ())):
         unify(axis, gates)
     fix(steps)
     for value in x[1:]:
