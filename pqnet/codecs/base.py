@@ -150,7 +150,7 @@ class Codec(ABC):
 
         Parameters
         ----------
-        weight : array, shape (O, C, kh, kw) or (O, I)
+        weight : array, shape (O, C, *kernel) or (O, I)
             In filter form, see `pqnet.codecs.layout`.
         metric : array, optional
             Second moments of the inputs for ``metric_blocks(shape)``, see `pqnet.fit.fit_pq`. None is Euclidean.

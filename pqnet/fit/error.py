@@ -23,7 +23,7 @@ def squared_error(change: np.ndarray, metric: np.ndarray | None, row_weights: An
 
     Parameters
     ----------
-    change : float32 ndarray, shape (O, C, kh, kw) or (O, I)
+    change : float32 ndarray, shape (O, C, *kernel) or (O, I)
     metric : float32 ndarray, optional
         H by its blocks along the inputs in the order of the layout: (D, D) for all of them, (M, D, D), or (G, M, D, D)
         for each convolution group; D may be all inputs. None is the identity.
