@@ -9,6 +9,7 @@ import numpy as np
 
 from pqnet.codecs import Packed, PackedPQ
 from pqnet.graph import Node
+from pqnet.graph.layers import weight_op
 from pqnet.runtime.builder import Builder
 from pqnet.runtime.copying import dense
 from pqnet.runtime.memory import View
@@ -66,7 +67,7 @@ class Layer:
         weight, scale = _readable(b, node)
         in_shape, shape = b.info(node.inputs[0]).shape, b.info(node.outputs[0]).shape
         params = {role: b.graph.params[name] for role, name in node.params.items()}
-        if node.op == "linear":
+        if not weight_op(node.op).channels_first:
             size = 1, prod(shape[:-1])
             one = 1, 1
             sizes = size, size, one, one, one, (0, 0)
@@ -95,6 +96,11 @@ class Layer:
     def name(self) -> str:
         """Name of the weight among the parameters."""
         return self.node.params["weight"]
+
+    @property
+    def channels_first(self) -> bool:
+        """Whether channels are axis 1 of the input; else its last axis has them, and all others make rows."""
+        return weight_op(self.node.op).channels_first
 
     @property
     def outputs(self) -> int:
@@ -143,7 +149,7 @@ class Layer:
 
     def as_images(self, view: View, channels: int, size: Pair) -> View | None:
         """Return a value as (batch, channels, height, width), if strides can say it."""
-        if self.node.op != "linear":
+        if self.channels_first:
             shape = (self.batch, channels, *size)
             return view if view.shape == shape else view.reshape(shape)
         rows = view.reshape((size[1], channels))
@@ -153,16 +159,18 @@ class Layer:
         """Return the input as (batch, channels, height, width) with the pixels of a row side by side."""
         found = self.as_images(x, self.channels * self.groups, self.size)
         if found is None or (found.strides[3] != 1 and self.size[1] > 1):
-            order = (len(x.shape) - 1, *range(len(x.shape) - 1)) if self.node.op == "linear" else (1, 0, 2, 3)
-            found = self.as_images(dense(b, x, order[: len(x.shape)]), self.channels * self.groups, self.size)
+            found = self.as_images(dense(b, x, self._order(len(x.shape))), self.channels * self.groups, self.size)
         assert found is not None  # a dense copy can take this shape
         return found
 
     def result(self, b: Builder) -> View:
         """Return a new value for the result, stored with its outputs outermost."""
-        axes = len(self.shape)
-        order = (axes - 1, *range(axes - 1)) if self.node.op == "linear" else (1, 0, *range(2, axes))
-        return b.new(self.shape, order)
+        return b.new(self.shape, self._order(len(self.shape)))
+
+    def _order(self, axes: int) -> tuple[int, ...]:
+        """Return the storage order of inputs and results: channels outermost."""
+        channel = weight_op(self.node.op).channel_axis(axes)
+        return (channel, *(axis for axis in range(axes) if axis != channel))
 
     def result_images(self, view: View) -> View | None:
         """Return a value of the result's shape as images."""
@@ -171,7 +179,7 @@ class Layer:
     @property
     def channel_axis(self) -> int:
         """The axis of the result along which outputs lie."""
-        return 1 if self.node.op != "linear" else len(self.shape) - 1
+        return weight_op(self.node.op).channel_axis(len(self.shape))
 
 
 def _pair(sizes: Sequence[int], missing: int = 1) -> Pair:

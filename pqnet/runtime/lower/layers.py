@@ -8,7 +8,7 @@ from pqnet.runtime.layer import Layer
 from pqnet.runtime.memory import View
 
 
-@lowers("conv2d", "linear")
+@lowers("conv1d", "conv2d", "linear")
 def lower_layer(b: Builder, node: Node, x: list[View]) -> View:
     """Ask every algorithm that fits for its cost, choose one and emit its steps."""
     layer = Layer.of(b, node)
