@@ -15,7 +15,7 @@ from pqnet.graph import GraphBuilder, ValueInfo
 from pqnet.runtime import tune
 from pqnet.runtime.builder import Builder
 from pqnet.runtime.engine import Engine
-from pqnet.runtime.layer import Layer
+from pqnet.runtime.layer import Layer, near
 from pqnet.runtime.memory import Store
 from pqnet.runtime.tune import Tuner, fixed, rule
 
@@ -216,7 +216,7 @@ def test_a_forked_child_can_measure_although_another_thread_was_at_it():
 
 
 def test_one_measurement_serves_all_sizes_near_it():
-    buckets = [tune._bucket(size) for size in range(1, 3000)]
+    buckets = [near(size) for size in range(1, 3000)]
     assert buckets == sorted(buckets) and len(set(buckets)) < 45
     assert all(abs(bucket - size) <= size / 8 for size, bucket in enumerate(buckets, 1))
-    assert all(tune._bucket(size) == size for size in (1, 2, 3, 4, 5, 6, 7, 14, 28, 56, 112, 224, 1024))
+    assert all(near(size) == size for size in (1, 2, 3, 4, 5, 6, 7, 14, 28, 56, 112, 224, 1024))

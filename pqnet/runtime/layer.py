@@ -1,7 +1,8 @@
 """A layer at known sizes as algorithms see it: sums over windows of images, one for each output and position."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -14,10 +15,16 @@ from pqnet.runtime.builder import Builder
 from pqnet.runtime.copying import dense
 from pqnet.runtime.memory import View
 
-__all__ = ["Layer"]
+__all__ = ["Layer", "near"]
 
 Pair = tuple[int, int]
 IMAGE = (1, 0, 2, 3)  # the storage order of images: channels outermost
+
+
+def near(size: int) -> int:
+    """Return the nearest of 1, 2, .., 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, .."""
+    step = 1 << max(size.bit_length() - 3, 0)
+    return (size + step // 2) // step * step
 
 
 @dataclass(frozen=True)
@@ -91,6 +98,12 @@ class Layer:
             shape=shape,
             params=params,
         )
+
+    @cached_property
+    def rounded(self) -> "Layer":
+        """The layer with sizes rounded: what is chosen for it is chosen once for all layers of nearly its size."""
+        size, out_size = ((near(high), near(wide)) for high, wide in (self.size, self.out_size))
+        return replace(self, batch=near(self.batch), size=size, out_size=out_size)
 
     @property
     def name(self) -> str:

@@ -235,10 +235,14 @@ class Piece:
 
 
 class Store:
-    """The parameters of a model as kernels read them, each written once; those that no program uses are dropped."""
+    """What the programs of a model share: parameters as kernels read them, and the algorithms chosen for layers.
+
+    Each piece is written once; pieces that no program uses are dropped.
+    """
 
     def __init__(self) -> None:
         self._pieces: WeakValueDictionary[Hashable, Piece] = WeakValueDictionary()
+        self.chosen: dict[Hashable, str] = {}
         self.lock = threading.Lock()
 
     def piece(self, key: Hashable, make: Callable[[], Any], dtype: type[np.generic]) -> Piece:

@@ -22,7 +22,7 @@ from pqnet._threads import default_threads
 from pqnet.graph import GraphBuilder, ValueInfo
 from pqnet.kernels import cache
 from pqnet.runtime.builder import Choose
-from pqnet.runtime.layer import Layer
+from pqnet.runtime.layer import Layer, near
 
 __all__ = ["Tuner", "fixed", "rule"]
 
@@ -100,7 +100,7 @@ class Tuner:
             return default
         weight, node = layer.params["weight"], layer.node
         codec = getattr(weight, "codec", None)
-        sizes = tuple(_bucket(size) for size in layer.in_shape)
+        sizes = tuple(near(size) for size in layer.in_shape)  # one measurement serves all near it
         key = f"{compute} {node.op} {sizes} {weight.shape} {sorted(node.attrs.items())} {codec}"
         with _lock:
             if self._found is None:
@@ -112,12 +112,6 @@ class Tuner:
                 _measure(_path(), key, lambda: [_timed(layer, compute, name) for name in likely], likely)
                 self._spent += time.perf_counter() - start
         return known.fastest(likely, default)
-
-
-def _bucket(size: int) -> int:
-    """Return the nearest of 1, 2, .., 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, ..: one measurement serves all near it."""
-    step = 1 << max(size.bit_length() - 3, 0)
-    return (size + step // 2) // step * step
 
 
 _lock = threading.Lock()  # one measures at a time, lest they disturb each other

@@ -10,10 +10,20 @@ from pqnet.runtime.memory import View
 
 @lowers("conv1d", "conv2d", "linear")
 def lower_layer(b: Builder, node: Node, x: list[View]) -> View:
-    """Ask every algorithm that fits for its cost, choose one and emit its steps."""
+    """Choose an algorithm, once for all inputs of nearly these sizes, and emit its steps."""
     layer = Layer.of(b, node)
+    near = layer.rounded
+    key = node.name, near.batch, near.size, near.out_size
+    chosen = b.store.chosen.get(key)
+    if chosen is None or not ALGORITHMS[chosen].fits(layer, b.compute, HOST):
+        chosen = b.store.chosen[key] = _choose(b, layer)
+    return ALGORITHMS[chosen].emit(b, layer, x[0])
+
+
+def _choose(b: Builder, layer: Layer) -> str:
+    """Ask every algorithm that fits for its cost and return the name of the best."""
+    node = layer.node
     fitting = [a for a in ALGORITHMS.values() if a.fits(layer, b.compute, HOST)]
     if not fitting:
         raise PQNetError(f"node {node.name!r} ({node.op}): no algorithm computes it in {b.compute}")
-    chosen = b.choose(layer, b.compute, {a.name: a.cost(layer) for a in fitting})
-    return ALGORITHMS[chosen].emit(b, layer, x[0])
+    return b.choose(layer, b.compute, {a.name: a.cost(layer.rounded) for a in fitting})
