@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pqnet._threads import ordered_map, parallel_kernels
+from pqnet._threads import ordered_map
+from pqnet.fit.parallel import run_chunks
 from pqnet.fit.problem import SERIAL_WORK
 from pqnet.fit.tiles import Codewords, aligned
 from pqnet.kernels import descent as kernels
@@ -168,8 +169,7 @@ class SecondOrder:
         for group, value in zip(self.groups, values, strict=True):
             chunk = -(-len(group.codes) // CHUNKS)
             sums = np.empty((-(-len(group.codes) // chunk), *self.codebook.shape))
-            with parallel_kernels(group.threads):
-                kernels.sum_words(value, group.codes, group.weights, chunk, sums)
+            run_chunks(group.threads, kernels.sum_words, value, group.codes, group.weights, chunk, sums)
             total += sums.sum(0)
         return total
 
@@ -203,8 +203,7 @@ class _Group:
 
     def spread(self, codebook: np.ndarray) -> None:
         """Make the weights that codes and codebook stand for."""
-        with parallel_kernels(self.threads):
-            kernels.spread_words(codebook, self.codes, self.current)
+        run_chunks(self.threads, kernels.spread_words, codebook, self.codes, self.current)
 
     def renew(self) -> None:
         """Compute residuals anew, free of what rounding left of changes."""
@@ -217,8 +216,7 @@ class _Group:
 
     def product(self, words: np.ndarray) -> np.ndarray:
         """Return H times the weights made of these words."""
-        with parallel_kernels(self.threads):
-            kernels.spread_words(words, self.codes, self.scratch)
+        run_chunks(self.threads, kernels.spread_words, words, self.codes, self.scratch)
         out = np.empty_like(self.scratch)
         self._multiply(self.moment, self.scratch, out)
         return out
@@ -241,22 +239,23 @@ class _Group:
             for first in range(panel.start, panel.stop, step):
                 rows = slice(first, min(first + step, panel.stop))
                 blocks = slice(rows.start // d, rows.stop // d)
-                with parallel_kernels(self.threads):
-                    kernels.descend(
-                        words,
-                        now.offset[blocks],
-                        ids,
-                        -(-now.k // ALL_GROUP),
-                        flat,
-                        self.diagonal[blocks].reshape(-1),
-                        np.ascontiguousarray(self.moment[rows, rows]),
-                        d,
-                        *scratch,
-                        self.residual[rows],
-                        self.current[rows],
-                        self.codes[blocks],
-                        self.scratch[rows],
-                    )
+                run_chunks(
+                    self.threads,
+                    kernels.descend,
+                    words,
+                    now.offset[blocks],
+                    ids,
+                    -(-now.k // ALL_GROUP),
+                    flat,
+                    self.diagonal[blocks].reshape(-1),
+                    np.ascontiguousarray(self.moment[rows, rows]),
+                    d,
+                    *scratch,
+                    self.residual[rows],
+                    self.current[rows],
+                    self.codes[blocks],
+                    self.scratch[rows],
+                )
                 rest = slice(rows.stop, panel.stop)
                 self._multiply(self.moment[rest, rows], self.scratch[rows], self.residual[rest], add=True)
             self.residual[panel] = before

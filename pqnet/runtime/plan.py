@@ -13,8 +13,8 @@ from pqnet.graph.op import Info
 from pqnet.kernels.program import COMPILED, FIRST, SCRATCH, STATE_WORDS, TICKET, kernel_address, run_steps
 from pqnet.runtime import lower as lower
 from pqnet.runtime.builder import LOWERINGS, Builder, Choose, HostStep, Step, Store, Upload, aligned
-from pqnet.runtime.crew import crew
 from pqnet.runtime.execute import dense_param, evaluate_node, node_params
+from pqnet.runtime.threads import thread_pool
 from pqnet.runtime.tuning import rule
 from pqnet.runtime.views import SLACK, View, place_buffers
 
@@ -97,7 +97,7 @@ class Job:
             state[TICKET] = self.first << 32
             run_steps(*self.arguments, state)
             return True
-        return crew().run(self.words, self.extra, self)
+        return thread_pool().run(self.words, self.extra, self)
 
 
 class Bound:
