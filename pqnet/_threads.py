@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache, partial
-from itertools import count
+from itertools import count, product
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
@@ -337,6 +337,25 @@ def _controller() -> threadpoolctl.ThreadpoolController:
     return threadpoolctl.ThreadpoolController()
 
 
+class _Library:
+    """A BLAS library, and how its number of threads is read and set."""
+
+    def __init__(self, library: Any) -> None:
+        self.read, self.set = library.get_num_threads, library.set_num_threads
+        # Libraries on OpenMP and Intel's have a number for each thread, others one for the process.
+        self.for_each_thread = library.internal_api == "mkl" or getattr(library, "threading_layer", "") == "openmp"
+        if library.internal_api == "openblas" and not self.for_each_thread:
+            # From version 3.8 on, threadpoolctl ignores all threads but the first that set OpenBLAS's number.
+            affixes = product(("", "scipy_"), ("", "64_", "_64"))
+            names = [f"{first}openblas_set_num_threads{last}" for first, last in affixes]
+            self.set = next(filter(None, (getattr(library.dynlib, name, None) for name in names)), self.set)
+
+
+@lru_cache(maxsize=1)
+def _libraries() -> list[_Library]:
+    return [_Library(library) for library in _controller().lib_controllers if library.user_api == "blas"]
+
+
 class _Limit:
     """One use of `blas_limit`: by which thread, and how many threads BLAS may have."""
 
@@ -349,7 +368,7 @@ class _Blas:
 
     def __init__(self) -> None:
         self._limits: list[weakref.ref[_Limit]] = []  # one whose end an exception of a signal handler cut off is gone
-        self._before: list[tuple[Any, int]] = []  # the libraries and their numbers
+        self._before: list[tuple[_Library, int]] = []  # the libraries and their numbers
         fork_safe(self._renew)
 
     def _renew(self) -> None:
@@ -372,14 +391,11 @@ class _Blas:
     def _apply(self) -> None:
         limits = [limit for ref in self._limits if (limit := ref()) is not None]
         if limits and not self._before:
-            libraries = [lib for lib in _controller().lib_controllers if lib.user_api == "blas"]
-            self._before = [(library, library.get_num_threads()) for library in libraries]
+            self._before = [(library, library.read()) for library in _libraries()]
         me = threading.get_ident()
         for library, number in self._before:
-            # Those of OpenMP have a number for each thread, the others one for the process.
-            own = getattr(library, "threading_layer", None) == "openmp"
-            least = min([limit.threads for limit in limits if limit.user == me or not own], default=number)
-            library.set_num_threads(min(least, number))
+            mine = [limit.threads for limit in limits if limit.user == me or not library.for_each_thread]
+            library.set(min([*mine, number]))
         if not limits:
             self._before = []
 

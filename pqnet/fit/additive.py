@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from pqnet import _check
+from pqnet._threads import blas_limit
 from pqnet.codecs import FITTERS, Additive, Fit, Packed, PackedAdditive, PackedSparse, Sparse
 from pqnet.codecs.layout import block_columns, to_blocks
 from pqnet.fit.scales import check_fit, stored_floats
@@ -155,6 +156,7 @@ def metric_of_blocks(
     return out
 
 
+@blas_limit(1)
 def _loss(
     rest: np.ndarray, blocks: tuple[int, str], metric: np.ndarray | None, row_weights: np.ndarray | None
 ) -> float:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pqnet._threads import ordered_map
+from pqnet._threads import blas_limit, ordered_map
 from pqnet.fit.parallel import run_chunks
 from pqnet.fit.problem import SERIAL_WORK
 from pqnet.fit.tiles import Codewords, aligned
@@ -68,6 +68,7 @@ class SecondOrder:
         """The codes, shape (O, M)."""
         return np.concatenate([group.codes[:, : group.outputs].T for group in self.groups])
 
+    @blas_limit(1)
     def set_codebook(self, codebook: np.ndarray) -> float:
         """Take another codebook, codes kept; return the error."""
         self.codebook = codebook.astype(np.float32)
@@ -116,12 +117,14 @@ class SecondOrder:
         spread: np.ndarray = np.sqrt(squares / blocks)
         return spread
 
+    @blas_limit(1)
     def sweep(self) -> float:
         """Choose every code anew, block position after block position; return the error."""
         for group in self.groups:
             group.sweep(self.codebook)
         return self._measure()
 
+    @blas_limit(1)
     def update(self, steps: int) -> float:
         """Move the codebook towards the minimum for these codes by conjugate gradients; return the error."""
         inverse = np.linalg.inv(self._members())

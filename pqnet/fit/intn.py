@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from pqnet._threads import default_threads
+from pqnet._threads import blas_limit, default_threads
 from pqnet.codecs import FITTERS, Fit, IntN, Packed, PackedScalar
 from pqnet.fit.parallel import run_chunks
 from pqnet.fit.scales import best_scales, check_fit, nearest_codes, stored_scales
@@ -145,6 +145,7 @@ def _best_affine(
     return scales, zeros
 
 
+@blas_limit(1)
 def _least_output(
     codec: IntN, weight: np.ndarray, scales: np.ndarray, offset: Any, moments: np.ndarray, row_weights: Any
 ) -> tuple[np.ndarray, np.ndarray]:
