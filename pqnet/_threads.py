@@ -20,7 +20,7 @@ import threadpoolctl
 from pqnet._cgroup import cpu_quota
 from pqnet._check import integer
 
-__all__ = ["blas_limit", "call_on_threads", "default_threads", "fork_safe", "ordered_map", "until_done"]
+__all__ = ["blas_limit", "call_on_threads", "default_threads", "ordered_map", "reset_after_fork", "until_done"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -73,25 +73,26 @@ _resets: dict[int, Callable[[], Callable[[], None] | None]] = {}
 _numbers = count()
 
 
-def fork_safe(reset: Callable[[], None]) -> None:
-    """Call ``reset`` now, and again in every forked child before anything else runs there.
+def reset_after_fork(reset: Callable[[], None]) -> None:
+    """Have ``reset`` called in every forked child, before anything else runs there.
 
     A child has only the thread that forked. A lock that another thread held would stay locked in it for ever, and a
     pool would wait for threads that are not there: ``reset`` makes such locks and pools anew, and drops what other
-    threads had begun. A bound method is not called any more once its object is gone; being registered does not keep
-    the object alive.
+    threads had begun.
 
     Parameters
     ----------
     reset : callable
-        Without arguments; it must not raise, and not wait for any other thread.
+        Without arguments; it must not raise, and not wait for any other thread. A bound method is not called any more
+        once its object is gone; this does not keep the object alive.
 
     Examples
     --------
     >>> class Table:
     ...     def __init__(self):
-    ...         fork_safe(self._new_lock)
-    ...     def _new_lock(self):
+    ...         self._renew()
+    ...         reset_after_fork(self._renew)
+    ...     def _renew(self):
     ...         self.lock = threading.Lock()
     >>> Table().lock.locked()
     False
@@ -103,7 +104,6 @@ def fork_safe(reset: Callable[[], None]) -> None:
     else:
         forget = partial(_forget, _resets, number)
         _resets[number] = partial(_bound, weakref.ref(owner, forget), getattr(reset, "__func__", reset))
-    reset()
 
 
 def _forget(resets: dict[int, Any], number: int, _: object) -> None:
@@ -192,7 +192,8 @@ class _Pool:
     """Threads that make calls for whoever asks, started when they are first needed."""
 
     def __init__(self) -> None:
-        fork_safe(self._renew)
+        self._renew()
+        reset_after_fork(self._renew)
 
     def _renew(self) -> None:
         self._tasks: SimpleQueue[_Task] = SimpleQueue()
@@ -369,7 +370,8 @@ class _Blas:
     def __init__(self) -> None:
         self._limits: list[weakref.ref[_Limit]] = []  # one whose end an exception of a signal handler cut off is gone
         self._before: list[tuple[_Library, int]] = []  # the libraries and their numbers
-        fork_safe(self._renew)
+        self._renew()
+        reset_after_fork(self._renew)
 
     def _renew(self) -> None:
         self._lock = threading.Lock()

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from pqnet._threads import default_threads, fork_safe, until_done
+from pqnet._threads import default_threads, reset_after_fork, until_done
+from pqnet.kernels.locks import renew_compiler_locks
 from pqnet.kernels.program import ASLEEP, DOES, SCRATCH, SELF, WAKE, finish_job, retire, run_job, serve_jobs
 from pqnet.kernels.program import MAIL_WORDS as SLOT_WORDS
 
@@ -158,7 +159,8 @@ class _Process:
     """What this process has of pools: one, made when it is first asked for. A forked child has none of the threads."""
 
     def __init__(self) -> None:
-        fork_safe(self._renew)
+        self._renew()
+        reset_after_fork(self._renew)
 
     def _renew(self) -> None:
         self._lock = threading.Lock()
@@ -173,6 +175,7 @@ class _Process:
 
 
 _process = _Process()
+reset_after_fork(renew_compiler_locks)
 
 
 def thread_pool() -> ThreadPool:
