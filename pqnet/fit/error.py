@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from pqnet._threads import blas_limit
 from pqnet.codecs import Fit, Packed
 from pqnet.codecs.layout import to_blocks
 
@@ -18,6 +19,7 @@ def measured(
     return Fit(packed, squared_error(weight - packed.decode(), metric, row_weights, layout), n_iter)
 
 
+@blas_limit(1)
 def squared_error(change: np.ndarray, metric: np.ndarray | None, row_weights: Any, layout: str) -> float:
     """Return ``sum_o a_o e_o' H e_o``, the error of a weight that is wrong by e.
 

@@ -5,10 +5,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from pqnet import _check
-from pqnet._threads import default_threads, parallel_kernels
+from pqnet._threads import default_threads
 from pqnet.codecs import Codec, Packed
 from pqnet.codecs.layout import FILTER_AXES
 from pqnet.codecs.scalar import ScalarCodec
+from pqnet.fit.parallel import run_chunks
 from pqnet.kernels import scales as kernels
 
 __all__ = ["best_scales", "check_fit", "input_importance", "nearest_codes", "stored_floats", "stored_scales"]
@@ -165,18 +166,9 @@ class _Search:
     def sums(self, w: np.ndarray, scales: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the sums of h w c and of h c c for scales (R, T)."""
         first, second = np.empty(scales.shape), np.empty(scales.shape)
-        with parallel_kernels(self.threads if w.size * scales.shape[1] > SERIAL else 1):
-            kernels.scale_sums(
-                w,
-                self.h,
-                self.levels,
-                self.middles,
-                self.offset,
-                self.even,
-                np.ascontiguousarray(scales),
-                first,
-                second,
-            )
+        threads = self.threads if w.size * scales.shape[1] > SERIAL else 1
+        levels = self.levels, self.middles, self.offset, self.even
+        run_chunks(threads, kernels.scale_sums, w, self.h, *levels, np.ascontiguousarray(scales), first, second)
         return first, second
 
     def best(self, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pqnet import _check
-from pqnet._threads import default_threads
+from pqnet._threads import blas_limit, default_threads
 from pqnet.codecs import PQ, Codec, Packed
 from pqnet.errors import ConfigError
 from pqnet.graph import Node
@@ -235,7 +235,8 @@ def measure(
     corrected = {name for name, node in layers.items() if corrects and FreeAffine.find(graph, node) is not None}
     rates: dict[str, LayerRates] = {}
     options: dict[str, list[Choice]] = {}
-    with progress_bar(progress, "plan", "layer", len(layers) * (1 if only_statistics else 2)) as bar:
+    steps = len(layers) * (1 if only_statistics else 2)
+    with blas_limit(1), progress_bar(progress, "plan", "layer", steps) as bar:
         for name, node in layers.items():
             bar.set_postfix_str(name, refresh=False)
             dense = np.asarray(weights[name], np.float32)

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pqnet._threads import blas_limit
 from pqnet.codecs import PQ, Codec, IntN
 from pqnet.codecs.layout import block_columns, from_blocks, to_blocks
 from pqnet.codecs.pq import Integers
@@ -100,8 +99,7 @@ class LayerRates:
             full = build_metric("full", (moments.centred() if corrected else moments.mean)[:, None])
             assert full is not None
             self.moment, self.whole = full[:, 0], moments.mean
-            with blas_limit(1):
-                self.energies = output_squares(self.moment, weight)
+            self.energies = output_squares(self.moment, weight)
 
     def choices(self) -> list[Choice]:
         """Return all candidates."""
@@ -232,16 +230,14 @@ class LayerRates:
             moment = self.moment[:, columns[:, None], columns].astype(np.float64)
             level = np.trace(moment, axis1=1, axis2=2)[:, None, None] / moment.shape[1]
             moment += SHAPING_DAMPING * level * np.eye(moment.shape[1])
-            with blas_limit(1):
-                factor = np.linalg.cholesky(moment)
+            factor = np.linalg.cholesky(moment)
             self._factors[layout] = np.diagonal(factor, axis1=1, axis2=2) ** 2, moment
         return self._factors[layout]
 
     def _error(self, decoded: np.ndarray, target: np.ndarray) -> float:
         """Return the relative squared error of the outputs of some rows."""
-        with blas_limit(1):  # more threads could change the bits
-            error, energy = output_squares(self.moment, target - decoded), output_squares(self.whole, target)
-            return relative(float(error.sum()), float(energy.sum()))
+        error, energy = output_squares(self.moment, target - decoded), output_squares(self.whole, target)
+        return relative(float(error.sum()), float(energy.sum()))
 
 
 def _interpolate(x: np.ndarray, known: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -10,6 +10,8 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
+from pqnet._threads import reset_after_fork
+
 __all__ = ["SLACK", "Buffer", "Piece", "Store", "View", "Workspace", "aligned", "merge_axes", "place_buffers"]
 
 ALIGNMENT = 64  # bytes: a cache line
@@ -243,11 +245,15 @@ class Store:
     def __init__(self) -> None:
         self._pieces: WeakValueDictionary[Hashable, Piece] = WeakValueDictionary()
         self.chosen: dict[Hashable, str] = {}
-        self.lock = threading.Lock()
+        self._renew()
+        reset_after_fork(self._renew)
+
+    def _renew(self) -> None:
+        self._lock = threading.Lock()
 
     def piece(self, key: Hashable, make: Callable[[], Any], dtype: type[np.generic]) -> Piece:
         """Return the piece with this key, which names all that its content depends on; ``make`` gives a new one."""
-        with self.lock:
+        with self._lock:
             found = self._pieces.get((key, dtype))
             if found is None:
                 found = self._pieces[key, dtype] = Piece(make(), dtype)

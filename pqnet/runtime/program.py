@@ -18,9 +18,9 @@ from pqnet.kernels.abi import StepKernel
 from pqnet.runtime import lower as lower
 from pqnet.runtime.builder import LOWERINGS, Builder, Choose, HostStep, Step, Upload
 from pqnet.runtime.checks import check_step
-from pqnet.runtime.crew import crew
 from pqnet.runtime.execute import dense_param, evaluate_node, node_params
 from pqnet.runtime.memory import SLACK, Piece, Store, View, Workspace, place_buffers
+from pqnet.runtime.threads import thread_pool
 from pqnet.runtime.tune import rule
 
 __all__ = ["Program", "Segment", "StepTime"]
@@ -137,7 +137,7 @@ class Job:
             state[driver.TICKET] = self.first << 32
             driver.run_steps(*self.arguments, state)
             return True
-        return crew().run(self.words, self.extra, self)
+        return thread_pool().run(self.words, self.extra, self)
 
 
 class Bound:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from pqnet._check import choice, error
-from pqnet._threads import default_threads
+from pqnet._threads import default_threads, reset_after_fork
 from pqnet.graph import GraphBuilder, ValueInfo
 from pqnet.kernels import cache
 from pqnet.runtime.builder import Choose
@@ -102,7 +102,7 @@ class Tuner:
         codec = getattr(weight, "codec", None)
         sizes = tuple(near(size) for size in layer.in_shape)  # one measurement serves all near it
         key = f"{compute} {node.op} {sizes} {weight.shape} {sorted(node.attrs.items())} {codec}"
-        with _lock:
+        with _process.lock:
             if self._found is None:
                 self._found = _read(_path())
             known = self._found.get(key, Measured())
@@ -114,17 +114,18 @@ class Tuner:
         return known.fastest(likely, default)
 
 
-_lock = threading.Lock()  # one measures at a time, lest they disturb each other
+class _Process:
+    """What is one for the process: one thread measures at a time, lest they disturb each other."""
+
+    def __init__(self) -> None:
+        self._renew()
+        reset_after_fork(self._renew)
+
+    def _renew(self) -> None:
+        self.lock = threading.Lock()
 
 
-def _new_lock() -> None:
-    """Leave the lock of the parent behind: in a forked child nobody would ever release it."""
-    global _lock
-    _lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_new_lock)
+_process = _Process()
 
 
 def _algorithms() -> list[str]:
