@@ -44,6 +44,8 @@ with _cache_folder():
     from pqnet.kernels import dots as dots
     from pqnet.kernels import driver as driver
     from pqnet.kernels import elementwise as elementwise
+    from pqnet.kernels import embedding as embedding
+    from pqnet.kernels import gather as gather
     from pqnet.kernels import gemm as gemm
     from pqnet.kernels import kmeans as kmeans
     from pqnet.kernels import kmeans_rows as kmeans_rows
@@ -55,4 +57,5 @@ with _cache_folder():
     from pqnet.kernels import pool as pool
     from pqnet.kernels import prepare as prepare
     from pqnet.kernels import scalar as scalar
+    from pqnet.kernels import typed as typed
     from pqnet.kernels import winograd as winograd
