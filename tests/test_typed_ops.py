@@ -146,12 +146,31 @@ def test_index_select(shape, dtype, seed):
     check(b, b_outputs, x)
 
 
+@settings(max_examples=40)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.sampled_from(DTYPES), st.integers(0, 2**32 - 1))
+def test_reductions(shape, dtype, seed):
+    rng = np.random.default_rng(seed)
+    x = {"x": values(rng, shape, dtype)}
+    axes = sorted(rng.permutation(len(shape))[: int(rng.integers(1, len(shape) + 1))].tolist())
+    b = inputs_of(x)
+    turned = b.add("permute", "x", axes=rng.permutation(len(shape)).tolist())
+    outputs = {}
+    if dtype != "bool":
+        outputs = {op: b.add(op, turned, axis=axes[0], keepdims=bool(seed % 2)) for op in ("argmax", "argmin")}
+    if dtype != "float32":
+        outputs |= {op: b.add(op, turned, axes=axes, keepdims=bool(seed % 2)) for op in ("sum", "max", "min")}
+    check(b, outputs, x)
+
+
 def tables(rng):
     """Return tables of 50 rows: dense, and packed by every codec that kernels read."""
     dense = rng.standard_normal((50, 24)).astype(np.float32)
     yield "dense", dense
     for k, d, dtype in ((256, 4, "float16"), (300, 3, "float16"), (2, 1, "int8"), (1, 8, "float32"), (37, 24, "int8")):
-        yield f"PQ {k} {d}", pqnet.PQ(k, d, clamp=None if k <= 50 * 24 // d else "floor", codebook_dtype=dtype).fit(dense)
+        yield (
+            f"PQ {k} {d}",
+            pqnet.PQ(k, d, clamp=None if k <= 50 * 24 // d else "floor", codebook_dtype=dtype).fit(dense),
+        )
     yield "IntN tensor", pqnet.IntN(8).fit(dense)
     yield "IntN channel", pqnet.IntN(4, per="channel").fit(dense)
     yield "Scalar", pqnet.Scalar(5).fit(dense)

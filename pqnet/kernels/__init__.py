@@ -56,6 +56,7 @@ with _cache_folder():
     from pqnet.kernels import patches as patches
     from pqnet.kernels import pool as pool
     from pqnet.kernels import prepare as prepare
+    from pqnet.kernels import reduce as reduce
     from pqnet.kernels import scalar as scalar
     from pqnet.kernels import typed as typed
     from pqnet.kernels import winograd as winograd

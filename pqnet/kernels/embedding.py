@@ -23,8 +23,8 @@ from pqnet.kernels.simd import (
 )
 
 # The table is dense, or codes of ``bits`` bits, least significant bit first, of codewords of ``block`` elements, which
-# are ``word_step`` apart: 4, 8 or a multiple of 16. Ids outside of [0, below) read the nearest row: whoever checks their
-# range reports them.
+# are ``word_step`` apart: 4, 8 or a multiple of 16. Ids outside of [0, below) read the nearest row: whoever checks
+# their range reports them.
 EMBEDDING = Arguments(
     ids=DATA,  # int64
     out=DATA,

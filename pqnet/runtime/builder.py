@@ -27,7 +27,7 @@ class Lowering:
     """How nodes of an operation become steps.
 
     ``emit(builder, node, views)`` returns the view of the result, a tuple of several, or None if NumPy has to compute
-    this node. Those of TYPED are given nodes of any dtypes, those of LOWERINGS, which are asked first, only nodes all
+    this node. Those of TYPED are given nodes of any dtypes; those of LOWERINGS, which are asked first, only nodes all
     of whose values are float32.
     """
 
@@ -50,7 +50,7 @@ def lowers(*ops: str, typed: bool = False) -> Callable[[Callable[..., Any]], Cal
 
 @dataclass(eq=False)
 class Check:
-    """What must be true of a value before its node may use it: indices, whose range ``view`` holds, lie below a size."""
+    """What must be true before a node's result is used: its indices, whose range ``view`` holds, lie below a size."""
 
     node: Node
     view: View

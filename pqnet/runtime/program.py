@@ -182,13 +182,13 @@ class Program:
             if not b.is_done(node):
                 _lower(b, node)
         self.outputs = {value: b.place(value) for value in graph.outputs.values()}
-        _arrange_uploads(b)
         for view in self.outputs.values():
             if view is not None:
                 view.buffer.last = len(b.steps)
         for step in b.steps:
             if isinstance(step, Step) and step.check:
                 step.check.view.buffer.last = len(b.steps)
+        _arrange_uploads(b)
         on_host = [s.node for s in b.steps if isinstance(s, HostStep)]
         self.views = {v: view for node in on_host for v in node.inputs if (view := b.place(v)) is not None}
         self.known, self.pieces, self.buffers = b.known, tuple(b.pieces.values()), b.buffers

@@ -9,5 +9,6 @@ from pqnet.runtime.lower import gather as gather
 from pqnet.runtime.lower import layers as layers
 from pqnet.runtime.lower import norm as norm
 from pqnet.runtime.lower import pool as pool
+from pqnet.runtime.lower import reduce as reduce
 from pqnet.runtime.lower import shape as shape
 from pqnet.runtime.lower import typed as typed

@@ -32,9 +32,10 @@ def _table(b: Builder, node: Node) -> tuple[dict[str, Any], int] | None:
         own = {"dense": 1, "table": stored, "codes": -1, "bits": 0, "block": 1, "word_step": 1, "scales": -1}
         return found | own, 4 * features
     words = weight.codewords()
-    if words is None or not isinstance(words[0], PackedPQ):
+    if words is None:
         return None
     packed, scales = words
+    assert isinstance(packed, PackedPQ)
     bits, size = code_bits(packed.codec.k), packed.codec.d
     own = {
         "dense": 0,
@@ -63,6 +64,6 @@ def lower_embedding(b: Builder, node: Node, x: list[View]) -> View | None:
     per_task = max(WORK // (features * WIDTH), 1)
     arguments |= {"ids": ids, "out": out, "tokens": tokens, "pitch": pitch, "per_task": per_task}
     tasks, scratch = -(-tokens // (per_task * WIDTH)), WIDTH * (pitch + WIDTH)
-    moved = {"scratch": scratch, "stored": tokens * row_bytes}
-    b.emit(embedding, node.name, tasks, arguments, reads=[ids], writes=[out], **moved)
+    read = tokens * row_bytes
+    b.emit(embedding, node.name, tasks, arguments, reads=[ids], writes=[out], scratch=scratch, stored=read)
     return out

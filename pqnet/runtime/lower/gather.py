@@ -2,8 +2,6 @@
 
 from math import prod
 
-import numpy as np
-
 from pqnet.graph import Node
 from pqnet.kernels import gather as kernel
 from pqnet.runtime.builder import Builder, Check, lowers
@@ -39,7 +37,7 @@ def index_select(b: Builder, node: Node, x: list[View]) -> View | None:
     if len(axes) > 4:
         return None
     known = b.known.get(node.inputs[1])
-    if known is not None and not (0 <= known.min() and known.max() < below):
+    if known is not None and (known.min() < 0 or known.max() >= below):
         return None  # NumPy says what is wrong with them
     ids = checked_ids(b, node, x[1], below) if known is None else None
     out = b.new(shape, source.order(), dtype)
