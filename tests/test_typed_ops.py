@@ -194,6 +194,15 @@ def test_embeddings(shape):
         assert np.array_equal(program.run(x, Workspace(), 3)["y"], got)
 
 
+def test_tables_are_not_copied():
+    rng = np.random.default_rng(0)
+    for name, table in tables(rng):
+        b = inputs_of({"ids": np.array([3])})
+        program = Program(b.build({"y": b.add("embedding", "ids", params={"weight": table})}), {}, Store())
+        stored = table if name == "dense" else table.codewords()[0].arrays()["codes"]
+        assert stored.size == 0 or any(np.shares_memory(piece.array, stored) for piece in program.pieces), name
+
+
 def test_rows_that_are_sums_are_left_to_numpy():
     table = pqnet.Additive([pqnet.PQ(4, 4), pqnet.PQ(4, 4)]).fit(np.random.default_rng(0).standard_normal((50, 24)))
     ids = np.array([[3, 49, 0]])
@@ -265,6 +274,7 @@ with np.errstate(all="ignore"):
     t.test_scalars("int64")
     t.test_embeddings((3, 5))
     t.test_index_select.hypothesis.inner_test([3, 5, 2], "bool", 0)
+    t.test_reductions.hypothesis.inner_test([3, 5, 2], "int64", 1)
     t.test_what_only_moves_elements.hypothesis.inner_test([3, 5, 2], "int64", 0)
     t.test_two_operands_of_any_dtypes_and_shapes.hypothesis.inner_test([3, 5], "float32", "int64", [1, 0, 2, 3], 0)
 print(t.simd.ISA)
