@@ -1,12 +1,16 @@
-"""Copies between strided values: rows, transposition in registers, anything else one element at a time; and fills."""
+"""Copies between strided values: rows, transposition in registers, anything else one element at a time; and fills.
+
+Elements of 4 bytes have kernel `copy`, those of other sizes `copy_elements`.
+"""
 
 import numpy as np
 from numba import njit, types
 
-from pqnet.kernels.abi import DATA, MAYBE_CONST, MAYBE_DATA, SIZE, Arguments, step
+from pqnet.kernels.abi import DATA, MAYBE_CONST, MAYBE_DATA, MAYBE_INDEX, SIZE, Arguments, step
 from pqnet.kernels.llvm import INDEX, LONG, WORD, compiled_or, element, shuffle, undefined
 from pqnet.kernels.llvm import load as emit_load
 from pqnet.kernels.llvm import store as emit_store
+from pqnet.kernels.pointers import bytes_, longs, shorts
 from pqnet.kernels.simd import FLOATS, WIDTH, load, splat, store, store_head
 
 ROWS, TRANSPOSED, SINGLE, FILL = 0, 1, 2, 3
@@ -128,3 +132,68 @@ def copy(task, g, data, const, codes, index, scratch):
                     store(data, to + p, v)
                 else:
                     store_head(data, to + p, v, wide - p)
+
+
+# The same over four outer axes and one inner axis, for elements of 1, 2 or 8 bytes; a fill is with index[value].
+COPY_ELEMENTS = Arguments(
+    x=MAYBE_DATA,
+    value=MAYBE_INDEX,
+    out=DATA,
+    sizes=SIZE.repeated(AXES),
+    x_steps=SIZE.repeated(AXES),
+    steps=SIZE.repeated(AXES),
+    element=SIZE,  # bytes
+    per_task=SIZE,  # rows, which lie on the last axis
+)
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def move_row(source, x, x_step, target, out, step, n):
+    # target[out + i * step] = source[x + i * x_step]
+    if x_step == 1 and step == 1:
+        for i in range(n):
+            target[out + i] = source[x + i]
+    else:
+        for i in range(n):
+            target[out + i * step] = source[x + i * x_step]
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def move_elements(element, data, x, x_step, out, step, n):
+    # move_row for elements of so many bytes, in data
+    if element == 8:
+        move_row(longs(data), x, x_step, longs(data), out, step, n)
+    elif element == 4:
+        move_row(data, x, x_step, data, out, step, n)
+    elif element == 2:
+        move_row(shorts(data), x, x_step, shorts(data), out, step, n)
+    else:
+        move_row(bytes_(data), x, x_step, bytes_(data), out, step, n)
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def _fill_elements(element, data, value, out, step, n):
+    if element == 8:
+        for i in range(n):
+            longs(data)[out + i * step] = value
+    elif element == 2:
+        for i in range(n):
+            shorts(data)[out + i * step] = np.int16(value)
+    else:
+        for i in range(n):
+            bytes_(data)[out + i * step] = np.uint8(value)
+
+
+@step(COPY_ELEMENTS)
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def copy_elements(task, g, data, const, codes, index, scratch):
+    sizes, x_steps, steps = g.sizes, g.x_steps, g.steps
+    n1, n2, n3 = sizes[1], sizes[2], sizes[3]
+    for row in range(task * g.per_task, min((task + 1) * g.per_task, sizes[0] * n1 * n2 * n3)):
+        h, i, j, k = row // (n1 * n2 * n3), row // (n2 * n3) % n1, row // n3 % n2, row % n3
+        out = g.out + h * steps[0] + i * steps[1] + j * steps[2] + k * steps[3]
+        if g.value >= 0:
+            _fill_elements(g.element, data, index[g.value], out, steps[4], sizes[4])
+        else:
+            x = g.x + h * x_steps[0] + i * x_steps[1] + j * x_steps[2] + k * x_steps[3]
+            move_elements(g.element, data, x, x_steps[4], out, steps[4], sizes[4])

@@ -86,7 +86,10 @@ def _seen_as(kind, dtype):
 
         return types.Array(kind, 1, "C")(array), codegen
 
-    return compiled_or(lambda array: array.view(dtype), seen)
+    def reference(array):
+        return array[: array.nbytes // dtype.itemsize * dtype.itemsize // array.itemsize].view(dtype)
+
+    return compiled_or(reference, seen)
 
 
 pointer = compiled_or(_pointer_reference, _pointer)  # to array[i]
@@ -94,4 +97,7 @@ load_at = compiled_or(load_lanes, _load_at)  # WIDTH lanes from element ``index`
 spread_at = compiled_or(_spread_reference, _spread_at)  # the element at a pointer in all lanes
 put_at = compiled_or(_put_reference, _put_at)  # stores the first ``left`` lanes there, or all if there are that many
 longs = _seen_as(types.int64, np.dtype(np.int64))
+ints = _seen_as(types.int32, np.dtype(np.int32))
+shorts = _seen_as(types.int16, np.dtype(np.int16))
 bytes_ = _seen_as(types.uint8, np.dtype(np.uint8))
+signed_bytes = _seen_as(types.int8, np.dtype(np.int8))

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pqnet._check import error
 from pqnet.codecs import Packed
+from pqnet.errors import PQNetError
 from pqnet.graph import Graph, Node
 from pqnet.graph.op import Info, get_op, resolve_attrs
 from pqnet.kernels.abi import StepKernel
@@ -16,7 +18,7 @@ from pqnet.runtime.memory import ITEMSIZE, Buffer, Piece, Store, View
 if TYPE_CHECKING:
     from pqnet.runtime.layer import Layer
 
-__all__ = ["LOWERINGS", "Builder", "Choose", "HostStep", "Lowering", "Step", "Upload", "lowers"]
+__all__ = ["LOWERINGS", "TYPED", "Builder", "Check", "Choose", "HostStep", "Lowering", "Step", "Upload", "lowers"]
 
 Argument = int | View
 # Picks one of the algorithms for a layer; given the layer, the arithmetic and the expected cost of each.
@@ -28,24 +30,41 @@ class Lowering:
     """How nodes of an operation become steps.
 
     ``emit(builder, node, views)`` returns the view of the result, a tuple of several, or None if NumPy has to compute
-    this node. Only nodes all of whose values are float32 are given to it, any if ``typed``.
+    this node. Those of TYPED are given nodes of any dtypes; those of LOWERINGS, which are asked first, only nodes all
+    of whose values are float32.
     """
 
     emit: Callable[["Builder", Node, list[View]], View | tuple[View, ...] | None]
-    typed: bool
 
 
 LOWERINGS: dict[str, Lowering] = {}
+TYPED: dict[str, Lowering] = {}
 
 
 def lowers(*ops: str, typed: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a function as the lowering of these operations."""
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        LOWERINGS.update(dict.fromkeys(ops, Lowering(function, typed)))
+        (TYPED if typed else LOWERINGS).update(dict.fromkeys(ops, Lowering(function)))
         return function
 
     return decorate
+
+
+@dataclass(eq=False)
+class Check:
+    """What must be true before a node's result is used: its indices, whose range ``view`` holds, lie below a size."""
+
+    node: Node
+    view: View
+    below: int
+
+    def verify(self, limits: np.ndarray) -> None:
+        """Raise PQNetError if the range does not fit, as NumPy's form of the node does."""
+        low, high = (int(limit) for limit in limits)
+        if low < 0 or high >= self.below:
+            reason = error("ids", f"entries in [0, {self.below})", f"range [{low}, {high}]")
+            raise PQNetError(f"node {self.node.name!r} ({self.node.op}): {reason}")
 
 
 @dataclass(eq=False)
@@ -61,6 +80,7 @@ class Step:
     scratch: int = 0
     algorithm: str = ""
     nbytes: int = 0  # of the values and parameters that it reads and writes
+    check: Check | None = None  # of what it wrote
 
 
 @dataclass(eq=False)
@@ -115,6 +135,7 @@ class Builder:
         self.known: dict[str, np.ndarray] = {}  # values that do not depend on the inputs
         self.pieces: dict[int, Piece] = {}
         self.index = Table()
+        self.derived: dict[Hashable, View] = {}  # values in another form, by what they are made from
         self._views: dict[str, View] = {}
         self._host: set[str] = set(graph.inputs)
         self._done: set[str] = set()
@@ -156,8 +177,12 @@ class Builder:
         """Return the offset of ``make()`` (uint8) among the codes; ``key`` names all that it depends on."""
         return self._piece(key, make, np.uint8)
 
-    def _piece(self, key: Hashable, make: Callable[[], Any], dtype: type[np.generic]) -> int:
-        piece = self.store.piece(key, make, dtype)
+    def stored(self, key: Hashable, array: np.ndarray) -> int:
+        """Return the offset of a float32 or uint8 array that is not copied: kernels may not read beyond its end."""
+        return self._piece((key, "not copied"), lambda: array, array.dtype.type, slack=False)
+
+    def _piece(self, key: Hashable, make: Callable[[], Any], dtype: type[np.generic], slack: bool = True) -> int:
+        piece = self.store.piece(key, make, dtype, slack)
         self.pieces[id(piece)] = piece
         return piece.position
 
@@ -184,12 +209,13 @@ class Builder:
         scratch: int = 0,
         algorithm: str = "",
         stored: int = 0,
+        check: Check | None = None,
     ) -> None:
         """Append a step; ``scratch`` floats are needed by each thread, ``stored`` bytes of parameters are read."""
         for view in (*reads, *writes):
             view.buffer.last = max(view.buffer.last, len(self.steps))
         nbytes = stored + sum(view.nbytes for view in (*reads, *writes))
-        step = Step(kernel, label, tasks, arguments, reads, writes, scratch, algorithm or kernel.name, nbytes)
+        step = Step(kernel, label, tasks, arguments, reads, writes, scratch, algorithm or kernel.name, nbytes, check)
         self.steps.append(step)
 
     def users(self, value: str) -> list[Node]:
@@ -212,7 +238,7 @@ class Builder:
         """Return where a computed value lives in the arena, putting it there if NumPy holds it."""
         if value not in self._views:
             shape, dtype = self.infos[value]
-            view = self.new(shape, channel_major(len(shape)), dtype)
+            view = self.new(shape, storage_order(len(shape), dtype), dtype)
             self.steps.append(Upload(value, view))
             self._views[value] = view
         return self._views[value]
@@ -246,3 +272,8 @@ def channel_major(ndim: int) -> tuple[int, ...]:
         return tuple(range(ndim))
     first = 1 if ndim == 4 else ndim - 1
     return (first, *(a for a in range(ndim) if a != first))
+
+
+def storage_order(ndim: int, dtype: str) -> tuple[int, ...]:
+    """Return the order in which a new value is stored: floats as layers read them, anything else row by row."""
+    return channel_major(ndim) if dtype == "float32" else tuple(range(ndim))

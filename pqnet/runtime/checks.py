@@ -37,7 +37,8 @@ def check_step(step: Step, arena: int, pieces: Sequence[Piece], index: np.ndarra
         at = value.position if isinstance(value, View) else value
         if not -(2**63) <= at < 2**63:
             raise _outside(step, name, f"{at}, which 64 bits do not hold")
-        if kind.array and not (kind.optional and at == -1) and not _inside(kind, at, arena, pieces, index, scratch):
+        place = at * ITEMSIZE[value.dtype] // 4 if isinstance(value, View) else at
+        if kind.array and not (kind.optional and at == -1) and not _inside(kind, place, arena, pieces, index, scratch):
             raise _outside(step, name, f"{kind.array}[{at}]")
     _check_windows(step, arena, index)
 

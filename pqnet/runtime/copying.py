@@ -2,11 +2,14 @@
 
 from collections.abc import Sequence
 from math import prod
+from typing import Any
 
-from pqnet.kernels.copy import AXES, FILL, ROWS, SINGLE, TRANSPOSED, copy
+import numpy as np
+
+from pqnet.kernels.copy import AXES, FILL, ROWS, SINGLE, TRANSPOSED, copy, copy_elements
 from pqnet.kernels.simd import WIDTH
 from pqnet.runtime.builder import Builder
-from pqnet.runtime.memory import View, merge_axes
+from pqnet.runtime.memory import ITEMSIZE, View, merge_axes
 
 __all__ = ["dense", "emit_copy", "emit_fill"]
 
@@ -29,14 +32,19 @@ def emit_copy(b: Builder, source: View, target: View, label: str) -> None:
 
 def dense(b: Builder, view: View, order: Sequence[int]) -> View:
     """Return a copy of a view, stored densely with its axes in ``order``."""
-    out = b.new(view.shape, order)
+    out = b.new(view.shape, order, view.dtype)
     emit_copy(b, view, out, "copy")
     return out
 
 
-def emit_fill(b: Builder, value: float, target: View, label: str) -> None:
-    """Append the steps that set every element of a view."""
-    _emit(b, b.numbers(value), _axes(target.shape, [0] * len(target.shape), target.strides), target, label)
+def emit_fill(b: Builder, value: Any, target: View, label: str) -> None:
+    """Append the steps that set every element of a view to a number of its dtype."""
+    number = np.array([value]).astype(target.dtype)
+    if number.itemsize == 4:
+        at = b.constant(("numbers", number.tobytes()), lambda: number.view(np.float32))
+    else:
+        at = b.table(number)
+    _emit(b, at, _axes(target.shape, [0] * len(target.shape), target.strides), target, label)
 
 
 def _emit(b: Builder, source: View | int, axes: list[Axis], target: View, label: str) -> None:
@@ -52,6 +60,9 @@ def _emit(b: Builder, source: View | int, axes: list[Axis], target: View, label:
         for i in range(size):
             part = source.with_axes(shape, x_steps, i * x_step) if isinstance(source, View) else source
             _emit(b, part, rest, target.with_axes(shape, steps, i * step), label)
+        return
+    if ITEMSIZE[target.dtype] != 4:
+        _emit_elements(b, source, axes, target, label)
         return
     inner, mode = axes[-1], FILL if fill else SINGLE
     across = [axis for axis in axes[:-1] if axis[1] == 1 and min(axis[0], inner[0]) >= WIDTH // 2]
@@ -93,3 +104,23 @@ def _emit(b: Builder, source: View | int, axes: list[Axis], target: View, label:
     reads = [source] if isinstance(source, View) else []
     tasks, scratch = -(-units // per_task), 2 * WIDTH * WIDTH
     b.emit(copy, label, tasks, arguments, reads=reads, writes=[target], scratch=scratch)
+
+
+def _emit_elements(b: Builder, source: View | int, axes: list[Axis], target: View, label: str) -> None:
+    """Append the step that copies, or fills, elements that do not have 4 bytes."""
+    sizes, x_steps, steps = zip(*[(1, 0, 0)] * (AXES - len(axes)), *axes, strict=True)
+    rows = prod(sizes[:-1])
+    per_task = min(max(WORK // sizes[-1], -(-rows // TASKS), 1), rows)
+    filled = not isinstance(source, View)
+    arguments = {
+        "x": -1 if filled else source,
+        "value": source if filled else -1,
+        "out": target,
+        "sizes": sizes,
+        "x_steps": x_steps,
+        "steps": steps,
+        "element": ITEMSIZE[target.dtype],
+        "per_task": per_task,
+    }
+    reads = [source] if isinstance(source, View) else []
+    b.emit(copy_elements, label, -(-rows // per_task), arguments, reads=reads, writes=[target])

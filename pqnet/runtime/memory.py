@@ -224,15 +224,19 @@ def place_buffers(buffers: Sequence[Buffer]) -> int:
 
 
 class Piece:
-    """An array that kernels read by its address; ``position`` counts the address in elements."""
+    """An array that kernels read by its address; ``position`` counts the address in elements.
+
+    With ``slack`` it is a copy with room behind it, which kernels may read; else the content itself where it can be.
+    """
 
     __slots__ = ("__weakref__", "array", "position", "size")
 
-    def __init__(self, content: Any, dtype: type[np.generic]) -> None:
+    def __init__(self, content: Any, dtype: type[np.generic], slack: bool = True) -> None:
         content = np.ascontiguousarray(content, dtype).reshape(-1)
-        self.size = content.size
-        self.array = aligned(content.size + 4 * SLACK // content.itemsize, dtype)
-        self.array[: content.size] = content
+        self.size, self.array = content.size, content
+        if slack or content.ctypes.data % content.itemsize:
+            self.array = aligned(content.size + 4 * SLACK // content.itemsize, dtype)
+            self.array[: content.size] = content
         self.position: int = self.array.ctypes.data // content.itemsize
 
 
@@ -251,12 +255,12 @@ class Store:
     def _renew(self) -> None:
         self._lock = threading.Lock()
 
-    def piece(self, key: Hashable, make: Callable[[], Any], dtype: type[np.generic]) -> Piece:
+    def piece(self, key: Hashable, make: Callable[[], Any], dtype: type[np.generic], slack: bool = True) -> Piece:
         """Return the piece with this key, which names all that its content depends on; ``make`` gives a new one."""
         with self._lock:
             found = self._pieces.get((key, dtype))
             if found is None:
-                found = self._pieces[key, dtype] = Piece(make(), dtype)
+                found = self._pieces[key, dtype] = Piece(make(), dtype, slack)
             return found
 
 

@@ -16,7 +16,7 @@ from pqnet.graph.op import Info
 from pqnet.kernels import driver
 from pqnet.kernels.abi import StepKernel
 from pqnet.runtime import lower as lower
-from pqnet.runtime.builder import LOWERINGS, Builder, Choose, HostStep, Step, Upload
+from pqnet.runtime.builder import LOWERINGS, TYPED, Builder, Choose, HostStep, Step, Upload
 from pqnet.runtime.checks import check_step
 from pqnet.runtime.execute import dense_param, evaluate_node, node_params
 from pqnet.runtime.memory import SLACK, Piece, Store, View, Workspace, place_buffers
@@ -66,6 +66,7 @@ class Segment:
         else:
             self.kernels, self.records = addresses, [self.record(i, *ends[i : i + 2]) for i in range(len(steps))]
         self.tasks = np.array([step.tasks for step in steps], np.int64)
+        self.checks = [step.check for step in steps if step.check]
 
     def record(self, i: int, first: int, last: int) -> Any:
         """Return the arguments of step ``i``, words ``first`` .. ``last``, for a kernel that is not compiled."""
@@ -185,6 +186,10 @@ class Program:
         for view in self.outputs.values():
             if view is not None:
                 view.buffer.last = len(b.steps)
+        for step in b.steps:
+            if isinstance(step, Step) and step.check:
+                step.check.view.buffer.last = len(b.steps)
+        _arrange_uploads(b)
         on_host = [s.node for s in b.steps if isinstance(s, HostStep)]
         self.views = {v: view for node in on_host for v in node.inputs if (view := b.place(v)) is not None}
         self.known, self.pieces, self.buffers = b.known, tuple(b.pieces.values()), b.buffers
@@ -252,6 +257,8 @@ class Program:
     ) -> None:
         if isinstance(segment, Segment):
             self._run_kernels(segment, space, bound, 0, len(segment.steps))
+            for check in segment.checks:
+                check.verify(space.array(check.view))
         elif isinstance(segment, Upload):
             np.copyto(bound.uploads[segment.value], host[segment.value])
         else:
@@ -298,6 +305,19 @@ class Program:
                 yield from ((segment, i, step) for i, step in enumerate(segment.steps))
 
 
+def _arrange_uploads(b: Builder) -> None:
+    """Drop the uploads that no step reads, and move those of inputs to the start: others would divide segments."""
+    read = {id(view.buffer) for s in b.steps if isinstance(s, Step) for view in s.reads}
+    read |= {id(view.buffer) for value in b.graph.outputs.values() if (view := b.place(value)) is not None}
+    uploads = [s for s in b.steps if isinstance(s, Upload)]
+    unread = {id(s.view.buffer) for s in uploads} - read
+    early = [s for s in uploads if s.value in b.graph.inputs and id(s.view.buffer) not in unread]
+    for upload in early:
+        upload.view.buffer.first = 0
+    others = [s for s in b.steps if not isinstance(s, Upload) or (s not in early and id(s.view.buffer) not in unread)]
+    b.steps, b.buffers = [*early, *others], [buffer for buffer in b.buffers if id(buffer) not in unread]
+
+
 def _median(run: Callable[[], None], runs: int) -> float:
     times = []
     for _ in range(runs):
@@ -315,8 +335,10 @@ def _lower(b: Builder, node: Any) -> None:
         b.forget(node)
         return
     infos: list[Info] = [b.info(v) for v in (*node.inputs, *node.outputs)]
-    lowering = LOWERINGS.get(node.op)
-    if lowering and all(0 not in i.shape and (lowering.typed or i.dtype == "float32") for i in infos):
+    floats, empty = all(i.dtype == "float32" for i in infos), any(0 in i.shape for i in infos)
+    for lowering in (LOWERINGS.get(node.op) if floats else None, TYPED.get(node.op)):
+        if lowering is None or empty:
+            continue
         views = lowering.emit(b, node, [b.view(v) for v in node.inputs])
         if views is not None:
             b.finish(node, *(views if isinstance(views, tuple) else (views,)))

@@ -4,7 +4,11 @@ from pqnet.runtime.lower import attention as attention
 from pqnet.runtime.lower import axis as axis
 from pqnet.runtime.lower import copy as copy
 from pqnet.runtime.lower import elementwise as elementwise
+from pqnet.runtime.lower import embedding as embedding
+from pqnet.runtime.lower import gather as gather
 from pqnet.runtime.lower import layers as layers
 from pqnet.runtime.lower import norm as norm
 from pqnet.runtime.lower import pool as pool
+from pqnet.runtime.lower import reduce as reduce
 from pqnet.runtime.lower import shape as shape
+from pqnet.runtime.lower import typed as typed

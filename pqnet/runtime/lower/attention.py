@@ -7,6 +7,7 @@ from pqnet.kernels.attention import attention
 from pqnet.kernels.tile import LANES, ROWS
 from pqnet.runtime.builder import Builder, lowers
 from pqnet.runtime.copying import dense
+from pqnet.runtime.lower.typed import additive_mask
 from pqnet.runtime.memory import View
 
 
@@ -22,13 +23,44 @@ def _with_heads(view: View) -> View:
     return view.with_axes((view.shape[0], 1, *view.shape[1:]), (view.strides[0], 0, *view.strides[1:]))
 
 
-@lowers("attention")
+def _mask_with_heads(mask: View, lead: tuple[int, ...]) -> View:
+    """Return a mask with four axes, of which the first two have their size or 1."""
+    missing = len(lead) + 2 - len(mask.shape)
+    return _with_heads(mask.with_axes((1,) * missing + mask.shape, (0,) * missing + mask.strides))
+
+
+def _mask(b: Builder, value: str, mask: View, queries: int, keys: int) -> View | None:
+    """Return a mask as terms of the scores, (B, H, queries, keys) or broadcast to it, its queries side by side.
+
+    Layers often share a mask: it is brought into this form once.
+    """
+    made_from = "attention mask", value, mask.shape
+    if made_from in b.derived:
+        return b.derived[made_from]
+    mask = mask.expand((*mask.shape[:2], queries, keys))
+    order = 0, 1, 3, 2
+    if mask.dtype == "bool":
+        found = additive_mask(b, mask, order, f"{value} as terms")
+    elif mask.dtype == "float32":
+        found = mask if mask.strides[2] == 1 else dense(b, mask, order)
+    else:
+        found = None
+    if found is not None:
+        b.derived[made_from] = found
+    return found
+
+
+@lowers("attention", typed=True)
 def lower_attention(b: Builder, node: Node, x: list[View]) -> View | None:
     """Lower attention of one or two leading axes, equal for queries, keys and values."""
     lead = x[0].shape[:-2]
     if len(lead) not in (1, 2) or any(view.shape[:-2] != lead for view in x[1:3]):
         return None
-    a = b.attrs(node)
+    a, mask = b.attrs(node), None
+    if len(x) == 4:
+        mask = _mask(b, node.inputs[3], _mask_with_heads(x[3], lead), x[0].shape[-2], x[2].shape[-2])
+        if mask is None:
+            return None
     q, k, v = (_tokens_inside(b, _with_heads(view)) for view in x[:3])
     batch, heads, queries, inner = q.shape
     keys, outer = v.shape[2:]
@@ -53,10 +85,8 @@ def lower_attention(b: Builder, node: Node, x: list[View]) -> View | None:
         "mask_key": 0,
     }
     reads = [q, k, v]
-    if len(x) == 4:
-        mask = _with_heads(x[3].expand((*lead, queries, keys)))
-        if mask.strides[2] != 1:
-            mask = dense(b, mask, (0, 1, 3, 2))
+    if mask is not None:
+        mask = mask.expand((batch, heads, queries, keys))
         steps = zip(("mask_batch", "mask_head", "mask_key"), (mask.strides[i] for i in (0, 1, 3)), strict=True)
         arguments |= {"mask": mask, **dict(steps)}
         reads.append(mask)

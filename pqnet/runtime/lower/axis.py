@@ -62,8 +62,8 @@ def reduce(b: Builder, node: Node, x: list[View]) -> View | None:
         axes: tuple[int, ...] = (2, 3)
     else:
         axes = tuple(sorted({a % max(len(shape), 1) for a in attrs["axes"]}))
-    if not axes or prod(shape[a] for a in axes) < 2:
-        return None
+    if prod(shape[a] for a in axes) == 1:
+        return x[0].reshape(b.info(node.outputs[0]).shape)
     r = _rows(b, x[0], axes)
     kept_order = (*axes, *r.kept)
     full = b.new([1 if a in axes else s for a, s in enumerate(shape)], kept_order)

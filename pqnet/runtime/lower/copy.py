@@ -1,29 +1,30 @@
 """Operations that are copies: concat, pad, whole enlargements by the nearest pixel."""
 
 from pqnet.graph import Node
-from pqnet.runtime.builder import Builder, channel_major, lowers
+from pqnet.graph.ops.elementwise import as_scalar
+from pqnet.runtime.builder import Builder, lowers, storage_order
 from pqnet.runtime.copying import emit_copy, emit_fill
 from pqnet.runtime.memory import View
 
 
-@lowers("concat")
+@lowers("concat", typed=True)
 def concat(b: Builder, node: Node, x: list[View]) -> View | None:
     """Lower a concatenation: each input is copied to its place."""
     axis, start = b.attrs(node)["axis"], 0
     shape = b.info(node.outputs[0]).shape
-    out = b.new(shape, channel_major(len(shape)))
+    out = b.new(shape, storage_order(len(shape), x[0].dtype), x[0].dtype)
     for view in x:
         emit_copy(b, view, out.slice(axis, start, view.shape[axis]), node.name)
         start += view.shape[axis]
     return out
 
 
-@lowers("pad")
+@lowers("pad", typed=True)
 def pad(b: Builder, node: Node, x: list[View]) -> View | None:
     """Lower padding: the input is copied to its place, then the borders are made axis by axis."""
     a = b.attrs(node)
     shape = b.info(node.outputs[0]).shape
-    out = b.new(shape, channel_major(len(shape)))
+    out = b.new(shape, storage_order(len(shape), x[0].dtype), x[0].dtype)
     source, inside = x[0], out
     for axis, (before, after) in enumerate(zip(a["padding"][::2], a["padding"][1::2], strict=True)):
         source = source.slice(axis, max(-before, 0), source.shape[axis] + min(before, 0) + min(after, 0))
@@ -37,7 +38,7 @@ def pad(b: Builder, node: Node, x: list[View]) -> View | None:
                 continue
             border = done.slice(axis, first, count)
             if a["mode"] == "constant":
-                emit_fill(b, a["value"], border, node.name)
+                emit_fill(b, as_scalar(a["value"], out.dtype), border, node.name)
             elif a["mode"] == "replicate":
                 emit_copy(b, done.slice(axis, near, 1).expand(border.shape), border, node.name)
             else:  # a mirror at the last pixel

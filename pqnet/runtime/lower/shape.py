@@ -6,7 +6,7 @@ from pqnet.runtime.copying import dense
 from pqnet.runtime.memory import View
 
 
-@lowers("reshape")
+@lowers("reshape", typed=True)
 def reshape(b: Builder, node: Node, x: list[View]) -> View | None:
     """Lower a reshape; a value that strides cannot give another shape is copied."""
     shape = b.info(node.outputs[0]).shape
@@ -14,21 +14,22 @@ def reshape(b: Builder, node: Node, x: list[View]) -> View | None:
     return found if found is not None else dense(b, x[0], range(len(x[0].shape))).reshape(shape)
 
 
-@lowers("permute")
+@lowers("permute", typed=True)
 def permute(b: Builder, node: Node, x: list[View]) -> View | None:
     """Lower a permutation of axes."""
     return x[0].permute(b.attrs(node)["axes"])
 
 
-@lowers("slice")
-def slice_(b: Builder, node: Node, x: list[View]) -> View | None:
-    """Lower a slice."""
+@lowers("slice", typed=True)
+def slice_(b: Builder, node: Node, x: list[View]) -> View:
+    """Lower a slice; one that runs backwards is copied."""
     a = b.attrs(node)
     taken = range(x[0].shape[a["axis"]])[slice(a["start"], a["stop"], a["step"])]
-    return x[0].slice(a["axis"], taken.start, len(taken), taken.step) if taken.step > 0 else None
+    part = x[0].slice(a["axis"], taken.start, len(taken), taken.step)
+    return part if taken.step > 0 else dense(b, part, x[0].order())
 
 
-@lowers("split")
+@lowers("split", typed=True)
 def split(b: Builder, node: Node, x: list[View]) -> tuple[View, ...]:
     """Lower a split."""
     a, start, parts = b.attrs(node), 0, []
@@ -38,7 +39,7 @@ def split(b: Builder, node: Node, x: list[View]) -> tuple[View, ...]:
     return tuple(parts)
 
 
-@lowers("expand")
+@lowers("expand", typed=True)
 def expand(b: Builder, node: Node, x: list[View]) -> View:
     """Lower a broadcast."""
     return x[0].expand(b.attrs(node)["shape"])

@@ -1,0 +1,54 @@
+"""Sums and extremes of integers and booleans, and positions of extremes."""
+
+from math import prod
+
+from pqnet.graph import Node
+from pqnet.kernels import reduce as kernel
+from pqnet.runtime.builder import Builder, lowers
+from pqnet.runtime.copying import dense
+from pqnet.runtime.lower.typed import TYPES
+from pqnet.runtime.memory import View, merge_axes
+
+OPERATIONS = {
+    "sum": kernel.SUM,
+    "max": kernel.MAXIMUM,
+    "min": kernel.MINIMUM,
+    "argmax": kernel.FIRST_MAXIMUM,
+    "argmin": kernel.FIRST_MINIMUM,
+}
+TASKS, WORK = 32, 32768  # tasks of a step at most, elements a task at least
+
+
+@lowers(*OPERATIONS, typed=True)
+def reduce(b: Builder, node: Node, x: list[View]) -> View | None:
+    """Lower a reduction along axes."""
+    attrs, source = b.attrs(node), x[0]
+    shape, dtype = b.info(node.outputs[0])
+    if dtype == "float32":
+        return None
+    axes = (attrs["axis"],) if "axis" in attrs else attrs["axes"]
+    kept = [a for a in source.order() if a not in axes]
+    row = merge_axes(*([v[a] for a in sorted(axes)] for v in (source.shape, source.strides)))
+    outer = merge_axes(*([v[a] for a in kept] for v in (source.shape, source.strides)))
+    if len(row) > 1 or len(outer) > 3:
+        kept = [a for a in range(len(source.shape)) if a not in axes]
+        return reduce(b, node, [dense(b, source, [*kept, *sorted(axes)])])  # type: ignore[no-any-return]
+    n, x_step = row[0] if row else (1, 1)
+    sizes, x_steps = zip(*[(1, 0)] * (3 - len(outer)), *outer, strict=True)
+    full = b.new([1 if a in axes else s for a, s in enumerate(source.shape)], (*sorted(axes), *kept), dtype)
+    rows = prod(sizes)
+    per_task = min(max(WORK // n, -(-rows // TASKS), 1), rows)
+    arguments = {
+        "x": source,
+        "type": TYPES[source.dtype],
+        "out": full,
+        "out_type": TYPES[dtype],
+        "sizes": sizes,
+        "x_steps": x_steps,
+        "n": n,
+        "x_step": x_step,
+        "operation": OPERATIONS[node.op],
+        "per_task": per_task,
+    }
+    b.emit(kernel.reduce_typed, node.name, -(-rows // per_task), arguments, reads=[source], writes=[full])
+    return full.reshape(shape)
