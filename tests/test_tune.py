@@ -200,11 +200,11 @@ FORK = """
 import os, threading
 from pqnet.runtime import tune
 held = threading.Event()
-threading.Thread(target=lambda: (tune._lock.acquire(), held.set())).start()
+threading.Thread(target=lambda: (tune._process.lock.acquire(), held.set())).start()
 held.wait()
 child = os.fork()
 if child == 0:
-    os._exit(0 if tune._lock.acquire(timeout=10) else 1)
+    os._exit(0 if tune._process.lock.acquire(timeout=10) else 1)
 print(os.waitpid(child, 0)[1])
 """
 

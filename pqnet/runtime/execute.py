@@ -35,8 +35,9 @@ def check_inputs(graph: Graph, inputs: Mapping[str, Any]) -> dict[str, np.ndarra
 
 
 def node_params(graph: Graph, node: Node) -> dict[str, Any]:
-    """Return the parameters that a node computes with: decoded, but for embeddings, which decode rows only."""
-    keep = node.op == "embedding"
+    """Return the parameters that a node computes with: decoded, but for tables, of which rows only are decoded."""
+    weight = get_op(node.op).weight
+    keep = weight is not None and weight.looked_up
     params = {role: graph.params[name] for role, name in node.params.items()}
     return {role: p if keep and isinstance(p, Packed) else dense_param(p) for role, p in params.items()}
 

@@ -11,6 +11,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from pqnet._threads import reset_after_fork
+from pqnet.errors import PQNetError
 
 __all__ = ["SLACK", "Buffer", "Piece", "Store", "View", "Workspace", "aligned", "merge_axes", "place_buffers"]
 
@@ -281,11 +282,17 @@ class Workspace:
     def fit(self, arena: int, scratch: int, threads: int) -> None:
         """Make room for a program that needs so many bytes, and so many floats of scratch; memory only grows."""
         self.used = arena + 4 * scratch * threads
-        if self.arena.size < arena + 4 * SLACK:
-            self._arrays.clear()
-            self.arena = aligned(round_up(arena + 4 * SLACK, 8), np.uint8)
-        if len(self.scratch) < threads or self.scratch[0].size < scratch:
-            self.scratch = [aligned(scratch, np.float32) for _ in range(max(threads, len(self.scratch)))]
+        try:
+            if self.arena.size < arena + 4 * SLACK:
+                self._arrays.clear()
+                self.arena = aligned(round_up(arena + 4 * SLACK, 8), np.uint8)
+            if len(self.scratch) < threads or self.scratch[0].size < scratch:
+                self.scratch = [aligned(scratch, np.float32) for _ in range(max(threads, len(self.scratch)))]
+        except MemoryError:
+            raise PQNetError(
+                f"inputs: expected shapes for which there is memory, got some that take {self.used} bytes between the "
+                "layers; run fewer or smaller samples at once"
+            ) from None
 
     def spoil(self) -> None:
         """Fill all memory with bytes that are NaN as float32."""

@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from pqnet.graph import Graph
-from pqnet.graph.op import Info
+from pqnet.graph.op import Info, get_op
 from pqnet.kernels import driver
 from pqnet.kernels.abi import StepKernel
 from pqnet.runtime import lower as lower
@@ -25,7 +25,6 @@ from pqnet.runtime.tune import rule
 
 __all__ = ["Program", "Segment", "StepTime"]
 
-BLAS_OPS = ("attention", "conv2d", "conv_transpose2d", "linear", "matmul")
 
 
 class StepTime(NamedTuple):
@@ -206,7 +205,7 @@ class Program:
             self.segments += [Segment([s for s in batch if isinstance(s, Step)])] if compiled else batch  # type: ignore[arg-type]
         self.last_use = self._last_uses()
         self._bound: WeakKeyDictionary[Workspace, Bound] = WeakKeyDictionary()
-        self.uses_blas = any(node.op in BLAS_OPS for node in on_host)
+        self.uses_blas = any(_uses_blas(node.op) for node in on_host)
 
     @property
     def nbytes(self) -> int:
@@ -316,6 +315,12 @@ def _arrange_uploads(b: Builder) -> None:
         upload.view.buffer.first = 0
     others = [s for s in b.steps if not isinstance(s, Upload) or (s not in early and id(s.view.buffer) not in unread)]
     b.steps, b.buffers = [*early, *others], [buffer for buffer in b.buffers if id(buffer) not in unread]
+
+
+def _uses_blas(op: str) -> bool:
+    """Tell whether NumPy computes an operation by BLAS, whose bits may depend on its number of threads."""
+    weight = get_op(op).weight
+    return op in ("attention", "matmul") or (weight is not None and not weight.looked_up)
 
 
 def _median(run: Callable[[], None], runs: int) -> float:
