@@ -319,8 +319,8 @@ def test_convert_torch_takes_networks_that_give_nan(folder: Path, capsys: pytest
 @pytest.mark.parametrize("dtype", ["half", "double"])
 def test_convert_torch_takes_modules_of_other_floats(folder: Path, dtype: str) -> None:
     pytest.importorskip("torch")
-    assert run(f"convert torch tinynet:{dtype} --input 1x8 -o other.h5") == 0
-    assert pqnet.load("other.h5").outputs["output"] == ((None, 3), "float32")
+    assert run(f"convert torch tinynet:{dtype} --input 1x8 -o floats.h5") == 0
+    assert pqnet.load("floats.h5").outputs["output"] == ((None, 3), "float32")
 
 
 def test_convert_torch_takes_integers_of_any_width(folder: Path) -> None:

@@ -38,6 +38,9 @@ class Expressions(nn.Module):
         return tuple(e(x, y) for e in self.expressions)
 
 
+SMALLEST = float(np.finfo(np.float32).smallest_normal)  # kernels take denormal numbers for zero
+
+
 def taken(x: Any, y: Any, expressions: list[Expression]) -> list[Expression]:
     """Return the expressions that PyTorch computes for these inputs, with their numbers."""
     good = []
@@ -58,7 +61,7 @@ def compare(x: Any, y: Any, expressions: list[Expression], tolerance: float = 3e
     for i, (a, b) in enumerate(zip(got if isinstance(got, tuple) else (got,), wanted, strict=True)):
         assert a.dtype == (np.float32 if b.is_floating_point() else b.numpy().dtype), f"expression {i}"
         if a.dtype == np.float32:
-            np.testing.assert_allclose(a, b.float().numpy(), rtol=tolerance, atol=1e-45, err_msg=f"expression {i}")
+            np.testing.assert_allclose(a, b.float().numpy(), rtol=tolerance, atol=SMALLEST, err_msg=f"expression {i}")
         else:
             np.testing.assert_array_equal(a, b.numpy(), err_msg=f"expression {i}")
     return model

@@ -9,6 +9,7 @@ import numpy as np
 from pqnet import _check
 from pqnet._threads import default_threads
 from pqnet.codecs import Packed
+from pqnet.errors import PQNetError
 from pqnet.graph import GraphBuilder, ValueInfo
 from pqnet.runtime.engine import Engine
 
@@ -84,7 +85,9 @@ def linear(x: Any, packed: Packed, bias: Any = None, *, threads: int | None = No
     (5, 32)
     """
     x = _check.float_array(x, "x", empty=True)
-    rows = x.reshape(-1, x.shape[-1]) if x.ndim and x.shape[-1] else x
+    if isinstance(packed, Packed) and len(packed.shape) == 2 and x.shape[-1:] != packed.shape[1:]:
+        raise PQNetError(f"x: expected an array whose last axis has size {packed.shape[1]}, got shape {x.shape}")
+    rows = x.reshape(-1, x.shape[-1]) if x.ndim else x
     return _layer("linear", rows, packed, bias, threads).reshape(*x.shape[:-1], -1)
 
 

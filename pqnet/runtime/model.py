@@ -24,6 +24,7 @@ from pqnet.runtime.tune import rule
 __all__ = ["Model", "Signature", "load"]
 
 GOLDEN_BYTES = 8192
+COMPUTE = ("float32",)
 
 
 class Model:
@@ -49,7 +50,7 @@ class Model:
     """
 
     def __init__(self, graph: Graph, golden: Golden | None = None, compute: str = "float32") -> None:
-        _check.choice(compute, "compute", ("float32",))
+        _check.choice(compute, "compute", COMPUTE)
         if not isinstance(graph, Graph):
             raise _check.error("graph", "a Graph", _check.describe(graph), "pqnet.load reads a model from a file")
         if not isinstance(golden, Golden | None):
@@ -188,4 +189,5 @@ def load(path: str | Path, compute: str = "float32") -> Model:
     >>> pqnet.load(model_path()).inputs
     {'input': ((None, 1, 8, 8), 'float32')}
     """
+    _check.choice(compute, "compute", COMPUTE)  # before a large file is read
     return Model(*load_graph(path), compute)

@@ -26,7 +26,6 @@ from pqnet.runtime.tune import rule
 __all__ = ["Program", "Segment", "StepTime"]
 
 
-
 class StepTime(NamedTuple):
     """How long one step takes: what it computes, by which algorithm, and the bytes that it moves (0: unknown)."""
 
