@@ -1,7 +1,7 @@
 """A layer at known sizes as algorithms see it: sums over windows of images, one for each output and position."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
@@ -11,8 +11,9 @@ from pqnet.graph import Node
 from pqnet.runtime.builder import Builder
 from pqnet.runtime.copying import dense
 from pqnet.runtime.memory import View
+from pqnet.runtime.taps import with_taps
 
-__all__ = ["Layer"]
+__all__ = ["Layer", "readable_weight"]
 
 Pair = tuple[int, int]
 IMAGE = (1, 0, 2, 3)  # the storage order of images: channels outermost
@@ -36,9 +37,11 @@ class Layer:
         Height and width of the images, and of the result.
     kernel, stride, dilation : (int, int)
     padding : (int, int)
-        Rows above, columns on the left.
+        Rows above, columns on the left; a negative number leaves out so many.
     shape : tuple of int
         Of the result in the graph.
+    taps_taken : tuple of int, optional
+        Which taps of the node's weight these are, if they are not all.
     """
 
     node: Node
@@ -54,11 +57,12 @@ class Layer:
     dilation: Pair
     padding: Pair
     shape: tuple[int, ...]
+    taps_taken: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, b: Builder, node: Node) -> "Layer":
-        """Return the layer of a node of an operation that `lower.layers` knows."""
-        weight, scale = _readable(b, node)
+        """Return the layer of a node of an operation that `lower.layers` knows, without taps that see only padding."""
+        weight, scale = readable_weight(b, node)
         shape = b.info(node.outputs[0]).shape
         if node.op == "linear":
             size = 1, prod(shape[:-1])
@@ -66,7 +70,7 @@ class Layer:
             return cls(node, weight, scale, 1, 1, weight.shape[1], size, size, one, one, one, (0, 0), shape)
         a = b.attrs(node)
         batch, _, *axes = b.info(node.inputs[0]).shape
-        return cls(
+        layer = cls(
             node,
             weight,
             scale,
@@ -81,11 +85,35 @@ class Layer:
             padding=_pair(a["padding"][: len(axes)], missing=0),
             shape=shape,
         )
+        return layer.without_unseen_taps()
+
+    def take_taps(self, rows: Sequence[int], columns: Sequence[int]) -> "Layer | None":
+        """Return the layer with some taps of its weight, in this order, its geometry as it is.
+
+        None if the codes of the weight do not give those of these taps, see `runtime.taps`.
+        """
+        weight = with_taps(self.weight, rows, columns)
+        if weight is None:
+            return None
+        before = self.taps_taken or range(self.taps)
+        taken = tuple(before[i * self.kernel[1] + j] for i in rows for j in columns)
+        return replace(self, weight=weight, kernel=(len(rows), len(columns)), taps_taken=taken)
+
+    def without_unseen_taps(self) -> "Layer":
+        """Return the layer without the outer taps that see nothing but padding, as far as codes can say it."""
+        rows, columns = (_seen_taps(self, axis) for axis in (0, 1))
+        if (len(rows), len(columns)) == self.kernel:
+            return self
+        layer = self.take_taps(rows, columns)
+        if layer is None:
+            return self
+        top, left = (self.padding[i] - taps[0] * self.dilation[i] for i, taps in enumerate((rows, columns)))
+        return replace(layer, padding=(top, left))
 
     @property
     def name(self) -> str:
-        """Name of the weight among the parameters."""
-        return self.node.params["weight"]
+        """Name of the weight among the parameters, and of its taps if it has not all of them."""
+        return self.node.params["weight"] + (f" taps {self.taps_taken}" if self.taps_taken else "")
 
     @property
     def outputs(self) -> int:
@@ -171,7 +199,21 @@ def _pair(sizes: Sequence[int], missing: int = 1) -> Pair:
     return high, wide
 
 
-def _readable(b: Builder, node: Node) -> tuple[np.ndarray | Packed, np.ndarray | None]:
+def _seen_taps(layer: Layer, axis: int) -> range:
+    """Return the taps of an axis from the first to the last one that sees the image; at least one."""
+    size, stride, dilation = layer.size[axis], layer.stride[axis], layer.dilation[axis]
+    starts = [tap * dilation - layer.padding[axis] for tap in range(layer.kernel[axis])]
+    # The first window whose tap is not before the image: does it see it?
+    windows = [max(-(start // stride), 0) for start in starts]
+    seen = [
+        tap
+        for tap, (start, window) in enumerate(zip(starts, windows, strict=True))
+        if window < layer.out_size[axis] and start + window * stride < size
+    ]
+    return range(seen[0], seen[-1] + 1) if seen else range(1)
+
+
+def readable_weight(b: Builder, node: Node) -> tuple[np.ndarray | Packed, np.ndarray | None]:
     """Return the weight of a layer, as a PackedPQ if its codes can be one, and the factors of its outputs.
 
     Weights with one code an element become codewords of one element; their scales, if an output has one, factors of the

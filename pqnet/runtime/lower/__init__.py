@@ -5,6 +5,9 @@ from pqnet.runtime.lower import axis as axis
 from pqnet.runtime.lower import copy as copy
 from pqnet.runtime.lower import elementwise as elementwise
 from pqnet.runtime.lower import layers as layers
+from pqnet.runtime.lower import matmul as matmul
 from pqnet.runtime.lower import norm as norm
 from pqnet.runtime.lower import pool as pool
+from pqnet.runtime.lower import resize as resize
 from pqnet.runtime.lower import shape as shape
+from pqnet.runtime.lower import transposed as transposed
