@@ -50,9 +50,11 @@ with _cache_folder():
     from pqnet.kernels import lut as lut
     from pqnet.kernels import lut_planes as lut_planes
     from pqnet.kernels import lut_rows as lut_rows
+    from pqnet.kernels import matmul as matmul
     from pqnet.kernels import norm as norm
     from pqnet.kernels import patches as patches
     from pqnet.kernels import pool as pool
     from pqnet.kernels import prepare as prepare
+    from pqnet.kernels import resize as resize
     from pqnet.kernels import scalar as scalar
     from pqnet.kernels import winograd as winograd

@@ -1,9 +1,8 @@
-"""Images whose pixels are mixed of the rows and columns of others: resizing, pooling to a grid, putting phases together.
+"""Images mixed of the rows and columns of others: resizing, pooling to a grid, putting phases together.
 
 The columns of the rows that are needed are mixed first, then these rows.
 """
 
-import numpy as np
 from llvmlite import ir
 from numba import njit
 

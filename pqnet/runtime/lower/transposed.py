@@ -108,7 +108,9 @@ def _layers(b: Builder, node: Node) -> list[list[Layer]]:
     def layer(rows: _Phase, columns: _Phase) -> Layer:
         taken = whole.take_taps(rows.taps, columns.taps)
         if taken is None:  # no codes say it
-            taken = replace(whole, weight=b.floats(node, "weight"), scale=None).take_taps(rows.taps, columns.taps)
+            floats = b.floats(node, "weight")
+            assert floats is not None  # every convolution has a weight
+            taken = replace(whole, weight=floats, scale=None).take_taps(rows.taps, columns.taps)
         assert taken is not None  # numbers can always be taken
         return replace(taken, padding=(rows.padding, columns.padding)).without_unseen_taps()
 
