@@ -1,75 +1,110 @@
 """Slow twins that are obviously right: loops over plain indices, float64."""
 
 import itertools
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
-Pair = tuple[int, int]
-Quad = tuple[int, int, int, int]
+Ints = Sequence[int]
 
 
-def conv2d(
+def conv(
     x: np.ndarray,
     weight: np.ndarray,
     bias: np.ndarray | None = None,
-    stride: Pair = (1, 1),
-    padding: Quad = (0, 0, 0, 0),
-    dilation: Pair = (1, 1),
+    stride: Ints = (),
+    padding: Ints = (),
+    dilation: Ints = (),
     groups: int = 1,
 ) -> np.ndarray:
-    """Convolve x (B, C, H, W) with weight (O, C / groups, kh, kw); padding is top, left, bottom, right."""
-    batch, _, height, width = x.shape
-    filters, channels, kh, kw = weight.shape
-    rows = (height + padding[0] + padding[2] - dilation[0] * (kh - 1) - 1) // stride[0] + 1
-    columns = (width + padding[1] + padding[3] - dilation[1] * (kw - 1) - 1) // stride[1] + 1
-    out = np.zeros((batch, filters, rows, columns))
-    for b in range(batch):
-        for o in range(filters):
-            for r in range(rows):
-                for s in range(columns):
-                    for c in range(channels):
-                        for i in range(kh):
-                            for j in range(kw):
-                                y = r * stride[0] + i * dilation[0] - padding[0]
-                                z = s * stride[1] + j * dilation[1] - padding[1]
-                                if 0 <= y < height and 0 <= z < width:
-                                    source = o // (filters // groups) * channels + c
-                                    out[b, o, r, s] += float(x[b, source, y, z]) * float(weight[o, c, i, j])
-            out[b, o] += 0.0 if bias is None else float(bias[o])
+    """Convolve x (B, C, *size) with weight (O, C / groups, *kernel); padding is before every axis, then after."""
+    size, kernel = x.shape[2:], weight.shape[2:]
+    n, (filters, channels) = len(size), weight.shape[:2]
+    stride, dilation, padding = stride or (1,) * n, dilation or (1,) * n, padding or (0,) * 2 * n
+    reach = [size[i] + padding[i] + padding[n + i] - dilation[i] * (kernel[i] - 1) - 1 for i in range(n)]
+    out = np.zeros((len(x), filters, *(reach[i] // stride[i] + 1 for i in range(n))))
+    for b, o, *at in np.ndindex(out.shape):
+        for c, *tap in np.ndindex(weight.shape[1:]):
+            source = tuple(at[i] * stride[i] + tap[i] * dilation[i] - padding[i] for i in range(n))
+            if all(0 <= source[i] < size[i] for i in range(n)):
+                channel = o // (filters // groups) * channels + c
+                out[b, o, *at] += float(x[b, channel, *source]) * float(weight[o, c, *tap])
+        out[b, o, *at] += 0.0 if bias is None else float(bias[o])
     return out
 
 
-def conv_transpose2d(
+def conv_transpose(
     x: np.ndarray,
     weight: np.ndarray,
     bias: np.ndarray | None = None,
-    stride: Pair = (1, 1),
-    padding: Quad = (0, 0, 0, 0),
-    output_padding: Pair = (0, 0),
-    dilation: Pair = (1, 1),
+    stride: Ints = (),
+    padding: Ints = (),
+    output_padding: Ints = (),
+    dilation: Ints = (),
     groups: int = 1,
 ) -> np.ndarray:
-    """Spread every pixel of x (B, C, H, W) with weight (O, C / groups, kh, kw), the filter form."""
-    batch, _, height, width = x.shape
-    filters, channels, kh, kw = weight.shape
-    rows = (height - 1) * stride[0] + dilation[0] * (kh - 1) + 1 - padding[0] - padding[2] + output_padding[0]
-    columns = (width - 1) * stride[1] + dilation[1] * (kw - 1) + 1 - padding[1] - padding[3] + output_padding[1]
-    out = np.zeros((batch, filters, rows, columns))
-    for b in range(batch):
-        for o in range(filters):
-            for y in range(height):
-                for z in range(width):
-                    for c in range(channels):
-                        for i in range(kh):
-                            for j in range(kw):
-                                r = y * stride[0] + i * dilation[0] - padding[0]
-                                s = z * stride[1] + j * dilation[1] - padding[1]
-                                if 0 <= r < rows and 0 <= s < columns:
-                                    source = o // (filters // groups) * channels + c
-                                    out[b, o, r, s] += float(x[b, source, y, z]) * float(weight[o, c, i, j])
-            out[b, o] += 0.0 if bias is None else float(bias[o])
+    """Spread every pixel of x (B, C, *size) with weight (O, C / groups, *kernel), the filter form."""
+    size, kernel = x.shape[2:], weight.shape[2:]
+    n, (filters, channels) = len(size), weight.shape[:2]
+    stride, dilation, padding = stride or (1,) * n, dilation or (1,) * n, padding or (0,) * 2 * n
+    extra = output_padding or (0,) * n
+    full = [(size[i] - 1) * stride[i] + dilation[i] * (kernel[i] - 1) + 1 for i in range(n)]
+    out = np.zeros((len(x), filters, *(full[i] - padding[i] - padding[n + i] + extra[i] for i in range(n))))
+    for b, o, *pixel in np.ndindex(len(x), filters, *size):
+        for c, *tap in np.ndindex(weight.shape[1:]):
+            at = tuple(pixel[i] * stride[i] + tap[i] * dilation[i] - padding[i] for i in range(n))
+            if all(0 <= at[i] < out.shape[2 + i] for i in range(n)):
+                channel = o // (filters // groups) * channels + c
+                out[b, o, *at] += float(x[b, channel, *pixel]) * float(weight[o, c, *tap])
+    for o in range(filters):
+        out[:, o] += 0.0 if bias is None else float(bias[o])
     return out
+
+
+def recurrent(
+    op: str,
+    products: np.ndarray,
+    states: Sequence[np.ndarray],
+    weight: np.ndarray,
+    bias: np.ndarray | None = None,
+    reverse: bool = False,
+    nonlinearity: str = "tanh",
+) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
+    """Return output and final states of a layer from the products (B, T, gates * H) of its inputs, and what its weight
+    (gates * H, H) saw at each step; PyTorch's formulas, one unit at a time."""
+
+    def sigmoid(a: float) -> float:
+        return 1 / (1 + math.exp(-a))
+
+    batch, steps, rows = products.shape
+    size = weight.shape[1]
+    out, seen, finals = np.zeros((batch, steps, size)), np.zeros((batch, steps, size)), []
+    for b in range(batch):
+        h, *c = ([float(v) for v in s[b]] for s in states)
+        for t in reversed(range(steps)) if reverse else range(steps):
+            seen[b, t] = h
+            x = [float(v) for v in products[b, t]]
+            y = [
+                sum(float(w) * v for w, v in zip(weight[r], h, strict=True)) + (0.0 if bias is None else float(bias[r]))
+                for r in range(rows)
+            ]
+            for u in range(size):
+                at = [u + gate * size for gate in range(rows // size)]
+                total = [x[r] + y[r] for r in at]
+                if op == "rnn":
+                    h[u] = math.tanh(total[0]) if nonlinearity == "tanh" else max(total[0], 0.0)
+                elif op == "lstm":
+                    i, f, g, o = total
+                    c[0][u] = sigmoid(f) * c[0][u] + sigmoid(i) * math.tanh(g)
+                    h[u] = sigmoid(o) * math.tanh(c[0][u])
+                else:
+                    _, _, n = at
+                    candidate = math.tanh(x[n] + sigmoid(total[0]) * y[n])
+                    h[u] = (1 - sigmoid(total[1])) * candidate + sigmoid(total[1]) * h[u]
+            out[b, t] = h
+        finals.append([h, *c])
+    return out, [np.array([f[i] for f in finals]).reshape(batch, size) for i in range(len(states))], seen
 
 
 def distances(blocks, codebook, metric=None, groups=None):

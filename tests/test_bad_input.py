@@ -162,7 +162,7 @@ CODECS: list[Row] = [
     ("clamp", lambda: PQ(clamp=True), C, "PQ.clamp: expected one of 'floor', 'strict', None, got bool True"),
     ("d divides", lambda: PQ(2, 3).fit(WEIGHT), C, r"d: expected a divisor of 8 .*divisors up to 64 are \[1, 2"),
     ("k over", lambda: PQ(64, 4).fit(WEIGHT), C, "k: expected at most 32, .*got 64; use a smaller k or clamp="),
-    ("3 axes", lambda: PQ(2, 4).fit(np.ones((2, 4, 3))), P, "weight: expected 2 or 4 axes, got shape"),
+    ("6 axes", lambda: PQ(2, 4).fit(np.ones((2, 4, 3, 1, 1, 1))), P, "weight: expected 2 or 3 or 4 or 5 axes, got"),
     ("nan", lambda: PQ(2, 4).fit(NAN), P, "weight: expected finite float32"),
     ("empty", lambda: PQ(2, 4).fit(WEIGHT[:0]), P, r"weight: expected at least one element, got shape \(0, 8\)"),
     ("half", lambda: PQ(2, 4).fit(WEIGHT * 1e6), P, "weight: .* within float16's 65504.*use codebook_dtype='float32'"),

@@ -12,6 +12,8 @@ from pqnet.graph import Info
 F4, F2, F1, F0 = Info((1, 4, 8, 8)), Info((3, 4)), Info((4,)), Info(())
 I1, B2 = Info((2,), "int64"), Info((3, 4), "bool")
 W = {"weight": Info((6, 4, 3, 3))}
+S1, R = Info((2, 5, 12)), {"weight": Info((12, 4))}
+OUTPUTS = {"rnn": 2, "gru": 2, "lstm": 3}
 K = {"kernel": (3, 3), "stride": (1, 1)}
 
 MISFITS: list[tuple[str, list[Info], dict[str, Info], dict[str, Any], str]] = [
@@ -25,6 +27,27 @@ MISFITS: list[tuple[str, list[Info], dict[str, Info], dict[str, Any], str]] = [
     ("conv2d", [F4], W, {"dilation": (4, 4)}, r"the kernel \(3, 3\) is larger than the padded input"),
     ("conv_transpose2d", [F4], W, {"padding": (5, 5, 5, 5)}, "leaves no output"),
     ("conv_transpose2d", [F4], W, {"output_padding": (-1, 0)}, "non-negative padding and output_padding"),
+    (
+        "conv1d",
+        [F4],
+        {"weight": Info((6, 4, 3))},
+        {},
+        r"expected 3 axes \(batch, channels, length\), got \(1, 4, 8, 8\)",
+    ),
+    ("conv3d", [F4], W, {}, r"expected 5 axes \(batch, channels, depth, height, width\)"),
+    ("lstm", [S1], {"weight": Info((8, 4))}, {}, r"weight: expected shape \(4 \* state, state\), got \(8, 4\)"),
+    ("rnn", [S1], {"weight": Info((8, 4))}, {}, r"weight: expected shape \(state, state\), got \(8, 4\)"),
+    ("gru", [F2], R, {}, r"products of the inputs of shape \(batch, steps, 12\), got \(3, 4\)"),
+    ("gru", [S1, F2], R, {}, r"initial state: expected float32 of shape \(2, 4\), got float32 of shape \(3, 4\)"),
+    ("gru", [S1], R | {"bias": F1}, {}, r"bias: expected float32 of shape \(12,\)"),
+    ("gru", [Info((2, 5, 12), "int64")], R, {}, "input: expected float32, got int64"),
+    (
+        "lstm",
+        [Info((2, 5, 16)), Info((2, 4))],
+        {"weight": Info((16, 4))},
+        {},
+        "expected no initial state or 2, got 1",
+    ),
     ("linear", [F2], W, {}, "weight: expected float32 of 2 axes"),
     ("linear", [B2], {"weight": F2}, {}, "input: expected float32, got bool; put a cast before it"),
     ("linear", [Info((3, 5))], {"weight": F2}, {}, r"whose last axis has size 4, got shape \(3, 5\)"),
@@ -155,7 +178,7 @@ def test_misfits_are_refused(
     op: str, inputs: list[Info], params: dict[str, Info], attrs: dict[str, Any], match: str
 ) -> None:
     weights = {role: np.zeros(info.shape, info.dtype) for role, info in params.items()}
-    n_outputs = len(attrs["sizes"]) if op == "split" else 1
+    n_outputs = len(attrs["sizes"]) if op == "split" else OUTPUTS.get(op, 1)
     with pytest.raises(PQNetError, match=match):
         build(op, [np.zeros(info.shape, info.dtype) for info in inputs], weights, n_outputs, **attrs)
 

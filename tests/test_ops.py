@@ -11,7 +11,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from pqnet.graph import OPS, Graph, GraphBuilder, Info, ValueInfo
+from pqnet.graph import OPS, Graph, GraphBuilder, Info, ValueInfo, weight_op
 from pqnet.graph.op import get_op, resolve_attrs
 from pqnet.graph.ops.elementwise import erf
 from pqnet.train.ops import TABLE
@@ -211,7 +211,8 @@ def test_meaning_and_shape_rule_are_those_of_pytorch(
 
 
 def test_every_operation_has_a_case_and_a_torch_function() -> None:
-    drawn = {"conv2d", "conv_transpose2d", "max_pool2d", "avg_pool2d", "interpolate", "slice"}
+    drawn = {"max_pool2d", "avg_pool2d", "interpolate", "slice"}
+    drawn |= {f"{op}{n}d" for op in ("conv", "conv_transpose") for n in (1, 2, 3)} | {"rnn", "lstm", "gru"}
     assert {op for op, *_ in CASES} | drawn == set(OPS) == set(TABLE)
 
 
@@ -220,48 +221,85 @@ def sizes(low: int, high: int) -> st.SearchStrategy[tuple[int, int]]:
 
 
 @st.composite
-def convolutions(draw: st.DrawFn) -> dict[str, Any]:
+def convolutions(draw: st.DrawFn, axes: st.SearchStrategy[int]) -> dict[str, Any]:
     """Draw image, filters, bias and attributes of a convolution, the size of its output not yet assured."""
-    groups = draw(st.sampled_from([1, 1, 2, 3]))
+    n, groups = draw(axes), draw(st.sampled_from([1, 1, 2, 3]))
     channels, filters = draw(st.integers(1, 3)), draw(st.integers(1, 2)) * groups
     if draw(st.booleans()):
         channels, filters = 1, groups  # depthwise
+
+    def some(low: int, high: int, length: int = n) -> tuple[int, ...]:
+        return tuple(draw(st.lists(st.integers(low, high), min_size=length, max_size=length)))
+
     return {
-        "x": f(draw(st.integers(0, 2)), groups * channels, *draw(sizes(1, 7))),
-        "weight": f(filters, channels, *draw(sizes(1, 3))),
+        "x": f(draw(st.integers(0, 2)), groups * channels, *some(1, 7 if n < 3 else 4)),
+        "weight": f(filters, channels, *some(1, 3 if n < 3 else 2)),
         "bias": draw(st.sampled_from([None, f(filters)])),
-        "stride": draw(sizes(1, 3)),
-        "padding": draw(sizes(0, 3)) + draw(sizes(0, 3)),
-        "dilation": draw(sizes(1, 2)),
+        "stride": some(1, 3),
+        "padding": some(0, 3 if n < 3 else 1, 2 * n),
+        "dilation": some(1, 2),
         "groups": groups,
     }
 
 
 def check_convolution(op: str, c: dict[str, Any]) -> None:
     x, weight, bias = c.pop("x"), c.pop("weight"), c.pop("bias")
+    name = f"{op}{x.ndim - 2}d"
     params = {"weight": weight} | ({} if bias is None else {"bias": bias})
-    check(op, x, params=params, **c)
-    (got,) = evaluate(build(op, [x], params, **c), [x]).values()
+    check(name, x, params=params, **c)
+    (got,) = evaluate(build(name, [x], params, **c), [x]).values()
     close(got, getattr(naive, op)(x, weight, bias, **c))
 
 
-@few
-@given(convolutions())
-def test_conv2d(c: dict[str, Any]) -> None:
-    for i in (0, 1):
+AXES = st.sampled_from([2, 2, 1, 3])
+
+
+@settings(few, max_examples=60)
+@given(convolutions(AXES))
+def test_convolutions(c: dict[str, Any]) -> None:
+    n = c["x"].ndim - 2
+    for i in range(n):
         extent = c["dilation"][i] * (c["weight"].shape[2 + i] - 1) + 1
-        assume(c["x"].shape[2 + i] + c["padding"][i] + c["padding"][2 + i] >= extent)
-    check_convolution("conv2d", c)
+        assume(c["x"].shape[2 + i] + c["padding"][i] + c["padding"][n + i] >= extent)
+    check_convolution("conv", c)
+
+
+@settings(few, max_examples=60)
+@given(convolutions(AXES), st.lists(st.integers(0, 2), min_size=3, max_size=3))
+def test_transposed_convolutions(c: dict[str, Any], output_padding: list[int]) -> None:
+    n = c["x"].ndim - 2
+    c["output_padding"] = tuple(output_padding[:n])
+    for i in range(n):
+        full = (c["x"].shape[2 + i] - 1) * c["stride"][i] + c["dilation"][i] * (c["weight"].shape[2 + i] - 1) + 1
+        assume(full + output_padding[i] > c["padding"][i] + c["padding"][n + i])
+    check_convolution("conv_transpose", c)
+
+
+GATES = {"rnn": 1, "lstm": 4, "gru": 3}
 
 
 @few
-@given(convolutions(), sizes(0, 2))
-def test_conv_transpose2d(c: dict[str, Any], output_padding: tuple[int, int]) -> None:
-    c["output_padding"] = output_padding
-    for i in (0, 1):
-        full = (c["x"].shape[2 + i] - 1) * c["stride"][i] + c["dilation"][i] * (c["weight"].shape[2 + i] - 1) + 1
-        assume(full + output_padding[i] > c["padding"][i] + c["padding"][2 + i])
-    check_convolution("conv_transpose2d", c)
+@given(st.sampled_from(list(GATES)), st.integers(0, 2), st.integers(0, 4), st.integers(1, 3), st.data())
+def test_recurrent_layers(op: str, batch: int, steps: int, size: int, data: st.DataObject) -> None:
+    reverse, bias, given_states = (data.draw(st.booleans()) for _ in range(3))
+    rows, n_states = GATES[op] * size, 2 if op == "lstm" else 1
+    attrs: dict[str, Any] = {"reverse": reverse}
+    attrs |= {"nonlinearity": data.draw(st.sampled_from(["tanh", "relu"]))} if op == "rnn" else {}
+    products, states = f(batch, steps, rows), [f(batch, size, seed=i) for i in range(n_states)]
+    params = {"weight": f(rows, size, seed=2)} | ({"bias": f(rows)} if bias else {})
+    inputs = [products, *(states if given_states else [])]
+    graph = build(op, inputs, params, 1 + n_states, **attrs)
+    got = list(evaluate(graph, inputs).values())
+    start = states if given_states else [np.zeros_like(s) for s in states]
+    output, finals, seen = naive.recurrent(op, products, start, params["weight"], params.get("bias"), **attrs)
+    for ours, theirs in zip(got, [output, *finals], strict=True):
+        close(ours, theirs)
+    operand = weight_op(op).operand
+    assert operand is not None
+    close(operand(inputs, params, graph.nodes[0].attrs), seen)
+    wanted = to_torch(graph).requires_grad_(False)(*(torch.from_numpy(x.copy()) for x in inputs))
+    for ours, theirs in zip(got, wanted, strict=True):
+        close(ours, theirs.numpy())
 
 
 @st.composite

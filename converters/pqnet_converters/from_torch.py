@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 
 from pqnet.errors import PQNetError
-from pqnet.graph import Graph, GraphBuilder, ValueInfo
+from pqnet.graph import Graph, GraphBuilder, Node, ValueInfo
 from pqnet_converters.aten import RULES
 from pqnet_converters.aten.importer import Importer, dtype_name
 
@@ -104,9 +104,20 @@ def graph_from_torch(
     }
     builder = GraphBuilder(infos, {"batch": next(iter(examples.values())).shape[0]} if dynamic_batch else {})
     values = Importer(program, builder, inputs, batch).run()
+    builder.nodes = _needed(builder.nodes, values)
     default = ["output"] if len(values) == 1 else [f"output{i}" for i in range(len(values))]
     outputs = dict(zip(_names(output_names, default, "output_names"), values, strict=True))
     return builder.build(outputs, {"source": f"torch {type(module).__qualname__}"})
+
+
+def _needed(nodes: list[Node], outputs: Sequence[str]) -> list[Node]:
+    """Return the nodes that outputs depend on; what a rule made no use of, zero states say, is left out."""
+    wanted, kept = set(outputs), []
+    for node in reversed(nodes):
+        if wanted.intersection(node.outputs):
+            wanted.update(node.inputs)
+            kept.append(node)
+    return kept[::-1]
 
 
 def _examples(example_inputs: Examples, dynamic_batch: bool) -> dict[str, torch.Tensor]:

@@ -58,7 +58,7 @@ class PQ(Codec):
     d : int
         Block size; must divide the inputs of a filter (``spatial``) or its channels (``channel``).
     layout : {"spatial", "channel"}
-        Which weights form a block: d consecutive numbers in (C, kh, kw) order, or d channels at one tap.
+        Which weights form a block: d consecutive numbers in (C, *kernel) order, or d channels at one tap.
     codebook_dtype : {"float16", "float32", "int8"}
         How codewords are stored, int8 with one float32 scale for all; fitting accounts for the rounding.
     clamp : {None, "floor", "strict"}
@@ -143,7 +143,7 @@ class PackedPQ(Packed):
     codec : PQ
         With ``k`` equal to the rows of the codebook.
     shape : tuple of int
-        Shape of the weight in filter form, (O, C, kh, kw) or (O, I).
+        Shape of the weight in filter form, (O, C, *kernel) or (O, I).
     codes : integer array, shape (O, M)
         Index of the codeword of each block.
     codebook : array, shape (K, d)

@@ -6,7 +6,7 @@ import numpy as np
 
 from pqnet import _check
 from pqnet.codecs import FITTERS, Additive, Fit, Packed, PackedAdditive, PackedSparse, Sparse
-from pqnet.codecs.layout import block_columns, to_blocks
+from pqnet.codecs.layout import FILTER_AXES, block_columns, to_blocks
 from pqnet.fit.scales import check_fit, stored_floats
 
 __all__ = ["fit_additive", "fit_sparse", "metric_of_blocks"]
@@ -29,7 +29,7 @@ def fit_sparse(
     Parameters
     ----------
     codec : Sparse
-    weight : array, shape (O, C, kh, kw) or (O, I)
+    weight : array, shape (O, C, *kernel) or (O, I)
     metric : array, optional
         Second moments of the inputs, (1, 1), (I, 1, 1) or (G, I, 1, 1).
     warm, seed, threads
@@ -64,7 +64,7 @@ def fit_additive(
     Parameters
     ----------
     codec : Additive
-    weight : array, shape (O, C, kh, kw) or (O, I)
+    weight : array, shape (O, C, *kernel) or (O, I)
     metric : array, optional
         Second moments of the inputs for ``codec.metric_blocks(shape)``, the largest blocks of the parts, see
         `pqnet.fit.fit_pq`.
@@ -80,7 +80,7 @@ def fit_additive(
     Fit
         The error under the metric never rises from one refit to the next; ``n_iter`` counts the updates of all parts.
     """
-    dense = _check.float_array(weight, "weight", ndim=(2, 4))
+    dense = _check.float_array(weight, "weight", ndim=FILTER_AXES)
     codec = codec.check(dense.shape)
     if warm is not None and (not isinstance(warm, PackedAdditive) or len(warm.parts) != len(codec.parts)):
         raise _check.error("warm", f"a PackedAdditive of {len(codec.parts)} parts", _check.describe(warm))

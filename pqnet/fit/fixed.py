@@ -27,7 +27,7 @@ def fit_scalar(
     Parameters
     ----------
     codec : Scalar
-    weight : array, shape (O, C, kh, kw) or (O, I)
+    weight : array, shape (O, C, *kernel) or (O, I)
     metric : array, optional
         Second moments of the inputs, (1, 1), (I, 1, 1) or (G, I, 1, 1); the error of each weight counts as much.
     warm : PackedScalar, optional

@@ -32,7 +32,7 @@ def fit_intn(
     Parameters
     ----------
     codec : IntN
-    weight : array, shape (O, C, kh, kw) or (O, I)
+    weight : array, shape (O, C, *kernel) or (O, I)
     metric : array, optional
         Second moments of the inputs, (1, 1), (I, 1, 1) or (G, I, 1, 1), or whole ones, (I, I), (1, I, I) or
         (G, 1, I, I); observer "output" uses them.

@@ -7,7 +7,7 @@ import numpy as np
 from pqnet import _check
 from pqnet._threads import default_threads
 from pqnet.codecs import FITTERS, PQ, Fit, Packed, PackedPQ
-from pqnet.codecs.layout import to_blocks
+from pqnet.codecs.layout import FILTER_AXES, to_blocks
 from pqnet.codecs.pq import Integers
 from pqnet.fit.annealed import annealed_kmeans
 from pqnet.fit.descent import SecondOrder
@@ -41,7 +41,7 @@ def fit_pq(
     Parameters
     ----------
     codec : PQ
-    weight : array, shape (O, C, kh, kw) or (O, I)
+    weight : array, shape (O, C, *kernel) or (O, I)
         In filter form, see `pqnet.codecs.layout`.
     metric : array, optional
         Second moments of the inputs in the order of the codec's layout: (D, D) shared by all blocks, (M, D, D) one for
@@ -74,7 +74,7 @@ def fit_pq(
     PQNetError
         Wrong shape or dtype, NaN.
     """
-    dense = _check.float_array(weight, "weight", ndim=(2, 4))
+    dense = _check.float_array(weight, "weight", ndim=FILTER_AXES)
     codec = codec.check(dense.shape)
     blocks = to_blocks(dense, codec.d, codec.layout)
     o, m, d = blocks.shape

@@ -7,6 +7,7 @@ import numpy as np
 from pqnet import _check
 from pqnet._threads import default_threads, parallel_kernels
 from pqnet.codecs import Codec, Packed
+from pqnet.codecs.layout import FILTER_AXES
 from pqnet.codecs.scalar import ScalarCodec
 from pqnet.kernels import scales as kernels
 
@@ -25,7 +26,7 @@ def check_fit(
     codec: C, weight: Any, metric: Any, warm: Packed | None, seed: int, row_weights: Any
 ) -> tuple[C, np.ndarray, np.ndarray | None]:
     """Return the codec as it applies, the weight, and what the error of each number weighs; check ``warm``."""
-    dense = _check.float_array(weight, "weight", ndim=(2, 4))
+    dense = _check.float_array(weight, "weight", ndim=FILTER_AXES)
     codec = codec.check(dense.shape)
     if warm is not None and (not isinstance(warm, Packed) or type(warm.codec) is not type(codec)):
         raise _check.error("warm", f"a weight packed by {type(codec).__name__}", _check.describe(warm))

@@ -7,8 +7,19 @@ from typing import Any
 import numpy as np
 
 from pqnet.graph.graph import Graph, Node
+from pqnet.graph.layers import weight_op
+from pqnet.graph.op import get_op
 
-__all__ = ["FreeAffine", "shortcut_of"]
+__all__ = ["FreeAffine", "norm_takes_products", "shortcut_of"]
+
+
+def norm_takes_products(layer: Node, ndim: int) -> bool:
+    """Tell whether a batch norm that reads a node's output of ``ndim`` axes scales and shifts each filter's products.
+
+    A norm works on axis 1; a linear layer writes its last axis: they meet if there are two.
+    """
+    rule = get_op(layer.op).weight
+    return rule is not None and rule.is_product and not rule.looked_up and rule.channel_axis(ndim) == 1
 
 
 @dataclass(frozen=True)
@@ -33,11 +44,13 @@ class FreeAffine:
 
     @classmethod
     def find(cls, graph: Graph, layer: Node) -> "FreeAffine | None":
-        """Return it, or None if there is no such parameter, or others share it."""
+        """Return it, or None if there is no such parameter, or others share it or the weight."""
         users = Counter(p for node in graph.nodes for p in node.params.values())
-        norm = _only_reader(graph, layer.outputs[0])
+        if users[layer.params["weight"]] > 1:
+            return None
+        norm = _norm_after(graph, layer)
         ones = np.ones(graph.params[layer.params["weight"]].shape[0])
-        if norm is None or norm.op != "batch_norm" or any(users[p] > 1 for p in norm.params.values()):
+        if norm is None or any(users[p] > 1 for p in norm.params.values()):
             own = "bias" in layer.params and users[layer.params["bias"]] == 1
             return cls(graph, layer, ones, False) if own else None
         if "mean" not in norm.params and "bias" not in norm.params:
@@ -77,8 +90,19 @@ def _only_reader(graph: Graph, value: str) -> Node | None:
     return readers[0] if len(readers) == 1 and value not in graph.outputs.values() else None
 
 
+def _norm_after(graph: Graph, layer: Node) -> Node | None:
+    """Return the batch norm that alone reads a layer's output and works on its filters' products."""
+    norm = _only_reader(graph, layer.outputs[0])
+    if norm is None or norm.op != "batch_norm":
+        return None
+    ndim = len(graph.infer_shapes(graph.symbols)[layer.outputs[0]].shape)
+    return norm if norm_takes_products(layer, ndim) else None
+
+
 def shortcut_of(graph: Graph, layer: Node, affine: FreeAffine | None) -> str | None:
     """Return the value to which the outputs of a layer, after the norm of its `FreeAffine`, are added, if any."""
+    if not weight_op(layer.op).is_product:
+        return None
     value = layer.outputs[0] if affine is None or affine.node.name == layer.name else affine.node.outputs[0]
     reader = _only_reader(graph, value)
     if reader is None or reader.op != "add" or len(reader.inputs) != 2:

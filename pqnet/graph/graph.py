@@ -9,15 +9,13 @@ import numpy as np
 from pqnet._check import describe, error
 from pqnet.codecs import Packed
 from pqnet.errors import PQNetError
+from pqnet.graph.layers import is_weight, weight_op, weight_ops
 from pqnet.graph.op import DTYPES, Info, complete_attrs, get_op, resolve_attrs, resolve_dim
 
-__all__ = ["WEIGHT_OPS", "Graph", "GraphBuilder", "Node", "ValueInfo"]
+__all__ = ["Graph", "GraphBuilder", "Node", "ValueInfo"]
 
 Dim = int | str
 Param = np.ndarray | Packed
-
-# Operations with a parameter "weight" in filter form that a codec may replace: what users call layers.
-WEIGHT_OPS = ("conv2d", "conv_transpose2d", "linear", "embedding")
 
 
 @dataclass(frozen=True)
@@ -120,8 +118,9 @@ class Graph:
             if name not in self.params:
                 raise PQNetError(f"{where}: parameter {name!r} is not in the graph")
             param = self.params[name]
-            if isinstance(param, Packed) and not (role == "weight" and node.op in WEIGHT_OPS):
-                raise PQNetError(f"{where}: parameter {name!r} is packed, but only weights of {WEIGHT_OPS} may be")
+            if isinstance(param, Packed) and not is_weight(node.op, role):
+                ops = tuple(weight_ops())
+                raise PQNetError(f"{where}: parameter {name!r} is packed, but only weights of {ops} may be")
             dtypes = (*DTYPES, "float16")
             if not isinstance(param, Packed) and not (isinstance(param, np.ndarray) and param.dtype.name in dtypes):
                 raise error(f"{where}: parameter {name!r}", f"a {', '.join(dtypes)} or packed array", describe(param))
@@ -170,10 +169,27 @@ class Graph:
         A weight that several of them share appears at its first user; one that is also used in another way does not.
         """
         uses = [(n, role, p) for n in self.nodes for role, p in n.params.items()]
-        first = {p: n for n, role, p in reversed(uses) if n.op in WEIGHT_OPS and role == "weight"}
-        other = {p for n, role, p in uses if not (n.op in WEIGHT_OPS and role == "weight")}
+        first = {p: n for n, role, p in reversed(uses) if is_weight(n.op, role)}
+        other = {p for n, role, p in uses if not is_weight(n.op, role)}
         names = {n.name for p, n in first.items() if p not in other}
         return {n.name: n for n in self.nodes if n.name in names}
+
+    def uses(self) -> dict[str, list[Node]]:
+        """Return for each layer the nodes that compute with its weight as it does, itself first.
+
+        What their inputs look like to the weight can be added up; a table of tokens that is also the weight of a
+        linear layer is one layer's alone.
+        """
+        layers = self.layers()
+        owners = {node.params["weight"]: name for name, node in layers.items()}
+        found: dict[str, list[Node]] = {name: [] for name in layers}
+        for node in self.nodes:
+            name = owners.get(node.params.get("weight", ""))
+            if name is not None and is_weight(node.op, "weight"):
+                shape = tuple(self.params[node.params["weight"]].shape)
+                ours, first = (weight_op(n.op).moment_shape(shape, n.attrs) for n in (node, layers[name]))
+                found[name] += [node] if ours == first else []
+        return found
 
 
 def used_params(nodes: Iterable[Node]) -> set[str]:

@@ -2,13 +2,16 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from pqnet._check import describe
 from pqnet.errors import PQNetError, UnsupportedOpError
 from pqnet.graph.axes import Axes, Tracked
+
+if TYPE_CHECKING:
+    from pqnet.graph.layers import WeightOp
 
 __all__ = [
     *("DTYPES", "OPS", "REQUIRED", "Attr", "Info", "Op", "get_op", "register", "resolve_dim"),
@@ -54,7 +57,8 @@ class Op:
     outputs' shapes. ``evaluate(inputs, params, attrs) -> array | tuple`` computes them; it never changes its inputs,
     but may return a view of one. ``order(inputs, params, attrs) -> Axes`` (a list of them for several outputs) says
     how the order of elements goes through, see `pqnet.graph.axes`; an axis of another size than the output's keeps its
-    own, and without a rule all inputs and outputs keep theirs.
+    own, and without a rule all inputs and outputs keep theirs. ``weight`` says how it computes with its parameter
+    ``"weight"``, if that is one that codecs may replace, see `pqnet.graph.layers`.
     """
 
     name: str
@@ -65,6 +69,7 @@ class Op:
     infer: Callable[[Sequence[Info], Mapping[str, Info], Attrs], Info | tuple[Info, ...]]
     evaluate: Callable[[Arrays, Params, Attrs], np.ndarray | tuple[np.ndarray, ...]]
     order: Callable[[Sequence[Tracked], Mapping[str, Tracked], Attrs], Axes | list[Axes]] | None
+    weight: "WeightOp | None"
 
 
 def register(
@@ -75,11 +80,12 @@ def register(
     inputs: int | tuple[int, int] = 1,
     params: Mapping[str, bool] | None = None,
     order: Callable[..., Any] | None = None,
+    weight: "WeightOp | None" = None,
     **attrs: Attr,
 ) -> None:
     """Add an operation to the registry; infinities and NaN in its arithmetic are results, not warnings."""
     low, high = (inputs, inputs) if isinstance(inputs, int) else inputs
-    OPS[name] = Op(name, low, high, params or {}, attrs, infer, np.errstate(all="ignore")(evaluate), order)
+    OPS[name] = Op(name, low, high, params or {}, attrs, infer, np.errstate(all="ignore")(evaluate), order, weight)
 
 
 def get_op(name: str) -> Op:

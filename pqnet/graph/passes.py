@@ -8,6 +8,7 @@ from itertools import chain, count
 import numpy as np
 
 from pqnet.codecs import Packed
+from pqnet.graph.affine import norm_takes_products
 from pqnet.graph.graph import Graph, Node, Param, used_params
 
 __all__ = ["fold_norm_statistics", "merge_batch_norm", "separate_norm_statistics"]
@@ -93,12 +94,8 @@ def merge_batch_norm(graph: Graph) -> Graph:
             continue
         at = producers[norm.inputs[0]]
         layer = nodes[at]
-        # A linear layer writes its last axis, a norm works on axis 1: they meet if there are two.
-        channels_last = layer.op == "linear" and len(shapes[norm.inputs[0]].shape) != 2
-        if (
-            channels_last
-            or layer.op not in ("conv2d", "conv_transpose2d", "linear")
-            or any(shared[p] > 1 or isinstance(graph.params[p], Packed) for p in layer.params.values())
+        if not norm_takes_products(layer, len(shapes[norm.inputs[0]].shape)) or any(
+            shared[p] > 1 or isinstance(graph.params[p], Packed) for p in layer.params.values()
         ):
             continue
         scale, shift = _affine(graph, norm)

@@ -1,7 +1,7 @@
 """Streaming calibration: second moments of every layer's inputs in one pass of the float network."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -11,14 +11,14 @@ import numpy as np
 from pqnet import _check
 from pqnet._threads import default_threads, ordered_map
 from pqnet.errors import PQNetError
-from pqnet.graph import Graph, Info, Node
+from pqnet.graph import Graph, Info, Node, weight_op
 from pqnet.graph.graph import param_info
 from pqnet.graph.op import get_op
 from pqnet.pipeline.batches import Batch, iterate_batches
-from pqnet.pipeline.moments import input_rows, positions_needed, row_moments, token_counts
+from pqnet.pipeline.moments import input_rows, operand, positions_needed, row_moments, token_counts
 from pqnet.pipeline.padding import real_positions
 from pqnet.pipeline.progress import progress_bar
-from pqnet.pipeline.statistics import Moments, Statistics, moment_shape
+from pqnet.pipeline.statistics import Moments, Statistics
 from pqnet.pipeline.sweep import Values, sweep
 from pqnet.runtime import Model
 
@@ -33,6 +33,7 @@ class _Accumulator:
     def __init__(self, graph: Graph, seed: int, threads: int) -> None:
         self.graph, self.seed, self.threads = graph, seed, threads
         self.layers = graph.layers()
+        self.uses = {node.name: name for name, nodes in graph.uses().items() for node in nodes}
         self.sums: dict[str, np.ndarray] = {}
         self.firsts: dict[str, np.ndarray] = {}
         self.counts: dict[str, int] = dict.fromkeys(self.layers, 0)
@@ -40,31 +41,38 @@ class _Accumulator:
 
     def add(self, batches: list[Batch]) -> None:
         masks = [real_positions(batch) for batch in batches]
-        sweep(self.graph, batches, self.layers, partial(self.visit, masks), self.threads)
+        sweep(self.graph, batches, self.uses, partial(self.visit, masks), self.threads)
         self.samples += sum(max((len(a) for a in b.values() if a.ndim), default=1) for b in batches)
 
     def visit(self, masks: Sequence[np.ndarray | None], node: Node, values: Values, _: Values) -> None:
-        inputs = [batch[node.inputs[0]] for batch in values]
-        shape = tuple(self.graph.params[node.params["weight"]].shape)
-        starts = self.samples + np.cumsum([0, *(len(x) for x in inputs[:-1])])
+        sizes = [len(batch[node.inputs[0]]) for batch in values]
+        self.measure(masks, node, sizes, lambda i: operand(self.graph, node, values[i]))
 
+    def measure(
+        self, masks: Sequence[np.ndarray | None], node: Node, sizes: Sequence[int], seen: Callable[[int], np.ndarray]
+    ) -> None:
+        """Add what the weight of a node is multiplied with, ``seen(i)`` in batch i, to the sums of its layer."""
+        name, rule = self.uses[node.name], weight_op(node.op)
+        shape = tuple(self.graph.params[node.params["weight"]].shape)
+        starts = self.samples + np.cumsum([0, *sizes[:-1]])
         wanted = positions_needed(math.prod(shape[1:]))
 
-        def measure(i: int) -> tuple[np.ndarray, np.ndarray | None, int]:
-            if node.op == "embedding":
-                counts = token_counts(inputs[i], shape[0], masks[i])
+        def moments_of(i: int) -> tuple[np.ndarray, np.ndarray | None, int]:
+            x = seen(i)
+            if rule.looked_up:
+                counts = token_counts(x, shape[0], masks[i])
                 return counts, None, int(counts.sum())
-            rows = input_rows(node, shape, inputs[i], int(starts[i]), self.seed, wanted, masks[i])
+            rows = input_rows(node, shape, x, int(starts[i]), self.seed, wanted, masks[i])
             n_inputs = rows.shape[2]
             moments = row_moments(rows, np.arange(n_inputs), n_inputs)[:, 0]
             return moments, rows.sum(1, dtype=np.float64), rows.shape[1]
 
-        total = self.sums.setdefault(node.name, np.zeros(moment_shape(node, shape)))
-        for part, first, count in ordered_map(measure, range(len(inputs)), self.threads):
+        total = self.sums.setdefault(name, np.zeros(rule.moment_shape(shape, node.attrs)))
+        for part, first, count in ordered_map(moments_of, range(len(sizes)), self.threads):
             total += part
             if first is not None:
-                self.firsts[node.name] = self.firsts.get(node.name, 0.0) + first
-            self.counts[node.name] += count
+                self.firsts[name] = self.firsts.get(name, 0.0) + first
+            self.counts[name] += count
 
     def result(self) -> Statistics:
         def mean(sums: np.ndarray | None, name: str) -> Any:
@@ -134,7 +142,8 @@ def statistics_of_inputs(
     ----------
     model : Model
     inputs : dict of str to array
-        The input of every layer of ``model.graph.layers()``, samples along axis 0.
+        What the weight of every layer of ``model.graph.layers()`` is multiplied with, samples along axis 0: the layer's
+        input, or of a recurrent one (batch, steps, state) what it remembers before each step.
     seed, threads
         As for `calibrate`.
 
@@ -157,14 +166,24 @@ def statistics_of_inputs(
     for name, node in accumulator.layers.items():
         where = f"activations[{name!r}]"
         params = {role: param_info(model.graph.params[p]) for role, p in node.params.items()}
-        if node.op == "embedding":
+        if weight_op(node.op).looked_up:
             x = _check.index_array(inputs[name], where, below=params["weight"].shape[0])
         else:
             x = _check.float_array(inputs[name], where, ndim=(2, 3, 4, 5))
-        try:
-            get_op(node.op).infer([Info(x.shape, x.dtype.name)], params, node.attrs)
-        except PQNetError as reason:
-            raise PQNetError(f"{where}: {reason}") from None
-        values = [{node.inputs[0]: x[i : i + 64]} for i in range(0, len(x), 64)]
-        accumulator.visit([None] * len(values), node, values, values)
+        _check_operand(node, Info(x.shape, x.dtype.name), params, where)
+        parts = [x[i : i + 64] for i in range(0, len(x), 64)]
+        accumulator.measure([None] * len(parts), node, [len(part) for part in parts], parts.__getitem__)
     return accumulator.result()
+
+
+def _check_operand(node: Node, x: Info, params: Mapping[str, Info], where: str) -> None:
+    """Raise unless the weight of a node can be multiplied with an array."""
+    if weight_op(node.op).operand is not None:
+        state = params["weight"].shape[1]
+        if len(x.shape) != 3 or x.shape[2] != state:
+            raise PQNetError(f"{where}: expected shape (batch, steps, {state}), got {x.shape}")
+        return
+    try:
+        get_op(node.op).infer([x], params, node.attrs)
+    except PQNetError as reason:
+        raise PQNetError(f"{where}: {reason}") from None

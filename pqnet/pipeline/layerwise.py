@@ -3,13 +3,14 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
 from pqnet._threads import ordered_map
 from pqnet.codecs.layout import block_columns
 from pqnet.errors import ConfigError
-from pqnet.graph import Node
+from pqnet.graph import Graph, Node, weight_op
 from pqnet.graph.affine import FreeAffine, shortcut_of
 from pqnet.pipeline.batches import Batch
 from pqnet.pipeline.moments import (
@@ -27,6 +28,7 @@ from pqnet.pipeline.moments import (
 from pqnet.pipeline.padding import real_positions
 from pqnet.pipeline.run import Run
 from pqnet.pipeline.sweep import Values
+from pqnet.pipeline.uses import Uses
 
 __all__ = ["FromData"]
 
@@ -38,11 +40,15 @@ ROWS = 4096  # that are multiplied at a time
 
 
 class _Rows:
-    """What the filters of a layer are multiplied with on both sides, gathered from batches as often as asked for."""
+    """What the filters of a layer are multiplied with on both sides, gathered from batches as often as asked for.
+
+    Where several nodes share the weight, what all of them are given.
+    """
 
     def __init__(
         self,
         run: Run,
+        sides: "_Sides",
         node: Node,
         weight: np.ndarray,
         values: Values,
@@ -51,16 +57,17 @@ class _Rows:
         real: Sequence[np.ndarray | None],
     ) -> None:
         self.node, self.shape, self.seed, self.real = node, weight.shape, run.options.seed, real
-        self.name, self.values, self.taught = node.inputs[0], values, taught
-        sizes = [len(batch[self.name]) for batch in values]
+        self.sides, self.uses, self.values, self.taught = sides, sides.uses.of(node), values, taught
+        self.params = dict(sides.student.params)  # the layer's weight is float, whatever it is replaced by
+        self.same = values is taught or (len(self.uses) == 1 and all(values[0][v] is taught[0][v] for v in node.inputs))
+        sizes = [len(batch[node.inputs[0]]) for batch in values]
         self.starts = np.cumsum([0, *sizes])
-        self.wanted = positions_needed(math.prod(weight.shape[1:]), int(self.starts[-1]))
-        self.convolution_groups = node.attrs.get("groups", 1)
+        self.wanted = positions_needed(math.prod(weight.shape[1:]), int(self.starts[-1]) * len(self.uses))
+        self.convolution_groups = weight_op(node.op).groups(node.attrs)
         shapes = run.graph.infer_shapes(run.graph.symbols)
         output = shapes[node.outputs[0]].shape
-        positions = math.prod(output[1:-1] if node.op == "linear" else output[2:])
-        self.rows_of_batch = max(sizes) * min(positions, self.wanted)
-        self.shortcut = shortcut_of(run.graph, node, affine)
+        self.rows_of_batch = len(self.uses) * max(sizes) * min(weight_op(node.op).positions(output), self.wanted)
+        self.shortcut = shortcut_of(run.graph, node, affine) if len(self.uses) == 1 else None
         if self.shortcut is not None and (
             self.shortcut not in values[0]  # not computed yet
             or shapes[self.shortcut].shape != output
@@ -76,8 +83,14 @@ class _Rows:
         return self._inputs(self.values, i)
 
     def _inputs(self, side: Values, i: int) -> np.ndarray:
-        x, start = side[i][self.name], int(self.starts[i])
-        return input_rows(self.node, self.shape, x, start, self.seed, self.wanted, self.real[i])
+        params = self.params if side is self.values else self.sides.teacher.params
+        operands = self.sides.uses.operands(self.node, params, side[i], self.sides.symbols[i])
+        start, real = int(self.starts[i]), self.real[i]
+        found = [
+            input_rows(node, self.shape, x, start, self.seed, self.wanted, real)
+            for node, x in zip(self.uses, operands, strict=True)
+        ]
+        return found[0] if len(found) == 1 else np.concatenate(found, 1)
 
     def _lag(self, i: int) -> np.ndarray:
         ahead, behind = (
@@ -107,9 +120,8 @@ class _Rows:
         The lag, (G, n, O / G), is by how much the teacher's shortcut, to which the outputs are added, is ahead of the
         student's, in units of the outputs; None if there is none.
         """
-        same = self.values[0][self.name] is self.taught[0][self.name]
         seen = np.concatenate([self.seen(i) for i in batches], 1)
-        wanted = seen if same else np.concatenate([self._inputs(self.taught, i) for i in batches], 1)
+        wanted = seen if self.same else np.concatenate([self._inputs(self.taught, i) for i in batches], 1)
         lag = None if self.shortcut is None else np.concatenate([self._lag(i) for i in batches], 1)
         return seen, wanted, lag
 
@@ -214,33 +226,47 @@ class _Inputs:
         return second(weight, np.zeros_like(shift)), second(weight - packed, shift)
 
 
+class _Sides(NamedTuple):
+    """Where weights are used, student and teacher, and the free sizes of each batch."""
+
+    uses: Uses
+    student: Graph
+    teacher: Graph
+    symbols: list[dict[str, int]]
+
+
 class FromData:
     """Visits the nodes of a sweep, see `pqnet.pipeline.sweep`."""
 
-    def __init__(self, run: Run, data: Sequence[Batch]) -> None:
+    def __init__(self, run: Run, teacher: Graph, data: Sequence[Batch]) -> None:
         self.run, self.options = run, run.options
+        symbols = [run.graph.bind_symbols({name: a.shape for name, a in batch.items()}) for batch in data]
+        self.sides = _Sides(Uses(teacher), run.graph, teacher, symbols)
         self.real = [real_positions(batch) for batch in data]
         norms = [node.name for node in run.graph.nodes if node.op == "batch_norm"]
         self.visited = {*run.codecs, *(norms if run.options.reestimate_norm else ())}
 
     def visit(self, node: Node, values: Values, taught: Values) -> None:
         """Quantize a layer, or measure a batch norm."""
-        if node.op == "embedding":
-            self._embedding(node, [batch[node.inputs[0]] for batch in values])
-        elif node.op == "batch_norm":
+        if node.op == "batch_norm":
             self._reestimate(node, [batch[node.inputs[0]] for batch in values])
+        elif weight_op(node.op).looked_up:
+            self._embedding(node, values)
         else:
             self._matrix(node, values, taught)
 
-    def _embedding(self, node: Node, inputs: list[np.ndarray]) -> None:
+    def _embedding(self, node: Node, values: Values) -> None:
         vocabulary = len(self.run.weight(node))
-        counts = [token_counts(ids, vocabulary, real) for ids, real in zip(inputs, self.real, strict=True)]
-        self.run.pack_tokens(node, np.sum(counts, axis=0))
+        counts = np.zeros(vocabulary)
+        for batch, symbols, real in zip(values, self.sides.symbols, self.real, strict=True):
+            for ids in self.sides.uses.operands(node, self.run.graph.params, batch, symbols):
+                counts += token_counts(ids, vocabulary, real)
+        self.run.pack_tokens(node, counts)
 
     def _matrix(self, node: Node, values: Values, taught: Values) -> None:
         run, weight, full = self.run, self.run.weight(node), self.options.metric == "full"
         affine = FreeAffine.find(run.graph, node) if full and self.options.correct_bias else None
-        rows = _Rows(run, node, weight, values, taught, affine, self.real)
+        rows = _Rows(run, self.sides, node, weight, values, taught, affine, self.real)
         if full:
             energy, error = self._second_order(node, weight, rows, affine)
         else:

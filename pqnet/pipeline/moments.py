@@ -1,7 +1,7 @@
 """What a layer's inputs look like to its weights: patch rows, their second moments, the metrics made of them."""
 
-from collections.abc import Sequence
-from typing import Any
+import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -10,10 +10,10 @@ from pqnet._threads import ordered_map
 from pqnet.codecs import Codec
 from pqnet.codecs.layout import block_columns
 from pqnet.errors import PQNetError
-from pqnet.graph import Node
-from pqnet.graph.ops.conv import conv_windows, zero_stuffed
+from pqnet.graph import Graph, Node, weight_op
 from pqnet.kernels.patches import gather_patches
 from pqnet.pipeline.padding import masked
+from pqnet.runtime.execute import node_params
 
 __all__ = [
     "METRICS",
@@ -22,6 +22,7 @@ __all__ = [
     "diagonal_blocks",
     "input_rows",
     "layer_metric",
+    "operand",
     "output_energies",
     "output_error",
     "output_rows",
@@ -61,6 +62,17 @@ def _pick(available: int, wanted: int, sample: int, seed: int) -> np.ndarray:
     return ((np.arange(wanted) + jitter) * (available / wanted)).astype(np.int64)
 
 
+def operand(graph: Graph, node: Node, values: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Return what the weight of a node is multiplied with in one batch: its input, or what a recurrent one remembers.
+
+    ``values`` hold the node's inputs by name; its attributes are resolved.
+    """
+    of_operation = weight_op(node.op).operand
+    if of_operation is None:
+        return values[node.inputs[0]]
+    return of_operation([values[v] for v in node.inputs], node_params(graph, node), node.attrs)
+
+
 def input_rows(
     node: Node,
     shape: tuple[int, ...],
@@ -75,11 +87,11 @@ def input_rows(
     Parameters
     ----------
     node : Node
-        A conv2d, conv_transpose2d or linear node, its attributes resolved.
+        Whose weight is multiplied, its attributes resolved.
     shape : tuple of int
         Shape of its weight, in filter form.
     x : float32 ndarray
-        Its input for one batch.
+        What the weight is multiplied with in one batch, see `operand`.
     first_sample : int
         Index of the batch's first sample in the whole calibration set; with ``seed`` it fixes the positions taken.
     seed : int
@@ -91,7 +103,7 @@ def input_rows(
     Returns
     -------
     float32 ndarray, shape (G, n, Kin)
-        For each convolution group, n patches in (C, kh, kw) order.
+        For each convolution group, n patches in (C, *kernel) order.
     """
     low, high = x.min(initial=0), x.max(initial=0)
     if not -LARGEST <= low <= high <= LARGEST:
@@ -99,20 +111,32 @@ def input_rows(
             f"calibration: expected inputs of layer {node.name!r} up to {LARGEST:g}, got {low:.3g} to {high:.3g}; "
             "scale the data as for training"
         )
-    n_inputs = int(np.prod(shape[1:]))
-    if node.op == "linear":
-        return _picked(_positions(x, real), wanted, first_sample, seed)[None]
-    attrs: Any = node.attrs
-    if node.op == "conv_transpose2d":
-        x, attrs = zero_stuffed(x, shape[2:], attrs)
-    windows = conv_windows(x, shape[2:], attrs)
-    if node.op == "conv_transpose2d":
-        windows = windows[:, :, ::-1, ::-1]
-    groups, width = attrs["groups"], windows.shape[5]
-    at = np.stack([_pick(windows.shape[4] * width, wanted, first_sample + i, seed) for i in range(len(windows))])
-    patches = np.empty((groups, at.size, n_inputs), np.float32)
-    gather_patches(windows, at // width, at % width, groups, patches)
-    return patches
+    rule = weight_op(node.op)
+    assert rule.windows is not None  # of tables, rows are counted
+    windows = rule.windows(x, shape[2:], node.attrs)
+    sizes = windows.shape[len(shape) :]
+    real = None if rule.channels_first else real
+    at = _picked(x, windows.shape[0], math.prod(sizes), wanted, first_sample, seed, real)
+    return _patches(windows, sizes, at, rule.groups(node.attrs))
+
+
+def _patches(windows: np.ndarray, sizes: tuple[int, ...], at: list[np.ndarray], groups: int) -> np.ndarray:
+    """Return what windows (B, C, *kernel, *sizes) show at positions of each sample, by flat index: (G, n, Kin)."""
+    if len(sizes) == windows.ndim - 2:  # no kernel
+        rows = windows.reshape(*windows.shape[:2], -1).swapaxes(1, 2)
+        return _by_group(np.concatenate([sample[i] for sample, i in zip(rows, at, strict=True)]), groups)
+    if len(sizes) > 2:
+        patches = [
+            sample[..., *np.unravel_index(i, sizes)].reshape(groups, -1, len(i)).swapaxes(1, 2)
+            for sample, i in zip(windows, at, strict=True)
+        ]
+        return np.ascontiguousarray(np.concatenate(patches, 1))
+    if len(sizes) == 1:
+        windows = windows[:, :, None, :, None, :]
+    places, width = np.stack(at), sizes[-1]
+    out = np.empty((groups, places.size, math.prod(windows.shape[1:4]) // groups), np.float32)
+    gather_patches(windows, places // width, places % width, groups, out)
+    return out
 
 
 def output_rows(
@@ -122,22 +146,28 @@ def output_rows(
 
     float32, shape (G, n, O / G).
     """
-    samples = _positions(y, real) if node.op == "linear" else list(y.reshape(*y.shape[:2], -1).swapaxes(1, 2))
-    rows = _picked(samples, wanted, first_sample, seed)
+    rule = weight_op(node.op)
+    real = None if rule.channels_first else real
+    rows = np.moveaxis(y, rule.channel_axis(y.ndim), -1)
+    rows = rows.reshape(y.shape[0] if y.ndim > 1 else 1, -1, rows.shape[-1])
+    at = _picked(y, rows.shape[0], rows.shape[1], wanted, first_sample, seed, real)
+    return _by_group(np.concatenate([sample[i] for sample, i in zip(rows, at, strict=True)]), groups)
+
+
+def _by_group(rows: np.ndarray, groups: int) -> np.ndarray:
+    """Cut rows (n, groups * c) into those of each group, (groups, n, c)."""
     return np.ascontiguousarray(rows.reshape(len(rows), groups, -1).swapaxes(0, 1))
 
 
-def _positions(x: np.ndarray, real: np.ndarray | None) -> list[np.ndarray]:
-    """Return what a linear layer sees of each sample, a row a position, without padding."""
-    samples = x.reshape(x.shape[0] if x.ndim > 1 else 1, -1, x.shape[-1])
+def _picked(
+    x: np.ndarray, samples: int, available: int, wanted: int, first_sample: int, seed: int, real: np.ndarray | None
+) -> list[np.ndarray]:
+    """Return which of the available positions of each sample are taken, without padding of texts ``x``."""
     if (real := masked(x, real)) is None:
-        return list(samples)
-    keep = np.repeat(real, samples.shape[1] // real.shape[1], axis=1)
-    return [sample[kept] for sample, kept in zip(samples, keep, strict=True)]
-
-
-def _picked(samples: list[np.ndarray], wanted: int, first_sample: int, seed: int) -> np.ndarray:
-    return np.concatenate([s[_pick(len(s), wanted, first_sample + i, seed)] for i, s in enumerate(samples)])
+        return [_pick(available, wanted, first_sample + i, seed) for i in range(samples)]
+    keep = np.repeat(real, available // real.shape[1], axis=1)
+    kept = [np.flatnonzero(row) for row in keep]
+    return [at[_pick(len(at), wanted, first_sample + i, seed)] for i, at in enumerate(kept)]
 
 
 def row_moments(rows: np.ndarray, columns: np.ndarray, d: int) -> np.ndarray:
@@ -192,7 +222,7 @@ def diagonal_blocks(moment: np.ndarray, shape: tuple[int, ...], d: int, layout: 
 
 
 def layer_metric(kind: str, moment: np.ndarray, shape: tuple[int, ...], codec: Codec) -> np.ndarray | None:
-    """Make the metric of a layer from whole second moments (G, Kin, Kin) in (C, kh, kw) order."""
+    """Make the metric of a layer from whole second moments (G, Kin, Kin) in (C, *kernel) order."""
     blocks = codec.metric_blocks(shape, whole=kind == "full")
     return build_metric(kind, diagonal_blocks(moment, shape, *blocks))
 

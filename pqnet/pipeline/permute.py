@@ -8,10 +8,11 @@ import numpy as np
 from pqnet.codecs import PQ, Codec
 from pqnet.errors import PQNetError
 from pqnet.fit.permutation import Reader, search_order
-from pqnet.graph import Graph, Node, ValueInfo
+from pqnet.graph import Graph, Node, ValueInfo, weight_op
 from pqnet.graph.permute import Channels
 from pqnet.io import Golden, relative_differences
 from pqnet.pipeline.batches import Batch
+from pqnet.pipeline.moments import operand
 from pqnet.pipeline.statistics import Moments, Statistics
 from pqnet.pipeline.sweep import Values, sweep
 from pqnet.runtime.execute import run_graph, values_to_free
@@ -99,7 +100,7 @@ class Permutation:
                 continue
             name, shape = node.params["weight"], self.graph.params[node.params["weight"]].shape
             moments = found.for_layer(node, shape)
-            if node.op == "embedding":
+            if weight_op(node.op).looked_up:
                 layers[node.name] = moments
                 continue
             taps, groups = math.prod(shape[2:]), np.arange(len(moments.mean))
@@ -126,7 +127,7 @@ def _energies(
     graph: Graph, layers: Sequence[Node], data: Sequence[Batch] | Statistics | None, threads: int
 ) -> dict[str, np.ndarray]:
     """Return the mean square of every input channel of the layers; nothing for embeddings and without data."""
-    layers = [node for node in layers if node.op != "embedding"]
+    layers = [node for node in layers if not weight_op(node.op).looked_up]
     shapes = {node.name: graph.params[node.params["weight"]].shape for node in layers}
     found: dict[str, np.ndarray] = {}
     if isinstance(data, Statistics):
@@ -136,8 +137,8 @@ def _energies(
     elif data is not None:
 
         def visit(node: Node, values: Values, _: Values) -> None:
-            x = values[0][node.inputs[0]]
-            axis = x.ndim - 1 if node.op == "linear" else 1
+            x = operand(graph, node, values[0])
+            axis = weight_op(node.op).channel_axis(x.ndim)
             square = np.square(x, dtype=np.float64).mean(tuple(i for i in range(x.ndim) if i != axis))
             found[node.name] = square.reshape(-1, shapes[node.name][1]).mean(0)
 

@@ -10,7 +10,7 @@ from pqnet import _check
 from pqnet._threads import default_threads
 from pqnet.codecs import Codec, Packed
 from pqnet.errors import ConfigError
-from pqnet.graph import Graph, Node
+from pqnet.graph import Graph, Node, weight_op
 from pqnet.graph.passes import separate_norm_statistics
 from pqnet.pipeline.batches import iterate_batches
 from pqnet.pipeline.checkpoint import checkpoint_folder, resumable
@@ -45,7 +45,7 @@ def _alone(run: Run, statistics: Statistics | None, node: Node) -> None:
         run.pack(node, weight)
         return
     moments = statistics.for_layer(node, weight.shape)
-    if node.op == "embedding":
+    if weight_op(node.op).looked_up:
         run.pack_tokens(node, moments.mean * moments.count)
         return
     packed = run.pack(node, weight, layer_metric(metric, moments.mean, weight.shape, run.codecs[node.name]))
@@ -198,7 +198,7 @@ def quantize(
         if data is None or isinstance(data, Statistics):
             _one_by_one(run, data, folder)
         else:
-            visits = FromData(run, data)
+            visits = FromData(run, teacher, data)
             visit = visits.visit if finetune is None else partial(_and_finetune, run, visits.visit, finetune)
             visit = resumable(
                 visit, folder, run, data, getattr(finetune, "key", None), getattr(finetune, "writes", True)

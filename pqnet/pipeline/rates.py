@@ -11,7 +11,7 @@ from pqnet.codecs.layout import block_columns, from_blocks, to_blocks
 from pqnet.codecs.packing import packed_nbytes
 from pqnet.codecs.pq import Integers
 from pqnet.fit import assign, weighted_kmeans
-from pqnet.graph import Node
+from pqnet.graph import Node, weight_op
 from pqnet.pipeline.moments import build_metric, diagonal_blocks, output_squares, relative, row_weights
 from pqnet.pipeline.statistics import Moments
 
@@ -57,7 +57,7 @@ def block_sizes(shape: tuple[int, ...], fast: bool) -> list[tuple[int, str]]:
     channels, taps = shape[1], math.prod(shape[2:])
     found = [(d, "channel") for d in ((8, 16) if fast else (2, 4, 8, 16)) if channels % d == 0]
     if taps > 1 and not (fast and found):
-        spatial = [shape[3], taps, *([2 * taps] if channels % 2 == 0 and taps <= 16 else [])]
+        spatial = [shape[-1], taps, *([2 * taps] if channels % 2 == 0 and taps <= 16 else [])]
         found += [(d, "spatial") for d in dict.fromkeys(spatial) if d > 1]
     if not found:
         found = [(next(d for d in range(8, 0, -1) if channels % d == 0), "channel")]
@@ -98,7 +98,7 @@ class LayerRates:
         self.weight, self.seed, self.threads = weight, seed, threads
         self.fast, self.second_order = fast, second_order
         self._factors: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-        self.embedding = node.op == "embedding"
+        self.embedding = weight_op(node.op).looked_up
         if self.embedding:
             weights = row_weights("full", moments.mean.astype(np.float64) * moments.count)
             assert weights is not None

@@ -10,7 +10,8 @@ from typing import Any
 from pqnet import _check
 from pqnet.codecs import PQ, Codec, codec_from_attrs
 from pqnet.errors import ConfigError, FormatError, PQNetError
-from pqnet.graph import Graph, Node
+from pqnet.graph import Graph, Node, weight_op
+from pqnet.graph.op import get_op
 
 __all__ = ["PRESETS", "Recipe", "resolve_recipe"]
 
@@ -133,20 +134,21 @@ def _some(names: list[str]) -> str:
 
 
 def _first_conv(layers: Mapping[str, Node]) -> str | None:
-    return next((name for name, node in layers.items() if node.op == "conv2d"), None)
+    rules = {name: weight_op(node.op) for name, node in layers.items()}
+    return next((name for name, rule in rules.items() if rule.kind == "conv" and not rule.transposed), None)
 
 
 def _blocks_preset(graph: Graph, kernels: int, channels: int) -> Recipe:
     """Presets of "And the Bit Goes Down": whole k x k kernels, a few channels of 1 x 1 and linear weights."""
     layers = graph.layers()
-    stem, linears = _first_conv(layers), [n for n, node in layers.items() if node.op == "linear"]
+    stem, linears = _first_conv(layers), [n for n, node in layers.items() if weight_op(node.op).kind == "linear"]
     recipe: dict[str, Codec | None] = {}
     for name, node in layers.items():
         shape = graph.params[node.params["weight"]].shape
         taps = math.prod(shape[2:])
         if name == stem:
             recipe[name] = None
-        elif node.op == "linear" and name == linears[-1] and stem is not None:
+        elif name in linears[-1:] and stem is not None:
             recipe[name] = PQ(2048, _divisor(shape[1], 4), clamp="floor")
         elif taps > 1:
             recipe[name] = PQ(256, taps * _divisor(shape[1], kernels), clamp="floor")
@@ -181,16 +183,21 @@ def _attention_layers(graph: Graph) -> set[str]:
             stack = list(node.inputs)
             while stack:
                 source = producer.get(stack.pop())
-                if source is not None and source.op == "linear":
+                if source is not None and _is_linear(source):
                     found.add(source.name)
                 elif source is not None and source.op in _PASSING:
                     stack.extend(source.inputs)
         elif after.intersection(node.inputs):
-            if node.op == "linear":
+            if _is_linear(node):
                 found.add(node.name)
             elif node.op in _PASSING:
                 after.update(node.outputs)
     return found
+
+
+def _is_linear(node: Node) -> bool:
+    rule = get_op(node.op).weight
+    return rule is not None and rule.kind == "linear"
 
 
 def _divisor(n: int, wanted: int) -> int:

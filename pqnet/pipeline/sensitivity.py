@@ -1,14 +1,16 @@
 """How much of a layer's error reaches the outputs of the network."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from pqnet._threads import ordered_map
-from pqnet.graph import Graph, Node
+from pqnet.graph import Graph, Node, weight_op
 from pqnet.pipeline.batches import Batch, iterate_batches, named_inputs
+from pqnet.pipeline.moments import operand
 from pqnet.pipeline.padding import masked, real_positions
 from pqnet.pipeline.sweep import Values, sweep
 from pqnet.runtime.execute import evaluate_node, node_params, run_from, run_graph, values_to_free
@@ -74,27 +76,36 @@ def network_gains(
     gains = {}
 
     def visit(node: Node, values: Values, _: Values) -> None:
-        params = node_params(graph, node)
-        products = {"weight": params["weight"]}
-        difference = {"weight": perturb(node) - params["weight"]}
+        params, rule, instead = node_params(graph, node), weight_op(node.op), perturb(node)
 
-        def outputs(weights: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        def products(weight: np.ndarray) -> list[np.ndarray]:
             def one(i: int) -> np.ndarray:
-                return evaluate_node(node, [values[i][v] for v in node.inputs], weights, symbols[i])[0]
+                if rule.is_product:
+                    inputs = [values[i][v] for v in node.inputs]
+                    return evaluate_node(node, inputs, {"weight": weight}, symbols[i])[0]
+                product: np.ndarray = operand(graph, node, values[i]) @ weight.T
+                return product
 
             return list(ordered_map(one, range(len(batches)), threads))
 
-        changes = outputs(difference)
+        changes, changed = products(instead - params["weight"]), {**params, "weight": instead}
         if node.name in corrected:
-            changes = _centred(changes, 1 if node.op.startswith("conv") else -1, real)
-        energy, error = (sum(map(_energy, y, real)) for y in (outputs(products), changes))
+            axis = rule.channel_axis(changes[0].ndim)
+            mean = _channel_means(changes, axis, real)
+            changes = [x - np.expand_dims(mean, tuple(i for i in range(x.ndim) if i != axis)) for x in changes]
+            changed |= {"bias": params["bias"] - mean} if "bias" in params else {}
+        energy, error = (sum(map(_energy, y, real)) for y in (products(params["weight"]), changes))
+        # Other users of the weight see its error too.
+        others = replace(graph, params={**graph.params, node.params["weight"]: instead})
 
         def reached(i: int) -> dict[str, float]:
             now = dict(values[i])
-            now[node.outputs[0]] = (
-                evaluate_node(node, [now[v] for v in node.inputs], params, symbols[i])[0] + changes[i]
-            )
-            found = run_from(graph, free, at[node.name] + 1, now, symbols[i])
+            inputs = [now[v] for v in node.inputs]
+            if rule.is_product:
+                now[node.outputs[0]] = evaluate_node(node, inputs, params, symbols[i])[0] + changes[i]
+            else:
+                now.update(zip(node.outputs, evaluate_node(node, inputs, changed, symbols[i]), strict=True))
+            found = run_from(others, free, at[node.name] + 1, now, symbols[i])
             return {n: _energy(found[n] - clean[i][n], real[i]) for n in scale}
 
         parts = list(ordered_map(reached, range(len(batches)), threads))
@@ -114,11 +125,9 @@ def _energy(x: np.ndarray, real: np.ndarray | None) -> float:
     return float(np.square(_without_padding(x, real), dtype=np.float64).sum())
 
 
-def _centred(changes: list[np.ndarray], axis: int, real: list[np.ndarray | None]) -> list[np.ndarray]:
-    """Subtract the mean of each channel over all arrays."""
+def _channel_means(changes: list[np.ndarray], axis: int, real: list[np.ndarray | None]) -> np.ndarray:
+    """Return the mean of each channel over all arrays, float32."""
     rows = [np.moveaxis(_without_padding(x, mask), axis, -1) for x, mask in zip(changes, real, strict=True)]
     count = sum(x.size // x.shape[-1] for x in rows)
-    mean = sum(x.sum(tuple(range(x.ndim - 1)), np.float64) for x in rows) / count
-    shape = [1] * changes[0].ndim
-    shape[axis] = -1
-    return [x - mean.reshape(shape).astype(np.float32) for x in changes]
+    total = sum(x.sum(tuple(range(x.ndim - 1)), np.float64) for x in rows)
+    return np.asarray(total / count, np.float32)

@@ -8,7 +8,7 @@ import numpy as np
 
 from pqnet import _check
 from pqnet.errors import FormatError, PQNetError
-from pqnet.graph import Node
+from pqnet.graph import Node, weight_op
 from pqnet.io import read_container, write_container
 
 __all__ = ["Moments", "Statistics", "load_statistics"]
@@ -21,7 +21,7 @@ class Moments:
     Attributes
     ----------
     mean : float32 ndarray
-        Shape (G, Kin, Kin): E[x x'] of the patches of each convolution group, in (C, kh, kw) order. For an embedding
+        Shape (G, Kin, Kin): E[x x'] of the patches of each convolution group, in (C, *kernel) order. For an embedding
         shape (V,): the share of each token.
     count : int
         Patches or tokens that the mean is over.
@@ -94,22 +94,15 @@ class Statistics:
     def for_layer(self, node: Node, shape: tuple[int, ...]) -> Moments:
         """Return the moments of a layer whose weight has ``shape``, or raise PQNetError."""
         moments = self.layers.get(node.name)
-        if moments is None or moments.mean.shape != moment_shape(node, shape):
+        expected = weight_op(node.op).moment_shape(shape, node.attrs)
+        if moments is None or moments.mean.shape != expected:
             got = "none" if moments is None else f"shape {moments.mean.shape}"
-            want = f"moments of shape {moment_shape(node, shape)} for layer {node.name!r}"
+            want = f"moments of shape {expected} for layer {node.name!r}"
             raise PQNetError(f"calibration: expected {want}, got {got}; calibrate this network again")
         return moments
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: m.mean.shape for name, m in self.layers.items()}
-
-
-def moment_shape(node: Node, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape of `Moments.mean` for a layer."""
-    if node.op == "embedding":
-        return (shape[0],)
-    n_inputs = int(np.prod(shape[1:]))
-    return (node.attrs.get("groups", 1), n_inputs, n_inputs)
 
 
 def _stored(moments: Moments) -> np.ndarray:

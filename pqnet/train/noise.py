@@ -287,9 +287,9 @@ class _Noisy:
         else:
             blocks = self.noise.chosen((shape[0], prod(shape[1:]) // d), device, self.index)
         mask = blocks.repeat_interleave(d, 1) if d > 1 else blocks
-        if layout == "channel" and len(shape) == 4:
-            o, c, kh, kw = shape
-            return mask.reshape(o, kh, kw, c).permute(0, 3, 1, 2)
+        if layout == "channel":
+            o, c, *kernel = shape
+            return mask.reshape(o, *kernel, c).movedim(-1, 1)
         return mask.reshape(shape)
 
     def state(self) -> dict[str, Any]:

@@ -92,27 +92,69 @@ class TorchGraph(nn.Module):  # type: ignore[misc]
         return {name: tuple(tensor.shape) for name, tensor in zip(wanted, inputs, strict=True)}
 
 
-def _pad2d(x: Tensor, padding: Sequence[int], value: float = 0.0) -> Tensor:
-    """Pad images by (top, left, bottom, right)."""
-    top, left, bottom, right = padding
-    return F.pad(x, (left, right, top, bottom), value=value) if any(padding) else x
+def _padded(x: Tensor, padding: Sequence[int], value: float = 0.0) -> Tensor:
+    """Pad the last axes by so much before each, then after each: (top, left, bottom, right) of images."""
+    n = len(padding) // 2
+    pairs = [number for i in reversed(range(n)) for number in (padding[i], padding[n + i])]
+    return F.pad(x, pairs, value=value) if any(padding) else x
 
 
-def _conv2d(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
-    before, after = a["padding"][:2], a["padding"][2:]
-    image, padding = (x[0], before) if before == after else (_pad2d(x[0], a["padding"]), 0)
-    return F.conv2d(image, p["weight"], p.get("bias"), a["stride"], padding, a["dilation"], a["groups"])
+def _conv(function: Callable[..., Tensor]) -> TorchOp:
+    def run(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
+        n = len(a["stride"])
+        before, after = a["padding"][:n], a["padding"][n:]
+        image, padding = (x[0], before) if before == after else (_padded(x[0], a["padding"]), 0)
+        return function(image, p["weight"], p.get("bias"), a["stride"], padding, a["dilation"], a["groups"])
+
+    return run
 
 
-def _conv_transpose2d(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
-    weight, groups = p["weight"], a["groups"]
-    o, c, kh, kw = weight.shape
-    weight = weight.reshape(groups, o // groups, c, kh, kw).transpose(1, 2).reshape(groups * c, o // groups, kh, kw)
-    full = F.conv_transpose2d(x[0], weight, None, a["stride"], 0, 0, groups, a["dilation"])
-    top, left, bottom, right = a["padding"]
-    extra = a["output_padding"]
-    out = _pad2d(full, (-top, -left, extra[0] - bottom, extra[1] - right))
-    return out + p["bias"][:, None, None] if "bias" in p else out
+def _conv_transpose(function: Callable[..., Tensor]) -> TorchOp:
+    def run(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
+        weight, groups, n = p["weight"], a["groups"], len(a["stride"])
+        o, c, *kernel = weight.shape
+        weight = weight.reshape(groups, o // groups, c, *kernel).transpose(1, 2)
+        weight = weight.reshape(groups * c, o // groups, *kernel)
+        full = function(x[0], weight, None, a["stride"], 0, 0, groups, a["dilation"])
+        before, after = a["padding"][:n], a["padding"][n:]
+        margin = [*(-m for m in before), *(e - m for e, m in zip(a["output_padding"], after, strict=True))]
+        out = _padded(full, margin)
+        return out + p["bias"].reshape(-1, *(1,) * n) if "bias" in p else out
+
+    return run
+
+
+def _rnn_step(x: Tensor, product: Tensor, states: tuple[Tensor, ...], a: Attrs) -> tuple[Tensor, ...]:
+    return (torch.tanh(x + product) if a["nonlinearity"] == "tanh" else F.relu(x + product),)
+
+
+def _lstm_step(x: Tensor, product: Tensor, states: tuple[Tensor, ...], a: Attrs) -> tuple[Tensor, ...]:
+    i, f, g, o = (x + product).chunk(4, 1)
+    memory = f.sigmoid() * states[1] + i.sigmoid() * g.tanh()
+    return o.sigmoid() * memory.tanh(), memory
+
+
+def _gru_step(x: Tensor, product: Tensor, states: tuple[Tensor, ...], a: Attrs) -> tuple[Tensor, ...]:
+    (xr, xz, xn), (hr, hz, hn) = x.chunk(3, 1), product.chunk(3, 1)
+    candidate = torch.tanh(xn + (xr + hr).sigmoid() * hn)
+    return (torch.lerp(candidate, states[0], (xz + hz).sigmoid()),)
+
+
+def _recurrent(step: Callable[..., tuple[Tensor, ...]], n_states: int) -> TorchOp:
+    """Return a recurrent operation, see `pqnet.graph.ops.recurrent`."""
+
+    def run(x: Sequence[Tensor], p: Params, a: Attrs) -> tuple[Tensor, ...]:
+        products, weight = x[0], p["weight"]
+        zero = products.new_zeros(products.shape[0], weight.shape[1])
+        states, outputs = tuple(x[1:]) or (zero,) * n_states, []
+        steps = products.unbind(1)
+        for product in reversed(steps) if a["reverse"] else steps:
+            states = step(product, F.linear(states[0], weight, p.get("bias")), states, a)
+            outputs.append(states[0])
+        found = outputs[::-1] if a["reverse"] else outputs
+        return (torch.stack(found, 1) if found else zero[:, None][:, :0], *states)
+
+    return run
 
 
 def _embedding(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
@@ -228,7 +270,7 @@ def _pooled_size(x: Tensor, a: Attrs) -> tuple[slice, slice]:
 def _max_pool2d(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
     if _is_native_padding(a):
         return F.max_pool2d(x[0], a["kernel"], a["stride"], a["padding"][:2], a["dilation"], a["ceil_mode"])
-    padded = _pad2d(x[0], a["padding"], -math.inf)
+    padded = _padded(x[0], a["padding"], -math.inf)
     out = F.max_pool2d(padded, a["kernel"], a["stride"], 0, a["dilation"], a["ceil_mode"])
     return out[:, :, *_pooled_size(x[0], a)]
 
@@ -242,8 +284,8 @@ def _avg_pool2d(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
     def sums(padded: Tensor) -> Tensor:
         return F.avg_pool2d(padded, kernel, stride, 0, ceil_mode, divisor_override=1)[:, :, *_pooled_size(x[0], a)]
 
-    total = sums(_pad2d(x[0], a["padding"]))
-    return total / (divisor or sums(_pad2d(torch.ones_like(x[0][:1, :1]), a["padding"], float(include))))
+    total = sums(_padded(x[0], a["padding"]))
+    return total / (divisor or sums(_padded(torch.ones_like(x[0][:1, :1]), a["padding"], float(include))))
 
 
 def _interpolate(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
@@ -288,9 +330,16 @@ def _attention(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
 
 
 TABLE: dict[str, TorchOp] = {
-    "conv2d": _conv2d,
-    "conv_transpose2d": _conv_transpose2d,
+    "conv1d": _conv(F.conv1d),
+    "conv2d": _conv(F.conv2d),
+    "conv3d": _conv(F.conv3d),
+    "conv_transpose1d": _conv_transpose(F.conv_transpose1d),
+    "conv_transpose2d": _conv_transpose(F.conv_transpose2d),
+    "conv_transpose3d": _conv_transpose(F.conv_transpose3d),
     "linear": lambda x, p, a: F.linear(x[0], p["weight"], p.get("bias")),
+    "rnn": _recurrent(_rnn_step, 1),
+    "lstm": _recurrent(_lstm_step, 2),
+    "gru": _recurrent(_gru_step, 1),
     "matmul": _unary(torch.matmul),
     "embedding": _embedding,
     "relu": _unary(F.relu),

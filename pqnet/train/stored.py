@@ -109,9 +109,9 @@ class StoredPQ(Stored):
 
     def decode(self) -> Tensor:
         blocks = _Gather.apply(self.words(), self.codes.reshape(-1), self.gradient)
-        if self.codec.layout == "channel" and len(self.shape) == 4:
-            o, c, kh, kw = self.shape
-            return blocks.reshape(o, kh, kw, c).permute(0, 3, 1, 2)
+        if self.codec.layout == "channel":
+            o, c, *kernel = self.shape
+            return blocks.reshape(o, *kernel, c).movedim(-1, 1)
         return blocks.reshape(self.shape)
 
     def packed(self) -> PackedPQ:

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from math import prod
 from typing import Any, TypeVar
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from pqnet.errors import ConfigError, PQNetError
+from pqnet.graph import weight_op
 from pqnet.train.ops import TorchGraph
 
 __all__ = ["FilterForm", "Weight", "find_weights", "match"]
@@ -21,7 +21,6 @@ Place = tuple[nn.Module, str]
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
-KINDS = {"conv2d": "conv", "conv_transpose2d": "conv", "linear": "linear", "embedding": "embedding"}
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class FilterForm:
     >>> import torch
     >>> form = FilterForm((6, 2, 5), transposed_groups=3)  # of nn.ConvTranspose1d(6, 6, 5, groups=3)
     >>> form.shape, form.to_filters(torch.zeros(6, 2, 5)).shape
-    ((6, 2, 1, 5), torch.Size([6, 2, 1, 5]))
+    ((6, 2, 5), torch.Size([6, 2, 5]))
     """
 
     tensor_shape: tuple[int, ...]
@@ -51,11 +50,11 @@ class FilterForm:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape in filter form: (O, I), or (O, C, kh, kw); of three axes of a kernel the first two are one."""
+        """Shape in filter form: (O, I), or (O, C, *kernel)."""
         o, c, *kernel = self.tensor_shape
         if self.transposed_groups:
             o, c = c * self.transposed_groups, o // self.transposed_groups
-        return (o, c, prod(kernel[:-1]), kernel[-1]) if kernel else (o, c)
+        return (o, c, *kernel)
 
     def to_filters(self, tensor: Tensor) -> Tensor:
         """Return a tensor of shape ``tensor_shape`` in filter form."""
@@ -84,7 +83,7 @@ class Weight:
     places : tuple of (Module, str)
         Owners and names of the attribute, first that of ``name``; more than one for tied weights.
     form : FilterForm
-    kind : {"linear", "conv", "embedding"}
+    kind : {"linear", "conv", "embedding", "recurrent"}
         Of the layer that ``name`` names.
     """
 
@@ -125,7 +124,7 @@ def find_weights(module: nn.Module) -> dict[str, Weight]:
     >>> from torch import nn
     >>> net = nn.Sequential(nn.Conv1d(2, 4, 3), nn.ReLU(), nn.Linear(5, 6))
     >>> {name: weight.form.shape for name, weight in find_weights(net).items()}
-    {'0': (4, 2, 1, 3), '2': (6, 5)}
+    {'0': (4, 2, 3), '2': (6, 5)}
     """
     if not isinstance(module, nn.Module) or isinstance(module, torch.jit.ScriptModule):
         raise PQNetError(f"module: expected a torch.nn.Module that is not scripted, got {type(module).__name__}")
@@ -161,7 +160,7 @@ def _layer_weights(path: str, owner: nn.Module) -> Iterator[tuple[str, str, str,
     if isinstance(owner, TorchGraph):
         for name, node in owner.graph.layers().items():
             attribute = owner.key(node.params["weight"])
-            yield name, attribute, KINDS[node.op], _form(path, owner, attribute)
+            yield name, attribute, weight_op(node.op).kind, _form(path, owner, attribute)
     elif isinstance(owner, nn.Linear):
         yield "", "weight", "linear", _form(path, owner, "weight")
     elif isinstance(owner, CONVS):

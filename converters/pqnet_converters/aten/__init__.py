@@ -7,6 +7,7 @@ from pqnet_converters.aten import index as index
 from pqnet_converters.aten import layers as layers
 from pqnet_converters.aten import norm as norm
 from pqnet_converters.aten import pool as pool
+from pqnet_converters.aten import recurrent as recurrent
 from pqnet_converters.aten import reduce as reduce
 from pqnet_converters.aten import resize as resize
 from pqnet_converters.aten import shape as shape

@@ -166,6 +166,13 @@ class Importer:
             return self.path
         return re.sub(r"[._]weight$", "", weight.origin)
 
+    def is_zero(self, x: Tensor) -> bool:
+        """Return whether a tensor is known to be all zeros."""
+        if x.data is not None:
+            return not bool(x.data.any())
+        made = next((node for node in reversed(self.builder.nodes) if x.value in node.outputs), None)
+        return made is not None and made.op == "full" and made.attrs["value"] == 0
+
     def out_shape(self, output: int | None = None) -> tuple[Dim, ...]:
         """Return the shape that torch gives the result (or one of several results) of the current node."""
         return self._shape(self._result(output))

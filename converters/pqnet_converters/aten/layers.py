@@ -9,7 +9,7 @@ from pqnet_converters.aten.registry import rule
 
 
 @rule("aten.linear.default")
-def linear(b: Importer, x: Tensor, weight: Tensor, bias: Tensor | None) -> str:
+def linear(b: Importer, x: Tensor | str, weight: Tensor, bias: Tensor | None) -> str:
     if weight.data is None:
         product = b.emit("matmul", x, b.emit("permute", weight, axes=(1, 0)))
         return product if bias is None else b.emit("add", product, bias)
@@ -62,29 +62,21 @@ def convolution(
     output_padding: Any,
     groups: int,
 ) -> str:
-    if x.rank not in (3, 4):
-        raise b.refuse(f"expected a convolution over one or two axes, got an input of shape {x.shape}")
-    source: Tensor | str = x
-    form = f"filters of {groups} groups" if transposed else "filters"
-    if x.rank == 3:  # a unit height makes it a convolution over two axes
-        source = b.emit("reshape", x, shape=(*x.shape[:2], 1, x.shape[2]))
-        stride, dilation = (1, *stride), (1, *dilation)
-        padding, output_padding = (0, *padding), (0, *output_padding)
+    n = x.rank - 2
 
     def filters(w: torch.Tensor) -> torch.Tensor:
-        w = w[:, :, None] if x.rank == 3 else w
         if not transposed:
             return w
-        grouped = w.unflatten(0, (groups, -1))  # (groups, Cin/groups, O/groups, kh, kw)
+        grouped = w.unflatten(0, (groups, -1))  # (groups, Cin / groups, O / groups, *kernel)
         return grouped.transpose(1, 2).flatten(0, 1)
 
-    params = {"weight": b.param(weight, "weight", filters, form)}
+    params = {"weight": b.param(weight, "weight", filters, f"filters of {groups} groups" if transposed else "filters")}
     if bias is not None:
         params["bias"] = b.param(bias, "bias")
     attrs: dict[str, Any] = {"output_padding": tuple(output_padding)} if transposed else {}
-    y = b.emit(
-        "conv_transpose2d" if transposed else "conv2d",
-        source,
+    return b.emit(
+        f"conv_transpose{n}d" if transposed else f"conv{n}d",
+        x,
         name=b.layer_name(weight),
         params=params,
         stride=tuple(stride),
@@ -93,7 +85,6 @@ def convolution(
         groups=groups,
         **attrs,
     )
-    return y if x.rank == 4 else b.emit("reshape", y, shape=b.out_shape())
 
 
 @rule("aten.embedding.default")

@@ -7,6 +7,7 @@ from pqnet.graph.ops import elementwise as elementwise
 from pqnet.graph.ops import linear as linear
 from pqnet.graph.ops import norm as norm
 from pqnet.graph.ops import pool as pool
+from pqnet.graph.ops import recurrent as recurrent
 from pqnet.graph.ops import reduce as reduce
 from pqnet.graph.ops import resize as resize
 from pqnet.graph.ops import shape as shape

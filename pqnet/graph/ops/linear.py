@@ -7,6 +7,7 @@ import numpy as np
 from pqnet._check import index_array
 from pqnet.errors import PQNetError
 from pqnet.graph.axes import Axes, Tracked, broadcast, fix, unify
+from pqnet.graph.layers import WeightOp, rows_of_axis
 from pqnet.graph.op import Arrays, Attrs, Info, Params, broadcast_shape, check_dtype, check_shape, register
 
 
@@ -49,6 +50,7 @@ register(
     evaluate=_eval_linear,
     params={"weight": True, "bias": False},
     order=_order_linear,
+    weight=WeightOp("linear", rows_of_axis),
 )
 
 
@@ -103,4 +105,5 @@ register(
     evaluate=_eval_embedding,
     params={"weight": True},
     order=_order_embedding,
+    weight=WeightOp("embedding", None),
 )
