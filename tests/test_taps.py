@@ -29,9 +29,10 @@ def test_some_taps_of_a_weight(data):
     d = data.draw(st.sampled_from(divisors(c if layout == "channel" else c * kernel[0] * kernel[1])))
     weight = packed_weight(RNG, (5, c, *kernel), d, 3, layout)
     rows, columns = (data.draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=n, unique=True)) for n in kernel)
-    want = with_taps(weight.decode(), rows, columns)
+    chosen, size = [i * kernel[1] + j for i in rows for j in columns], (len(rows), len(columns))
+    want = with_taps(weight.decode(), chosen, size)
     assert np.array_equal(want, weight.decode()[:, :, rows][:, :, :, columns])
-    got = with_taps(weight, rows, columns)
+    got = with_taps(weight, chosen, size)
     taps = kernel[0] * kernel[1]
     if layout == "channel" or d % taps == 0 or d == 1:
         assert isinstance(got, PackedPQ)
@@ -41,34 +42,34 @@ def test_some_taps_of_a_weight(data):
 
 
 def test_blocks_that_taps_would_cut_in_different_ways_are_refused():
-    assert with_taps(packed_weight(RNG, (5, 5, 3, 3), 5, 3, "spatial"), [1], [1]) is None
+    assert with_taps(packed_weight(RNG, (5, 5, 3, 3), 5, 3, "spatial"), [4], (1, 1)) is None
 
 
 @st.composite
 def layers(draw, op):
     """Draw a graph of one layer, some of whose outputs may see nothing but padding."""
-    groups = draw(st.sampled_from([1, 1, 2, 3]))
+    n, groups = int(op[-2]), draw(st.sampled_from([1, 1, 2, 3]))
     c, o = draw(st.integers(1, 12)), groups * draw(st.integers(1, 10))
     c, o = draw(st.sampled_from([(c, o), (c, o), (1, groups)]))
-    kernel = draw(st.sampled_from([(1, 1), (2, 2), (3, 3), (4, 4), (5, 3)]))
+    kernel = draw(st.sampled_from([(1, 1, 1), (2, 2, 2), (3, 3, 3), (2, 4, 4), (1, 5, 3), (3, 1, 1)]))[-n:]
     few, many = st.integers(1, 3), st.sampled_from([1, 1, 2, 3, 7])
-    most = 3 if op == "conv_transpose2d" else 9
+    most = 3 if "transpose" in op else 9
     attrs = {
-        "stride": (draw(few), draw(few)),
-        "dilation": (draw(many), draw(many)),
-        "padding": tuple(draw(st.integers(0, most)) for _ in range(4)),
+        "stride": tuple(draw(few) for _ in range(n)),
+        "dilation": tuple(draw(many) for _ in range(n)),
+        "padding": tuple(draw(st.integers(0, most)) for _ in range(2 * n)),
         "groups": groups,
     }
-    if op == "conv_transpose2d":
-        attrs["output_padding"] = draw(st.integers(0, 2)), draw(st.integers(0, 2))
+    if "transpose" in op:
+        attrs["output_padding"] = tuple(draw(st.integers(0, 2)) for _ in range(n))
     layout = draw(st.sampled_from(["spatial", "channel"]))
-    d = draw(st.sampled_from(divisors(c if layout == "channel" else c * kernel[0] * kernel[1])))
-    k = min(draw(st.sampled_from([2, 16, 256, 300])), o * c * kernel[0] * kernel[1] // d)
+    d = draw(st.sampled_from(divisors(c if layout == "channel" else c * int(np.prod(kernel)))))
+    k = min(draw(st.sampled_from([2, 16, 256, 300])), o * c * int(np.prod(kernel)) // d)
     rng, shape = np.random.default_rng(draw(st.integers(0, 999))), (o, c, *kernel)
     dense = draw(st.integers(0, 3)) == 0
     weight = rng.standard_normal(shape).astype(np.float32) if dense else packed_weight(rng, shape, d, k, layout)
-    x = rng.standard_normal((draw(st.integers(1, 3)), c * groups, draw(st.integers(1, 11)), draw(st.integers(1, 11))))
-    x = x.astype(np.float32)
+    size = [draw(st.integers(1, 11 if n < 3 else 6)) for _ in range(n)]
+    x = rng.standard_normal((draw(st.integers(1, 3)), c * groups, *size)).astype(np.float32)
     b = GraphBuilder({"x": ValueInfo(x.shape)})
     y = b.add(op, "x", params={"weight": weight, "bias": rng.standard_normal(o).astype(np.float32)}, **attrs)
     if draw(st.booleans()):
@@ -84,18 +85,15 @@ def layers(draw, op):
 SLOW = {"suppress_health_check": [HealthCheck.too_slow], "deadline": None}
 
 
-@settings(max_examples=60, **SLOW)
-@given(layers("conv_transpose2d"))
-def test_transposed_convolutions_by_every_algorithm(case):
-    if case is not None:
-        check_algorithms(*case)
-
-
+@pytest.mark.parametrize("op", ["conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"])
 @settings(max_examples=40, **SLOW)
-@given(layers("conv2d"))
-def test_convolutions_with_unseen_taps_by_every_algorithm(case):
+@given(st.data())
+def test_layers_by_every_algorithm(op, data):
+    case = data.draw(layers(op))
     if case is not None:
         check_algorithms(*case)
+        steps = Program(case[0], {}, Store()).segments
+        assert not [s for s in steps if getattr(s, "node", None)], "a node was left to NumPy"
 
 
 def one_layer(weight, size, op="conv2d", **attrs):

@@ -13,7 +13,7 @@ from pqnet.runtime.copying import dense
 from pqnet.runtime.memory import View
 from pqnet.runtime.taps import with_taps
 
-__all__ = ["Layer", "readable_weight"]
+__all__ = ["Layer", "pair", "readable_weight"]
 
 Pair = tuple[int, int]
 IMAGE = (1, 0, 2, 3)  # the storage order of images: channels outermost
@@ -62,6 +62,11 @@ class Layer:
     @classmethod
     def of(cls, b: Builder, node: Node) -> "Layer":
         """Return the layer of a node of an operation that `lower.layers` knows, without taps that see only padding."""
+        return cls.of_node(b, node).without_unseen_taps()
+
+    @classmethod
+    def of_node(cls, b: Builder, node: Node) -> "Layer":
+        """Return the layer of a node with all taps; of a convolution over three axes, as it is at one depth."""
         weight, scale = readable_weight(b, node)
         shape = b.info(node.outputs[0]).shape
         if node.op == "linear":
@@ -70,34 +75,33 @@ class Layer:
             return cls(node, weight, scale, 1, 1, weight.shape[1], size, size, one, one, one, (0, 0), shape)
         a = b.attrs(node)
         batch, _, *axes = b.info(node.inputs[0]).shape
-        layer = cls(
+        return cls(
             node,
             weight,
             scale,
             groups=a["groups"],
             batch=batch,
             channels=weight.shape[1],
-            size=_pair(axes),
-            out_size=_pair(shape[2:]),
-            kernel=_pair(weight.shape[2:]),
-            stride=_pair(a["stride"]),
-            dilation=_pair(a["dilation"]),
-            padding=_pair(a["padding"][: len(axes)], missing=0),
+            size=pair(axes),
+            out_size=pair(shape[2:]),
+            kernel=pair(weight.shape[2:]),
+            stride=pair(a["stride"]),
+            dilation=pair(a["dilation"]),
+            padding=pair(a["padding"][: len(axes)], missing=0),
             shape=shape,
         )
-        return layer.without_unseen_taps()
 
     def take_taps(self, rows: Sequence[int], columns: Sequence[int]) -> "Layer | None":
         """Return the layer with some taps of its weight, in this order, its geometry as it is.
 
         None if the codes of the weight do not give those of these taps, see `runtime.taps`.
         """
-        weight = with_taps(self.weight, rows, columns)
+        kernel, taps = (len(rows), len(columns)), [i * self.kernel[1] + j for i in rows for j in columns]
+        weight = with_taps(self.weight, taps, kernel)
         if weight is None:
             return None
         before = self.taps_taken or range(self.taps)
-        taken = tuple(before[i * self.kernel[1] + j] for i in rows for j in columns)
-        return replace(self, weight=weight, kernel=(len(rows), len(columns)), taps_taken=taken)
+        return replace(self, weight=weight, kernel=kernel, taps_taken=tuple(before[tap] for tap in taps))
 
     def without_unseen_taps(self) -> "Layer":
         """Return the layer without the outer taps that see nothing but padding, as far as codes can say it."""
@@ -164,6 +168,8 @@ class Layer:
         """Return a value as (batch, channels, height, width), if strides can say it."""
         if self.node.op != "linear":
             shape = (self.batch, channels, *size)
+            if len(view.shape) == 5:  # every depth of a volume is an image
+                view = view.permute((0, 2, 1, 3, 4))
             return view if view.shape == shape else view.reshape(shape)
         rows = view.reshape((size[1], channels))
         return rows and rows.with_axes((1, channels, *size), (0, rows.strides[1], 0, rows.strides[0]))
@@ -193,8 +199,8 @@ class Layer:
         return 1 if self.node.op != "linear" else len(self.shape) - 1
 
 
-def _pair(sizes: Sequence[int], missing: int = 1) -> Pair:
-    """Return the numbers of two axes; images of one axis have a height of 1."""
+def pair(sizes: Sequence[int], missing: int = 1) -> Pair:
+    """Return the last two of some numbers; images of one axis have a height of 1."""
     high, wide = (missing, *sizes)[-2:]
     return high, wide
 

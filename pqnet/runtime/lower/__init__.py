@@ -11,3 +11,4 @@ from pqnet.runtime.lower import pool as pool
 from pqnet.runtime.lower import resize as resize
 from pqnet.runtime.lower import shape as shape
 from pqnet.runtime.lower import transposed as transposed
+from pqnet.runtime.lower import volumes as volumes

@@ -18,7 +18,7 @@ def choose_algorithm(b: Builder, layer: Layer) -> Algorithm:
     return ALGORITHMS[b.choose(b.graph, layer.node, shape, {a.name: a.cost(layer) for a in fitting})]
 
 
-@lowers("conv2d", "linear")
+@lowers("conv1d", "conv2d", "linear")
 def lower_layer(b: Builder, node: Node, x: list[View]) -> View:
     """Lower a layer by the algorithm chosen for it."""
     layer = Layer.of(b, node)

@@ -9,7 +9,7 @@ from pqnet.graph import Node
 from pqnet.runtime.algorithms.base import Call
 from pqnet.runtime.builder import Builder, lowers
 from pqnet.runtime.fusion import fuse
-from pqnet.runtime.layer import Layer, readable_weight
+from pqnet.runtime.layer import Layer, pair, readable_weight
 from pqnet.runtime.lower.layers import choose_algorithm
 from pqnet.runtime.memory import View
 from pqnet.runtime.mixing import Mixture, emit_mixture
@@ -44,7 +44,7 @@ def _phases(size: int, out: int, kernel: int, stride: int, dilation: int, paddin
     return phases
 
 
-@lowers("conv_transpose2d")
+@lowers("conv_transpose1d", "conv_transpose2d")
 def transposed(b: Builder, node: Node, x: list[View]) -> View:
     """Lower a transposed convolution: a convolution for each phase, then the phases are put together."""
     layers = _layers(b, node)
@@ -82,8 +82,10 @@ def _layers(b: Builder, node: Node) -> list[list[Layer]]:
     """Return a layer for each phase of the rows and of the columns, all with results of one size."""
     a = b.attrs(node)
     weight, scale = readable_weight(b, node)
-    (batch, _, *size), out = b.info(node.inputs[0]).shape, b.info(node.outputs[0]).shape
-    geometry = list(zip(size, out[2:], weight.shape[2:], a["stride"], a["dilation"], a["padding"][:2], strict=True))
+    (batch, _, *axes), out = b.info(node.inputs[0]).shape, b.info(node.outputs[0]).shape
+    size, kernel, stride, dilation = (pair(each) for each in (axes, weight.shape[2:], a["stride"], a["dilation"]))
+    padding = pair(a["padding"][: len(axes)], missing=0)
+    geometry = list(zip(size, pair(out[2:]), kernel, stride, dilation, padding, strict=True))
     down, across = (_phases(*axis) for axis in geometry)
     high, wide = (max(phase.count for phase in phases) for phases in (down, across))
     steps = tuple(
@@ -96,13 +98,13 @@ def _layers(b: Builder, node: Node) -> list[list[Layer]]:
         groups=a["groups"],
         batch=batch,
         channels=weight.shape[1],
-        size=(size[0], size[1]),
+        size=size,
         out_size=(high, wide),
-        kernel=(weight.shape[2], weight.shape[3]),
+        kernel=kernel,
         stride=(1, 1),
-        dilation=(steps[0], steps[1]),
+        dilation=(dilation[0] // gcd(dilation[0], stride[0]), dilation[1] // gcd(dilation[1], stride[1])),
         padding=(0, 0),
-        shape=(batch, weight.shape[0], high, wide),
+        shape=(batch, weight.shape[0], *(high, wide)[-len(axes) :]),
     )
 
     def layer(rows: _Phase, columns: _Phase) -> Layer:
@@ -119,10 +121,11 @@ def _layers(b: Builder, node: Node) -> list[list[Layer]]:
 
 def _put_together(b: Builder, node: Node, parts: View) -> View:
     """Emit the step that takes every pixel of the result from the phase that has it."""
-    shape = b.info(node.outputs[0]).shape
-    places = []
-    for axis in (0, 1):
-        position, phase = np.divmod(np.arange(shape[2 + axis]), parts.shape[axis])
+    shape, places = b.info(node.outputs[0]).shape, []
+    for axis, size in enumerate(pair(shape[2:])):
+        position, phase = np.divmod(np.arange(size), parts.shape[axis])
         places.append(phase * parts.strides[axis] + position * parts.strides[4 + axis])
     rows, columns = (Mixture(each[:, None]) for each in places)
-    return emit_mixture(b, node.name, parts.with_axes(parts.shape[2:], parts.strides[2:]), rows, columns)
+    value = emit_mixture(b, node.name, _part(parts, 0, 0), rows, columns).reshape(shape)
+    assert value is not None  # a dense value can take this shape
+    return value
