@@ -85,7 +85,9 @@ def layers(draw, op):
 SLOW = {"suppress_health_check": [HealthCheck.too_slow], "deadline": None}
 
 
-@pytest.mark.parametrize("op", ["conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"])
+@pytest.mark.parametrize(
+    "op", ["conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"]
+)
 @settings(max_examples=40, **SLOW)
 @given(st.data())
 def test_layers_by_every_algorithm(op, data):

@@ -13,7 +13,7 @@ from pqnet.runtime.copying import dense
 from pqnet.runtime.memory import View
 from pqnet.runtime.taps import with_taps
 
-__all__ = ["Layer", "pair", "readable_weight"]
+__all__ = ["Layer"]
 
 Pair = tuple[int, int]
 IMAGE = (1, 0, 2, 3)  # the storage order of images: channels outermost
@@ -40,8 +40,8 @@ class Layer:
         Rows above, columns on the left; a negative number leaves out so many.
     shape : tuple of int
         Of the result in the graph.
-    taps_taken : tuple of int, optional
-        Which taps of the node's weight these are, if they are not all.
+    taps_taken, depths_taken : tuple of int, optional
+        Which taps of the node's weight these are if they are not all, and at which depths of a kernel over three axes.
     """
 
     node: Node
@@ -58,6 +58,7 @@ class Layer:
     padding: Pair
     shape: tuple[int, ...]
     taps_taken: tuple[int, ...] = ()
+    depths_taken: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, b: Builder, node: Node) -> "Layer":
@@ -67,7 +68,7 @@ class Layer:
     @classmethod
     def of_node(cls, b: Builder, node: Node) -> "Layer":
         """Return the layer of a node with all taps; of a convolution over three axes, as it is at one depth."""
-        weight, scale = readable_weight(b, node)
+        weight, scale = _readable(b, node)
         shape = b.info(node.outputs[0]).shape
         if node.op == "linear":
             size = 1, prod(shape[:-1])
@@ -82,12 +83,12 @@ class Layer:
             groups=a["groups"],
             batch=batch,
             channels=weight.shape[1],
-            size=pair(axes),
-            out_size=pair(shape[2:]),
-            kernel=pair(weight.shape[2:]),
-            stride=pair(a["stride"]),
-            dilation=pair(a["dilation"]),
-            padding=pair(a["padding"][: len(axes)], missing=0),
+            size=_pair(axes),
+            out_size=_pair(shape[2:]),
+            kernel=_pair(weight.shape[2:]),
+            stride=_pair(a["stride"]),
+            dilation=_pair(a["dilation"]),
+            padding=_pair(a["padding"][: len(axes)], missing=0),
             shape=shape,
         )
 
@@ -103,6 +104,12 @@ class Layer:
         before = self.taps_taken or range(self.taps)
         return replace(self, weight=weight, kernel=kernel, taps_taken=tuple(before[tap] for tap in taps))
 
+    def in_floats(self, b: Builder) -> "Layer":
+        """Return the layer of a node, as `of_node` gives it, with its weight in floats."""
+        weight = b.floats(self.node, "weight")
+        assert weight is not None  # every layer has one
+        return replace(self, weight=weight, scale=None)
+
     def without_unseen_taps(self) -> "Layer":
         """Return the layer without the outer taps that see nothing but padding, as far as codes can say it."""
         rows, columns = (_seen_taps(self, axis) for axis in (0, 1))
@@ -117,7 +124,8 @@ class Layer:
     @property
     def name(self) -> str:
         """Name of the weight among the parameters, and of its taps if it has not all of them."""
-        return self.node.params["weight"] + (f" taps {self.taps_taken}" if self.taps_taken else "")
+        parts = (("depths", self.depths_taken), ("taps", self.taps_taken))
+        return self.node.params["weight"] + "".join(f" {what} {taken}" for what, taken in parts if taken)
 
     @property
     def outputs(self) -> int:
@@ -199,7 +207,7 @@ class Layer:
         return 1 if self.node.op != "linear" else len(self.shape) - 1
 
 
-def pair(sizes: Sequence[int], missing: int = 1) -> Pair:
+def _pair(sizes: Sequence[int], missing: int = 1) -> Pair:
     """Return the last two of some numbers; images of one axis have a height of 1."""
     high, wide = (missing, *sizes)[-2:]
     return high, wide
@@ -219,7 +227,7 @@ def _seen_taps(layer: Layer, axis: int) -> range:
     return range(seen[0], seen[-1] + 1) if seen else range(1)
 
 
-def readable_weight(b: Builder, node: Node) -> tuple[np.ndarray | Packed, np.ndarray | None]:
+def _readable(b: Builder, node: Node) -> tuple[np.ndarray | Packed, np.ndarray | None]:
     """Return the weight of a layer, as a PackedPQ if its codes can be one, and the factors of its outputs.
 
     Weights with one code an element become codewords of one element; their scales, if an output has one, factors of the

@@ -8,11 +8,14 @@ import numpy as np
 from pqnet.graph import Node
 from pqnet.runtime.algorithms.base import Call
 from pqnet.runtime.builder import Builder, lowers
+from pqnet.runtime.copying import emit_copy
 from pqnet.runtime.fusion import fuse
-from pqnet.runtime.layer import Layer, pair, readable_weight
+from pqnet.runtime.layer import Layer
 from pqnet.runtime.lower.layers import choose_algorithm
+from pqnet.runtime.lower.volumes import images_of_depths
 from pqnet.runtime.memory import View
 from pqnet.runtime.mixing import Mixture, emit_mixture
+from pqnet.runtime.taps import depth_as_channels, with_taps
 
 
 @dataclass(frozen=True)
@@ -44,88 +47,93 @@ def _phases(size: int, out: int, kernel: int, stride: int, dilation: int, paddin
     return phases
 
 
-@lowers("conv_transpose1d", "conv_transpose2d")
+@lowers("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 def transposed(b: Builder, node: Node, x: list[View]) -> View:
     """Lower a transposed convolution: a convolution for each phase, then the phases are put together."""
-    layers = _layers(b, node)
+    whole = Layer.of_node(b, node)
+    value, along = _volumes(b, whole, x[0]) if len(x[0].shape) == 5 else _images(b, whole, x[0])
+    result = value.reshape(whole.shape)
+    assert result is not None  # images and volumes of this shape but for an axis of size 1
+    for each in along:
+        b.finish(each, result)
+    return result
+
+
+def _images(b: Builder, whole: Layer, x: View) -> tuple[View, list[Node]]:
+    """Emit a transposed convolution over two axes; return its result as images, and the nodes computed along."""
+    layers = _layers(b, whole)
     first = layers[0][0]
-    images = first.input(b, x[0])
-    rows, columns = first.out_size
-    whole = len(layers) == len(layers[0]) == 1
-    if whole:
-        value = first.result(b)
-        found = first.result_images(value)
-        assert found is not None  # a dense value can take this shape
-        parts = found.with_axes((1, 1, *found.shape), (0, 0, *found.strides))
-    else:
-        channels = first.weight.shape[0]
-        shape = len(layers), len(layers[0]), first.batch, channels, rows, columns
-        parts = b.new(shape, (0, 1, 3, 2, 4, 5))
+    images = first.input(b, x)
+    shape = len(layers), len(layers[0]), first.batch, first.weight.shape[0], *first.out_size
+    parts = b.new(shape, (0, 1, 3, 2, 4, 5))
     end = fuse(b, first, _part(parts, 0, 0))
     for i, row in enumerate(layers):
         for j, layer in enumerate(row):
             algorithm, out = choose_algorithm(b, layer), _part(parts, i, j)
             call = Call(layer, algorithm.windows(b, layer, images), replace(end, out=out))
             algorithm.steps(b, call)
-    if not whole:
-        value = _put_together(b, node, parts)
-    for each in end.nodes:
-        b.finish(each, value)
-    return value
+    one = len(layers) == len(layers[0]) == 1
+    return _part(parts, 0, 0) if one else _put_together(b, whole, parts), end.nodes
+
+
+def _volumes(b: Builder, whole: Layer, x: View) -> tuple[View, list[Node]]:
+    """Emit a transposed convolution over three axes: one over two for each phase of the depths of the result."""
+    a, (batch, _, size, *_), depth = b.attrs(whole.node), x.shape, whole.weight.shape[2]
+    stride, dilation, padding = (a[name][0] for name in ("stride", "dilation", "padding"))
+    phases = _phases(size, whole.shape[2], depth, stride, dilation, padding)
+    step, (kh, kw) = dilation // gcd(dilation, stride), whole.kernel
+    out = None if len(phases) == 1 else b.new(whole.shape, (1, 0, 2, 3, 4))
+    for phase in phases:
+        taps = [tap * kh * kw + i for tap in phase.taps for i in range(kh * kw)]
+        kernel, source = (len(phase.taps), kh, kw), whole
+        taken = with_taps(whole.weight, taps, kernel)
+        if taken is None:  # no codes say it
+            source = whole.in_floats(b)
+            taken = with_taps(source.weight, taps, kernel)
+        assert taken is not None  # numbers can always be taken
+        weight, outside = depth_as_channels(taken)
+        layer = replace(source, weight=weight, channels=weight.shape[1], batch=batch * phase.count)
+        layer = replace(layer, depths_taken=phase.taps)
+        shifts = [i * step - phase.padding for i in range(len(phase.taps))]
+        images = images_of_depths(b, whole.node, x, whole.groups, 1, shifts, phase.count, outside)
+        value, along = _images(b, layer, images)
+        parts = value.reshape((batch, phase.count, *value.shape[1:]))
+        assert parts is not None  # an axis of a dense value becomes two
+        value = parts.permute((0, 2, 1, 3, 4))
+        if out is not None:
+            emit_copy(b, value, out.slice(2, phase.first, phase.count, stride), f"{whole.node.name} (depths)")
+    return value if out is None else out, along
 
 
 def _part(parts: View, i: int, j: int) -> View:
     return parts.with_axes(parts.shape[2:], parts.strides[2:], i * parts.strides[0] + j * parts.strides[1])
 
 
-def _layers(b: Builder, node: Node) -> list[list[Layer]]:
+def _layers(b: Builder, whole: Layer) -> list[list[Layer]]:
     """Return a layer for each phase of the rows and of the columns, all with results of one size."""
-    a = b.attrs(node)
-    weight, scale = readable_weight(b, node)
-    (batch, _, *axes), out = b.info(node.inputs[0]).shape, b.info(node.outputs[0]).shape
-    size, kernel, stride, dilation = (pair(each) for each in (axes, weight.shape[2:], a["stride"], a["dilation"]))
-    padding = pair(a["padding"][: len(axes)], missing=0)
-    geometry = list(zip(size, pair(out[2:]), kernel, stride, dilation, padding, strict=True))
+    geometry = zip(
+        *(whole.size, whole.out_size, whole.kernel, whole.stride, whole.dilation, whole.padding), strict=True
+    )
     down, across = (_phases(*axis) for axis in geometry)
     high, wide = (max(phase.count for phase in phases) for phases in (down, across))
-    steps = tuple(
-        dilation // gcd(dilation, stride) for dilation, stride in zip(a["dilation"], a["stride"], strict=True)
-    )
-    whole = Layer(
-        node,
-        weight,
-        scale,
-        groups=a["groups"],
-        batch=batch,
-        channels=weight.shape[1],
-        size=size,
-        out_size=(high, wide),
-        kernel=kernel,
-        stride=(1, 1),
-        dilation=(dilation[0] // gcd(dilation[0], stride[0]), dilation[1] // gcd(dilation[1], stride[1])),
-        padding=(0, 0),
-        shape=(batch, weight.shape[0], *(high, wide)[-len(axes) :]),
-    )
+    steps = [d // gcd(d, s) for d, s in zip(whole.dilation, whole.stride, strict=True)]
 
     def layer(rows: _Phase, columns: _Phase) -> Layer:
         taken = whole.take_taps(rows.taps, columns.taps)
         if taken is None:  # no codes say it
-            floats = b.floats(node, "weight")
-            assert floats is not None  # every convolution has a weight
-            taken = replace(whole, weight=floats, scale=None).take_taps(rows.taps, columns.taps)
+            taken = whole.in_floats(b).take_taps(rows.taps, columns.taps)
         assert taken is not None  # numbers can always be taken
+        taken = replace(taken, stride=(1, 1), dilation=(steps[0], steps[1]), out_size=(high, wide))
         return replace(taken, padding=(rows.padding, columns.padding)).without_unseen_taps()
 
     return [[layer(rows, columns) for columns in across] for rows in down]
 
 
-def _put_together(b: Builder, node: Node, parts: View) -> View:
+def _put_together(b: Builder, whole: Layer, parts: View) -> View:
     """Emit the step that takes every pixel of the result from the phase that has it."""
-    shape, places = b.info(node.outputs[0]).shape, []
-    for axis, size in enumerate(pair(shape[2:])):
+    places = []
+    for axis, size in enumerate(whole.out_size):
         position, phase = np.divmod(np.arange(size), parts.shape[axis])
         places.append(phase * parts.strides[axis] + position * parts.strides[4 + axis])
     rows, columns = (Mixture(each[:, None]) for each in places)
-    value = emit_mixture(b, node.name, _part(parts, 0, 0), rows, columns).reshape(shape)
-    assert value is not None  # a dense value can take this shape
-    return value
+    return emit_mixture(b, whole.node.name, _part(parts, 0, 0), rows, columns)

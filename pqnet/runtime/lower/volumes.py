@@ -16,15 +16,14 @@ def convolve_volumes(b: Builder, node: Node, x: list[View]) -> View:
     """Lower a convolution over three axes."""
     whole, a = Layer.of_node(b, node), b.attrs(node)
     weight, outside = depth_as_channels(whole.weight)
-    batch, _, size, *_ = x[0].shape
     count, depth = whole.shape[2], whole.weight.shape[2]
-    layer = replace(whole, weight=weight, batch=batch * count, channels=weight.shape[1]).without_unseen_taps()
+    layer = replace(whole, weight=weight, batch=whole.batch * count, channels=weight.shape[1]).without_unseen_taps()
     shifts = [tap * a["dilation"][0] - a["padding"][0] for tap in range(depth)]
-    images = _images(b, node, x[0], whole.groups, a["stride"][0], shifts, count, outside)
+    images = images_of_depths(b, node, x[0], whole.groups, a["stride"][0], shifts, count, outside)
     return choose_algorithm(b, layer).emit(b, layer, images)
 
 
-def _images(
+def images_of_depths(
     b: Builder, node: Node, x: View, groups: int, stride: int, shifts: list[int], count: int, outside: bool
 ) -> View:
     """Return the images of ``count`` depths: the channels of an image are those of x at each depth that it sees.
@@ -33,7 +32,7 @@ def _images(
     """
     batch, channels, size, height, width = x.shape
     each = channels // groups
-    if shifts == [0] and stride == 1:
+    if shifts == [0] and stride == 1 and count == size:
         flat = x.permute((0, 2, 1, 3, 4)).reshape((batch * size, channels, height, width))
         if flat is not None:
             return flat
