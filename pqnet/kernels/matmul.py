@@ -145,13 +145,18 @@ def vector_matmul(task, g, data, const, codes, index, scratch):
                     x + min(j + 3, n - 1) * x_lane,
                 )
                 u0, u1, u2, u3 = zero, zero, zero, zero
-                for k in range(0, inner, WIDTH):
-                    left = inner - k
-                    v = load_head(scratch, k, left)
-                    u0 = fma(v, load_head(data, x0 + k, left), u0)
-                    u1 = fma(v, load_head(data, x1 + k, left), u1)
-                    u2 = fma(v, load_head(data, x2 + k, left), u2)
-                    u3 = fma(v, load_head(data, x3 + k, left), u3)
+                whole = inner // WIDTH * WIDTH
+                for k in range(0, whole, WIDTH):
+                    v = load(scratch, k)
+                    u0, u1 = fma(v, load(data, x0 + k), u0), fma(v, load(data, x1 + k), u1)
+                    u2, u3 = fma(v, load(data, x2 + k), u2), fma(v, load(data, x3 + k), u3)
+                left = inner - whole
+                if left > 0:
+                    v = load_head(scratch, whole, left)
+                    u0 = fma(v, load_head(data, x0 + whole, left), u0)
+                    u1 = fma(v, load_head(data, x1 + whole, left), u1)
+                    u2 = fma(v, load_head(data, x2 + whole, left), u2)
+                    u3 = fma(v, load_head(data, x3 + whole, left), u3)
                 scratch[sums + j] = sum_lanes(u0)
                 scratch[sums + j + 1] = sum_lanes(u1)
                 scratch[sums + j + 2] = sum_lanes(u2)

@@ -109,7 +109,7 @@ def _eval_adaptive(ufunc: np.ufunc, x: Arrays, p: Params, a: Attrs) -> np.ndarra
     values = x[0].reshape(*x[0].shape[:2], 1, -1) if a["size"] == (1, 1) else x[0]
     for axis, count in ((3, a["size"][1]), (2, a["size"][0])):
         parts = []
-        for start, stop in zip(*bins(values.shape[axis], count), strict=True):
+        for start, stop in zip(*(ends.tolist() for ends in bins(values.shape[axis], count)), strict=True):
             part = ufunc.reduce(values[(slice(None),) * axis + (slice(start, stop),)], axis, keepdims=True)
             parts.append(part / (stop - start) if ufunc is np.add else part)
         values = np.concatenate(parts, axis)
