@@ -46,7 +46,7 @@ class Files:
 
     def compiled(self) -> int:
         """Return the number of compiled kernels in the folder."""
-        return sum(1 for _ in self.cache.rglob("*.nbc"))
+        return sum(1 for _ in self.cache.rglob("*.kernel"))
 
     def first_run(self, engine: str, threads: int, *, warm: bool = True) -> First:
         """Run an engine once in a process of its own; ``warm``: raise if it had to compile a kernel."""

@@ -95,15 +95,20 @@ def float_array(
     return out
 
 
-def int_array(value: Any, name: str) -> np.ndarray:
-    """Return ``value`` as a C-contiguous int64 array; floats and booleans are never converted."""
+def int_array(value: Any, name: str, dtype: str = "int64") -> np.ndarray:
+    """Return ``value`` as a C-contiguous array of an integer dtype; floats and booleans are never converted."""
     array = _array(value, name)
     if array.dtype.kind not in "iu":
         got = describe(array if array.ndim else value)
         raise error(name, "an array of integers", got, "floats and booleans are never converted silently")
-    if array.dtype == np.uint64 and array.max(initial=0) > np.iinfo(np.int64).max:
-        raise error(name, "integers of 64 bits with sign", f"maximum {array.max()}")
-    return np.require(array, np.int64, "C")
+    limits = np.iinfo(dtype)
+    if (
+        not np.can_cast(array.dtype, dtype)
+        and array.size
+        and not limits.min <= array.min() <= array.max() <= limits.max
+    ):
+        raise error(name, f"integers of {dtype}, from {limits.min} to {limits.max}", f"{array.min()} to {array.max()}")
+    return np.require(array, dtype, "C")
 
 
 def bool_array(value: Any, name: str) -> np.ndarray:

@@ -1,38 +1,336 @@
-"""The thread budget: Numba's thread mask and the BLAS limit, set for one block of code and then restored."""
+"""Threads: how many there are to be, a pool of them for Python functions, BLAS on one thread, and forked children.
+
+Everything here may be used by any number of threads at once, and within itself: whoever asks for help does the work
+alone if no other thread is free, so that nothing waits for a thread that has not begun.
+"""
 
 import os
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import lru_cache
-from typing import TypeVar
+from functools import lru_cache, partial
+from itertools import count, product
+from queue import SimpleQueue
+from typing import Any, TypeVar
 
-import numba
 import threadpoolctl
 
+from pqnet._cgroup import cpu_quota
 from pqnet._check import integer
 
-__all__ = ["blas_limit", "default_threads", "ordered_map", "parallel_kernels"]
+__all__ = ["blas_limit", "call_on_threads", "default_threads", "ordered_map", "reset_after_fork", "until_done"]
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-# Numba's workqueue layer aborts the process when two Python threads enter a parallel kernel at once.
-_kernel_lock = threading.RLock()
+LARGEST = 4096  # number of threads
 
 
-class _BlasState:
-    """The BLAS limit is one number per process: concurrent users share it, the last to leave restores it."""
+def default_threads(threads: int | None = None, name: str = "threads") -> int:
+    """Return the number of threads to use.
+
+    The argument, if there is one. Else the environment variable ``PQNET_NUM_THREADS``, if it is a positive integer
+    or a list of such, of which the first counts. Else the number of CPUs that this process may use: of those that its
+    affinity names, no more than the quota of its container (cgroup versions 1 and 2, rounded up, see `cpu_quota`), and
+    no more than ``OMP_NUM_THREADS``, written as above. Variables that hold anything else are ignored.
+
+    Parameters
+    ----------
+    threads : int, optional
+    name : str
+        What the argument is called in an error message.
+
+    Raises
+    ------
+    PQNetError
+        ``threads`` is not an integer from 1 to 4096.
+
+    Examples
+    --------
+    >>> default_threads(3)
+    3
+    """
+    if threads is not None:
+        return integer(threads, name, 1, LARGEST)
+    if (wanted := _number_in_environment("PQNET_NUM_THREADS")) is not None:
+        return wanted
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limits = cpu_quota(), _number_in_environment("OMP_NUM_THREADS")
+    return min(cpus, LARGEST, *(limit for limit in limits if limit is not None))
+
+
+def _number_in_environment(name: str) -> int | None:
+    text = os.environ.get(name, "").partition(",")[0].strip()
+    number = int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0
+    return min(number, LARGEST) or None
+
+
+# -- forks -----------------------------------------------------------------------------------------------------
+
+_resets: dict[int, Callable[[], Callable[[], None] | None]] = {}
+_numbers = count()
+
+
+def reset_after_fork(reset: Callable[[], None]) -> None:
+    """Have ``reset`` called in every forked child, before anything else runs there.
+
+    A child has only the thread that forked. A lock that another thread held would stay locked in it for ever, and a
+    pool would wait for threads that are not there: ``reset`` makes such locks and pools anew, and drops what other
+    threads had begun.
+
+    Parameters
+    ----------
+    reset : callable
+        Without arguments; it must not raise, and not wait for any other thread. A bound method is not called any more
+        once its object is gone; this does not keep the object alive.
+
+    Examples
+    --------
+    >>> class Table:
+    ...     def __init__(self):
+    ...         self._renew()
+    ...         reset_after_fork(self._renew)
+    ...     def _renew(self):
+    ...         self.lock = threading.Lock()
+    >>> Table().lock.locked()
+    False
+    """
+    number = next(_numbers)
+    owner, method = getattr(reset, "__self__", None), getattr(reset, "__func__", None)
+    if owner is None or method is None:
+        _resets[number] = lambda: reset
+    else:
+        forget = partial(_forget, _resets, number)
+        _resets[number] = partial(_bound, weakref.ref(owner, forget), method)
+
+
+def _forget(resets: dict[int, Any], number: int, _: object) -> None:
+    resets.pop(number, None)
+
+
+def _bound(find: Callable[[], object], method: Callable[[Any], None]) -> Callable[[], None] | None:
+    owner = find()
+    return None if owner is None else partial(method, owner)
+
+
+def _reset_child() -> None:
+    for find in list(_resets.values()):
+        if (reset := find()) is not None:
+            reset()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_reset_child)
+
+
+# -- exceptions of signal handlers -----------------------------------------------------------------------------
+
+
+def until_done(step: Callable[[], None]) -> None:
+    """Call ``step`` again until it returns, however often a signal handler raises; then raise what was raised first.
+
+    ``step`` puts something in order that must not stay half done when the user presses Ctrl-C, or a handler of another
+    signal raises: it may be called any number of times, and raises nothing itself.
+    """
+    raised: BaseException | None = None
+    while True:
+        try:
+            step()
+            break
+        except BaseException as error:
+            raised = raised or error
+    if raised is not None:
+        raise raised
+
+
+# -- the pool --------------------------------------------------------------------------------------------------
+
+
+class _Task:
+    """A call of a function that whoever claims it first makes: a worker of the pool, or the thread that wants it."""
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self.function: Callable[[], Any] | None = function
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self.ended = False
+        self._claims: list[object] = []  # the first has it; appending is atomic, and may be repeated
+        self._end = threading.Lock()
+        self._end.acquire()
+
+    def claim(self, who: object) -> bool:
+        """Tell whether the call is left to ``who``."""
+        self._claims.append(who)
+        return self._claims[0] is who
+
+    def run(self) -> None:
+        """Make the call; its result or exception is kept."""
+        try:
+            assert self.function is not None
+            self.result = self.function()
+        except BaseException as error:
+            self.error = error
+        self.function, self.ended = None, True
+        self._end.release()
+
+    def wait(self) -> None:
+        """Wait for the end of a call that another thread has begun."""
+        while not self.ended:
+            self._end.acquire()
+
+    def withdraw(self) -> None:
+        """Have the call not made any more; if it has begun, wait for its end."""
+        if self.claim(self):
+            self.function = None
+        else:
+            self.wait()
+
+
+class _Pool:
+    """Threads that make calls for whoever asks, started when they are first needed."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.active: list[int] = []
-        self.limiter: threadpoolctl.threadpool_limits | None = None
+        self._renew()
+        reset_after_fork(self._renew)
+
+    def _renew(self) -> None:
+        self._tasks: SimpleQueue[_Task] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._size = 0
+
+    def offer(self, task: _Task, helpers: int) -> None:
+        """Let a worker make the call, of at least ``helpers`` or, if more, all that CPUs are for."""
+        if self._size < helpers:
+            with self._lock:
+                for _ in range(self._size, max(helpers, default_threads() - 1)):
+                    threading.Thread(target=_work, args=(self._tasks,), name="pqnet_pool", daemon=True).start()
+                    self._size += 1
+        self._tasks.put(task)
 
 
-_blas = _BlasState()
+def _work(tasks: "SimpleQueue[_Task]") -> None:
+    me = object()
+    while True:
+        task = tasks.get()
+        if task.claim(me):
+            task.run()
+        del task  # what it holds may be large, and the next one far
+
+
+_pool = _Pool()
+
+
+def call_on_threads(function: Callable[[], object], threads: int) -> None:
+    """Call a function on this thread and at the same time on up to ``threads - 1`` others, and wait for all.
+
+    It is for functions that share work among those who call them: other threads that are busy elsewhere may come too
+    late to call it at all.
+
+    Parameters
+    ----------
+    function : callable
+    threads : int
+
+    Raises
+    ------
+    BaseException
+        What the function raised, on any of the threads.
+    """
+    tasks = [_Task(function) for _ in range(threads - 1)]
+    try:
+        for task in tasks:
+            _pool.offer(task, threads - 1)
+        function()
+    finally:
+        until_done(lambda: _withdraw(tasks))
+    for task in tasks:
+        if task.error is not None:
+            raise task.error
+
+
+def _withdraw(tasks: Iterable[_Task]) -> None:
+    for task in tasks:
+        task.withdraw()
+
+
+def ordered_map(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
+    """Apply ``function`` to the items on ``threads`` threads, BLAS kept to one thread each; results in order.
+
+    Which thread computes an item never changes its result: each is computed whole by one thread. This thread is one of
+    them, while it waits for a result. When the iterator ends, is closed or raises, no item is being computed any more.
+
+    Parameters
+    ----------
+    function : callable
+    items : iterable
+        Taken one by one by this thread, ``threads`` ahead of the results.
+    threads : int
+
+    Yields
+    ------
+    result of the function
+
+    Raises
+    ------
+    BaseException
+        What the function raised, in place of the result.
+    """
+    results: deque[_Task] = deque()  # the calls in order, begun or not: no more than threads, and one to hand out
+    waiting: deque[_Task] = deque()  # those that have not begun; taking one off is atomic
+    helpers: list[_Task] = []
+
+    def compute(item: T) -> R:
+        with blas_limit(1):
+            return function(item)
+
+    def help_out() -> None:
+        while (task := _take(waiting)) is not None:
+            task.run()
+
+    def stop() -> None:
+        waiting.clear()
+        _withdraw(helpers)
+
+    def result(task: _Task) -> R:
+        while not task.ended:
+            if (other := _take(waiting)) is None:
+                task.wait()
+            else:
+                other.run()
+                if other.error is not None and not isinstance(other.error, Exception):
+                    raise other.error  # a KeyboardInterrupt is not for later
+        if task.error is not None:
+            raise task.error
+        found: R = task.result
+        return found
+
+    try:
+        for item in items:
+            task = _Task(partial(compute, item))
+            results.append(task)
+            waiting.append(task)
+            helpers = [helper for helper in helpers if not helper.ended]
+            if len(helpers) < threads - 1:
+                helpers.append(_Task(help_out))
+                _pool.offer(helpers[-1], threads - 1)
+            if len(results) >= threads + (threads > 1):
+                yield result(results.popleft())
+        while results:
+            yield result(results.popleft())
+    finally:
+        until_done(stop)
+
+
+def _take(waiting: deque[_Task]) -> _Task | None:
+    try:
+        return waiting.popleft()
+    except IndexError:
+        return None
+
+
+# -- BLAS ------------------------------------------------------------------------------------------------------
 
 
 @lru_cache(maxsize=1)
@@ -40,60 +338,89 @@ def _controller() -> threadpoolctl.ThreadpoolController:
     return threadpoolctl.ThreadpoolController()
 
 
-def default_threads(threads: int | None = None, name: str = "threads") -> int:
-    """Return the number of threads to use: the argument, or all the cores this process may run on."""
-    if threads is None:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return integer(threads, name, 1, 4096)
+class _Library:
+    """A BLAS library, and how its number of threads is read and set."""
+
+    def __init__(self, library: Any) -> None:
+        self.read, self.set = library.get_num_threads, library.set_num_threads
+        # Libraries on OpenMP and Intel's have a number for each thread, others one for the process.
+        self.for_each_thread = library.internal_api == "mkl" or getattr(library, "threading_layer", "") == "openmp"
+        if library.internal_api == "openblas" and not self.for_each_thread:
+            # From version 3.8 on, threadpoolctl ignores all threads but the first that set OpenBLAS's number.
+            affixes = product(("", "scipy_"), ("", "64_", "_64"))
+            names = [f"{first}openblas_set_num_threads{last}" for first, last in affixes]
+            self.set = next(filter(None, (getattr(library.dynlib, name, None) for name in names)), self.set)
+
+
+@lru_cache(maxsize=1)
+def _libraries() -> list[_Library]:
+    return [_Library(library) for library in _controller().lib_controllers if library.user_api == "blas"]
+
+
+class _Limit:
+    """One use of `blas_limit`: by which thread, and how many threads BLAS may have."""
+
+    def __init__(self, threads: int) -> None:
+        self.threads, self.user = threads, threading.get_ident()
+
+
+class _Blas:
+    """The limits that hold now. Libraries have their own number back when there are none."""
+
+    def __init__(self) -> None:
+        self._limits: list[weakref.ref[_Limit]] = []  # one whose end an exception of a signal handler cut off is gone
+        self._before: list[tuple[_Library, int]] = []  # the libraries and their numbers
+        self._renew()
+        reset_after_fork(self._renew)
+
+    def _renew(self) -> None:
+        self._lock = threading.Lock()
+        if self._limits:
+            me = threading.get_ident()
+            self._limits = [ref for ref in self._limits if (limit := ref()) is not None and limit.user == me]
+            self._apply()
+
+    def enter(self, limit: _Limit) -> None:
+        with self._lock:
+            self._limits = [*self._limits, weakref.ref(limit)]
+            self._apply()
+
+    def leave(self, limit: _Limit) -> None:
+        with self._lock:
+            self._limits = [ref for ref in self._limits if ref() not in (limit, None)]
+            self._apply()
+
+    def _apply(self) -> None:
+        limits = [limit for ref in self._limits if (limit := ref()) is not None]
+        if limits and not self._before:
+            self._before = [(library, library.read()) for library in _libraries()]
+        me = threading.get_ident()
+        for library, number in self._before:
+            mine = [limit.threads for limit in limits if limit.user == me or not library.for_each_thread]
+            library.set(min([*mine, number]))
+        if not limits:
+            self._before = []
+
+
+_blas = _Blas()
 
 
 @contextmanager
 def blas_limit(threads: int) -> Iterator[None]:
-    """Limit BLAS to ``threads`` threads inside the block; with concurrent users the smallest limit holds."""
-    with _blas.lock:
-        _blas.active.append(threads)
-        if _blas.limiter is None:
-            _blas.limiter = _controller().limit(limits=threads, user_api="blas")
-        elif threads < min(_blas.active[:-1]):
-            _controller().limit(limits=threads, user_api="blas")
+    """Limit BLAS to ``threads`` threads inside the block; with several users at once the smallest limit holds.
+
+    The bits of most products depend on the number of BLAS threads, which most libraries have one of for the whole
+    process: any number that is set back while another thread computes would change its results. All that pqnet
+    computes by BLAS is therefore computed inside ``blas_limit(1)``, entered once for each public call: calls that
+    overlap change nothing for one another. What other code computes meanwhile has one BLAS thread, too.
+
+    Parameters
+    ----------
+    threads : int
+    """
+    limit = _Limit(threads)
     try:
+        _blas.enter(limit)
         yield
     finally:
-        with _blas.lock:
-            _blas.active.remove(threads)
-            if not _blas.active:
-                _blas.limiter.restore_original_limits()
-                _blas.limiter = None
-            elif threads < min(_blas.active):
-                _controller().limit(limits=min(_blas.active), user_api="blas")
-
-
-@contextmanager
-def parallel_kernels(threads: int) -> Iterator[None]:
-    """Enter Numba's parallel kernels with at most ``threads`` threads, one Python thread at a time."""
-    with _kernel_lock:
-        before = numba.get_num_threads()
-        numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
-        try:
-            yield
-        finally:
-            numba.set_num_threads(before)
-
-
-def ordered_map(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
-    """Apply ``function`` to the items on ``threads`` threads, BLAS kept to one thread each; results in order.
-
-    Which thread computes an item never changes its result: each is computed whole by one thread.
-    """
-    with blas_limit(1):
-        if threads == 1:
-            yield from map(function, items)
-            return
-        with ThreadPoolExecutor(threads) as pool:
-            waiting: deque[Future[R]] = deque()
-            for item in items:  # no more results in memory than threads, and one to hand out
-                waiting.append(pool.submit(function, item))
-                if len(waiting) > threads:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+        until_done(partial(_blas.leave, limit))

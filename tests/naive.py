@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -203,3 +204,40 @@ def allocation(sizes: Sequence[np.ndarray], errors: Sequence[np.ndarray], low: i
         if low <= sum(int(s[i]) for s, i in zip(sizes, way, strict=True)) <= high
     ]
     return min(losses, default=None)
+
+
+def bits_of(stream: np.ndarray, start: int, bits: int) -> int:
+    """Return the number in some bits of a stream of bytes, least significant bit first."""
+    return sum(((int(stream[i // 8]) >> (i % 8)) & 1) << (i - start) for i in range(start, start + bits))
+
+
+def decode(decoding: Any) -> np.ndarray:
+    """Decode a weight from its description (pqnet.codecs.Decoding), number by number."""
+    outputs, inputs = decoding.shape[0], int(np.prod(decoding.shape[1:]))
+    channels, out = decoding.shape[1], np.zeros((outputs, inputs), np.float32)
+    for number, lookup in enumerate(decoding.lookups):
+        k, d = lookup.codebook.shape
+        bits = next(b for b in range(33) if 2**b >= k)
+        for o in range(outputs):
+            for m in range(inputs // d):
+                code = bits_of(lookup.codes, (o * (inputs // d) + m) * bits, bits)
+                for j in range(d):
+                    i = m * d + j
+                    if lookup.layout == "channel":  # places of a block are channels; taps go on from block to block
+                        tap, channel = divmod(i, channels)
+                        i = channel * (inputs // channels) + tap
+                    value = np.float32(lookup.codebook[code, j])
+                    if lookup.scales is not None:
+                        rows, groups = lookup.scales.shape
+                        at = o if rows > 1 else 0, i // (inputs // groups)
+                        value = value - np.float32(0 if lookup.zeros is None else lookup.zeros[at])
+                        value = value * np.float32(lookup.scales[at])
+                    out[o, i] = value if number == 0 else out[o, i] + value
+    for entries in decoding.entries:
+        bits, place, code = int(entries.gaps.stream[0]), 0, 0
+        for value in entries.values:
+            while (gap := bits_of(entries.gaps.stream[1:], code * bits, bits)) == 2**bits - 1:
+                place, code = place + gap, code + 1
+            out.reshape(-1)[place + gap] += np.float32(value)
+            place, code = place + gap + 1, code + 1
+    return out.reshape(decoding.shape)

@@ -1,12 +1,19 @@
 """Enforces the import table of the design: which place may import what, deferred imports included."""
 
 import ast
+import importlib
+import pkgutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from numba.core import config
+from numba.core.dispatcher import Dispatcher
+
+import pqnet.kernels
+from pqnet.kernels import cache
 
 ROOT = Path(__file__).parents[1]
 DATA = {"pqnet._check", "pqnet.codecs", "pqnet.errors", "numpy"}
@@ -20,7 +27,8 @@ TABLE: dict[str, set[str]] = {
     "pqnet/__main__.py": {"pqnet.cli"},
     "pqnet/errors.py": set(),
     "pqnet/_check.py": {"pqnet.errors", "numpy"},
-    "pqnet/_threads.py": {"pqnet.errors", "pqnet._check", "numba", "threadpoolctl"},
+    "pqnet/_cgroup.py": set(),
+    "pqnet/_threads.py": {"pqnet._cgroup", "pqnet._check", "threadpoolctl"},
     "pqnet/kernels": {"llvmlite", "numba", "numpy"},
     "pqnet/codecs": {"pqnet._check", "pqnet.errors", "numpy"},
     "pqnet/fit": DATA | {"pqnet._threads", "pqnet.kernels"},
@@ -47,7 +55,7 @@ DYNAMIC = {"__import__", "import_module"}
 KERNEL_OPTIONS = "cache=True, nogil=True, error_model='numpy'"
 JIT = {"cfunc", "generated_jit", "guvectorize", "jit", "jit_module", "njit", "stencil", "vectorize"}
 # Without _nrt=False Numba counts references to every array that a helper is given, with atomics: 60 ns a call.
-ALLOWED_JIT = {f"njit({KERNEL_OPTIONS}{more})" for more in ("", ", parallel=True", ", _nrt=False")}
+ALLOWED_JIT = {f"njit({KERNEL_OPTIONS}{more})" for more in ("", ", _nrt=False")}
 
 
 def sources() -> list[str]:
@@ -141,6 +149,36 @@ def test_kernels_are_compiled_with_equal_literal_options() -> None:
     assert not found, "\n".join(found)
 
 
+def test_nothing_outside_the_kernels_is_compiled() -> None:
+    """Only what lies in pqnet.kernels is kept by `kernels.cache`, and is among the sources that name its folder."""
+    for file in sources():
+        if not file.startswith("pqnet/kernels/"):
+            tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+            assert not [name for _, name in imports(file, tree) if name.startswith("numba.") and name[6:] in JIT], file
+
+
+def test_machine_code_of_every_kernel_is_kept_in_one_folder() -> None:
+    folder, kernels = cache.folders()[0], 0
+    for module in pkgutil.walk_packages(pqnet.kernels.__path__, "pqnet.kernels."):
+        for name, value in vars(importlib.import_module(module.name)).items():
+            if isinstance(value, Dispatcher):
+                kernels += 1
+                assert isinstance(value._cache, cache.KernelCache), f"{module.name}.{name}"
+                assert value._cache.cache_path == str(folder)
+    assert kernels > 50 or config.DISABLE_JIT
+
+
+def test_one_file_asks_what_the_cpu_can_do() -> None:
+    asking = {"get_host_cpu_features", "get_host_cpu_name", "CPU_NAME", "CPU_FEATURES", "ENABLE_AVX"}
+    for file in sources():
+        if file != "pqnet/kernels/cpu.py":
+            tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+            names = {
+                node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "") for node in ast.walk(tree)
+            }
+            assert not names & asking, file
+
+
 def test_kernel_files_import_only_each_other_from_pqnet() -> None:
     """Numba's cache does not see changes in other files; the folder of the cache is named after those of kernels."""
     for file in sources():
@@ -151,6 +189,22 @@ def test_kernel_files_import_only_each_other_from_pqnet() -> None:
                 for _, name in imports(file, tree)
                 if f"{name}.".startswith("pqnet.") and not name.startswith("pqnet.kernels.")
             ], file
+
+
+def field_numbers(source: str) -> list[int]:
+    """Return the lines in which a step's record, the argument ``g`` of a kernel, is read by number."""
+    tree = ast.parse(source)
+    kernels = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and "g" in {a.arg for a in n.args.args}]
+    reads = [n for kernel in kernels for n in ast.walk(kernel) if isinstance(n, ast.Subscript)]
+    return sorted({n.lineno for n in reads if isinstance(n.value, ast.Name) and n.value.id == "g"})
+
+
+def test_kernels_read_their_arguments_by_name() -> None:
+    for file in sources():
+        if file.startswith("pqnet/kernels/"):
+            assert field_numbers((ROOT / file).read_text(encoding="utf-8")) == [], file
+    assert field_numbers("def f(task, g, data):\n    return g.x + g.steps[0]\n") == []
+    assert field_numbers("def f(task, g, data):\n    return g[3]\n") == [2]
 
 
 @pytest.mark.parametrize(
@@ -205,6 +259,7 @@ def test_unknown_places_are_refused(file: str) -> None:
         "@njit(cache=True)\ndef f(): ...",
         "@numba.njit(cache=True, nogil=True, error_model='numpy')\ndef f(): ...",
         "@njit(cache=True, nogil=True, error_model='numpy', fastmath=True)\ndef f(): ...",
+        "@njit(cache=True, nogil=True, error_model='numpy', parallel=True)\ndef f(): ...",
         "@njit(cache=CACHE, nogil=True, error_model='numpy')\ndef f(): ...",
         "@njit(**OPTIONS)\ndef f(): ...",
         "f = njit(g)",
@@ -218,12 +273,62 @@ def test_other_kernel_options_are_found(source: str) -> None:
 
 def test_house_kernel_options_pass() -> None:
     options = 'cache=True, nogil=True, error_model="numpy"'
-    source = f"@njit({options})\ndef f(): ...\n@njit({options}, parallel=True)\ndef g(): ..."
+    source = f"@njit({options})\ndef f(): ...\n@njit({options}, _nrt=False)\ndef g(): ..."
     assert jit_violations("pqnet/kernels/a.py", source) == []
+
+
+def loaded(code: str, names: list[str]) -> list[str]:
+    """Return which modules, or modules below them, a program imports."""
+    code += f"\nimport sys\nprint(*[m for m in sys.modules if f'{{m}}.'.startswith({tuple(n + '.' for n in names)})])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout.split()
 
 
 def test_import_pqnet_stays_light() -> None:
     heavy = ["distributed", "jinja2", "matplotlib", "onnx", "pandas", "sklearn", "sympy", "torch", "transformers"]
-    code = f"import sys, pqnet; print(*[name for name in {heavy} if name in sys.modules])"
-    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert loaded.stdout.split() == []
+    assert loaded("import pqnet", heavy) == []
+
+
+def test_loading_and_running_a_network_imports_nothing_that_makes_networks_small() -> None:
+    run = "import pqnet\nfrom pqnet.demo import model_path\npqnet.load(model_path())([[[[0.0] * 8] * 8]])"
+    kernels = (
+        "descent",
+        "kmeans",
+        "kmeans_integers",
+        "kmeans_rows",
+        "kmeans_search",
+        "permutation",
+        "scalar",
+        "scales",
+    )
+    packages = ["pqnet.fit", "pqnet.pipeline", "pqnet.train", "pqnet.cli", "h5py", "tqdm"]
+    assert loaded(run, [*packages, *(f"pqnet.kernels.{name}" for name in kernels)]) == []
+
+
+def test_what_is_imported_later_is_there_from_the_start() -> None:
+    code = """
+import pqnet
+later = ["KMeansResult", "Recipe", "Statistics", "assign", "calibrate", "fit", "load_statistics", "pipeline", "plan"]
+assert set(later) | {"quantize", "weighted_kmeans", "load"} <= set(dir(pqnet))
+try:
+    pqnet.PQ(2, 2).fit("no numbers")
+except pqnet.PQNetError as reason:  # of pqnet.fit
+    print(reason)
+assert all(getattr(pqnet, name) for name in later) and pqnet.plan is pqnet.pipeline.plan
+try:
+    pqnet.quantise
+except AttributeError as reason:
+    print(reason)
+from pqnet import *
+load, quantize, PQ
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    fit, attribute = done.stdout.splitlines()
+    assert fit.startswith("weight: expected an array of real numbers")
+    assert attribute == "module 'pqnet' has no attribute 'quantise'"
+
+
+def test_public_names_are_those_that_type_checkers_see() -> None:
+    tree = ast.parse((ROOT / "pqnet" / "__init__.py").read_text(encoding="utf-8"))
+    named = [alias.asname for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names]
+    assert sorted(pqnet.__all__) == sorted(name for name in named if name)

@@ -151,6 +151,7 @@ def test_forged_arrays(file, tmp_path: Path, name, key, make, match):
         pqnet.load(forge(tmp_path / "a.h5", *change(file, name, key, make)))
 
 
+MISSING = object()
 FIELDS = [
     ("scalar", "k", 6, "codebook: expected shape"),
     ("scalar", "k", 1, "Scalar.k: expected an integer"),
@@ -177,6 +178,7 @@ FIELDS = [
     ("sparse", "count", 5, "gaps: expected|values: expected"),
     ("sparse", "count", 1 << 40, "count: expected 1 to 64 entries"),
     ("sparse", "fraction", 0.1, "either fraction or count"),
+    ("sum", "parts", MISSING, "expected the field 'parts'"),
     ("sum", "parts", [], "Additive.parts: expected 2 to 16 codecs"),
     ("sum", "parts", [{"codec": "pq"}, 3], "Additive.parts"),
     ("sum", "parts", {"codec": "pq"}, "Additive.parts"),
@@ -188,7 +190,10 @@ FIELDS = [
 @pytest.mark.parametrize(("name", "field", "value", "match"), FIELDS)
 def test_forged_codecs(file, tmp_path: Path, name, field, value, match):
     document = json.loads(json.dumps(file[0]))
-    document["header"]["params"][f"{name}.weight"]["codec"][field] = value
+    codec = document["header"]["params"][f"{name}.weight"]["codec"]
+    codec |= {field: value}
+    if value is MISSING:
+        del codec[field]
     with pytest.raises(FormatError, match=rf"parameter '{name}.weight': .*({match})"):
         pqnet.load(forge(tmp_path / "a.h5", document, file[1]))
 

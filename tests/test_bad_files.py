@@ -50,7 +50,7 @@ FILES: list[tuple[str, Any, type[PQNetError], str]] = [
     ("array", "x.npy", F, "x.npy: expected a pqnet file, got a file of another format"),
     ("truncated", "cut.h5", F, r"cut.h5: the file is damaged: expected \d+ bytes, got \d+; get a fresh copy"),
     ("head only", "head.h5", F, "head.h5: the file is damaged: truncated to 100 bytes"),
-    ("version", "version.h5", F, "version.h5: expected format version 1, got version 9; update pqnet"),
+    ("version", "version.h5", F, "version.h5: expected format version 1 or 2, got version 9; update pqnet"),
     ("damaged", "byte.h5", F, "byte.h5: the file is damaged: its content does not match its checksum"),
     ("torch zip", "new.pth", F, r"new.pth: .*, got a zip archive \(a PyTorch checkpoint\?\); convert networks"),
     ("torch pickle", "old.pth", F, r"old.pth: .*, got a Python pickle \(an old PyTorch checkpoint\?\); convert"),

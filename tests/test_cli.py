@@ -47,6 +47,16 @@ class Undefined(nn.Module):
     def forward(self, x):
         return torch.where(x > 0, x, float("nan"))
 
+class Frames(nn.Module):
+    def forward(self, x):
+        return x - 7, (x.float() / 255).mean(1)
+
+def half():
+    return nn.Linear(8, 3).half()
+
+def double():
+    return nn.Linear(8, 3).double()
+
 def needs(argument):
     return Net()
 """
@@ -304,6 +314,24 @@ def test_convert_torch_takes_networks_that_give_nan(folder: Path, capsys: pytest
     assert np.isnan(pqnet.load("nan.h5").golden.outputs["output"]).any()
     assert run("verify nan.h5") == 0
     assert "recorded outputs: largest relative difference 0\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("dtype", ["half", "double"])
+def test_convert_torch_takes_modules_of_other_floats(folder: Path, dtype: str) -> None:
+    pytest.importorskip("torch")
+    assert run(f"convert torch tinynet:{dtype} --input 1x8 -o other.h5") == 0
+    assert pqnet.load("other.h5").outputs["output"] == ((None, 3), "float32")
+
+
+def test_convert_torch_takes_integers_of_any_width(folder: Path) -> None:
+    pytest.importorskip("torch")
+    assert run("convert torch tinynet:Frames --input 1x8:uint8 -o frames.h5") == 0
+    model = pqnet.load("frames.h5")
+    assert model.inputs == {"input": ((None, 8), "uint8")} and model.outputs["output0"][1] == "uint8"
+    assert (model.golden.outputs["output0"] == 249).all()
+    np.save("frames.npy", np.full((3, 8), 6, np.int64))
+    assert run("run frames.h5 --input frames.npy -o out.npz") == 0
+    assert (np.load("out.npz")["output0"] == 255).all()
 
 
 @needs_data

@@ -19,7 +19,7 @@ from pqnet.runtime.algorithms import ALGORITHMS
 from pqnet.runtime.execute import run_graph, values_to_free
 from pqnet.runtime.memory import Store, Workspace
 from pqnet.runtime.program import Program
-from pqnet.runtime.tuning import fixed
+from pqnet.runtime.tune import fixed
 
 
 def packed_weight(rng, shape, d, k, layout):
@@ -220,23 +220,9 @@ print("right")
 """
 
 
-def layers():
-    """Return the threading layers of Numba that this machine has."""
-    found = []
-    for name in ("workqueue", "omp", "tbb"):
-        code = "import numba\n@numba.njit(parallel=True)\ndef f():\n    for i in numba.prange(4):\n        pass\nf()"
-        run = subprocess.run([sys.executable, "-c", code], env=os.environ | {"NUMBA_THREADING_LAYER": name})
-        found += [name] if run.returncode == 0 else []
-    return found
-
-
-def test_sixteen_threads_call_two_models_under_every_threading_layer():
-    names = layers()
-    assert "workqueue" in names
-    for name in names:
-        env = os.environ | {"NUMBA_THREADING_LAYER": name}
-        run = subprocess.run([sys.executable, "-c", STRESS], env=env, capture_output=True, text=True, timeout=600)
-        assert run.stdout.strip() == "right", (name, run.stderr)
+def test_sixteen_threads_call_two_models():
+    run = subprocess.run([sys.executable, "-c", STRESS], capture_output=True, text=True, timeout=600)
+    assert run.stdout.strip() == "right", run.stderr
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")

@@ -50,7 +50,7 @@ def compare(model: Model, module: nn.Module, inputs: dict[str, Any], tolerance: 
     assert len(got) == len(wanted)
     for i, (a, b) in enumerate(zip(got, wanted, strict=True)):
         assert a.shape == b.shape, f"output {i}"
-        assert a.dtype == {"f": np.float32, "i": np.int64, "b": np.bool_}[b.dtype.kind], f"output {i}"
+        assert a.dtype == (np.float32 if b.dtype.kind == "f" else b.dtype), f"output {i}"
         error = np.abs(a.astype(np.float64) - b).max()
         assert error <= tolerance * np.abs(b.astype(np.float64)).max(), f"output {i}: {error}"
 
@@ -517,8 +517,6 @@ def test_a_rule_for_a_custom_operation(monkeypatch: pytest.MonkeyPatch) -> None:
         (lambda x: x * x.sum().item(), "fixed number, got one that depends on the input"),
         (lambda x: x.flip(0), r"fixed size, got one that depends on the batch size \(batch\)"),
         (lambda x: (x[:, None] * x[None]).reshape(-1), r"the size .*batch\*\*2 is no integer expression of the batch"),
-        (lambda x: x.long() // 2, "division of floats, got integers"),
-        (lambda x: x.long() & x.long(), "expected booleans, got integers"),
         (lambda x: x[x > 0], "integers as indices, got booleans"),
     ],
 )
@@ -544,7 +542,7 @@ def test_refused_modules(function: Callable[[Any], Any], message: str) -> None:
 
 def test_refused_dtypes() -> None:
     weight = nn.Parameter(torch.ones(3, dtype=torch.complex64))
-    with pytest.raises(PQNetError, match="w: expected a tensor of real floats, integers or booleans, got torch.comp"):
+    with pytest.raises(PQNetError, match="w: expected a tensor of real floats, int64, .*bool, got torch.comp"):
         from_torch(Fn(lambda m, x: x * m.w.abs(), w=weight), torch.zeros(1, 3))
     with pytest.raises(PQNetError, match="example_inputs 'input': expected a tensor of real floats, .*complex64"):
         from_torch(Fn(lambda _, x: x.real), torch.zeros(2, 3, dtype=torch.complex64))

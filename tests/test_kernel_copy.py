@@ -15,7 +15,7 @@ from pqnet.runtime.copying import emit_copy, emit_fill
 from pqnet.runtime.execute import run_graph, values_to_free
 from pqnet.runtime.memory import SLACK, Store, View, Workspace, place_buffers
 from pqnet.runtime.program import Program, Segment
-from pqnet.runtime.tuning import rule
+from pqnet.runtime.tune import rule
 
 
 def buffers_of(sizes):

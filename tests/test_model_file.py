@@ -184,7 +184,10 @@ def test_graphs_that_cannot_be_saved(tmp_path: Path) -> None:
     for change, message in [
         ({"nodes": graph.nodes[:-1]}, "value 'where' is not defined"),
         ({"symbols": {"batch": 0, "length": 3}}, "symbol 'batch': expected an integer"),
-        ({"symbols": {"batch": 2, "length": 3, "a b": 1}}, "symbol: expected an identifier, got 'a b'"),
+        (
+            {"symbols": {"batch": 2, "length": 3, "a b": 1}},
+            "symbols: expected a size that works for each of",
+        ),
         ({"meta": {"x": np.ones(3)}}, "header key 'x': expected plain data"),
         ({"meta": None}, "header.meta: expected dict"),
     ]:
@@ -306,8 +309,8 @@ STEM = "header>params>stem.weight"
         ("header>nodes>0>attrs>groups", 1.0, "conv2d.groups: expected int"),
         ("header>nodes>0>attrs>groups", 0, "at least 1"),
         ("header>nodes>0>attrs>colour", 1, "unknown attributes"),
-        ("header>nodes>2>attrs>min", "low", "clamp.min: expected float"),
-        ("header>nodes>2>attrs>min", {}, "clamp.min: expected float"),
+        ("header>nodes>2>attrs>min", "low", "clamp.min: expected number"),
+        ("header>nodes>2>attrs>min", {}, "clamp.min: expected number"),
         ("header>nodes>3>attrs>shape>0", "batch**9", "expected an integer expression"),
         ("header>nodes>3>attrs>shape>0", "(" * 300, "expected a short integer expression"),
         ("header>nodes>3>attrs>shape", [-7, 7], "."),
@@ -379,7 +382,7 @@ def test_shape_rules_that_fail_give_a_format_error(
 ) -> None:
     """No rule is known to raise anything but PQNetError; should one, the file is to blame."""
     monkeypatch.setitem(OPS, "clamp", replace(OPS["clamp"], infer=lambda x, p, a: x[0].shape[7]))
-    with pytest.raises(FormatError, match=r"a\.h5: the network is not valid: tuple index out of range"):
+    with pytest.raises(FormatError, match=r"a\.h5: node 'clamp' .*the network is not valid: tuple index out of range"):
         load_graph(forge(tmp_path / "a.h5", *model))
 
 

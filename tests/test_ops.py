@@ -82,10 +82,12 @@ SPECIAL = np.append(FINITE, np.float32([np.inf, -np.inf, np.nan]))
 CUBE = f(2, 3, 5)
 IMAGE = f(2, 6, 9, 7)
 AFFINE = {"weight": f(6), "bias": f(6, seed=1)}
-FLOAT_UNARY = ["exp", "sin", "cos", "floor", "ceil", "round", "erf", "neg", "abs", "sign", "reciprocal"]
+FLOAT_UNARY = ["exp", "expm1", "sin", "cos", "floor", "ceil", "round", "erf", "neg", "abs", "sign", "reciprocal"]
 ACTIVATIONS = ["relu", "sigmoid", "tanh", "silu", "hardswish", "hardsigmoid", "mish", "leaky_relu", "elu", "gelu"]
 ACTIVATIONS += ["softplus"]
 ARITHMETIC = ["add", "sub", "mul", "div", "pow", "maximum", "minimum"]
+REMAINDERS = ["floor_div", "trunc_div", "remainder", "fmod"]  # which PyTorch does not take of integers over 0
+BITWISE = ["bitwise_and", "bitwise_or", "bitwise_xor", "shift_left", "shift_right"]
 COMPARISONS = ["eq", "ne", "lt", "le", "gt", "ge"]
 
 Case = tuple[str, tuple[np.ndarray, ...], dict[str, np.ndarray], dict[str, Any]]
@@ -99,7 +101,11 @@ CASES: list[Case] = [
     *(case(op, x) for op in FLOAT_UNARY + ACTIVATIONS for x in (CUBE, FINITE, f(), f(0, 3))),
     *(case(op, SPECIAL) for op in FLOAT_UNARY + ACTIVATIONS if op != "gelu"),  # PyTorch: gelu(inf) is NaN
     *(case(op, f(70001)) for op in ("gelu", "silu")),
-    *(case(op, x) for op in ("log", "sqrt", "rsqrt") for x in (pos(2, 3), np.float32([0, -1, np.inf]), pos())),
+    *(
+        case(op, x)
+        for op in ("log", "log1p", "log2", "log10", "sqrt", "rsqrt")
+        for x in (pos(2, 3), np.float32([0, -1, np.inf]), pos())
+    ),
     *(case(op, ints(2, 5)) for op in ("neg", "abs", "sign")),
     case("gelu", CUBE, approximate="tanh"),
     case("gelu", FINITE, approximate="tanh"),
@@ -110,6 +116,7 @@ CASES: list[Case] = [
     *(case("clamp", x, min=-2, max=3) for x in (ints(4, 5), SPECIAL, f(), mask(3))),
     case("clamp", ints(4, 5), min=1.5),
     case("clamp", CUBE, min=2, max=1),
+    case("clamp", ints(9).astype(np.uint8), min=-5, max=300),
     *(case("prelu", f(2, 3, *tail), params={"weight": f(n)}) for tail in ((), (5,), (4, 5)) for n in (1, 3)),
     *(case("prelu", x, params={"weight": f(1)}) for x in (f(5), f())),
     *(case(op, 5 * CUBE, axis=axis) for op in ("softmax", "log_softmax") for axis in (0, 1, 2)),
@@ -124,6 +131,28 @@ CASES: list[Case] = [
     *(case(op, ints(7), scalar=s, reverse=r) for op in ARITHMETIC for s in (2, -1.5) for r in (False, True)),
     *(case(op, x, scalar=2) for op in COMPARISONS for x in (ints(3, 5), CUBE, mask(3), f())),
     *(case(op, ints(3, 5), scalar=1.5) for op in COMPARISONS),
+    *(
+        case(op, x, scalar=s)
+        for op in REMAINDERS
+        for x in (CUBE, ints(7), ints(7).astype(np.int16))
+        for s in (2, -3, 1.5)
+    ),
+    *(
+        case(
+            op,
+            ints(7),
+            ints(7, low=1),
+        )
+        for op in REMAINDERS
+    ),
+    *(case(op, ints(7).astype(d), scalar=s) for op in BITWISE for d in ("int64", "int8", "uint8") for s in (3, 9)),
+    *(case(op, ints(4, 5), ints(5)) for op in BITWISE),
+    *(case("bitwise_not", ints(7).astype(d)) for d in ("int64", "int8", "uint8")),
+    *(
+        case(op, x, axis=1)
+        for op in ("cumsum", "cumprod")
+        for x in (CUBE, ints(4, 5), ints(4, 5).astype(np.uint8), mask(4, 5))
+    ),
     *(case("pow", x, scalar=s) for x in (CUBE, ints(9)) for s in (0, 1, 2, 3, -1)),
     *(case("mul", x, scalar=s) for x in (ints(3), f(3)) for s in (1e30, math.inf, 2.0**62)),
     *(case(op, a, b) for op in ("logical_and", "logical_or") for a in (mask(4), SPECIAL[-4:]) for b in (ints(3, 4),)),
@@ -160,13 +189,13 @@ CASES: list[Case] = [
     *(case("adaptive_max_pool2d", IMAGE, size=s) for s in ((1, 1), (3, 7), (4, 3), (1, 2), (10, 20))),
     *(
         case(op, CUBE, axes=axes, keepdims=keep)
-        for op in ("mean", "sum", "max", "min", "var")
+        for op in ("mean", "sum", "prod", "max", "min", "var")
         for axes in ((0,), (2,), (0, 2), (2, 0, 1))
         for keep in (False, True)
     ),
     *(case(op, SPECIAL, axes=(0,)) for op in ("sum", "max", "min")),
-    *(case(op, ints(4, 5), axes=(1,)) for op in ("sum", "max", "min")),
-    *(case(op, mask(4, 5), axes=(0, 1)) for op in ("sum", "max", "min")),
+    *(case(op, ints(4, 5), axes=(1,)) for op in ("sum", "prod", "max", "min")),
+    *(case(op, mask(4, 5), axes=(0, 1)) for op in ("sum", "prod", "max", "min")),
     *(case(op, f(0, 3), axes=axes) for op in ("sum", "mean") for axes in ((0,), (1,))),
     *(case("var", CUBE, axes=(2,), correction=c) for c in (0, 2)),
     *(

@@ -107,7 +107,7 @@ def test_scalar_reaches_the_least_error_of_all(seed, k, weighted):
 def test_the_grid_finds_what_the_sweep_over_all_scales_finds(levels, monkeypatch):
     rows = np.concatenate([draw((6, 500)), draw((6, 500), 1) ** 3, np.zeros((1, 500), np.float32)])
     exact, gains = best_scales(rows, levels)
-    monkeypatch.setattr(scales, "CHANGES", 0)
+    monkeypatch.setattr(scales, "MAX_CHANGES", 0)
     found, other = best_scales(rows, levels)
     energy = np.square(rows).sum(1)
     assert np.all(energy - other <= (energy - gains) * 1.01 + 1e-6 * energy) and found[-1] == exact[-1] == 0

@@ -50,13 +50,13 @@ def test_exact_is_the_best_of_all_partitions(n, k, kind, weighted, binned, seed)
     k = min(k, n)
     if not weighted or not weights.any():
         weights = np.ones(n, np.float32)
-    few, bins = scalar.FEW, scalar.BINS
+    few, bins = scalar.VALUES_FOR_BINS, scalar.BINS
     try:
         if binned:  # as for many values
-            scalar.FEW, scalar.BINS = 2, 2
+            scalar.VALUES_FOR_BINS, scalar.BINS = 2, 2
         found = scalar_kmeans(values, k, weights=weights if weighted else None)
     finally:
-        scalar.FEW, scalar.BINS = few, bins
+        scalar.VALUES_FOR_BINS, scalar.BINS = few, bins
     spread = float((weights * np.square(values - values.astype(float).mean())).sum())
     rounding = float(weights.sum() * np.square(1e-7 * np.abs(values).max()))  # of codewords
     assert found.error == pytest.approx(least_error(values, weights, k), rel=1e-6, abs=1e-12 * spread + rounding)
@@ -67,7 +67,7 @@ def test_exact_is_the_best_of_all_partitions(n, k, kind, weighted, binned, seed)
 @pytest.mark.parametrize(("n", "k"), [(1500, 2), (2100, 3), (2700, 5)])
 def test_exact_with_bins_as_they_are(n, k):
     values, _ = draw(n, n, "normal")
-    assert n > scalar.FEW * k
+    assert n > scalar.VALUES_FOR_BINS * k
     assert scalar_kmeans(values, k).error == pytest.approx(least_error(values, np.ones(n), k), rel=1e-9)
 
 

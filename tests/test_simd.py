@@ -1,16 +1,14 @@
 """The SIMD values: every operation against NumPy, at native and forced widths, and without a compiler."""
 
 import os
-import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from numba import njit
 
-from pqnet.kernels import simd
+from pqnet.kernels import cpu, simd
 
 FLOATS = np.random.default_rng(0).standard_normal((4, 64)).astype(np.float32)
 INTS = np.random.default_rng(1).integers(-9, 9, (4, 64)).astype(np.int32)
@@ -92,33 +90,6 @@ def run(**environment):
 
 def test_every_width_and_the_reference_give_the_same_codes():
     _, _, native = run()
-    for isa, width in simd.WIDTHS.items():
+    for isa, width in cpu.WIDTHS.items():
         assert run(PQNET_SIMD=isa) == (isa, width, native)
     assert run(NUMBA_DISABLE_JIT="1")[2] == native
-
-
-def test_compiled_kernels_are_cached_by_the_source_of_all_kernels_and_by_width(tmp_path, monkeypatch):
-    """A change in `simd` or another width never meets machine code that was compiled before it."""
-    from pqnet import kernels
-
-    def folder():
-        with kernels._cache_folder():
-            return kernels.config.CACHE_DIR
-
-    first = folder()
-    assert first in kernels.kmeans.nearest_in_tiles._cache.cache_path
-    monkeypatch.setattr(simd, "ISA", "other")
-    assert folder() != first
-    monkeypatch.undo()
-    shutil.copytree(Path(kernels.__file__).parent, tmp_path / "kernels")
-    monkeypatch.setattr(kernels, "__file__", str(tmp_path / "kernels" / "__init__.py"))
-    assert folder() == first
-    with open(tmp_path / "kernels" / "simd.py", "a") as source:
-        source.write("# changed")
-    assert folder() != first
-
-
-def test_unknown_width_says_which_are_known(monkeypatch):
-    monkeypatch.setenv("PQNET_SIMD", "mmx")
-    with pytest.raises(ValueError, match="PQNET_SIMD: expected one of avx512, avx2, generic, got 'mmx'"):
-        simd.detect()

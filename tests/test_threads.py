@@ -1,4 +1,4 @@
-"""The thread budget: BLAS limits of several users at once, ordered results, few of them in memory."""
+"""Threads: BLAS limits of several users at once, the pools, ordered results, few of them in memory."""
 
 import gc
 import subprocess
@@ -8,9 +8,14 @@ import time
 import weakref
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import pqnet
 from pqnet import PQNetError, _threads
+from pqnet.codecs import PackedPQ
+from pqnet.demo import load_images, model_path
+from pqnet.graph import GraphBuilder, ValueInfo
 
 
 def limits():
@@ -25,6 +30,87 @@ def test_the_smallest_limit_of_those_inside_holds_and_all_is_restored():
             assert limits() == {1}
         assert limits() == outer  # the one who leaves takes the limit along
     assert limits() == before
+
+
+def in_thread(function):
+    """Return what a function gives on another thread."""
+    found = []
+    thread = threading.Thread(target=lambda: found.append(function()))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+def test_a_limit_holds_whichever_thread_sets_it():
+    before = limits()
+
+    def limited():
+        with _threads.blas_limit(1):
+            return limits()
+
+    with _threads.blas_limit(2):
+        outer = limits()  # this thread was the first to set a number
+        assert in_thread(limited) == {1}
+        assert limits() == outer
+    assert in_thread(limited) == {1}
+    assert limits() == before
+
+
+def test_threads_that_quantize_at_once_give_the_bytes_of_one_alone(tmp_path):
+    model, images = pqnet.load(model_path()), load_images()[0][:60]
+
+    def quantized(name, threads=2):
+        recipe = {"layer1.0.conv1": pqnet.PQ(32, 9), "default": None}
+        pqnet.quantize(model, recipe, images, threads=threads, progress=False).save(tmp_path / name)
+        return (tmp_path / name).read_bytes()
+
+    alone, found = quantized("alone"), []
+    workers = [threading.Thread(target=lambda i=i: found.append(quantized(f"{i}", 1 + i))) for i in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(found) == 2 and all(file == alone for file in found)
+
+
+def test_calls_of_many_threads_within_calls_see_all_chunks():
+    """More callers than the pool has threads, each inside a call of its own: nobody waits for a free thread."""
+    done = []
+
+    def share():
+        chunks, lock = iter(range(50)), threading.Lock()
+
+        def inner():
+            while True:
+                with lock:
+                    if next(chunks, None) is None:
+                        return
+                done.append(1)
+
+        _threads.call_on_threads(inner, 3)
+
+    def outer():
+        _threads.call_on_threads(share, 4)  # this thread, and others that are free
+
+    workers = [threading.Thread(target=outer) for _ in range(8)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert not any(worker.is_alive() for worker in workers)
+    assert len(done) >= 8 * 50 and len(done) % 50 == 0
+
+
+def test_an_error_on_any_thread_reaches_the_caller():
+    both = threading.Barrier(2)
+
+    def fail_elsewhere():
+        both.wait(10)
+        if threading.current_thread() is not threading.main_thread():
+            raise PQNetError("elsewhere")
+
+    with pytest.raises(PQNetError, match="elsewhere"):
+        _threads.call_on_threads(fail_elsewhere, 2)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 4])
@@ -49,12 +135,37 @@ def test_errors_of_workers_reach_the_caller():
         list(_threads.ordered_map(fail, range(3), 2))
 
 
+@pytest.mark.parametrize("end", ["error", "close"])
+def test_nothing_runs_after_an_ordered_map_that_ends_early(end):
+    running = set()
+
+    def work(i):
+        running.add(i)
+        time.sleep(0.01)
+        if end == "error" and i == 5:
+            raise PQNetError("five")
+        running.discard(i)
+        return i
+
+    stream = _threads.ordered_map(work, range(100), 3)
+    if end == "error":
+        with pytest.raises(PQNetError, match="five"):
+            list(stream)
+        assert running == {5}
+    else:
+        next(stream)
+        stream.close()
+        assert not running
+
+
+def test_an_ordered_map_within_one():
+    def outer(i):
+        return list(_threads.ordered_map(lambda j: (i, j), range(4), 2))
+
+    assert list(_threads.ordered_map(outer, range(20), 3)) == [[(i, j) for j in range(4)] for i in range(20)]
+
+
 def test_models_run_in_several_python_threads_while_kmeans_runs():
-    import numpy as np
-
-    import pqnet
-    from pqnet.demo import load_images, model_path
-
     model, images = pqnet.load(model_path()), load_images()[1][:40]
     want, wrong = model(images, threads=1), []
 
@@ -73,12 +184,6 @@ def test_models_run_in_several_python_threads_while_kmeans_runs():
 
 def token_model(seed=0):
     """Return a model of one layer large enough for two threads, its input and what NumPy gives."""
-    import numpy as np
-
-    import pqnet
-    from pqnet.codecs import PackedPQ
-    from pqnet.graph import GraphBuilder, ValueInfo
-
     rng = np.random.default_rng(seed)
     book = rng.standard_normal((256, 8)).astype(np.float32)
     weight = PackedPQ(pqnet.PQ(256, 8, "spatial", "float32"), (2000, 768), rng.integers(0, 256, (2000, 96)), book)
@@ -88,10 +193,8 @@ def token_model(seed=0):
     return model, x, x @ weight.decode().T
 
 
-def test_many_short_calls_of_several_threads_share_the_helpers():
-    """The helpers come late, sleep, are taken by another caller: outputs are right, and few threads are left."""
-    import numpy as np
-
+def test_many_short_calls_of_several_threads_share_the_workers():
+    """The workers come late, sleep, are taken by another caller: outputs are right, and few threads are left."""
     models = [token_model(seed) for seed in range(3)]
     wants = [model(x, threads=1) for model, x, _ in models]
     for got, (_, _, want) in zip(wants, models, strict=True):
@@ -104,7 +207,7 @@ def test_many_short_calls_of_several_threads_share_the_helpers():
             if not np.array_equal(models[i][0](models[i][1], threads=1 + call % 4), wants[i]):
                 wrong.append((first, call))
             if call % 50 == 0:
-                time.sleep(0.002)  # long enough for the helpers to fall asleep
+                time.sleep(0.002)  # long enough for the workers to fall asleep
 
     workers = [threading.Thread(target=run, args=(first,)) for first in range(4)]
     for worker in workers:
@@ -112,15 +215,15 @@ def test_many_short_calls_of_several_threads_share_the_helpers():
     for worker in workers:
         worker.join(120)
     assert not wrong and not any(worker.is_alive() for worker in workers)
-    helpers = [thread for thread in threading.enumerate() if thread.name.startswith("pqnet_")]
-    assert len(helpers) <= max(3, _threads.default_threads() - 1)
+    pool = [thread for thread in threading.enumerate() if thread.name.startswith("pqnet_worker_")]
+    assert len(pool) <= max(3, _threads.default_threads() - 1)
 
 
-def test_sleeping_helpers_keep_no_model_alive():
+def test_sleeping_workers_keep_no_model_alive():
     model, x, _ = token_model()
     for _ in range(50):
         model(x, threads=2)
-    program = weakref.ref(next(iter(model._engine._programs.values())).result())
+    program = weakref.ref(next(iter(model._engine._programs.values())))
     del model
     gc.collect()
     for _ in range(200):

@@ -14,6 +14,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from pqnet import Model, PQNetError
+from pqnet.graph.op import DTYPES
 from pqnet_converters.from_torch import from_torch
 from pqnet_converters.published import from_kill_the_bits, from_pqf
 from pqnet_converters.resnet import RESNETS
@@ -48,6 +49,7 @@ class TorchCommand:
         module = _module(args.module)
         if args.weights:
             _load_weights(module, args.weights)
+        module.float()  # half, bfloat16 and double become float32, as the examples are
         torch.manual_seed(args.seed)
         with _quiet():
             model = from_torch(module, _examples(args.input), dynamic_batch=not args.fixed_batch)
@@ -118,9 +120,10 @@ def _examples(items: list[str]) -> Any:
             shape = tuple(int(s) for s in sizes.split("x"))
         except ValueError:
             shape = ()
-        if not shape or min(shape) < 1 or dtype not in ("", "float32", "int64") or (equals and not name):
+        if not shape or min(shape) < 1 or dtype not in ("", *DTYPES) or (equals and not name):
             raise PQNetError(f"--input: expected [NAME=]SHAPE such as 1x3x224x224 or ids=1x128:int64, got {item!r}")
-        tensor = torch.zeros(shape, dtype=torch.int64) if dtype == "int64" else torch.randn(shape)
+        real = dtype in ("", "float32")
+        tensor = torch.randn(shape) if real else torch.full(shape, dtype == "bool", dtype=getattr(torch, dtype))
         named[name or str(i)] = tensor
     names_given = sum("=" in item for item in items)
     if names_given not in (0, len(items)) or len(named) != len(items):

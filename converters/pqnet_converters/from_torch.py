@@ -32,7 +32,8 @@ def from_torch(
 
     The module is exported in eval mode; it is not changed, and its weights are copied. Layers are called after
     their modules, parameters as in the module's state dict; tied weights are stored once; half, bfloat16 and
-    double become float32. What depends on no input is computed once (weight norm, position tables, masks).
+    double become float32, integers keep their width. What depends on no input is computed once (weight norm, position
+    tables, masks).
 
     Parameters
     ----------

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from pqnet import Model, PQNetError
+from pqnet.codecs import codec_from_attrs
 from pqnet.io import read_arrays, replaced
 
 __all__ = ["check_output", "codec_text", "read_inputs", "run_batches", "write_outputs"]
@@ -92,15 +93,5 @@ def write_outputs(path: str, outputs: Mapping[str, Any]) -> None:
 
 
 def codec_text(attrs: Mapping[str, Any] | None) -> str:
-    """Return a codec in a few words: of its fields, those that say how many values there are and what shares them."""
-    if attrs is None:
-        return "float"
-    if "parts" in attrs:
-        return " + ".join(codec_text(part) for part in attrs["parts"])
-    if isinstance(attrs.get("values"), list):
-        attrs = {**attrs, "values": f"{len(attrs['values'])} values"}
-    int8 = ["int8"] if attrs.get("codebook_dtype") == "int8" else []
-    shown = [f"{n}={attrs[n]}" for n in ("k", "d", "bits", "count") if n in attrs]
-    return " ".join(
-        [attrs["codec"], *shown, *(str(attrs[n]) for n in ("layout", "values", "per") if n in attrs), *int8]
-    )
+    """Return a codec, given as plain data, in a few words."""
+    return "float" if attrs is None else str(codec_from_attrs(attrs))

@@ -8,7 +8,12 @@ from pqnet.codecs.base import PACKED as PACKED
 from pqnet.codecs.base import Codec as Codec
 from pqnet.codecs.base import Fit as Fit
 from pqnet.codecs.base import Packed as Packed
+from pqnet.codecs.base import StoredSize as StoredSize
 from pqnet.codecs.base import codec_from_attrs as codec_from_attrs
+from pqnet.codecs.decoding import Decoding as Decoding
+from pqnet.codecs.decoding import Entries as Entries
+from pqnet.codecs.decoding import EntryLists as EntryLists
+from pqnet.codecs.decoding import Lookup as Lookup
 from pqnet.codecs.fixed import Fixed as Fixed
 from pqnet.codecs.intn import IntN as IntN
 from pqnet.codecs.pq import PQ as PQ

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from pqnet._check import describe, error, integer
-from pqnet.codecs.base import PACKED, Codec, Packed, codec_from_attrs
+from pqnet.codecs.base import PACKED, Codec, Packed, StoredSize, codec_from_attrs
+from pqnet.codecs.decoding import Decoding
 from pqnet.errors import ConfigError, FormatError, PQNetError
 
 __all__ = ["Additive", "PackedAdditive"]
@@ -20,7 +21,7 @@ MAX_PARTS = 16
 class Additive(Codec):
     """A weight as the sum of several packed ones: residual codebooks, or codes with a sparse correction.
 
-    Layers decode it once, when a program is built; embeddings decode the rows they need.
+    Decoded, the parts are added in float32, one after the other, those of `Sparse` last.
 
     Parameters
     ----------
@@ -71,6 +72,16 @@ class Additive(Codec):
         largest = max((part.metric_blocks(shape, whole=whole) for part in self.parts), key=lambda blocks: blocks[0])
         return (largest[0], "spatial") if largest[0] == math.prod(shape[1:]) else largest
 
+    def nbytes(self, shape: tuple[int, ...]) -> StoredSize:
+        sizes = [part.nbytes(shape) for part in self.parts]
+        return StoredSize(sum(size.codes for size in sizes), sum(size.codebooks for size in sizes))
+
+    def largest(self, shape: tuple[int, ...]) -> "PackedAdditive":
+        return PackedAdditive(self, [part.largest(shape) for part in self.parts])
+
+    def __str__(self) -> str:
+        return " + ".join(map(str, self.parts))
+
     def check(self, shape: tuple[int, ...]) -> "Additive":
         return Additive([part.check(shape) for part in self.parts], self.refits)
 
@@ -105,25 +116,10 @@ class PackedAdditive(Packed):
         """The codebook of every part."""
         return tuple(part.codebook for part in self.parts)
 
-    def decode(self) -> np.ndarray:
-        out = self.parts[0].decode()
-        for part in self.parts[1:]:
-            out += part.decode()
-        return out
-
-    def decode_rows(self, rows: np.ndarray) -> np.ndarray:
-        out = self.parts[0].decode_rows(rows)
-        for part in self.parts[1:]:
-            out += part.decode_rows(rows)
-        return out
-
-    @property
-    def code_nbytes(self) -> int:
-        return sum(part.code_nbytes for part in self.parts)
-
-    @property
-    def codebook_nbytes(self) -> int:
-        return sum(part.codebook_nbytes for part in self.parts)
+    def decoding(self) -> Decoding:
+        parts = [part.decoding() for part in self.parts]
+        lookups = tuple(lookup for part in parts for lookup in part.lookups)
+        return Decoding(self.shape, lookups, tuple(entries for part in parts for entries in part.entries))
 
     def arrays(self) -> dict[str, np.ndarray]:
         return {f"{i}.{name}": array for i, part in enumerate(self.parts) for name, array in part.arrays().items()}
@@ -145,11 +141,3 @@ class PackedAdditive(Packed):
             except PQNetError as reason:
                 raise FormatError(f"part {i}: {reason}") from None
         return cls(codec, parts)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, PackedAdditive) and (self.codec, self.parts) == (other.codec, other.parts)
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __repr__(self) -> str:
-        return f"PackedAdditive({', '.join(map(repr, self.parts))})"

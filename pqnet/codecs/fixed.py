@@ -108,3 +108,6 @@ class Fixed(ScalarCodec):
     def to_attrs(self) -> dict[str, Any]:
         attrs = super().to_attrs()
         return attrs if isinstance(self.values, str) else {**attrs, "values": list(self.values)}
+
+    def __str__(self) -> str:
+        return super().__str__() if isinstance(self.values, str) else f"fixed {len(self.values)} values {self.per}"

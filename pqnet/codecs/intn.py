@@ -11,7 +11,7 @@ from pqnet.codecs.scalar import SCALE_DTYPES, ScalarCodec
 
 __all__ = ["IntN"]
 
-WHOLE = 4608  # inputs of a filter up to which their whole second moment is worth its memory
+WHOLE_MOMENT_INPUTS = 4608  # inputs of a filter up to which their whole second moment is worth its memory
 OBSERVERS = ("minmax", "histogram", "mse", "output")
 
 
@@ -67,7 +67,9 @@ class IntN(ScalarCodec):
 
     def metric_blocks(self, shape: tuple[int, ...], *, whole: bool = False) -> tuple[int, str]:
         inputs = prod(shape[1:])
-        return (inputs if self.observer == "output" and self.per != "group" and inputs <= WHOLE else 1), "spatial"
+        return (
+            inputs if self.observer == "output" and self.per != "group" and inputs <= WHOLE_MOMENT_INPUTS else 1
+        ), "spatial"
 
     @property
     def k(self) -> int:

@@ -8,10 +8,11 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from pqnet._check import choice, describe, error, float_array, index_array, integer
-from pqnet.codecs.base import Codec, Packed
-from pqnet.codecs.layout import LAYOUTS, check_blocks, from_blocks
-from pqnet.codecs.packing import pack_codes, read_codes, unpack_codes
+from pqnet._check import choice, describe, error, float_array, integer
+from pqnet.codecs.base import Codec, Packed, StoredSize
+from pqnet.codecs.decoding import Decoding, Lookup
+from pqnet.codecs.layout import LAYOUTS, check_blocks
+from pqnet.codecs.packing import check_stream, code_array, code_bits, pack_codes, packed_nbytes, unpack_codes
 from pqnet.errors import ConfigError, FormatError, PQNetError
 
 __all__ = ["PQ", "PackedPQ", "clamp_k"]
@@ -95,6 +96,30 @@ class PQ(Codec):
     def blocks(self) -> tuple[int, str]:
         return self.d, self.layout
 
+    @property
+    def n_codewords(self) -> int:
+        return self.k
+
+    @property
+    def codeword_nbytes(self) -> int:
+        """Bytes of one codeword."""
+        return self.d * np.dtype(self.codebook_dtype).itemsize
+
+    def nbytes(self, shape: tuple[int, ...]) -> StoredSize:
+        codec = self.check(shape)
+        scale = 4 if self.codebook_dtype == "int8" else 0
+        return StoredSize(packed_nbytes(math.prod(shape) // self.d, codec.k), codec.k * codec.codeword_nbytes + scale)
+
+    def largest(self, shape: tuple[int, ...]) -> "PackedPQ":
+        codec = self.check(shape)
+        codes = np.zeros((shape[0], check_blocks(shape, self.d, self.layout)), np.uint8)
+        return PackedPQ(codec, shape, codes, np.zeros((codec.k, codec.d), np.float32))
+
+    def grown(self, shape: tuple[int, ...], nbytes: int) -> "PQ":
+        """Return the codec with as many more codewords as take so many bytes, without more bits for a code."""
+        most = min(1 << code_bits(self.k), math.prod(shape) // self.d)
+        return dataclasses.replace(self, k=min(most, self.k + max(nbytes, 0) // self.codeword_nbytes))
+
     def metric_blocks(self, shape: tuple[int, ...], *, whole: bool = False) -> tuple[int, str]:
         return (math.prod(shape[1:]), self.layout) if whole else self.blocks
 
@@ -157,18 +182,25 @@ class PackedPQ(Packed):
     def __init__(
         self, codec: PQ, shape: tuple[int, ...], codes: np.ndarray, codebook: np.ndarray, scale: float | None = None
     ) -> None:
+        self._set_form(codec, shape)
+        codes = code_array(codes, codec.k, (self.shape[0], self.n_blocks // self.shape[0]))
+        self._set_arrays(pack_codes(codes, codec.k), codebook, scale)
+
+    def _set_form(self, codec: Codec, shape: tuple[int, ...]) -> None:
         if not isinstance(codec, PQ):
             raise error("codec", "a PQ", describe(codec))
         self.shape = tuple(integer(size, "shape", 1) for size in shape)
         self.codec = dataclasses.replace(codec, clamp=None).check(self.shape)
-        m = check_blocks(self.shape, codec.d, codec.layout)
+
+    def _set_arrays(self, stream: np.ndarray, codebook: np.ndarray, scale: float | None) -> None:
+        codec = self.codec
         dtype = np.float16 if codec.codebook_dtype == "float16" else np.float32
+        self._stream = stream
         self.codebook = float_array(codebook, "codebook", shape=(codec.k, codec.d), dtype=dtype).copy()
         self._integers = None
         if codec.codebook_dtype == "int8":
             self._integers = Integers.nearest(self.codebook, scale)
             self.codebook = self._integers.floats()
-        self._stream = pack_codes(index_array(codes, "codes", below=codec.k, shape=(self.shape[0], m)), codec.k)
         for array in (self.codebook, self._stream):
             array.flags.writeable = False
 
@@ -183,30 +215,15 @@ class PackedPQ(Packed):
     @property
     def n_blocks(self) -> int:
         """Number of blocks of the weight, O * M."""
-        return int(np.prod(self.shape)) // self.codec.d
+        return math.prod(self.shape) // self.codec.d
 
     @property
     def codes(self) -> np.ndarray:
         """The codes, unpacked: unsigned integers, shape (O, M)."""
         return unpack_codes(self._stream, self.n_blocks, self.codec.k).reshape(self.shape[0], -1)
 
-    def decode(self) -> np.ndarray:
-        blocks = np.take(self.codebook.astype(np.float32), self.codes, axis=0)
-        return from_blocks(blocks, self.shape, self.codec.layout)
-
-    def decode_rows(self, rows: np.ndarray) -> np.ndarray:
-        ids = index_array(rows, "rows", below=self.shape[0])
-        blocks = np.take(self.codebook.astype(np.float32), self.codes[ids.reshape(-1)], axis=0)
-        dense = from_blocks(blocks, (ids.size, *self.shape[1:]), self.codec.layout)
-        return dense.reshape(*ids.shape, *self.shape[1:])
-
-    @property
-    def code_nbytes(self) -> int:
-        return self._stream.nbytes
-
-    @property
-    def codebook_nbytes(self) -> int:
-        return sum(array.nbytes for array in self.arrays().values()) - self.code_nbytes
+    def decoding(self) -> Decoding:
+        return Decoding(self.shape, (Lookup(self._stream, self.codebook, self.codec.layout),))
 
     def codewords(self) -> tuple["PackedPQ", None]:
         return self, None
@@ -222,33 +239,21 @@ class PackedPQ(Packed):
         names = ["codes", "codebook", *(["scale"] if integers else [])]
         if not isinstance(codec, PQ) or set(arrays) != set(names):
             raise FormatError(f"packed PQ weight: expected arrays {' and '.join(names)}, got {sorted(arrays)}")
-        stream, codebook = arrays["codes"], arrays["codebook"]
-        scale = None
+        codebook, scale = arrays["codebook"], None
+        packed = cls.__new__(cls)
         try:
-            m = check_blocks(shape, codec.d, codec.layout)
-            n = shape[0] * m
+            check_blocks(shape, codec.d, codec.layout)
+            packed._set_form(codec, shape)
+            n = packed.n_blocks
             if codec.k == 1 and n > MAX_UNCODED:
                 raise PQNetError(f"shape: expected at most {MAX_UNCODED} blocks of one codeword, got {shape}")
-            codes = read_codes(stream, n, codec.k).reshape(shape[0], m)
+            stream = check_stream(arrays["codes"], n, codec.k)
             if codebook.dtype != ("uint8" if integers else codec.codebook_dtype):
                 raise PQNetError(f"codebook: expected {codec.codebook_dtype}, got {codebook.dtype}")
             if integers:
                 stored = Integers(codebook, arrays["scale"])
                 codebook, scale = stored.floats(), float(stored.scale[0])
-            return cls(codec, shape, codes, codebook, scale)
+            packed._set_arrays(stream, codebook, scale)
+            return packed
         except PQNetError as reason:
             raise FormatError(str(reason)) from None
-
-    def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, PackedPQ)
-            and (self.codec, self.shape) == (other.codec, other.shape)
-            and np.array_equal(self.codebook, other.codebook)
-            and np.array_equal(self._stream, other._stream)
-        )
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __repr__(self) -> str:
-        c = self.codec
-        return f"PackedPQ(shape={self.shape}, k={c.k}, d={c.d}, layout={c.layout!r}, nbytes={self.nbytes})"

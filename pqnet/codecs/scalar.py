@@ -10,9 +10,10 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 
 from pqnet._check import choice, describe, error, float_array, index_array, integer
-from pqnet.codecs.base import Codec, Packed
+from pqnet.codecs.base import Codec, Packed, StoredSize
+from pqnet.codecs.decoding import Decoding, Lookup
 from pqnet.codecs.layout import check_blocks, to_blocks
-from pqnet.codecs.packing import code_dtype, pack_codes, read_codes, unpack_codes, unpack_rows
+from pqnet.codecs.packing import check_stream, code_array, code_dtype, pack_codes, packed_nbytes, unpack_codes
 from pqnet.codecs.pq import PQ, PackedPQ
 from pqnet.errors import ConfigError, FormatError, PQNetError
 
@@ -21,7 +22,7 @@ __all__ = ["PER", "SCALE_DTYPES", "PackedScalar", "Scalar", "ScalarCodec"]
 PER = ("tensor", "channel", "group")
 SCALE_DTYPES = ("float16", "float32")
 METHODS = ("exact", "lloyd")
-LARGEST = 1e38  # of decoded weights
+LARGEST_WEIGHT = 1e38  # that codes may decode to
 
 
 class ScalarCodec(Codec):
@@ -56,8 +57,37 @@ class ScalarCodec(Codec):
         return False
 
     @property
+    def stored_dtypes(self) -> dict[str, str]:
+        """Dtypes of what is stored beside the codes, by name: of ``codebook``, ``scales`` and ``zeros``."""
+        dtypes = {"codebook": self.value_dtype} if self.levels is None else {}
+        dtypes |= {"scales": self.value_dtype} if self.scaled else {}
+        return dtypes | ({"zeros": "uint8"} if self.has_zeros else {})
+
+    @property
     def blocks(self) -> tuple[int, str]:
         return 1, "spatial"
+
+    @property
+    def n_codewords(self) -> int:
+        return self.k
+
+    @property
+    def joint(self) -> bool:
+        return self.per == "tensor"
+
+    def stored_shapes(self, shape: tuple[int, ...]) -> dict[str, tuple[int, int]]:
+        """Return the shapes of the arrays of `stored_dtypes` for a weight of a shape."""
+        return {name: (self.k, 1) if name == "codebook" else self.scale_grid(shape) for name in self.stored_dtypes}
+
+    def nbytes(self, shape: tuple[int, ...]) -> StoredSize:
+        self.check(shape)
+        shapes = self.stored_shapes(shape)
+        books = sum(np.dtype(dtype).itemsize * prod(shapes[name]) for name, dtype in self.stored_dtypes.items())
+        return StoredSize(packed_nbytes(prod(shape), self.k), books)
+
+    def largest(self, shape: tuple[int, ...]) -> "PackedScalar":
+        stored = {name: np.zeros(size, np.uint8) for name, size in self.stored_shapes(shape).items()}
+        return PackedScalar(self, shape, np.zeros((shape[0], prod(shape[1:])), np.uint8), **stored)
 
     def check(self, shape: tuple[int, ...]) -> Self:
         n = check_blocks(shape, 1, "spatial")
@@ -164,28 +194,34 @@ class PackedScalar(Packed, codecs=("scalar", "fixed", "intn")):
         scales: np.ndarray | None = None,
         zeros: np.ndarray | None = None,
     ) -> None:
+        self._set_form(codec, shape)
+        codes = code_array(codes, codec.k, (self.shape[0], prod(self.shape[1:])))
+        self._set_arrays(pack_codes(codes, codec.k), {"codebook": codebook, "scales": scales, "zeros": zeros})
+
+    def _set_form(self, codec: Codec, shape: tuple[int, ...]) -> None:
         if not isinstance(codec, ScalarCodec):
             raise error("codec", "a Scalar, Fixed or IntN", describe(codec))
         self.shape = tuple(integer(size, "shape", 1) for size in shape)
         self.codec = codec.check(self.shape)
-        dtype = np.dtype(codec.value_dtype).type
-        grid = codec.scale_grid(self.shape)
-        wanted = {"codebook": codec.levels is None, "scales": codec.scaled, "zeros": codec.has_zeros}
-        for name, array in (("codebook", codebook), ("scales", scales), ("zeros", zeros)):
-            if (array is not None) != wanted[name]:
-                raise error(name, "an array" if wanted[name] else "None", describe(array))
+
+    def _set_arrays(self, stream: np.ndarray, given: Mapping[str, np.ndarray | None]) -> None:
+        codec, dtypes = self.codec, self.codec.stored_dtypes
+        for name, array in given.items():
+            if (array is not None) != (name in dtypes):
+                raise error(name, "an array" if name in dtypes else "None", describe(array))
+        grid, float_type = codec.scale_grid(self.shape), np.dtype(codec.value_dtype).type
         self._stored: dict[str, np.ndarray] = {}
-        if codebook is not None:
-            self._stored["codebook"] = float_array(codebook, "codebook", shape=(codec.k, 1), dtype=dtype).copy()
-        if scales is not None:
-            self._stored["scales"] = float_array(scales, "scales", shape=grid, dtype=dtype).copy()
+        if "codebook" in dtypes:
+            book = float_array(given["codebook"], "codebook", shape=(codec.k, 1), dtype=float_type)
+            self._stored["codebook"] = book.copy()
+        if "scales" in dtypes:
+            self._stored["scales"] = float_array(given["scales"], "scales", shape=grid, dtype=float_type).copy()
             reach = (np.abs(self.codebook).max() + codec.k) * np.abs(self._stored["scales"].astype(np.float64)).max()
-            if reach > LARGEST:
-                raise error("scales", f"products with the values up to {LARGEST:g}", f"{reach:.3g}")
-        if zeros is not None:
-            self._stored["zeros"] = index_array(zeros, "zeros", below=codec.k, shape=grid).astype(np.uint8)
-        inputs = (self.shape[0], prod(self.shape[1:]))
-        self._stream = pack_codes(index_array(codes, "codes", below=codec.k, shape=inputs), codec.k)
+            if reach > LARGEST_WEIGHT:
+                raise error("scales", f"products with the values up to {LARGEST_WEIGHT:g}", f"{reach:.3g}")
+        if "zeros" in dtypes:
+            self._stored["zeros"] = index_array(given["zeros"], "zeros", below=codec.k, shape=grid).astype(np.uint8)
+        self._stream = stream
         for kept in (self._stream, *self._stored.values()):
             kept.flags.writeable = False
         self._words: tuple[PackedPQ, np.ndarray | None] | None = None
@@ -215,24 +251,8 @@ class PackedScalar(Packed, codecs=("scalar", "fixed", "intn")):
         """The zero points, shaped as the scales; None if there are none."""
         return self._stored.get("zeros")
 
-    def decode(self) -> np.ndarray:
-        return self._floats(self.codes, self.scales, self.zeros).reshape(self.shape)
-
-    def decode_rows(self, rows: np.ndarray) -> np.ndarray:
-        ids = index_array(rows, "rows", below=self.shape[0])
-        flat = ids.reshape(-1)
-        codes = unpack_rows(self._stream, flat, prod(self.shape[1:]), self.codec.k)
-        scales, zeros = (a if a is None or len(a) == 1 else a[flat] for a in (self.scales, self.zeros))
-        return self._floats(codes, scales, zeros).reshape(*ids.shape, *self.shape[1:])
-
-    def _floats(self, codes: np.ndarray, scales: np.ndarray | None, zeros: np.ndarray | None) -> np.ndarray:
-        values: np.ndarray = np.take(self.codebook[:, 0].astype(np.float32), codes)
-        if scales is not None and values.size:
-            grid = values.reshape(*scales.shape, -1)  # a view
-            if zeros is not None:
-                grid -= zeros[:, :, None].astype(np.float32)
-            grid *= scales[:, :, None].astype(np.float32)
-        return values
+    def decoding(self) -> Decoding:
+        return Decoding(self.shape, (Lookup(self._stream, self.codebook, "spatial", self.zeros, self.scales),))
 
     def codewords(self) -> tuple[PackedPQ, np.ndarray | None] | None:
         grid = self.codec.scale_grid(self.shape)
@@ -269,13 +289,15 @@ class PackedScalar(Packed, codecs=("scalar", "fixed", "intn")):
         codes = to_blocks(codes.reshape(self.shape), 1, "channel").reshape(len(codes), -1)
         return PackedPQ(codec, self.shape, codes, book[:, None])
 
-    @property
-    def code_nbytes(self) -> int:
-        return self._stream.nbytes
-
-    @property
-    def codebook_nbytes(self) -> int:
-        return sum(array.nbytes for array in self._stored.values())
+    def split(self, shapes: list[tuple[int, ...]]) -> list[Packed]:
+        if not self.codec.joint or sum(map(prod, shapes)) != prod(self.shape):
+            return super().split(shapes)
+        book = self._stored.get("codebook")
+        parts = np.split(self.codes.reshape(-1), np.cumsum([prod(shape) for shape in shapes])[:-1])
+        return [
+            PackedScalar(self.codec, shape, codes.reshape(shape[0], -1), book, self.scales, self.zeros)
+            for shape, codes in zip(shapes, parts, strict=True)
+        ]
 
     def arrays(self) -> dict[str, np.ndarray]:
         return {"codes": self._stream, **self._stored}
@@ -284,30 +306,18 @@ class PackedScalar(Packed, codecs=("scalar", "fixed", "intn")):
     def from_arrays(cls, codec: Codec, shape: tuple[int, ...], arrays: Mapping[str, np.ndarray]) -> "PackedScalar":
         if not isinstance(codec, ScalarCodec):
             raise FormatError(f"packed weight: expected a Scalar, Fixed or IntN, got {describe(codec)}")
+        packed, dtypes = cls.__new__(cls), codec.stored_dtypes
         try:
-            codec.check(shape)
-            dtypes = {"codebook": codec.value_dtype} if codec.levels is None else {}
-            dtypes |= {"scales": codec.value_dtype} if codec.scaled else {}
-            dtypes |= {"zeros": "uint8"} if codec.has_zeros else {}
+            check_blocks(shape, 1, "spatial")
+            packed._set_form(codec, shape)
             if set(arrays) != {"codes", *dtypes}:
                 wanted = sorted(["codes", *dtypes])
                 raise PQNetError(f"packed {codec.name} weight: expected arrays {wanted}, got {sorted(arrays)}")
             for name, dtype in dtypes.items():
                 if arrays[name].dtype != dtype:
                     raise PQNetError(f"{name}: expected {dtype}, got {arrays[name].dtype}")
-            codes = read_codes(arrays["codes"], prod(shape), codec.k).reshape(shape[0], -1)
-            return cls(codec, shape, codes, **{name: arrays[name] for name in dtypes})
+            stream = check_stream(arrays["codes"], prod(packed.shape), codec.k)
+            packed._set_arrays(stream, {name: arrays[name] for name in dtypes})
+            return packed
         except PQNetError as reason:
             raise FormatError(str(reason)) from None
-
-    def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, PackedScalar)
-            and (self.codec, self.shape) == (other.codec, other.shape)
-            and all(np.array_equal(array, other.arrays()[name]) for name, array in self.arrays().items())
-        )
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __repr__(self) -> str:
-        return f"PackedScalar({self.codec}, shape={self.shape}, nbytes={self.nbytes})"

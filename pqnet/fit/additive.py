@@ -1,52 +1,17 @@
-"""Finding sums of codecs, and sparse corrections."""
+"""Finding sums of codecs."""
 
 from typing import Any
 
 import numpy as np
 
 from pqnet import _check
-from pqnet.codecs import FITTERS, Additive, Fit, Packed, PackedAdditive, PackedSparse, Sparse
-from pqnet.codecs.layout import FILTER_AXES, block_columns, to_blocks
-from pqnet.fit.scales import check_fit, stored_floats
+from pqnet.codecs import FITTERS, Additive, Fit, Packed, PackedAdditive
+from pqnet.codecs.layout import FILTER_AXES, block_columns
+from pqnet.fit.error import measured, squared_error
 
-__all__ = ["fit_additive", "fit_sparse", "metric_of_blocks"]
+__all__ = ["fit_additive", "metric_of_blocks"]
 
 ENOUGH = 1e-4  # of the error, by which a round of refits has to lower it
-
-
-def fit_sparse(
-    codec: Sparse,
-    weight: Any,
-    metric: Any = None,
-    warm: Packed | None = None,
-    seed: int = 0,
-    *,
-    row_weights: Any = None,
-    threads: int | None = None,
-) -> Fit:
-    """Keep the weights without which the error would be largest.
-
-    Parameters
-    ----------
-    codec : Sparse
-    weight : array, shape (O, C, *kernel) or (O, I)
-    metric : array, optional
-        Second moments of the inputs, (1, 1), (I, 1, 1) or (G, I, 1, 1).
-    warm, seed, threads
-        Taken as other codecs do; the result does not depend on them.
-    row_weights : array, shape (O,), optional
-
-    Returns
-    -------
-    Fit
-    """
-    codec, dense, importance = check_fit(codec, weight, metric, warm, seed, row_weights)
-    loss = np.square(dense.reshape(-1), dtype=np.float64)
-    if importance is not None:
-        loss *= importance.reshape(-1)
-    places = np.sort(np.argsort(-loss, kind="stable")[: codec.count])
-    values = stored_floats(dense.reshape(-1)[places], codec.value_dtype, "values", "value_dtype")
-    return Fit(PackedSparse(codec, dense.shape, places, values), 0)
 
 
 def fit_additive(
@@ -101,8 +66,7 @@ def fit_additive(
     def fit(i: int, target: np.ndarray, start: Packed | None) -> Packed:
         nonlocal steps
         part = codec.parts[i]
-        options = {"row_weights": row_weights, "threads": threads}
-        found = FITTERS[part.name](part, target, metric=metrics[i], warm=start, seed=seed + i, **options)
+        found = part.search(target, metrics[i], start, seed + i, row_weights=row_weights, threads=threads)
         steps += found.n_iter
         return found.packed
 
@@ -111,19 +75,19 @@ def fit_additive(
     for i in range(len(codec.parts)):
         parts.append(fit(i, rest, None if warm is None else warm.parts[i]))
         rest = rest - parts[i].decode()
-    error = _loss(rest, have, metric, row_weights)
+    error = squared_error(rest, metric, row_weights, have[1])
     for _ in range(codec.refits):
         before = error
         for i, part in enumerate(parts):
             target = rest + part.decode()
             found = fit(i, target, part)
             left = target - found.decode()
-            now = _loss(left, have, metric, row_weights)
+            now = squared_error(left, metric, row_weights, have[1])
             if now < error:
                 parts[i], rest, error = found, left, now
         if error > (1 - ENOUGH) * before:
             break
-    return Fit(PackedAdditive(codec, parts), steps)
+    return measured(PackedAdditive(codec, parts), dense, metric, row_weights, steps, have[1])
 
 
 def metric_of_blocks(
@@ -155,20 +119,4 @@ def metric_of_blocks(
     return out
 
 
-def _loss(
-    rest: np.ndarray, blocks: tuple[int, str], metric: np.ndarray | None, row_weights: np.ndarray | None
-) -> float:
-    """Return the error of a weight that is wrong by ``rest``."""
-    e = to_blocks(rest, *blocks)
-    seen = e
-    if metric is not None and metric.ndim == 2:
-        seen = e @ metric
-    elif metric is not None:
-        grouped = e.reshape(metric.shape[0] if metric.ndim == 4 else 1, -1, *e.shape[1:]).swapaxes(1, 2)
-        seen = np.matmul(grouped, metric).swapaxes(1, 2).reshape(e.shape)
-    rows = np.einsum("omd,omd->o", seen, e, dtype=np.float64)
-    return float(rows.sum() if row_weights is None else rows @ row_weights)
-
-
-FITTERS[Sparse.name] = fit_sparse
 FITTERS[Additive.name] = fit_additive

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pqnet._threads import ordered_map, parallel_kernels
+from pqnet._threads import blas_limit, ordered_map
+from pqnet.fit.parallel import run_chunks
 from pqnet.fit.problem import SERIAL_WORK
 from pqnet.fit.tiles import Codewords, aligned
 from pqnet.kernels import descent as kernels
@@ -67,6 +68,7 @@ class SecondOrder:
         """The codes, shape (O, M)."""
         return np.concatenate([group.codes[:, : group.outputs].T for group in self.groups])
 
+    @blas_limit(1)
     def set_codebook(self, codebook: np.ndarray) -> float:
         """Take another codebook, codes kept; return the error."""
         self.codebook = codebook.astype(np.float32)
@@ -115,12 +117,14 @@ class SecondOrder:
         spread: np.ndarray = np.sqrt(squares / blocks)
         return spread
 
+    @blas_limit(1)
     def sweep(self) -> float:
         """Choose every code anew, block position after block position; return the error."""
         for group in self.groups:
             group.sweep(self.codebook)
         return self._measure()
 
+    @blas_limit(1)
     def update(self, steps: int) -> float:
         """Move the codebook towards the minimum for these codes by conjugate gradients; return the error."""
         inverse = np.linalg.inv(self._members())
@@ -168,8 +172,7 @@ class SecondOrder:
         for group, value in zip(self.groups, values, strict=True):
             chunk = -(-len(group.codes) // CHUNKS)
             sums = np.empty((-(-len(group.codes) // chunk), *self.codebook.shape))
-            with parallel_kernels(group.threads):
-                kernels.sum_words(value, group.codes, group.weights, chunk, sums)
+            run_chunks(group.threads, kernels.sum_words, value, group.codes, group.weights, chunk, sums)
             total += sums.sum(0)
         return total
 
@@ -203,8 +206,7 @@ class _Group:
 
     def spread(self, codebook: np.ndarray) -> None:
         """Make the weights that codes and codebook stand for."""
-        with parallel_kernels(self.threads):
-            kernels.spread_words(codebook, self.codes, self.current)
+        run_chunks(self.threads, kernels.spread_words, codebook, self.codes, self.current)
 
     def renew(self) -> None:
         """Compute residuals anew, free of what rounding left of changes."""
@@ -217,8 +219,7 @@ class _Group:
 
     def product(self, words: np.ndarray) -> np.ndarray:
         """Return H times the weights made of these words."""
-        with parallel_kernels(self.threads):
-            kernels.spread_words(words, self.codes, self.scratch)
+        run_chunks(self.threads, kernels.spread_words, words, self.codes, self.scratch)
         out = np.empty_like(self.scratch)
         self._multiply(self.moment, self.scratch, out)
         return out
@@ -241,22 +242,23 @@ class _Group:
             for first in range(panel.start, panel.stop, step):
                 rows = slice(first, min(first + step, panel.stop))
                 blocks = slice(rows.start // d, rows.stop // d)
-                with parallel_kernels(self.threads):
-                    kernels.descend(
-                        words,
-                        now.offset[blocks],
-                        ids,
-                        -(-now.k // ALL_GROUP),
-                        flat,
-                        self.diagonal[blocks].reshape(-1),
-                        np.ascontiguousarray(self.moment[rows, rows]),
-                        d,
-                        *scratch,
-                        self.residual[rows],
-                        self.current[rows],
-                        self.codes[blocks],
-                        self.scratch[rows],
-                    )
+                run_chunks(
+                    self.threads,
+                    kernels.descend,
+                    words,
+                    now.offset[blocks],
+                    ids,
+                    -(-now.k // ALL_GROUP),
+                    flat,
+                    self.diagonal[blocks].reshape(-1),
+                    np.ascontiguousarray(self.moment[rows, rows]),
+                    d,
+                    *scratch,
+                    self.residual[rows],
+                    self.current[rows],
+                    self.codes[blocks],
+                    self.scratch[rows],
+                )
                 rest = slice(rows.stop, panel.stop)
                 self._multiply(self.moment[rest, rows], self.scratch[rows], self.residual[rest], add=True)
             self.residual[panel] = before

@@ -1,61 +1,14 @@
-"""Finding codes and scales for the Scalar and Fixed codecs."""
+"""Finding scales and codes for the Fixed codec."""
 
 from typing import Any
 
 import numpy as np
 
-from pqnet import _check
-from pqnet.codecs import FITTERS, Fit, Fixed, Packed, PackedScalar, Scalar
-from pqnet.fit.scalar import scalar_kmeans
+from pqnet.codecs import FITTERS, Fit, Fixed, Packed, PackedScalar
+from pqnet.fit.error import measured
 from pqnet.fit.scales import best_scales, check_fit, nearest_codes, stored_scales
 
-__all__ = ["fit_fixed", "fit_scalar"]
-
-
-def fit_scalar(
-    codec: Scalar,
-    weight: Any,
-    metric: Any = None,
-    warm: Packed | None = None,
-    seed: int = 0,
-    *,
-    row_weights: Any = None,
-    threads: int | None = None,
-) -> Fit:
-    """Find the best list of values for a weight: k-means of numbers.
-
-    Parameters
-    ----------
-    codec : Scalar
-    weight : array, shape (O, C, *kernel) or (O, I)
-    metric : array, optional
-        Second moments of the inputs, (1, 1), (I, 1, 1) or (G, I, 1, 1); the error of each weight counts as much.
-    warm : PackedScalar, optional
-        Its list is the first one of method "lloyd"; the exact optimum does not depend on it.
-    seed : int
-    row_weights : array, shape (O,), optional
-        Weight of each output (of each token of an embedding).
-    threads : int, optional
-
-    Returns
-    -------
-    Fit
-    """
-    codec, dense, importance = check_fit(codec, weight, metric, warm, seed, row_weights)
-    if warm is not None and len(warm.codebook) != codec.k:
-        raise _check.error("warm", f"{codec.k} values", len(warm.codebook))
-    found = scalar_kmeans(
-        dense.reshape(-1),
-        codec.k,
-        weights=None if importance is None else importance.reshape(-1),
-        seed=seed,
-        method=codec.method,
-        init=None if warm is None or codec.method == "exact" else warm.codebook[:, 0].astype(np.float32),
-        threads=threads,
-    )
-    book = stored_scales(found.codebook, codec)
-    codes = nearest_codes(dense.reshape(len(dense), -1), book.astype(np.float32), 1.0)
-    return Fit(PackedScalar(codec, dense.shape, codes, book[:, None]), found.n_iter)
+__all__ = ["fit_fixed"]
 
 
 def fit_fixed(
@@ -68,9 +21,23 @@ def fit_fixed(
     row_weights: Any = None,
     threads: int | None = None,
 ) -> Fit:
-    """Find scales and codes for a list of values; arguments as those of `fit_scalar`.
+    """Find scales and codes for a list of values.
 
-    The result depends on neither ``warm`` nor ``seed``.
+    Parameters
+    ----------
+    codec : Fixed
+    weight : array, shape (O, C, *kernel) or (O, I)
+    metric : array, optional
+        Second moments of the inputs, (1, 1), (I, 1, 1) or (G, I, 1, 1); the error of each weight counts as much.
+    warm, seed
+        Taken and checked; the result depends on neither.
+    row_weights : array, shape (O,), optional
+        Weight of each output (of each token of an embedding).
+    threads : int, optional
+
+    Returns
+    -------
+    Fit
     """
     codec, dense, importance = check_fit(codec, weight, metric, warm, seed, row_weights)
     grid = codec.scale_grid(dense.shape)
@@ -84,7 +51,7 @@ def fit_fixed(
     stored = None if scales is None else stored_scales(scales, codec).reshape(grid)
     codes = nearest_codes(rows, codec.levels, 1.0 if stored is None else stored.reshape(-1, 1))
     packed = PackedScalar(codec, dense.shape, codes.reshape(len(dense), -1), scales=stored)
-    return Fit(packed, 0)
+    return measured(packed, dense, metric, row_weights, 0)
 
 
 def closed_scales(rows: np.ndarray, importance: np.ndarray | None, ternary: bool) -> np.ndarray:
@@ -110,5 +77,4 @@ def closed_scales(rows: np.ndarray, importance: np.ndarray | None, ternary: bool
     return out
 
 
-FITTERS[Scalar.name] = fit_scalar
 FITTERS[Fixed.name] = fit_fixed

@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from pqnet.kernels.cpu import has
 from pqnet.kernels.kmeans_integers import PAIR_GROUP
-from pqnet.kernels.simd import has
 
 if TYPE_CHECKING:
     from pqnet.fit.tiles import Codewords
@@ -14,10 +14,10 @@ __all__ = ["Integers", "as_integers"]
 
 MOST_WORDS = 1 << 12  # the numbers of more codewords leave too few bits
 LEAST_SIZE = 5  # of blocks; shorter ones are as fast in float32
-FITS = 32_000.0  # largest 16-bit integer, and what rounding adds
-RANGE = 2.0**31 * 0.98  # of half distances as integers; the rest is for what rounding adds
-HALF = 0.51  # largest error of a rounded product of two float32
-BEYOND = 1.1  # norms of blocks up to this times the largest of the sample
+LARGEST_INT16 = 32_000.0  # less what rounding adds
+DISTANCE_RANGE = 2.0**31 * 0.98  # of half distances as integers; the rest is for what rounding adds
+PRODUCT_ROUNDING = 0.51  # largest error of a product of two float32 that is rounded to an integer
+NORM_MARGIN = 1.1  # norms of blocks may be so many times the largest of the sample
 
 
 class Integers(NamedTuple):
@@ -41,16 +41,16 @@ def as_integers(now: "Codewords", norm: float, wrong: float) -> Integers | None:
     """
     words, offset = now.words[: now.k].astype(np.float64), now.offset[0, : now.k].astype(np.float64)
     d = words.shape[1]
-    norm *= BEYOND
+    norm *= NORM_MARGIN
     size, biggest = np.sqrt(np.square(words).sum(1)), float(np.abs(words).max())
-    if not has("avx512vnni") or now.padded > MOST_WORDS or d < LEAST_SIZE or not (biggest > 0 and 0 < norm < np.inf):
+    if not has("avx512_vnni") or now.padded > MOST_WORDS or d < LEAST_SIZE or not (biggest > 0 and 0 < norm < np.inf):
         return None
     low, high = (offset - norm * size).min(), (offset + norm * size).max()
     sums, reach = float(np.abs(words).sum(1).max()), np.sqrt(d)
-    both = 2 * RANGE / (high - low)  # the scale of half distances, as far as 16 bits allow
-    scale = np.float32(min(FITS / norm, np.sqrt(both * sums / (reach * norm))))
-    factor = min(FITS / biggest, both / float(scale))
-    scale = np.float32(min(FITS / norm, both / factor))
+    both = 2 * DISTANCE_RANGE / (high - low)  # the scale of half distances, as far as 16 bits allow
+    scale = np.float32(min(LARGEST_INT16 / norm, np.sqrt(both * sums / (reach * norm))))
+    factor = min(LARGEST_INT16 / biggest, both / float(scale))
+    scale = np.float32(min(LARGEST_INT16 / norm, both / factor))
     both = float(scale) * factor
     if not (np.isfinite(both) and both > 0):
         return None
@@ -61,7 +61,7 @@ def as_integers(now: "Codewords", norm: float, wrong: float) -> Integers | None:
     number = (1 << (now.padded - 1).bit_length()) - 1
     far = np.full(now.padded, 2**31 - 1, np.int32)
     far[: now.k] = np.rint((offset - (high + low) / 2) * both)
-    error_y, error_c = HALF / float(scale), 0.5 / factor
+    error_y, error_c = PRODUCT_ROUNDING / float(scale), 0.5 / factor
     margin = both * (2 * error_y * (sums + d * error_c) + wrong) + number + 1024  # rounding offsets, and differences
     slope = 2 * both * error_c * reach
     return Integers(

@@ -4,8 +4,10 @@ from typing import Any
 
 import numpy as np
 
-from pqnet._threads import default_threads, parallel_kernels
+from pqnet._threads import blas_limit, default_threads
 from pqnet.codecs import FITTERS, Fit, IntN, Packed, PackedScalar
+from pqnet.fit.error import measured
+from pqnet.fit.parallel import run_chunks
 from pqnet.fit.scales import best_scales, check_fit, nearest_codes, stored_scales
 from pqnet.kernels import scales as kernels
 
@@ -78,7 +80,7 @@ def fit_intn(
         scales=stored.reshape(grid),
         zeros=None if zeros is None else zeros.reshape(grid),
     )
-    return Fit(packed, 0)
+    return measured(packed, dense, metric, row_weights, 0)
 
 
 def _of_range(codec: IntN, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
@@ -103,8 +105,7 @@ def _shrunk(
         at = np.clip(((row - low[r]) / width[r]).astype(np.int64), 0, BINS - 1)
         counts[r] = np.bincount(at, minlength=BINS)
     kept = np.empty((len(rows), 2), np.int64)
-    with parallel_kernels(threads):
-        kernels.shrink_range(counts, levels, STEP, kept)
+    run_chunks(threads, kernels.shrink_range, counts, levels, STEP, kept)
     flat = high <= low
     return np.where(flat, low, low + width * kept[:, 0]), np.where(flat, high, low + width * (kept[:, 1] + 1))
 
@@ -145,6 +146,7 @@ def _best_affine(
     return scales, zeros
 
 
+@blas_limit(1)
 def _least_output(
     codec: IntN, weight: np.ndarray, scales: np.ndarray, offset: Any, moments: np.ndarray, row_weights: Any
 ) -> tuple[np.ndarray, np.ndarray]:

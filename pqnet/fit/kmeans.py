@@ -83,9 +83,9 @@ def assign(
     >>> pqnet.assign([[0.0, 1.0], [4.0, 4.0]], [[0.0, 0.0], [5.0, 5.0]]).tolist()
     [0, 1]
     """
-    problem = Problem(blocks, None, metric, groups, threads, sample=groups is None)
-    words = _check.float_array(codebook, "codebook", shape=(None, problem.v.shape[1]))
     with blas_limit(1):
+        problem = Problem(blocks, None, metric, groups, threads, sample=groups is None)
+        words = _check.float_array(codebook, "codebook", shape=(None, problem.v.shape[1]))
         codes = problem.nearest((words - problem.shift).astype(np.float32))
     return codes.astype(code_dtype(len(words)))
 
@@ -144,11 +144,11 @@ def weighted_kmeans(
     >>> result.codebook.shape, result.codes.shape
     ((16, 4), (1000,))
     """
-    problem = Problem(blocks, weights, metric, groups, threads)
-    k = _check.integer(k, "k", 1, len(problem.v))
-    n_iter = _check.integer(n_iter, "n_iter", 0)
-    rng = np.random.default_rng(_check.rng_seed(seed))
-    with blas_limit(1):  # small products: threads would cost more, and could change the bits
+    with blas_limit(1):
+        problem = Problem(blocks, weights, metric, groups, threads)
+        k = _check.integer(k, "k", 1, len(problem.v))
+        n_iter = _check.integer(n_iter, "n_iter", 0)
+        rng = np.random.default_rng(_check.rng_seed(seed))
         found = _lloyd(problem, _initial(problem, k, init, rng), n_iter)
     return found._replace(codebook=(found.codebook + problem.shift).astype(np.float32))
 

@@ -63,7 +63,7 @@ def search_order(readers: Sequence[Reader], size: int, *, seed: int | Sequence[i
     first = rng.integers(0, size, TRIALS * size)
     swaps = np.stack([first, (first + rng.integers(1, size, len(first))) % size], 1)
     places = np.array([(n, start) for n, reader in enumerate(readers) for start in reader.starts])
-    with blas_limit(1):  # more threads would add in another order
+    with blas_limit(1):
         grams = [flat @ flat.T for flat in (r.rows.reshape(-1, r.rows.shape[2]) for r in readers)]
     channels = [len(reader.rows) for reader in readers]
     order, values = np.arange(size), np.zeros(len(readers))

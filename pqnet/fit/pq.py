@@ -11,6 +11,7 @@ from pqnet.codecs.layout import FILTER_AXES, to_blocks
 from pqnet.codecs.pq import Integers
 from pqnet.fit.annealed import annealed_kmeans
 from pqnet.fit.descent import SecondOrder
+from pqnet.fit.error import measured
 from pqnet.fit.kmeans import KMeansResult, assign, weighted_kmeans
 from pqnet.fit.scales import best_scales, stored_floats
 
@@ -78,15 +79,17 @@ def fit_pq(
     codec = codec.check(dense.shape)
     blocks = to_blocks(dense, codec.d, codec.layout)
     o, m, d = blocks.shape
-    metric, whole = _split_metric(metric, o, m, d)
-    groups = None
+    by_block, whole = _split_metric(metric, o, m, d)
+    metric, groups = by_block, None
     if metric is not None and metric.ndim == 4:
         position = np.arange(o)[:, None] // (o // len(metric)) * m + np.arange(m)
         groups, metric = position.reshape(-1), metric.reshape(-1, d, d)
     if warm is not None and (not isinstance(warm, PackedPQ) or warm.codebook.shape != (codec.k, d)):
         raise _check.error("warm", f"a PackedPQ with a codebook of shape {(codec.k, d)}", _check.describe(warm))
+    block_weights = None
     if row_weights is not None:
-        row_weights = np.repeat(_check.float_array(row_weights, "row_weights", shape=(o,)), m)
+        row_weights = _check.float_array(row_weights, "row_weights", shape=(o,))
+        block_weights = np.repeat(row_weights, m)
     rows = blocks.reshape(-1, d)
     if annealed:
         for name, value in {"metric": metric, "row_weights": row_weights, "warm": warm, "init": init}.items():
@@ -99,7 +102,7 @@ def fit_pq(
         found = weighted_kmeans(
             rows,
             codec.k,
-            weights=row_weights,
+            weights=block_weights,
             metric=metric,
             groups=groups,
             init=init if warm is None else warm.codebook.astype(np.float32),
@@ -109,14 +112,15 @@ def fit_pq(
         )
     threads = default_threads(threads)
     if whole is not None:
-        weights = np.ones(o, np.float32) if row_weights is None else row_weights[::m]
+        weights = np.ones(o, np.float32) if row_weights is None else row_weights
         anneal = seed if warm is None else None  # noise would lead away from what is given
         return _descend(codec, dense.shape, blocks, whole, weights, found, anneal, threads)
     codebook, scale = _stored(codec, found.codebook, found.codes, threads)
     codes = found.codes
     if codec.codebook_dtype != "float32":
         codes = assign(rows, codebook.astype(np.float32), metric=metric, groups=groups, threads=threads)
-    return Fit(PackedPQ(codec, dense.shape, codes.reshape(o, m), codebook, scale), found.n_iter)
+    packed = PackedPQ(codec, dense.shape, codes.reshape(o, m), codebook, scale)
+    return measured(packed, dense, by_block, row_weights, found.n_iter, codec.layout)
 
 
 def _stored(codec: PQ, codebook: np.ndarray, codes: np.ndarray, threads: int) -> tuple[np.ndarray, float | None]:
@@ -170,7 +174,7 @@ def _descend(
     if codec.codebook_dtype != "float32":
         search.set_codebook(codebook.astype(np.float32))
         search.sweep()
-    return Fit(PackedPQ(codec, shape, search.codes, codebook, scale), start.n_iter + updates)
+    return Fit(PackedPQ(codec, shape, search.codes, codebook, scale), search.error, start.n_iter + updates)
 
 
 FITTERS[PQ.name] = fit_pq

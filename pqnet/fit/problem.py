@@ -1,15 +1,15 @@
 """What k-means is asked: blocks, weights and metric, checked, and what all of its steps need of them."""
 
-from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from pqnet import _check
-from pqnet._threads import default_threads, parallel_kernels
+from pqnet._threads import default_threads
 from pqnet.errors import PQNetError
 from pqnet.fit.integers import Integers, as_integers
+from pqnet.fit.parallel import run_chunks
 from pqnet.fit.tiles import ROUNDING, Codewords, aligned, group_tiles, worth_tiles
 from pqnet.kernels import kmeans as kernels
 from pqnet.kernels import kmeans_integers as integers
@@ -73,8 +73,7 @@ class Problem:
         shape = (-(-n // (16 * chunk)), period)
         sums, squares, largest = np.empty(shape), np.empty(shape), np.empty(shape, np.float32)
         scratch = aligned(shape[0], 2 * period)
-        with self.kernels(4 * v.size):
-            rows.survey(v.reshape(-1), period, chunk, scratch, sums, squares, largest)
+        self.run_chunks(4 * v.size, rows.survey, v.reshape(-1), period, chunk, scratch, sums, squares, largest)
         mean, square = (a.reshape(-1, d).sum(0) / n for a in (sums, squares))
         with np.errstate(over="ignore", invalid="ignore"):  # numbers out of range, which check_range tells
             variance = np.maximum(square - mean * mean, 0.0)
@@ -112,9 +111,9 @@ class Problem:
                 name, f"numbers whose products under the metric stay below {LARGEST:g}", f"{largest:.3g}", "scale them"
             )
 
-    def kernels(self, work: int) -> AbstractContextManager[None]:
-        """Enter the kernels with the threads that ``work`` multiplications are worth."""
-        return parallel_kernels(self.threads if work > SERIAL_WORK else 1)
+    def run_chunks(self, work: int, kernel: Any, *arguments: Any) -> None:
+        """Run the chunks of a kernel on the threads that ``work`` multiplications are worth."""
+        run_chunks(self.threads if work > SERIAL_WORK else 1, kernel, *arguments)
 
     @cached_property
     def w(self) -> np.ndarray:
@@ -144,8 +143,8 @@ class Problem:
             norm: np.ndarray = np.einsum("nd,nd->n", v, v)
             return v, 0.5 * norm
         y, half_norm = np.empty_like(v), np.empty(len(v), np.float32)
-        with self.kernels(v.size * v.shape[1]):
-            rows.transform_rows(v, group, self.metric, self.chunk, y, half_norm)
+        work = v.size * v.shape[1]
+        self.run_chunks(work, rows.transform_rows, v, group, self.metric, self.chunk, y, half_norm)
         return y, half_norm
 
     def nearest(self, codebook: np.ndarray) -> np.ndarray:
@@ -193,22 +192,23 @@ class Problem:
         )
         seen = np.empty((chunks, 3 * WIDTH), np.float32)
         ids, groups = np.arange(now.padded, dtype=np.int32), -(-now.k // ALL_GROUP)
-        with self.kernels(self.v.size * now.padded):
-            integers.nearest_by_integers(
-                self.v.reshape(-1),
-                self.metric,
-                now.interleaved(),
-                now.offset.reshape(-1),
-                whole.pairs,
-                whole.offset,
-                ids,
-                groups,
-                *whole[2:],
-                chunk,
-                *scratch,
-                codes,
-                seen,
-            )
+        self.run_chunks(
+            self.v.size * now.padded,
+            integers.nearest_by_integers,
+            self.v.reshape(-1),
+            self.metric,
+            now.interleaved(),
+            now.offset.reshape(-1),
+            whole.pairs,
+            whole.offset,
+            ids,
+            groups,
+            *whole[2:],
+            chunk,
+            *scratch,
+            codes,
+            seen,
+        )
         return seen
 
     def _nearest_in_tiles(self, now: Codewords, chunk: int, codes: np.ndarray) -> np.ndarray:
@@ -225,10 +225,10 @@ class Problem:
         )
         seen = np.empty((shape[0], 3 * WIDTH), np.float32)
         ids, groups = np.arange(now.padded, dtype=np.int32), -(-now.k // ALL_GROUP)
+        blocks = self.v.reshape(-1), slots, tile_group, self.metric
         words = now.interleaved(), now.offset, ids, groups
-        with self.kernels(self.v.size * now.padded):
-            flat = self.v.reshape(-1)
-            kernels.nearest_in_tiles(flat, slots, tile_group, self.metric, *words, chunk, *scratch, codes, seen)
+        work = self.v.size * now.padded
+        self.run_chunks(work, kernels.nearest_in_tiles, *blocks, *words, chunk, *scratch, codes, seen)
         return seen
 
     def errors(self, codebook: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray, float]:
@@ -237,8 +237,8 @@ class Problem:
         errors, partial = np.empty(n, np.float32), np.empty(self.n_chunks)
         scratch = np.empty((self.n_chunks, 2, d), np.float32)
         group = self.group_of_block if self.metric.size else self.group
-        with self.kernels(self.v.size * (d if self.metric.size else 4)):
-            rows.block_errors(self.v, self.w, group, self.metric, codebook, codes, self.chunk, scratch, errors, partial)
+        work, blocks = self.v.size * (d if self.metric.size else 4), (self.v, self.w, group, self.metric)
+        self.run_chunks(work, rows.block_errors, *blocks, codebook, codes, self.chunk, scratch, errors, partial)
         return errors, float(partial.sum())
 
 
@@ -257,10 +257,9 @@ class Rows:
         problem = self.problem
         scratch, half = np.empty((problem.n_chunks, now.padded), np.float32), np.empty(len(codes), np.float32)
         by_coordinate, bits = np.ascontiguousarray(-now.words.T), scratch.view(np.int32)
-        with problem.kernels(problem.v.size * now.padded):
-            rows.nearest_row_by_row(
-                self.y, self.half_norm, self.group, by_coordinate, now.offset, problem.chunk, scratch, bits, codes, half
-            )
+        blocks, words = (self.y, self.half_norm, self.group), (by_coordinate, now.offset)
+        work = problem.v.size * now.padded
+        problem.run_chunks(work, rows.nearest_row_by_row, *blocks, *words, problem.chunk, scratch, bits, codes, half)
 
     def step(self, codebook: np.ndarray) -> None:
         """E-step, see `Tiles`."""
@@ -273,8 +272,7 @@ class Rows:
         n, d = problem.v.shape
         chunk = max(problem.chunk, -(-n // 64))
         sums, mass = np.empty((-(-n // chunk), k, d)), np.empty((-(-n // chunk), k))
-        with problem.kernels(self.y.size):
-            rows.sum_by_code(self.y, problem.w, self.codes, chunk, sums, mass)
+        problem.run_chunks(self.y.size, rows.sum_by_code, self.y, problem.w, self.codes, chunk, sums, mass)
         m = problem.n_groups
         share = np.bincount(self.group.astype(np.int64) * k + self.codes, problem.w, m * k).reshape(m, k)
         return sums.sum(0), share

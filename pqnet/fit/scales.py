@@ -5,20 +5,21 @@ from typing import Any, TypeVar
 import numpy as np
 
 from pqnet import _check
-from pqnet._threads import default_threads, parallel_kernels
+from pqnet._threads import default_threads
 from pqnet.codecs import Codec, Packed
 from pqnet.codecs.layout import FILTER_AXES
 from pqnet.codecs.scalar import ScalarCodec
+from pqnet.fit.parallel import run_chunks
 from pqnet.kernels import scales as kernels
 
 __all__ = ["best_scales", "check_fit", "input_importance", "nearest_codes", "stored_floats", "stored_scales"]
 
 C = TypeVar("C", bound=Codec)
 
-CHANGES = 1 << 20  # of codes, in a weight, up to which all are looked at
-PART = 1 << 19  # of these at a time
-TRIES = 64  # scales of a grid
-TINY = 1e30
+MAX_CHANGES = 1 << 20  # of codes, in a weight, up to which all are looked at
+CHANGES_AT_A_TIME = 1 << 19
+GRID_SCALES = 64
+BEYOND_ANY_CHANGE = 1e30  # times the largest weight: a scale at which no code changes any more
 SERIAL = 1 << 20  # roundings below which waking other threads costs more than it saves
 
 
@@ -165,18 +166,9 @@ class _Search:
     def sums(self, w: np.ndarray, scales: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the sums of h w c and of h c c for scales (R, T)."""
         first, second = np.empty(scales.shape), np.empty(scales.shape)
-        with parallel_kernels(self.threads if w.size * scales.shape[1] > SERIAL else 1):
-            kernels.scale_sums(
-                w,
-                self.h,
-                self.levels,
-                self.middles,
-                self.offset,
-                self.even,
-                np.ascontiguousarray(scales),
-                first,
-                second,
-            )
+        threads = self.threads if w.size * scales.shape[1] > SERIAL else 1
+        levels = self.levels, self.middles, self.offset, self.even
+        run_chunks(threads, kernels.scale_sums, w, self.h, *levels, np.ascontiguousarray(scales), first, second)
         return first, second
 
     def best(self, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -187,13 +179,13 @@ class _Search:
         least = np.where(size > 0, size, np.inf).min(1)
         live = largest > 0
         low = np.where(live, least, 1.0) / (2 * self.reach)
-        high = np.where(live, largest, 1.0) * TINY
+        high = np.where(live, largest, 1.0) * BEYOND_ANY_CHANGE
         up = [(self.middles > 0).sum(), (self.middles < 0).sum()] if not self.offset.any() else [len(self.middles)] * 2
         per_row = (w > 0).sum(1) * up[0] + (w < 0).sum(1) * up[1]
-        if per_row.sum() > CHANGES:
+        if per_row.sum() > MAX_CHANGES:
             low, high = self._bracket(w, size, largest, live)
             per_row = np.full(len(w), w.shape[1])
-        rows = min(max(PART // max(int(per_row.max()), 1), 1), 1 << 16)
+        rows = min(max(CHANGES_AT_A_TIME // max(int(per_row.max()), 1), 1), 1 << 16)
         scales, at = np.zeros(len(w)), 0
         while at < len(w):
             part = slice(at, at + rows)
@@ -217,12 +209,12 @@ class _Search:
         low = 0.5 * mean / self.reach
         high = np.maximum(2 * np.where(live, largest, 1.0) / least, 4 * low)
         for _ in range(2):
-            grid = np.geomspace(low, high, TRIES, axis=1)
+            grid = np.geomspace(low, high, GRID_SCALES, axis=1)
             first, second = self.sums(w, grid)
             gains = np.divide(first * np.abs(first), second, out=np.full(grid.shape, -np.inf), where=second > 0)
             best = gains.argmax(1)[:, None]
             low = np.take_along_axis(grid, np.maximum(best - 1, 0), 1)[:, 0]
-            high = np.take_along_axis(grid, np.minimum(best + 1, TRIES - 1), 1)[:, 0]
+            high = np.take_along_axis(grid, np.minimum(best + 1, GRID_SCALES - 1), 1)[:, 0]
         return low, high
 
     def _sweep(self, part: slice, w: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:

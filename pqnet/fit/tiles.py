@@ -100,10 +100,8 @@ class Tiles:
         norm = np.empty(chunks)
         scratch = aligned(chunks, 2, d * TILE), np.empty((chunks, 2, TILE)), np.empty((chunks, TILE), np.uintp)
         out = self.x, self.summed, self.weights, self.centre, self.radius, norm
-        with problem.kernels(n * d * d):
-            kernels.fill_tiles(
-                problem.v.reshape(-1), problem.w, self.rows, self.group, problem.metric, self.chunk, *scratch, *out
-            )
+        blocks = problem.v.reshape(-1), problem.w, self.rows, self.group, problem.metric
+        problem.run_chunks(n * d * d, kernels.fill_tiles, *blocks, self.chunk, *scratch, *out)
         self.norm = float(norm.sum())
         if not own:
             self.summed = self.x
@@ -131,10 +129,8 @@ class Tiles:
         axes = np.sort(np.argsort(-problem.variance, kind="stable")[:AXES]).astype(np.uintp)
         coarse = np.ascontiguousarray(codebook[:: -(-len(codebook) // COARSE)])
         codes, keys, out = problem.nearest(coarse), np.empty(len(order), np.int32), np.empty_like(order)
-        with problem.kernels(order.size * 8):
-            rows.number_cells(
-                problem.v.reshape(-1), coarse.shape[1], codes, coarse.reshape(-1), axes, problem.chunk, keys
-            )
+        blocks, words = (problem.v.reshape(-1), coarse.shape[1], codes), coarse.reshape(-1)
+        problem.run_chunks(order.size * 8, rows.number_cells, *blocks, words, axes, problem.chunk, keys)
         rows.sort_by_key(keys, order, np.empty(len(coarse) << len(axes), np.int64), out)
         return out
 
@@ -147,34 +143,35 @@ class Tiles:
         change, offset_change, size = self.changes
         rows.codeword_changes(now.words, now.offset, before.words, before.offset, change, offset_change, size)
         margin = problem.rounding(before, now)
-        with problem.kernels(problem.v.size * now.padded):
-            kernels.step(
-                self.x,
-                self.summed,
-                self.weights,
-                self.group,
-                self.segment,
-                self.centre,
-                self.radius,
-                now.words.reshape(-1),
-                now.offset,
-                change,
-                offset_change,
-                size,
-                margin.astype(np.float32),
-                int(bounded),
-                self.chunk,
-                self.scratch,
-                self.ids,
-                self.slack.reshape(-1),
-                self.credit,
-                self.nearest,
-                self.codes,
-                self.sums,
-                self.mass,
-                self.listed,
-                self.moved,
-            )
+        problem.run_chunks(
+            problem.v.size * now.padded,
+            kernels.step,
+            self.x,
+            self.summed,
+            self.weights,
+            self.group,
+            self.segment,
+            self.centre,
+            self.radius,
+            now.words.reshape(-1),
+            now.offset,
+            change,
+            offset_change,
+            size,
+            margin.astype(np.float32),
+            int(bounded),
+            self.chunk,
+            self.scratch,
+            self.ids,
+            self.slack.reshape(-1),
+            self.credit,
+            self.nearest,
+            self.codes,
+            self.sums,
+            self.mass,
+            self.listed,
+            self.moved,
+        )
         if not problem.even_weights:
             self.recount()
         self.settled |= self.moved.sum() < SETTLED * len(self.codes)
@@ -187,8 +184,8 @@ class Tiles:
 
     def recount(self) -> None:
         """Make the sums anew from the codes."""
-        with self.problem.kernels(self.x.size):
-            kernels.sum_tiles(self.summed, self.weights, self.segment, self.codes, self.chunk, self.sums, self.mass)
+        tiles = self.summed, self.weights, self.segment, self.codes
+        self.problem.run_chunks(self.x.size, kernels.sum_tiles, *tiles, self.chunk, self.sums, self.mass)
 
     def totals(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the sums of w v (w G v with a metric a group), (K, D), and the weight of every (group, codeword)."""

@@ -56,13 +56,29 @@ def fresh(size: int, *, fixed: bool = False) -> Axis:
 
 def resolve(axis: Axis) -> Axis:
     """Return the axis in terms of segments that nothing replaced."""
+    for segment, _ in axis:
+        _shorten(segment)
+    return _one_level(axis)
+
+
+def _one_level(axis: Axis) -> Axis:
     found: list[Piece] = []
-    for segment, repeat in axis:
-        if segment.parts:
-            found += resolve(tuple(Piece(part, repeat * inner) for part, inner in segment.parts))
-        else:
-            found.append(Piece(segment, repeat))
+    for piece in axis:
+        parts = piece.segment.parts
+        found += [Piece(part, piece.repeat * inner) for part, inner in parts] if parts else [piece]
     return tuple(found)
+
+
+def _shorten(segment: Segment) -> None:
+    """Make the parts of a segment such as nothing replaced; a network of residuals chains thousands of segments."""
+    waiting = [segment]
+    while waiting:
+        replaced = [part.segment for part in waiting[-1].parts if part.segment.parts]
+        deeper = [other for other in replaced if any(part.segment.parts for part in other.parts)]
+        if not deeper:
+            waiting[-1].parts = _one_level(waiting[-1].parts)
+            waiting.pop()
+        waiting += deeper
 
 
 def fix(axis: Axis) -> None:

@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from pqnet._check import describe, error
+from pqnet._check import describe, error, integer
 from pqnet.codecs import Packed
 from pqnet.errors import PQNetError
 from pqnet.graph.layers import is_weight, weight_op, weight_ops
-from pqnet.graph.op import DTYPES, Info, complete_attrs, get_op, resolve_attrs, resolve_dim
+from pqnet.graph.op import DTYPES, Info, complete_attrs, get_op, resolve_attrs
+from pqnet.graph.sizes import MAX_ELEMENTS, check_shape_limits, resolve_dim
 
 __all__ = ["Graph", "GraphBuilder", "Node", "ValueInfo"]
 
@@ -51,7 +52,7 @@ class Graph:
     nodes : list of Node
         Every value is produced before it is used.
     params : dict of str to array or Packed
-        float32, float16, int64 or bool arrays, or packed weights.
+        float32, float16, int64, int32, int16, int8, uint8 or bool arrays, or packed weights.
     symbols : dict of str to int
         The free sizes of the input shapes, each with a size that is known to work.
     meta : dict
@@ -70,12 +71,7 @@ class Graph:
         nodes, defined, names = [], set(self.inputs), set()
         if not self.inputs or not self.outputs:
             raise PQNetError(f"graph: expected inputs and outputs, got {len(self.inputs)} and {len(self.outputs)}")
-        for name, info in self.inputs.items():
-            if info.dtype not in DTYPES:
-                raise PQNetError(f"input {name!r}: expected dtype {' or '.join(DTYPES)}, got {info.dtype!r}")
-        for name, info in self.inputs.items():
-            if wrong := [d for d in info.shape if isinstance(d, str) and not d.isidentifier()]:
-                raise error(f"input {name!r}", "sizes that are numbers or names of free symbols", describe(wrong[0]))
+        self._check_inputs()
         for node in self.nodes:
             op = get_op(node.op)
             where = f"node {node.name!r} ({node.op})"
@@ -106,6 +102,20 @@ class Graph:
         graph.infer_shapes(graph.symbols)
         return graph
 
+    def _check_inputs(self) -> None:
+        used: set[str] = set()
+        for name, info in self.inputs.items():
+            if info.dtype not in DTYPES:
+                raise PQNetError(f"input {name!r}: expected dtype {' or '.join(DTYPES)}, got {info.dtype!r}")
+            for size in info.shape:
+                if not (type(size) is int or (isinstance(size, str) and size.isidentifier())):
+                    raise error(f"input {name!r}", "sizes that are numbers or names of free symbols", describe(size))
+                used |= {size} if isinstance(size, str) else set()
+        for name, size in self.symbols.items():
+            integer(size, f"symbol {name!r}", 1, MAX_ELEMENTS)
+        if used != set(self.symbols):
+            raise error("symbols", f"a size that works for each of {sorted(used)}, which the inputs name", self.symbols)
+
     def _check_params(self, node: Node, roles: Mapping[str, bool], where: str) -> None:
         if unknown := set(node.params) - set(roles):
             raise PQNetError(f"{where}: unknown parameter roles {sorted(unknown)}; expected {sorted(roles)}")
@@ -122,7 +132,9 @@ class Graph:
                 ops = tuple(weight_ops())
                 raise PQNetError(f"{where}: parameter {name!r} is packed, but only weights of {ops} may be")
             dtypes = (*DTYPES, "float16")
-            if not isinstance(param, Packed) and not (isinstance(param, np.ndarray) and param.dtype.name in dtypes):
+            if not isinstance(param, Packed) and not (
+                isinstance(param, np.ndarray) and param.dtype.name in dtypes and param.dtype.isnative
+            ):
                 raise error(f"{where}: parameter {name!r}", f"a {', '.join(dtypes)} or packed array", describe(param))
 
     def infer_shapes(self, symbols: Mapping[str, int]) -> dict[str, Info]:
@@ -131,6 +143,8 @@ class Graph:
             name: Info(tuple(resolve_dim(d, symbols) for d in info.shape), info.dtype)
             for name, info in self.inputs.items()
         }
+        for name, info in infos.items():
+            check_shape_limits(info.shape, f"input {name!r}")
         for node in self.nodes:
             op = get_op(node.op)
             params = {role: param_info(self.params[name]) for role, name in node.params.items()}
@@ -139,12 +153,13 @@ class Graph:
                 result = op.infer([infos[v] for v in node.inputs], params, attrs)
             except PQNetError as reason:
                 raise type(reason)(f"node {node.name!r} ({node.op}): {reason}") from None
+            except (ArithmeticError, LookupError, TypeError, ValueError) as reason:  # a shape rule met absurd numbers
+                raise PQNetError(f"node {node.name!r} ({node.op}): the network is not valid: {reason}") from reason
             results = (result,) if isinstance(result, Info) else result
             if len(results) != len(node.outputs):
                 raise PQNetError(f"node {node.name!r}: expected {len(results)} outputs, got {len(node.outputs)}")
             for value, info in zip(node.outputs, results, strict=True):
-                if any(s < 0 for s in info.shape):
-                    raise PQNetError(f"node {node.name!r} ({node.op}): output shape {info.shape} is negative")
+                check_shape_limits(info.shape, f"node {node.name!r} ({node.op})")
                 infos[value] = info
         return infos
 

@@ -9,16 +9,19 @@ import numpy as np
 from pqnet._check import describe
 from pqnet.errors import PQNetError, UnsupportedOpError
 from pqnet.graph.axes import Axes, Tracked
+from pqnet.graph.sizes import MAX_ATTRIBUTE, Size, resolve_dim
 
 if TYPE_CHECKING:
     from pqnet.graph.layers import WeightOp
 
 __all__ = [
-    *("DTYPES", "OPS", "REQUIRED", "Attr", "Info", "Op", "get_op", "register", "resolve_dim"),
+    *("DTYPES", "INTEGERS", "NUMERIC", "OPS", "REQUIRED", "Attr", "Info", "Op", "get_op", "register"),
     *("broadcast_shape", "check_axes", "check_dtype", "check_shape"),
 ]
 
-DTYPES = ("float32", "int64", "bool")
+INTEGERS = ("int64", "int32", "int16", "int8", "uint8")
+NUMERIC = ("float32", *INTEGERS)
+DTYPES = (*NUMERIC, "bool")
 REQUIRED = object()
 OPS: dict[str, "Op"] = {}
 
@@ -38,8 +41,10 @@ class Info(NamedTuple):
 class Attr:
     """One attribute of an operation.
 
-    ``kind``: ``int float bool str``; ``ints`` (tuple of ints; ``length`` fixes how many); ``dims`` (tuple of sizes:
-    ints or integer expressions of the graph's free symbols such as ``"12*batch"``); ``dim`` (one such size).
+    ``kind``: ``int float bool str``; ``number`` (an int of 64 bits, which stays one, or a float); ``ints`` (tuple of
+    ints; ``length`` fixes how many); ``dims`` (tuple of sizes: ints or integer expressions of the graph's free symbols
+    such as ``"12*batch"``); ``dim`` (one such size). The magnitude of an int is at most
+    `pqnet.graph.sizes.MAX_ATTRIBUTE`.
     ``default`` REQUIRED means that a node must give it; None as a default means that it may be absent.
     """
 
@@ -115,11 +120,18 @@ def check_axes(axes: Iterable[int], rank: int) -> None:
 
 
 def broadcast_shape(*shapes: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape to which the shapes broadcast, or raise."""
-    try:
-        return np.broadcast_shapes(*shapes)
-    except ValueError:
-        raise PQNetError(f"shapes {', '.join(map(str, shapes))} do not broadcast") from None
+    """Return the shape to which the shapes broadcast, or raise; of equal sizes, one that no symbol changes."""
+    out = []
+    for i in range(-max(map(len, shapes), default=0), 0):
+        sizes = [shape[i] for shape in shapes if len(shape) >= -i]
+        wide = [size for size in sizes if size != 1]
+        if any(size != wide[0] for size in wide[1:]):
+            raise PQNetError(f"shapes {', '.join(map(str, shapes))} do not broadcast")
+        if wide:
+            out.append(next((size for size in wide if not isinstance(size, Size)), wide[0]))
+        else:
+            out.append(next((size for size in sizes if isinstance(size, Size)), 1))
+    return tuple(out)
 
 
 def complete_attrs(op: Op, attrs: Attrs) -> dict[str, Any]:
@@ -142,61 +154,30 @@ def _canonical(value: Any, attr: Attr, where: str) -> Any:
     kind = attr.kind
     if kind == "bool" and isinstance(value, bool | np.bool_):
         return bool(value)
-    if kind == "int" and _is_int(value):
+    if kind == "int" and _is_int(value, MAX_ATTRIBUTE):
         return int(value)
-    if kind == "float" and (_is_int(value) or isinstance(value, float | np.floating)):
+    if kind == "float" and (_is_int(value, 1 << 63) or isinstance(value, float | np.floating)):
+        return float(value)
+    if kind == "number" and _is_int(value, 1 << 63) and value < 2**63:
+        return int(value)
+    if kind == "number" and isinstance(value, float | np.floating):
         return float(value)
     if kind == "str" and isinstance(value, str) and (attr.options is None or value in attr.options):
         return value
-    if kind == "dim" and (_is_int(value) or isinstance(value, str)):
+    if kind == "dim" and (_is_int(value, 1 << 63) or isinstance(value, str)):
         return value if isinstance(value, str) else int(value)
     if kind in ("ints", "dims") and isinstance(value, tuple | list):
-        fits = all(_is_int(v) or (kind == "dims" and isinstance(v, str)) for v in value)
+        most = 1 << 63 if kind == "dims" else MAX_ATTRIBUTE
+        fits = all(_is_int(v, most) or (kind == "dims" and isinstance(v, str)) for v in value)
         if fits and attr.length in (None, len(value)):
             return tuple(v if isinstance(v, str) else int(v) for v in value)
     size = f" of length {attr.length}" if attr.length is not None else ""
-    raise PQNetError(f"{where}: expected {attr.options or kind + size}, got {describe(value)}")
+    limit = f" from {-MAX_ATTRIBUTE} to {MAX_ATTRIBUTE}" if kind in ("int", "ints") else ""
+    raise PQNetError(f"{where}: expected {attr.options or kind + size + limit}, got {describe(value)}")
 
 
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool | np.bool_)
-
-
-def resolve_dim(dim: int | str, symbols: Mapping[str, int]) -> int:
-    """Return the value of a size: an int, or an integer expression (+ - * // and parentheses) of free symbols."""
-    if isinstance(dim, int):
-        return dim
-    import ast
-
-    def value(node: ast.AST) -> int:
-        match node:
-            case ast.Expression(body=body):
-                return value(body)
-            case ast.Constant(value=int() as number):
-                return number
-            case ast.Name(id=name) if name in symbols:
-                return symbols[name]
-            case ast.UnaryOp(op=ast.USub(), operand=operand):
-                return -value(operand)
-            case ast.BinOp(left=left, op=op, right=right):
-                a, b = value(left), value(right)
-                match op:
-                    case ast.Add():
-                        return a + b
-                    case ast.Sub():
-                        return a - b
-                    case ast.Mult():
-                        return a * b
-                    case ast.FloorDiv() if b:
-                        return a // b
-        raise PQNetError(f"size {dim!r}: expected an integer expression of {sorted(symbols)}")
-
-    if len(dim) > 200:
-        raise PQNetError(f"size: expected a short integer expression, got {len(dim)} characters")
-    try:
-        return value(ast.parse(dim, mode="eval"))
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise PQNetError(f"size {dim!r}: expected an integer expression of {sorted(symbols)}") from None
+def _is_int(value: Any, most: int) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool | np.bool_) and abs(int(value)) <= most
 
 
 def resolve_attrs(op: Op, attrs: Attrs, symbols: Mapping[str, int]) -> dict[str, Any]:

@@ -6,7 +6,9 @@ from pqnet.io.container import replaced as replaced
 from pqnet.io.container import write_container as write_container
 from pqnet.io.model_file import Golden as Golden
 from pqnet.io.model_file import graph_content as graph_content
+from pqnet.io.model_file import graph_from_bytes as graph_from_bytes
 from pqnet.io.model_file import graph_nbytes as graph_nbytes
+from pqnet.io.model_file import graph_to_bytes as graph_to_bytes
 from pqnet.io.model_file import load_graph as load_graph
 from pqnet.io.model_file import params_content as params_content
 from pqnet.io.model_file import params_from as params_from

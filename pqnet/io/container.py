@@ -1,12 +1,15 @@
 """The file: named arrays and a JSON header in one HDF5 file that detects every damaged byte.
 
-Layout, version 1 (little-endian)::
+Layout (little-endian)::
 
     bytes 0..511   HDF5 user block: b"PQNET\\n", uint16 version, uint64 length of the file, uint32 sizes of the
                    deflated and the plain header, SHA-256, zeros
     bytes 512..    HDF5:
       /header      one fixed-length string, JSON: kind, names, dtypes and shapes of all arrays, the caller's header
       /uint8, ...  all arrays of one dtype, one after the other in the order of the header, as one vector
+
+The version is 1, or 2 if the file holds what readers of version 1 do not know or would read wrong: arrays of int32,
+int16 or int8, and integers in the header that float64 does not hold. Both are read.
 
 The SHA-256 is that of the whole file with its own 32 bytes zero; it guards against damage. Against forgery guards
 that the content determines every byte (see `hdf5_layout`): the loader inflates the header, with a bound, lays the
@@ -20,6 +23,7 @@ Shared, they cost 1 kB for a whole file and some 10 bytes for an array in the de
 
 import contextlib
 import hashlib
+import io
 import json
 import math
 import os
@@ -30,19 +34,24 @@ from collections.abc import Iterator, Mapping
 from importlib import metadata
 from typing import Any, BinaryIO
 
-import h5py
 import numpy as np
 
 from pqnet._check import choice, describe, error
 from pqnet.errors import FormatError, PQNetError
 from pqnet.io.hdf5_layout import BASE, DTYPES, TEXT_START, Frame, hdf5_frame
 
-__all__ = ["check_name", "container_nbytes", "read_arrays", "read_container", "replaced", "write_container"]
+__all__ = [
+    *("check_name", "container_bytes", "container_content", "container_nbytes"),
+    *("read_arrays", "read_container", "replaced", "write_container"),
+]
 
 MAGIC = b"PQNET\n"
-VERSION = 1
+VERSIONS = (1, 2)
+NEW_DTYPES = ("int32", "int16", "int8")  # of version 2
 KINDS = {"model": "pqnet.load", "statistics": "pqnet.load_statistics", "layer": "pqnet.quantize(checkpoint=...)"}
 MAX_HEADER = 1 << 24  # bytes of JSON: names of a thousand layers and of a vocabulary, not a decompression bomb
+MAX_VALUES = 1 << 21  # commas and brackets in that: each value costs a hundred bytes and half a microsecond to read
+MAX_ARRAYS = 1 << 17
 MAX_DEPTH = 64
 MAX_AXES = 8
 MAX_SIZE = 1 << 40  # of an array without empty axes; NumPy takes no more than 2**63 bytes, empty or not
@@ -64,7 +73,7 @@ def write_container(path: Path, kind: str, header: Mapping[str, Any], arrays: Ma
     header : dict
         Plain data: dict with str keys, list, str, int, finite float, bool, None. Tuples come back as lists.
     arrays : dict of str to array
-        uint8, uint16, float16, float32, float64, int64 or bool arrays of any shape.
+        float64, float32, float16, int64, int32, int16, int8, uint16, uint8 or bool arrays of any shape.
 
     Raises
     ------
@@ -81,8 +90,19 @@ def write_container(path: Path, kind: str, header: Mapping[str, Any], arrays: Ma
            [0., 1.]])})
     """
     text, counts = _described(kind, header, arrays)
+    version = _version(header, arrays)
     with replaced(path) as temporary, open(temporary, "wb") as stream:
-        _write(stream, text, arrays, counts)
+        _write(stream, text, arrays, counts, version)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def container_bytes(kind: str, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:
+    """Return the content of the file that `write_container` makes of the same arguments, or raise as it does."""
+    text, counts = _described(kind, header, arrays)
+    stream = io.BytesIO()
+    _write(stream, text, arrays, counts, _version(header, arrays))
+    return stream.getvalue()
 
 
 def container_nbytes(kind: str, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> int:
@@ -105,9 +125,18 @@ def _described(kind: str, header: Mapping[str, Any], arrays: Mapping[str, np.nda
     _check_plain(header, "header")
     document = {"kind": kind, "writer": _writer(), "arrays": index, "header": header}
     text = json.dumps(document, separators=(",", ":")).encode()
+    _check_text_limits(text, len(arrays))
+    return text, _counts(index)
+
+
+def _check_text_limits(text: bytes, arrays: int) -> None:
+    """Raise unless a header is of a size that takes little time to read."""
     if len(text) > MAX_HEADER:
         raise error("header", f"at most {MAX_HEADER} bytes of JSON", len(text))
-    return text, _counts(index)
+    if (values := sum(map(text.count, (b",", b"[", b"{")))) > MAX_VALUES:
+        raise error("header", f"at most {MAX_VALUES} values (commas and brackets)", values)
+    if arrays > MAX_ARRAYS:
+        raise error("arrays", f"at most {MAX_ARRAYS}", arrays)
 
 
 def read_container(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -133,12 +162,22 @@ def read_container(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, np.
     PQNetError
         If the file is missing or cannot be read.
     """
-    choice(kind, "kind", KINDS)
     name = _file_name(path)
     try:
-        document, arrays = _parse(_read_verified(name))
+        data = _read(name)
     except OSError as reason:
         raise PQNetError(f"path: cannot read {name}: {reason.strerror}") from None
+    except PQNetError as reason:
+        raise FormatError(f"{name}: {reason}") from None
+    return container_content(data, kind, name)
+
+
+def container_content(data: bytes, kind: str, name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return header and arrays of the bytes of a file, as `read_container` does; ``name`` is for its errors."""
+    choice(kind, "kind", KINDS)
+    try:
+        _verify(data)
+        document, arrays = _parse(data)
     except PQNetError as reason:
         raise FormatError(f"{name}: {reason}") from reason.__cause__
     if document["kind"] != kind:
@@ -171,6 +210,20 @@ def _file_name(path: Any) -> str:
     return name
 
 
+def _version(header: Any, arrays: Mapping[str, np.ndarray]) -> int:
+    """Return the lowest version whose readers understand the content."""
+    new = any(array.dtype.name in NEW_DTYPES for array in arrays.values())
+    return 2 if new or _has_wide_integer(header) else 1
+
+
+def _has_wide_integer(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_has_wide_integer, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(_has_wide_integer, value))
+    return isinstance(value, int) and abs(value) > 1 << 53
+
+
 def _check_plain(value: Any, key: str, depth: int = 0) -> None:
     """Raise unless ``value``, found below ``key``, is data that JSON gives back as it was."""
     where = f"header key {key[:60]!r}"
@@ -185,7 +238,7 @@ def _check_plain(value: Any, key: str, depth: int = 0) -> None:
         for item in value:
             _check_plain(item, key, depth + 1)
     elif isinstance(value, int):
-        if abs(value) >= 1 << 63:
+        if not -(1 << 63) <= value < 1 << 63:
             raise error(where, "an integer of 64 bits", f"{value.bit_length()} bits")
     elif not (value is None or isinstance(value, str) or (isinstance(value, float) and math.isfinite(value))):
         raise error(where, "plain data (dict, list, str, int, finite float, bool, None)", describe(value))
@@ -212,18 +265,18 @@ def replaced(path: Path) -> Iterator[str]:
         raise
 
 
-def _write(stream: BinaryIO, text: bytes, arrays: Mapping[str, np.ndarray], counts: Mapping[str, int]) -> None:
+def _write(
+    stream: BinaryIO, text: bytes, arrays: Mapping[str, np.ndarray], counts: Mapping[str, int], version: int
+) -> None:
     packed = zlib.compress(text, 9)
     frame = hdf5_frame(len(text), len(packed), counts)
-    digest = hashlib.sha256(_user_block(frame.length, len(packed), len(text), bytes(32)))
+    digest = hashlib.sha256(_user_block(version, frame.length, len(packed), len(text), bytes(32)))
     stream.seek(BASE)
     for piece in _pieces(frame, packed, arrays):
         digest.update(piece)
         stream.write(piece)
     stream.seek(0)
-    stream.write(_user_block(frame.length, len(packed), len(text), digest.digest()))
-    stream.flush()
-    os.fsync(stream.fileno())
+    stream.write(_user_block(version, frame.length, len(packed), len(text), digest.digest()))
 
 
 def _pieces(frame: Frame, packed: bytes, arrays: Mapping[str, np.ndarray]) -> Iterator[bytes | memoryview]:
@@ -237,8 +290,8 @@ def _pieces(frame: Frame, packed: bytes, arrays: Mapping[str, np.ndarray]) -> It
     yield frame.tail
 
 
-def _user_block(length: int, packed_size: int, text_size: int, digest: bytes) -> bytes:
-    return _FIELDS.pack(MAGIC, VERSION, length, packed_size, text_size, digest).ljust(BASE, b"\0")
+def _user_block(version: int, length: int, packed_size: int, text_size: int, digest: bytes) -> bytes:
+    return _FIELDS.pack(MAGIC, version, length, packed_size, text_size, digest).ljust(BASE, b"\0")
 
 
 def _counts(index: Mapping[str, Any]) -> dict[str, int]:
@@ -252,20 +305,23 @@ def _counts(index: Mapping[str, Any]) -> dict[str, int]:
 # -- reading -------------------------------------------------------------------------------------------------
 
 
-def _read_verified(name: str) -> bytes:
-    """Return the bytes of a file whose magic, version, length and digest are right."""
+def _read(name: str) -> bytes:
+    """Return the bytes of a file whose first block is that of a file of its length: others may be of any size."""
     with open(name, "rb") as stream:
         length = os.fstat(stream.fileno()).st_size
         _check_block(stream.read(BASE), length)
         stream.seek(0)
-        data = stream.read(length + 1)
-    _check_block(data[:BASE], len(data))  # once more: another program may write to the file just now
-    *_, stated, packed_size, text_size, digest = _FIELDS.unpack_from(data)
-    computed = hashlib.sha256(_user_block(stated, packed_size, text_size, bytes(32)))
+        return stream.read(length + 1)  # another program may write to the file just now
+
+
+def _verify(data: bytes) -> None:
+    """Raise FormatError unless magic, version, length and digest of the bytes of a file are right."""
+    _check_block(data[:BASE], len(data))
+    _, version, stated, packed_size, text_size, digest = _FIELDS.unpack_from(data)
+    computed = hashlib.sha256(_user_block(version, stated, packed_size, text_size, bytes(32)))
     computed.update(memoryview(data)[BASE:])
     if computed.digest() != digest:
         raise FormatError("the file is damaged: its content does not match its checksum; get a fresh copy")
-    return data
 
 
 def _check_block(block: bytes, length: int) -> None:
@@ -275,8 +331,9 @@ def _check_block(block: bytes, length: int) -> None:
     if len(block) < BASE:
         raise FormatError(f"the file is damaged: truncated to {len(block)} bytes; get a fresh copy")
     _, version, stated, *_ = _FIELDS.unpack_from(block)
-    if version != VERSION:
-        raise FormatError(f"expected format version {VERSION}, got version {version}; update pqnet or write it anew")
+    if version not in VERSIONS:
+        known = " or ".join(map(str, VERSIONS))
+        raise FormatError(f"expected format version {known}, got version {version}; update pqnet or write it anew")
     if stated != length:
         raise FormatError(f"the file is damaged: expected {stated} bytes, got {length}; get a fresh copy")
     if any(block[_FIELDS.size :]):
@@ -298,7 +355,7 @@ def _content(block: bytes) -> str:
 
 def _parse(data: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Return document and arrays of a verified file; whatever is not as `write_container` writes it is refused."""
-    *_, packed_size, text_size, _ = _FIELDS.unpack_from(data)
+    _, version, _, packed_size, text_size, _ = _FIELDS.unpack_from(data)
     document = _document(data[TEXT_START : TEXT_START + packed_size], text_size)
     counts = _counts(_checked_index(document["arrays"]))
     if max(counts.values()) > len(data):
@@ -315,6 +372,8 @@ def _parse(data: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
             raise FormatError(f"array {name!r}: expected bytes 0 and 1, got others")
         arrays[name] = values.view(dtype).reshape(shape).copy()
         offsets[dtype] = offset + values.nbytes
+    if version != _version(document["header"], arrays):
+        raise FormatError(f"expected format version {_version(document['header'], arrays)}, got {version}")
     return document, arrays
 
 
@@ -329,6 +388,7 @@ def _document(packed: bytes, size: int) -> dict[str, Any]:
         raise FormatError(f"header: {reason}") from None
     if len(text) != size or not inflate.eof or inflate.unused_data:
         raise FormatError(f"header: expected {size} bytes of deflated text, got others")
+    _check_text_limits(text, 0)
     try:
         document = json.loads(text, object_pairs_hook=_unique)
         _check_plain(document, "")
@@ -354,6 +414,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _checked_index(index: Any) -> dict[str, Any]:
     if not isinstance(index, dict):
         raise FormatError(f"arrays: expected names with dtype and shape, got {describe(index)}")
+    _check_text_limits(b"", len(index))
     for name, entry in index.items():
         check_name(name, "array name")
         match entry:
@@ -397,6 +458,8 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         raise PQNetError(f"path: cannot read {name}: {reason.strerror}") from None
     if first.startswith(MAGIC):
         raise FormatError(f"{name}: expected a plain HDF5 file of arrays, got a pqnet file")
+    import h5py  # files of ours are read and written without it
+
     if not h5py.is_hdf5(name):
         raise FormatError(f"{name}: expected an HDF5 file, got {_content(first)}")
     try:
@@ -408,6 +471,8 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def _plain_arrays(path: str) -> dict[str, np.ndarray]:
+    import h5py
+
     arrays: dict[str, np.ndarray] = {}
     with h5py.File(path, "r") as file:
         links: dict[str, Any] = {}

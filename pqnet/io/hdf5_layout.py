@@ -42,12 +42,16 @@ _TYPES = {
     "float64": _float(8, 11),
     "int64": _integer(8, True),
     "float32": _float(4, 8),
+    "int32": _integer(4, True),
     "float16": _float(2, 5),
     "uint16": _integer(2, False),
+    "int16": _integer(2, True),
     "uint8": _integer(1, False),
+    "int8": _integer(1, True),
     "bool": struct.pack("<BBHI", 0x38, 2, 0, 1) + _integer(1, True) + b"FALSE\0TRUE\0\0\1",
 }
-DTYPES = {"float64": 8, "int64": 8, "float32": 4, "float16": 2, "uint16": 2, "uint8": 1, "bool": 1}
+DTYPES = {"float64": 8, "int64": 8, "float32": 4, "int32": 4, "float16": 2, "uint16": 2, "int16": 2, "uint8": 1}
+DTYPES |= {"int8": 1, "bool": 1}
 
 
 def hdf5_frame(text_size: int, packed_size: int, counts: Mapping[str, int]) -> Frame:

@@ -12,12 +12,23 @@ from pqnet.codecs import PACKED, Packed, codec_from_attrs
 from pqnet.errors import FormatError, PQNetError, UnsupportedOpError
 from pqnet.graph.graph import Graph, Node, Param, ValueInfo
 from pqnet.graph.op import DTYPES, Attr, get_op
-from pqnet.io.container import Path, check_name, container_nbytes, read_container, write_container
+from pqnet.graph.sizes import MAX_ELEMENTS
+from pqnet.io.container import (
+    Path,
+    check_name,
+    container_bytes,
+    container_content,
+    container_nbytes,
+    read_container,
+    write_container,
+)
 
 __all__ = [
     "Golden",
     "graph_content",
+    "graph_from_bytes",
     "graph_nbytes",
+    "graph_to_bytes",
     "load_graph",
     "params_content",
     "params_from",
@@ -25,7 +36,6 @@ __all__ = [
     "save_graph",
 ]
 
-MAX_SIZE = 1 << 40  # of an axis
 MAX_DRAWN = 1 << 28  # float32 numbers that a golden record may draw: 1 GiB
 
 _FLOATS = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}  # JSON has no words for them
@@ -67,7 +77,7 @@ class Golden:
             rng_seed(self.seed, "golden.seed")
         drawn = 0
         for name, shape in self.shapes.items():
-            drawn += math.prod(integer(size, f"golden.shapes[{name!r}]", 0, MAX_SIZE) for size in shape)
+            drawn += math.prod(integer(size, f"golden.shapes[{name!r}]", 0, MAX_ELEMENTS) for size in shape)
         if drawn > MAX_DRAWN:
             raise error("golden.shapes", f"at most {MAX_DRAWN} numbers to draw", drawn, "use a smaller batch")
         for name, array in (*self.arrays.items(), *self.outputs.items()):
@@ -99,11 +109,11 @@ class Golden:
         for name, info in inputs.items():
             if name in stored:
                 continue
-            shape = tuple(integer(size, f"inputs[{name!r}].shape", 0, MAX_SIZE) for size in info.shape)
+            shape = tuple(integer(size, f"inputs[{name!r}].shape", 0, MAX_ELEMENTS) for size in info.shape)
             if info.dtype == "float32":
                 shapes[name] = shape
             else:
-                stored[name] = np.zeros(shape, np.int64) if info.dtype == "int64" else np.ones(shape, np.bool_)
+                stored[name] = np.full(shape, info.dtype == "bool", info.dtype)
         return cls(shapes, seed if shapes else None, stored)
 
     def with_outputs(self, outputs: Mapping[str, np.ndarray]) -> Self:
@@ -193,9 +203,12 @@ def save_graph(path: Path, graph: Graph, golden: Golden | None = None) -> None:
     >>> list(graph.params), golden
     (['fc.weight'], None)
     """
-    header, arrays = graph_content(graph.validate(), golden)
-    _graph_from(header, graph.params, golden)  # what is written can be read
-    write_container(path, "model", header, arrays)
+    write_container(path, "model", *_readable_content(graph, golden))
+
+
+def graph_to_bytes(graph: Graph, golden: Golden | None = None) -> bytes:
+    """Return the content of the file that `save_graph` makes of the same arguments; `graph_from_bytes` reads it."""
+    return container_bytes("model", *_readable_content(graph, golden))
 
 
 def graph_nbytes(graph: Graph, golden: Golden | None = None) -> int:
@@ -215,18 +228,31 @@ def load_graph(path: Path) -> tuple[Graph, Golden | None]:
     PQNetError
         If the file is missing or cannot be read.
     """
-    header, arrays = read_container(path, "model")
+    return _graph_of(*read_container(path, "model"), str(path))
+
+
+def graph_from_bytes(data: bytes) -> tuple[Graph, Golden | None]:
+    """Return graph and golden record from the content of a model file, or raise as `load_graph` does."""
+    return _graph_of(*container_content(data, "model", "data"), "data")
+
+
+def _graph_of(header: dict[str, Any], arrays: Mapping[str, np.ndarray], name: str) -> tuple[Graph, Golden | None]:
     try:
         return _from_file(header, arrays)
     except UnsupportedOpError as reason:
-        raise UnsupportedOpError(f"{path!s}: {reason}") from None
+        raise UnsupportedOpError(f"{name}: {reason}") from None
     except PQNetError as reason:
-        raise FormatError(f"{path!s}: {reason}") from None
-    except (ArithmeticError, LookupError, TypeError, ValueError) as reason:  # a shape rule met absurd numbers
-        raise FormatError(f"{path!s}: the network is not valid: {reason}") from reason
+        raise FormatError(f"{name}: {reason}") from None
 
 
 # -- writing -------------------------------------------------------------------------------------------------
+
+
+def _readable_content(graph: Graph, golden: Golden | None) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return what a file holds for a graph, after a look whether it can be read again."""
+    header, arrays = graph_content(graph.validate(), golden)
+    _graph_from(header, graph.params, golden)
+    return header, arrays
 
 
 def params_content(params: Mapping[str, Param]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -339,10 +365,7 @@ def _graph_from(header: Mapping[str, Any], params: Mapping[str, Param], golden: 
     optional = {} if golden is None else {"golden": dict}
     types = {"inputs": dict, "outputs": dict, "symbols": dict, "nodes": list, "params": dict, "meta": dict}
     fields = _record(header, "header", **types, **optional)
-    symbols = {n: integer(size, f"symbol {n!r}", 1, MAX_SIZE) for n, size in fields["symbols"].items()}
-    for name in symbols:
-        if not name.isidentifier():
-            raise FormatError(f"symbol: expected an identifier, got {name!r}")
+    symbols = fields["symbols"]
     graph = Graph(
         inputs={n: _value_info(v, f"input {n!r}", symbols) for n, v in fields["inputs"].items()},
         outputs={n: check_name(v, f"output {n!r}") for n, v in fields["outputs"].items()},
@@ -394,11 +417,12 @@ def _node(value: Any, where: str) -> Node:
 
 
 def _attr(attr: Attr | None, value: Any) -> Any:
-    return _FLOATS.get(value, value) if attr is not None and attr.kind == "float" and isinstance(value, str) else value
+    real = attr is not None and attr.kind in ("float", "number")
+    return _FLOATS.get(value, value) if real and isinstance(value, str) else value
 
 
 def _is_size(value: Any) -> bool:
-    return type(value) is int and 0 <= value <= MAX_SIZE
+    return type(value) is int and 0 <= value <= MAX_ELEMENTS
 
 
 def _shape(value: Any, where: str) -> tuple[int, ...]:

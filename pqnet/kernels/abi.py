@@ -18,6 +18,8 @@ import numpy as np
 from numba import from_dtype, types
 from numba.core import config
 
+from pqnet.kernels.cache import compiled
+
 __all__ = [
     *("CODES", "CONST", "DATA", "FLAG", "INDEX", "MAYBE_CODES", "MAYBE_CONST", "MAYBE_DATA", "SCRATCH", "SIZE"),
     *("Arguments", "Kind", "StepKernel", "step"),
@@ -91,16 +93,16 @@ class StepKernel:
     def __init__(self, function: Any, arguments: Arguments) -> None:
         self.function, self.arguments = function, arguments
         self.name: str = function.__name__
+        self._address: Any = None
 
     def address(self) -> Any:
-        """Return what the driver calls the kernel by: the address of its machine code, compiled now if need be."""
+        """Return what the driver calls the kernel by: the address of its machine code, compiled when first asked."""
         if config.DISABLE_JIT:
             return self.function
-        signature = signature_of(from_dtype(self.arguments.dtype))
-        if signature not in self.function.overloads:
-            self.function.compile(signature)
-        compiled = self.function.overloads[signature]
-        return compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
+        if self._address is None:
+            code = compiled(self.function, signature_of(from_dtype(self.arguments.dtype)))
+            self._address = code.library.get_pointer_to_function(code.fndesc.llvm_func_name)
+        return self._address
 
 
 def signature_of(record: Any) -> tuple[Any, ...]:

@@ -3,8 +3,9 @@
 Outputs are lanes: matrices hold one row for each input and one column for each output, padded to whole tiles.
 """
 
-from numba import njit, prange
+from numba import njit
 
+from pqnet.kernels.chunks import next_chunk
 from pqnet.kernels.kmeans_search import ALL_TILE, search_all
 from pqnet.kernels.simd import WIDTH, fma, load, splat, store, subtract
 
@@ -32,9 +33,23 @@ def _push(within, change, rows, first, d, width, at, residual):
             store(residual, row * width + at + p, total)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", parallel=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def descend(
-    words, offset, ids, groups, codebook, diagonal, within, d, tmp_x, tmp_codes, residual, current, codes, out_change
+    counter,
+    words,
+    offset,
+    ids,
+    groups,
+    codebook,
+    diagonal,
+    within,
+    d,
+    tmp_x,
+    tmp_codes,
+    residual,
+    current,
+    codes,
+    out_change,
 ):
     # A batch of block positions, one after the other, for every output. IN words (KP * d,) f4: ALL_GROUP negated
     # codewords interleaved, offset (positions, KP) f4: c' G c / 2, ids: 0, 1, ... i4, codebook (K * d,) f4, diagonal
@@ -46,7 +61,9 @@ def descend(
     rows = positions * d
     flat_residual, flat_current, flat_change = residual.reshape(-1), current.reshape(-1), out_change.reshape(-1)
     flat_offset, padded, flat_within = offset.reshape(-1), offset.shape[1], within.reshape(-1)
-    for t in prange(width // ALL_TILE):
+    chunks = width // ALL_TILE
+    t = next_chunk(counter)
+    while t < chunks:
         at, x, found = t * ALL_TILE, tmp_x[t], tmp_codes[t]
         for m in range(positions):
             _pull(flat_residual, flat_current, diagonal, m, d, width, at, x)
@@ -62,26 +79,31 @@ def descend(
                     store(flat_change, place, subtract(load(flat_current, place), new))
                     store(flat_current, place, new)
             _push(flat_within, flat_change, rows, m, d, width, at, flat_residual)
+        t = next_chunk(counter)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", parallel=True)
-def spread_words(words, codes, out_values):
+@njit(cache=True, nogil=True, error_model="numpy")
+def spread_words(counter, words, codes, out_values):
     # IN words (K, d) f4, codes (M, width) i4; OUT values (M * d, width) f4: the word of every code
     positions, width = codes.shape
     d = words.shape[1]
-    for m in prange(positions):
+    m = next_chunk(counter)
+    while m < positions:
         for j in range(d):
             for o in range(width):
                 out_values[m * d + j, o] = words[codes[m, o], j]
+        m = next_chunk(counter)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", parallel=True)
-def sum_words(values, codes, weights, chunk, out_sums):
+@njit(cache=True, nogil=True, error_model="numpy")
+def sum_words(counter, values, codes, weights, chunk, out_sums):
     # IN values (M * d, width) f4, codes (M, width) i4, weights (width,) f4: 0 in columns that pad; OUT sums (chunks, K,
     # d) f8: the weighted sum of values over the outputs of every code, `chunk` positions each
     positions, width = codes.shape
     d = out_sums.shape[2]
-    for c in prange(out_sums.shape[0]):
+    chunks = out_sums.shape[0]
+    c = next_chunk(counter)
+    while c < chunks:
         sums = out_sums[c]
         for k in range(sums.shape[0]):
             for j in range(d):
@@ -90,3 +112,4 @@ def sum_words(values, codes, weights, chunk, out_sums):
             for j in range(d):
                 for o in range(width):
                     sums[codes[m, o], j] += values[m * d + j, o] * weights[o]
+        c = next_chunk(counter)

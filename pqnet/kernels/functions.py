@@ -6,12 +6,12 @@ Infinities and NaN behave as in NumPy; exp reaches denormal numbers and infinity
 import numpy as np
 from numba import njit, types
 
+from pqnet.kernels.cpu import has
 from pqnet.kernels.llvm import FLOAT, HALF, WORD, call, compiled_or, splat
 from pqnet.kernels.llvm import constant as constant_vector
 from pqnet.kernels.simd import (
     FLOATS,
     INTS,
-    ISA,
     WIDTH,
     add,
     divide,
@@ -69,7 +69,7 @@ def _scaler():
         half = round_even(multiply(n, constant(0.5)))
         return multiply(multiply(a, power_of_two(half)), power_of_two(subtract(n, half)))
 
-    return compiled_or(in_two_steps, scale) if ISA == "avx512" else in_two_steps
+    return compiled_or(in_two_steps, scale) if has("avx512f") else in_two_steps
 
 
 scale = _scaler()  # a * 2**n for whole n in -200 .. 200, with one rounding

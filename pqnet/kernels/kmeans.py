@@ -9,8 +9,9 @@ x[(t * D + j) * TILE + l]. Codewords come negated and padded to KP > K by such o
 """
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
+from pqnet.kernels.chunks import next_chunk
 from pqnet.kernels.kmeans_search import (
     ALL_TILE,
     GROUP,
@@ -85,8 +86,9 @@ def transform_tile(metric, g, d, x, tile, out):
             store(out, a * tile + p, total)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", parallel=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def nearest_in_tiles(
+    counter,
     flat,
     rows,
     tile_group,
@@ -110,7 +112,9 @@ def nearest_in_tiles(
     d, matrices = metric.shape[2], metric.reshape(-1)
     offsets, kp = offset.reshape(-1), offset.shape[1]
     tiles, n = tile_group.size, out_codes.size
-    for c in prange((tiles + chunk - 1) // chunk):
+    chunks = (tiles + chunk - 1) // chunk
+    c = next_chunk(counter)
+    while c < chunks:
         codes, x, y = tmp_codes[c], tmp_x[c, 0], tmp_x[c, 0]
         if metric.size:
             y = tmp_x[c, 1]
@@ -136,10 +140,12 @@ def nearest_in_tiles(
         store(out_range[c], 0, low)
         store(out_range[c], WIDTH, high)
         store(out_range[c], 2 * WIDTH, bad)
+        c = next_chunk(counter)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", parallel=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def fill_tiles(
+    counter,
     flat,
     weights,
     rows,
@@ -162,7 +168,9 @@ def fill_tiles(
     d, matrices = metric.shape[2], metric.reshape(-1)
     size = d * TILE
     tiles = tile_group.size
-    for c in prange((tiles + chunk - 1) // chunk):
+    chunks = (tiles + chunk - 1) // chunk
+    c = next_chunk(counter)
+    while c < chunks:
         x, y, sums, norms = tmp_x[c, 0], tmp_x[c, 1], tmp_sums[c, 0], tmp_sums[c, 1]
         norms[:] = 0.0
         for t in range(c * chunk, min((c + 1) * chunk, tiles)):
@@ -191,6 +199,7 @@ def fill_tiles(
                     norms[lane] += np.float64(w[lane]) * at * np.float64(x[j * TILE + lane])
             out_radius[t] = np.sqrt(sums.max()) * 1.000001
         out_norm[c] = norms.sum()
+        c = next_chunk(counter)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -224,8 +233,9 @@ def _above(kept, best, p):
     return least
 
 
-@njit(cache=True, nogil=True, error_model="numpy", parallel=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def step(
+    counter,
     x,
     rows,
     weights,
@@ -272,7 +282,9 @@ def step(
     tiles, kp = tile_group.size, offset.shape[1]
     k_all, d = sums.shape[1:]
     flat = offset.reshape(-1)
-    for c in prange((tiles + chunk - 1) // chunk):
+    chunks = (tiles + chunk - 1) // chunk
+    c = next_chunk(counter)
+    while c < chunks:
         four, best, kept = tmp[c, :WIDTH], tmp[c, WIDTH : WIDTH + TILE], tmp[c, WIDTH + TILE :]
         found, ids = tmp_ids[c, :TILE], tmp_ids[c, TILE:]
         total = sums[c]
@@ -325,13 +337,16 @@ def step(
                         for j in range(d):
                             total[before, j] -= w * np.float64(rows[at + j * TILE])
         out_listed[c], out_moved[c] = listed, moved
+        c = next_chunk(counter)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", parallel=True)
-def sum_tiles(rows, weights, segment, codes, chunk, out_sums, out_mass):
+@njit(cache=True, nogil=True, error_model="numpy")
+def sum_tiles(counter, rows, weights, segment, codes, chunk, out_sums, out_mass):
     # The sums of `step` from scratch; segments of different chunks are different
     tiles, d = segment.size, out_sums.shape[2]
-    for c in prange((tiles + chunk - 1) // chunk):
+    chunks = (tiles + chunk - 1) // chunk
+    c = next_chunk(counter)
+    while c < chunks:
         total = out_sums[c]
         total[:] = 0.0
         for t in range(c * chunk, min((c + 1) * chunk, tiles)):
@@ -344,3 +359,4 @@ def sum_tiles(rows, weights, segment, codes, chunk, out_sums, out_mass):
                 part[k] += w
                 for j in range(d):
                     total[k, j] += w * np.float64(rows[(t * d + j) * TILE + lane])
+        c = next_chunk(counter)

@@ -9,10 +9,11 @@ hundred) are collected and looked at in float32.
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, prange, types
+from numba import njit, types
 from numba.core import cgutils, config
 from numba.extending import intrinsic
 
+from pqnet.kernels.chunks import next_chunk
 from pqnet.kernels.kmeans import gather_tile, transform_tile
 from pqnet.kernels.kmeans_search import ALL_GROUP, ALL_TILE, ALL_VECTORS, Arrays, append_up_to, multiply_add, search_all
 from pqnet.kernels.simd import (
@@ -157,8 +158,9 @@ def _round_tile(y, d, scale, out_x, out_norm):
         store(out_norm, p, norm)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", parallel=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def nearest_by_integers(
+    counter,
     flat,
     metric,
     words,
@@ -189,7 +191,9 @@ def nearest_by_integers(
     d, n = metric.shape[2], out_codes.size
     matrices, none = metric.reshape(-1), tmp_rows[0, :0]
     tiles = (n + ALL_TILE - 1) // ALL_TILE
-    for c in prange((tiles + chunk - 1) // chunk):
+    chunks = (tiles + chunk - 1) // chunk
+    c = next_chunk(counter)
+    while c < chunks:
         codes, x, y, again = tmp_codes[c], tmp_x[c, 0], tmp_x[c, 0], tmp_rows[c]
         norm, gap = tmp_x[c, 2, :ALL_TILE], tmp_x[c, 3, :ALL_TILE]
         if metric.size:
@@ -240,3 +244,4 @@ def nearest_by_integers(
         store(out_range[c], 0, low)
         store(out_range[c], WIDTH, high)
         store(out_range[c], 2 * WIDTH, bad)
+        c = next_chunk(counter)

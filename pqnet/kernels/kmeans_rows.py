@@ -1,22 +1,25 @@
 """What k-means does with blocks in their own order: surveys, sorting, metrics of few blocks, exact errors, seeds."""
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
+from pqnet.kernels.chunks import next_chunk
 from pqnet.kernels.simd import WIDTH, add, fma, load, maximum, splat, store, subtract
 
 SEED_CHUNK = 512  # blocks that k-means++ sums at once
 
 
-@njit(cache=True, nogil=True, error_model="numpy", parallel=True)
-def survey(flat, period, chunk, tmp, out_sums, out_squares, out_largest):
+@njit(cache=True, nogil=True, error_model="numpy")
+def survey(counter, flat, period, chunk, tmp, out_sums, out_squares, out_largest):
     # Column sums of a (N, D) array without leaving its memory order: period = 16 D numbers are 16 rows. In float32 over
     # 64 periods, then in float64; not finite if anything in flat is not.
     # IN flat (N * D) f4; TMP (chunks, 2 * period) f4; OUT sums, squares (chunks, period) f8, largest (chunks, period)
     # f4 of absolute values
     n = flat.size
     zero = splat(np.float32(0.0))
-    for c in prange((n + chunk * period - 1) // (chunk * period)):
+    chunks = (n + chunk * period - 1) // (chunk * period)
+    c = next_chunk(counter)
+    while c < chunks:
         part, sums, squares, largest = tmp[c], out_sums[c], out_squares[c], out_largest[c]
         sums[:] = 0.0
         squares[:] = 0.0
@@ -38,6 +41,7 @@ def survey(flat, period, chunk, tmp, out_sums, out_squares, out_largest):
                 sums[p] += np.float64(x)
                 squares[p] += np.float64(x) * np.float64(x)
                 largest[p] = max(largest[p], abs(x))
+        c = next_chunk(counter)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -56,25 +60,30 @@ def sort_by_key(keys, order, tmp_start, out_order):
         tmp_start[keys[row]] = at + 1
 
 
-@njit(cache=True, nogil=True, error_model="numpy", parallel=True)
-def number_cells(flat, d, codes, codebook, axes, chunk, out_keys):
+@njit(cache=True, nogil=True, error_model="numpy")
+def number_cells(counter, flat, d, codes, codebook, axes, chunk, out_keys):
     # Blocks of one cell lie near each other: their coarse codeword, and on which side of it they are on some axes.
     # IN flat (N * D) f4, codes (N,) i4, codebook (K * D) f4, axes (A,) u8; OUT keys (N,) i4 below K << A
     n, size = codes.size, np.uintp(d)
-    for c in prange((n + chunk - 1) // chunk):
+    chunks = (n + chunk - 1) // chunk
+    c = next_chunk(counter)
+    while c < chunks:
         for i in range(c * chunk, min((c + 1) * chunk, n)):
             block, word = np.uintp(i) * size, np.uintp(codes[i]) * size
             key = codes[i]
             for a in axes:
                 key = 2 * key + (np.int32(1) if flat[block + a] > codebook[word + a] else np.int32(0))
             out_keys[i] = key
+        c = next_chunk(counter)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", parallel=True)
-def transform_rows(v, group, metric, chunk, out_y, out_half_norm):
+@njit(cache=True, nogil=True, error_model="numpy")
+def transform_rows(counter, v, group, metric, chunk, out_y, out_half_norm):
     # IN v (N, D) f4, group (N,) i4, metric (M, D, D) f4; OUT y (N, D) f4, half_norm (N,) f4
     n, d = v.shape
-    for c in prange((n + chunk - 1) // chunk):
+    chunks = (n + chunk - 1) // chunk
+    c = next_chunk(counter)
+    while c < chunks:
         for i in range(c * chunk, min((c + 1) * chunk, n)):
             g = group[i]
             total = np.float64(0.0)
@@ -85,17 +94,20 @@ def transform_rows(v, group, metric, chunk, out_y, out_half_norm):
                 out_y[i, a] = s
                 total += s * np.float64(v[i, a])
             out_half_norm[i] = np.float64(0.5) * total
+        c = next_chunk(counter)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", parallel=True)
-def nearest_row_by_row(y, half_norm, group, codebook_t, offset, chunk, tmp, tmp_bits, out_codes, out_half):
+@njit(cache=True, nogil=True, error_model="numpy")
+def nearest_row_by_row(counter, y, half_norm, group, codebook_t, offset, chunk, tmp, tmp_bits, out_codes, out_half):
     # For metrics of so few blocks each that tiles would be mostly empty: here the lanes are codewords.
     # IN y (N, D) f4, codebook_t (D, KP) f4, offset (M, KP) f4 with KP = K padded by +inf offsets;
     # TMP tmp (chunks, KP) f4 and tmp_bits, the same memory as i4; OUT codes (N,) i4, half (N,) f4
     n, d = y.shape
     kp = codebook_t.shape[1]
     top = np.int32(0x7FFFFFFF)
-    for c in prange((n + chunk - 1) // chunk):
+    chunks = (n + chunk - 1) // chunk
+    c = next_chunk(counter)
+    while c < chunks:
         h = tmp[c]
         bits = tmp_bits[c]
         for i in range(c * chunk, min((c + 1) * chunk, n)):
@@ -127,14 +139,17 @@ def nearest_row_by_row(y, half_norm, group, codebook_t, offset, chunk, tmp, tmp_
                 first = min(first, where)
             out_codes[i] = first
             out_half[i] = max(h[first], np.float32(0.0))
+        c = next_chunk(counter)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", parallel=True)
-def sum_by_code(rows, weights, codes, chunk, out_sums, out_mass):
+@njit(cache=True, nogil=True, error_model="numpy")
+def sum_by_code(counter, rows, weights, codes, chunk, out_sums, out_mass):
     # IN rows (N, D) f4, weights (N,) f4, codes (N,) i4;
     # OUT sums (chunks, K, D) f8 and mass (chunks, K) f8: zeroed here, then added up by the caller
     n, d = rows.shape
-    for c in prange((n + chunk - 1) // chunk):
+    chunks = (n + chunk - 1) // chunk
+    c = next_chunk(counter)
+    while c < chunks:
         sums = out_sums[c]
         mass = out_mass[c]
         sums[:] = 0.0
@@ -145,14 +160,17 @@ def sum_by_code(rows, weights, codes, chunk, out_sums, out_mass):
             mass[k] += w
             for a in range(d):
                 sums[k, a] += w * np.float64(rows[i, a])
+        c = next_chunk(counter)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", parallel=True)
-def block_errors(v, weights, group, metric, codebook, codes, chunk, tmp, out_errors, out_sums):
+@njit(cache=True, nogil=True, error_model="numpy")
+def block_errors(counter, v, weights, group, metric, codebook, codes, chunk, tmp, out_errors, out_sums):
     # w (v - c)' G (v - c), metric of size 0 for G = 1: TMP (chunks, 2, D) f4, OUT errors (N,) f4, sums (chunks,) f8.
     # The difference comes first and the sum over blocks is in float64, so that float32 in between costs no digits.
     n, d = v.shape
-    for c in prange((n + chunk - 1) // chunk):
+    chunks = (n + chunk - 1) // chunk
+    c = next_chunk(counter)
+    while c < chunks:
         e, ge = tmp[c, 0], tmp[c, 1]
         sums = np.float64(0.0)
         for i in range(c * chunk, min((c + 1) * chunk, n)):
@@ -177,6 +195,7 @@ def block_errors(v, weights, group, metric, codebook, codes, chunk, tmp, out_err
             out_errors[i] = total
             sums += total
         out_sums[c] = sums
+        c = next_chunk(counter)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

@@ -11,7 +11,8 @@ from numba import types
 from numba.core import cgutils, config
 from numba.extending import intrinsic
 
-from pqnet.kernels.simd import FLOATS, INTS, ISA, WIDTH, has
+from pqnet.kernels.cpu import ISA, has
+from pqnet.kernels.simd import FLOATS, INTS, WIDTH
 
 VECTORS, GROUP = 2, 8 if ISA == "avx512" else 4  # of a tile, and codewords at a time, where they come from a list
 ALL_VECTORS, ALL_GROUP = 4 if ISA == "avx512" else 2, 4  # and where all are looked at
@@ -268,7 +269,7 @@ def _append():
             base = b.insert_element(empty, b.trunc(arguments[2], _WORD), _WORD(0))
             numbers = b.add(b.shuffle_vector(base, empty, _FIRST), ir.Constant(INTS.llvm, list(range(WIDTH))))
             pointer = arrays.pointer(0, arguments[1])
-            if has():  # an instruction that also stores takes some hundred cycles on AMD's
+            if has("avx512f"):  # an instruction that also stores takes some hundred cycles on AMD's
                 kind = ir.FunctionType(INTS.llvm, [INTS.llvm, INTS.llvm, mask.type])
                 compress = cgutils.get_or_insert_function(b.module, kind, f"llvm.x86.avx512.mask.compress.v{WIDTH}i32")
                 arrays.store(b.call(compress, [numbers, numbers, mask]), pointer, 0)

@@ -16,6 +16,7 @@ from llvmlite import ir
 from numba import njit, types
 
 from pqnet.kernels.abi import CODES, CONST, INDEX, SCRATCH, SIZE, Arguments, step
+from pqnet.kernels.cpu import has
 from pqnet.kernels.epilogue import EPILOGUE, WINDOWS, finish_rows
 from pqnet.kernels.llvm import BYTE, FLOAT, HALF, LONG, WORD, compiled_or, constant, element, offset, shuffle
 from pqnet.kernels.llvm import INDEX as POSITION
@@ -41,7 +42,7 @@ WORDS_AT_ONCE = 8
 def _shifted(builder, values, shift):
     """Return the lanes from ``shift`` on, 0 < shift < WIDTH, as one vector less than there are values."""
     kind = FLOATS.llvm
-    if ISA == "avx512":  # a permutation of two registers that is known only when it runs
+    if has("avx512f"):  # a permutation of two registers that is known only when it runs
         words = ir.VectorType(WORD, WIDTH)
         first = emit_splat(builder, builder.trunc(shift, WORD), words)
         picked = builder.add(first, constant(words, range(WIDTH)))

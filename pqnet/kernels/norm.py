@@ -25,6 +25,7 @@ from pqnet.kernels.simd import (
 )
 
 VECTORS = 16  # that go through the rows together, at most
+ALONG = 64  # vectors of a row whose sum is added to that of the row
 BLOCK = 16  # elements of a row whose two passes follow each other
 
 # Rows lie on two outer axes of sizes ``outer`` and ``inner``. At each point of these axes, `norm_across` and
@@ -137,12 +138,16 @@ def norm_along(task, g, data, const, codes, index, scratch):
             total, squares, m = constant(0.0), constant(0.0), splat(mean)
             for k in range(runs):
                 at = x + index[table + 2 * k]
-                for p in range(0, size, WIDTH):
-                    v = subtract(load(data, at + p), m)
-                    if size - p < WIDTH:
-                        v = keep(v, 0, size - p)
-                    total = add(total, v)
-                    squares = fma(v, v, squares)
+                # Blocks are summed up alone: a sum over thousands of elements would lose digits of each.
+                for first in range(0, size, ALONG * WIDTH):
+                    block, block_squares = constant(0.0), constant(0.0)
+                    for p in range(first, min(first + ALONG * WIDTH, size), WIDTH):
+                        v = subtract(load(data, at + p), m)
+                        if size - p < WIDTH:
+                            v = keep(v, 0, size - p)
+                        block = add(block, v)
+                        block_squares = fma(v, v, block_squares)
+                    total, squares = add(total, block), add(squares, block_squares)
             off = sum_lanes(total) * each
             mean += off
             scale = np.float32(1.0) / np.sqrt(sum_lanes(squares) * each - off * off + eps)

@@ -13,9 +13,11 @@ from pqnet.kernels.simd import (
     maximum,
     minimum,
     multiply,
+    select_less,
     splat,
     store,
     store_head,
+    subtract,
     sum_lanes,
 )
 
@@ -124,48 +126,88 @@ REDUCE = Arguments(
 )
 
 
+BLOCK = 16  # vectors that are added up before their sum is added, compensated, to that of all others
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def _sum_along(data, x, n):
+    # The sum of n elements from x on
+    zero = splat(np.float32(0))
+    total, lost = zero, zero
+    for first in range(x, x + n, BLOCK * WIDTH):
+        v, w = zero, zero
+        stop = min(first + BLOCK * WIDTH, x + n)
+        whole = stop - (stop - first) % (2 * WIDTH)
+        for k in range(first, whole, 2 * WIDTH):
+            v, w = add(v, load(data, k)), add(w, load(data, k + WIDTH))
+        for k in range(whole, stop, WIDTH):
+            v = add(v, load_head(data, k, stop - k))
+        total, lost = _add_compensated(total, lost, add(v, w))
+    return sum_lanes(total)
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def _sum_across(data, x, n, x_step):
+    # The sums of WIDTH columns of n elements, x_step apart, from x on
+    zero = splat(np.float32(0))
+    total, lost = zero, zero
+    for first in range(0, n, BLOCK):
+        v = zero
+        for k in range(first, min(first + BLOCK, n)):
+            v = add(v, load(data, x + k * x_step))
+        total, lost = _add_compensated(total, lost, v)
+    return total
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def _add_compensated(total, lost, v):
+    # Kahan's sum: what was lost when total was rounded is taken from the next term; infinities lose nothing
+    v = subtract(v, lost)
+    after = add(total, v)
+    lost = subtract(subtract(after, total), v)
+    zero, inf = splat(np.float32(0)), splat(np.float32(np.inf))
+    lost = select_less(lost, inf, lost, zero)
+    return after, select_less(splat(np.float32(-np.inf)), lost, lost, zero)
+
+
 @step(REDUCE)
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def reduce_axis(task, g, data, const, codes, index, scratch):
     inner, lanes, n, x_step, kind = g.inner, g.lanes, g.n, g.x_step, g.kind
-    start = np.float32(0) if kind == SUM else np.float32(-np.inf) if kind == MAXIMUM else np.float32(np.inf)
+    start = np.float32(-np.inf) if kind == MAXIMUM else np.float32(np.inf)
     factor = const[g.factor]
     for r in range(task * g.per_task, min((task + 1) * g.per_task, g.outer * inner)):
         i, j = r // inner, r % inner
         x, out = g.x + i * g.x_outer + j * g.x_inner, g.out + i * g.out_outer + j * g.out_inner
-        if x_step == 1:
+        if x_step == 1 and kind == SUM:
+            data[out] = _sum_along(data, x, n) * factor
+        elif x_step == 1:
             v, w = splat(start), splat(start)
             whole = n // (2 * WIDTH) * (2 * WIDTH)
             for k in range(0, whole, 2 * WIDTH):
                 a, b = load(data, x + k), load(data, x + k + WIDTH)
-                if kind == SUM:
-                    v, w = add(v, a), add(w, b)
-                elif kind == MAXIMUM:
+                if kind == MAXIMUM:
                     v, w = maximum(v, a), maximum(w, b)
                 else:
                     v, w = minimum(v, a), minimum(w, b)
-            if kind == SUM:
-                for k in range(whole, n, WIDTH):
-                    v = add(v, load_head(data, x + k, n - k))
-                data[out] = sum_lanes(add(v, w)) * factor
-            else:
-                store(scratch, 0, maximum(v, w) if kind == MAXIMUM else minimum(v, w))
-                best = start
-                for k in range(WIDTH + n - whole):
-                    value = scratch[k] if k < WIDTH else data[x + whole + k - WIDTH]
-                    if value != value or (value > best if kind == MAXIMUM else value < best):
-                        best = value
-                        if value != value:
-                            break
-                data[out] = best
+            store(scratch, 0, maximum(v, w) if kind == MAXIMUM else minimum(v, w))
+            best = start
+            for k in range(WIDTH + n - whole):
+                value = scratch[k] if k < WIDTH else data[x + whole + k - WIDTH]
+                if value != value or (value > best if kind == MAXIMUM else value < best):
+                    best = value
+                    if value != value:
+                        break
+            data[out] = best
         else:
             for p in range(0, lanes, WIDTH):
-                v = splat(start)
-                for k in range(n):
-                    a = load(data, x + p + k * x_step)
-                    v = add(v, a) if kind == SUM else maximum(v, a) if kind == MAXIMUM else minimum(v, a)
                 if kind == SUM:
-                    v = multiply(v, splat(factor))
+                    v = multiply(_sum_across(data, x + p, n, x_step), splat(factor))
+                else:
+                    v = splat(start)
+                    for k in range(n):
+                        a = load(data, x + p + k * x_step)
+                        v = maximum(v, a) if kind == MAXIMUM else minimum(v, a)
                 if p + WIDTH <= lanes:
                     store(data, out + p, v)
                 else:

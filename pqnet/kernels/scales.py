@@ -1,47 +1,58 @@
 """Rounding weights to multiples of a list of values: what the best scale depends on, for many at once."""
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
+
+from pqnet.kernels.chunks import next_chunk
+
+ROUNDINGS = 4096  # of a chunk, at least: taking a chunk takes as long as some ten of them
 
 
-@njit(cache=True, nogil=True, error_model="numpy", parallel=True)
-def scale_sums(weights, importance, levels, thresholds, offset, even, scales, out_first, out_second):
+@njit(cache=True, nogil=True, error_model="numpy")
+def scale_sums(counter, weights, importance, levels, thresholds, offset, even, scales, out_first, out_second):
     # IN weights, importance (R, N) f4, levels (K,) f8 ascending, thresholds (K - 1,) f8 between them, offset (R,) f8
     # subtracted from levels, even: 1 if they are integers in a row; scales (R, T) f8 positive
     # OUT first, second (R, T) f8: the sums of h w c and of h c c, c being the level nearest to w / scale
     rows, n = weights.shape
     tries = scales.shape[1]
     last = levels.size - 1
-    for at in prange(rows * tries):
-        r, t = at // tries, at % tries
-        inverse, shift = 1.0 / scales[r, t], offset[r]
-        first, second = 0.0, 0.0
-        for j in range(n):
-            w, h = np.float64(weights[r, j]), np.float64(importance[r, j])
-            x = w * inverse + shift
-            if even == 1:
-                c = min(max(np.floor(x + 0.5), levels[0]), levels[last])
-            else:
-                low, high = 0, last
-                while low < high:
-                    middle = (low + high) // 2
-                    if thresholds[middle] <= x:
-                        low = middle + 1
-                    else:
-                        high = middle
-                c = levels[low]
-            c -= shift
-            first += h * w * c
-            second += h * c * c
-        out_first[r, t], out_second[r, t] = first, second
+    chunk = max(1, ROUNDINGS // n)
+    chunks = (rows * tries + chunk - 1) // chunk
+    c = next_chunk(counter)
+    while c < chunks:
+        for at in range(c * chunk, min((c + 1) * chunk, rows * tries)):
+            r, t = at // tries, at % tries
+            inverse, shift = 1.0 / scales[r, t], offset[r]
+            first, second = 0.0, 0.0
+            for j in range(n):
+                w, h = np.float64(weights[r, j]), np.float64(importance[r, j])
+                x = w * inverse + shift
+                if even == 1:
+                    level = min(max(np.floor(x + 0.5), levels[0]), levels[last])
+                else:
+                    low, high = 0, last
+                    while low < high:
+                        middle = (low + high) // 2
+                        if thresholds[middle] <= x:
+                            low = middle + 1
+                        else:
+                            high = middle
+                    level = levels[low]
+                level -= shift
+                first += h * w * level
+                second += h * level * level
+            out_first[r, t], out_second[r, t] = first, second
+        c = next_chunk(counter)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", parallel=True)
-def shrink_range(histogram, levels, step, out_range):
+@njit(cache=True, nogil=True, error_model="numpy")
+def shrink_range(counter, histogram, levels, step, out_range):
     # IN histogram (R, B) f8: counts of weights in B equal bins between the least and largest of a row; levels: how many
     # integers; step: share of the mass that a try leaves out. OUT range (R, 2) i8: first and last bin that are kept.
     # The error model: weights spread evenly in each bin, rounded to the middles of `levels` equal parts of the range.
-    for r in prange(histogram.shape[0]):
+    chunks = histogram.shape[0]
+    r = next_chunk(counter)
+    while r < chunks:
         bins = histogram.shape[1]
         total = 0.0
         for i in range(bins):
@@ -69,6 +80,7 @@ def shrink_range(histogram, levels, step, out_range):
                 break
             least, start, end = error, next_start, next_end
         out_range[r, 0], out_range[r, 1] = start, end
+        r = next_chunk(counter)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

@@ -3,51 +3,21 @@
 Loads and stores take a one-dimensional C-contiguous array and the index of the first lane; nothing is checked. Every
 operation has a reference on NumPy arrays of WIDTH elements, which kernels use under ``NUMBA_DISABLE_JIT=1``.
 
-The width is that of the host (AVX-512: 16, AVX2: 8, others: 4); ``PQNET_SIMD=avx512|avx2|generic`` forces it, so that
-every width can be tested on one machine: LLVM splits vectors that are wider than the registers. What goes beyond plain
-AVX-512 (BYTE_TABLES: permutations of bytes, AVX-512 VBMI) is used only where nothing is forced.
+The width is that of the instruction set (AVX-512: 16, AVX2: 8, others: 4), see `kernels.cpu`.
 """
 
-import os
-from functools import cache
-
-import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.core import config
 from numba.extending import models, register_model
 
 from pqnet.kernels import llvm as emit
+from pqnet.kernels.cpu import BYTE_TABLES as BYTE_TABLES
+from pqnet.kernels.cpu import ISA as ISA
+from pqnet.kernels.cpu import WIDTHS
 from pqnet.kernels.llvm import FLOAT, INDEX, WORD, compiled_or, constant, element, offset
 
-WIDTHS = {"avx512": 16, "avx2": 8, "generic": 4}
-
-
-def detect():
-    """Return the instruction set to use: that of PQNET_SIMD, or the widest of this machine."""
-    forced = os.environ.get("PQNET_SIMD")
-    if forced is not None and forced not in WIDTHS:
-        raise ValueError(f"PQNET_SIMD: expected one of {', '.join(WIDTHS)}, got {forced!r}")
-    if forced is not None:
-        return forced
-    features = llvm.get_host_cpu_features()
-    if features.get("avx512f") and features.get("avx512dq"):
-        return "avx512"
-    return "avx2" if features.get("avx2") and features.get("fma") else "generic"
-
-
-ISA = detect()
 WIDTH = WIDTHS[ISA]
-BYTE_TABLES = ISA == "avx512" and "PQNET_SIMD" not in os.environ and bool(llvm.get_host_cpu_features()["avx512vbmi"])
-
-
-@cache
-def has(*features: str) -> bool:
-    """Return whether code may use these extensions of AVX-512: the host has them, and Numba compiles for the host."""
-    ours = config.CPU_NAME is None and config.CPU_FEATURES is None and config.ENABLE_AVX
-    host = llvm.get_host_cpu_features()
-    return bool(ISA == "avx512" and ours and all(host.get(name) for name in ("avx512f", *features)))
 
 
 class _Vector(types.Type):

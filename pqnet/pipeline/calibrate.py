@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pqnet import _check
-from pqnet._threads import default_threads, ordered_map
+from pqnet._threads import blas_limit, default_threads, ordered_map
 from pqnet.errors import PQNetError
 from pqnet.graph import Graph, Info, Node, weight_op
 from pqnet.graph.graph import param_info
@@ -126,7 +126,7 @@ def calibrate(
         raise _check.error("model", "a pqnet.Model", _check.describe(model))
     accumulator = _Accumulator(model.graph, _check.rng_seed(seed), default_threads(threads))
     stream = iterate_batches(model.graph, batches)
-    with progress_bar(progress, "calibrate", "sample") as bar:
+    with blas_limit(1), progress_bar(progress, "calibrate", "sample") as bar:
         while group := list(islice(stream, GROUP)):
             accumulator.add(group)
             bar.update(accumulator.samples - bar.n)

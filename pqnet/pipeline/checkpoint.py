@@ -104,7 +104,7 @@ class _Entries:
         self.digest = hashlib.sha256()
         for file in sorted(Path(__file__).parents[1].rglob("*.py")):
             self.digest.update(file.read_bytes())
-        host = [np.__version__, kernels.HOST, kernels.simd.ISA]
+        host = [np.__version__, kernels.cpu.NAME, kernels.cpu.ISA]
         add_content(self.digest, [host, vars(run.options), more], {})
         if isinstance(source, Sequence):
             add_content(self.digest, *graph_content(replace(run.graph, meta={}).validate()))

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from pqnet.codecs import PQ, Codec
+from pqnet.codecs import Codec
 from pqnet.errors import PQNetError
 from pqnet.fit.permutation import Reader, search_order
 from pqnet.graph import Graph, Node, ValueInfo, weight_op
@@ -115,12 +115,13 @@ class Permutation:
 
 def _channels_in_block(graph: Graph, node: Node, codec: Codec | None) -> int:
     """Return how many input channels make a block of a layer; 1 where their order does not matter."""
-    if not isinstance(codec, PQ):
+    if codec is None:
         return 1
+    d, layout = codec.blocks
     taps = math.prod(graph.params[node.params["weight"]].shape[2:])
-    if codec.layout == "channel":
-        return codec.d
-    return codec.d // taps if codec.d % taps == 0 else 1
+    if layout == "channel":
+        return d
+    return d // taps if d % taps == 0 else 1
 
 
 def _energies(

@@ -1,6 +1,5 @@
 """Which codec for which layer, so that the file has a wanted size and the network's outputs change least."""
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -9,10 +8,8 @@ from typing import Any
 import numpy as np
 
 from pqnet import _check
-from pqnet._threads import default_threads
-from pqnet.codecs import PQ, Codec, IntN, Packed, PackedPQ, PackedScalar
-from pqnet.codecs.layout import check_blocks
-from pqnet.codecs.packing import code_bits
+from pqnet._threads import blas_limit, default_threads
+from pqnet.codecs import PQ, Codec, Packed
 from pqnet.errors import ConfigError
 from pqnet.graph import Node
 from pqnet.graph.affine import FreeAffine
@@ -238,7 +235,8 @@ def measure(
     corrected = {name for name, node in layers.items() if corrects and FreeAffine.find(graph, node) is not None}
     rates: dict[str, LayerRates] = {}
     options: dict[str, list[Choice]] = {}
-    with progress_bar(progress, "plan", "layer", len(layers) * (1 if only_statistics else 2)) as bar:
+    steps = len(layers) * (1 if only_statistics else 2)
+    with blas_limit(1), progress_bar(progress, "plan", "layer", steps) as bar:
         for name, node in layers.items():
             bar.set_postfix_str(name, refresh=False)
             dense = np.asarray(weights[name], np.float32)
@@ -298,14 +296,7 @@ class _Files:
     def _stand_in(self, name: str, codec: Codec, shape: tuple[int, ...]) -> Packed:
         key = (name, codec)
         if key not in self._made:
-            if isinstance(codec, PQ):
-                codes = np.zeros((shape[0], check_blocks(shape, codec.d, codec.layout)), np.uint8)
-                self._made[key] = PackedPQ(codec, shape, codes, np.zeros((codec.k, codec.d), np.float32))
-            else:
-                assert isinstance(codec, IntN)
-                codes = np.zeros((shape[0], int(np.prod(shape[1:]))), np.uint8)
-                scales = np.zeros(codec.scale_grid(shape), np.float32)
-                self._made[key] = PackedScalar(codec, shape, codes, scales=scales)
+            self._made[key] = codec.largest(shape)
         return self._made[key]
 
 
@@ -359,25 +350,17 @@ def _filled(
     chosen: dict[str, Choice], gains: dict[str, float], files: _Files, target: int
 ) -> tuple[dict[str, Choice], int]:
     """Raise K within the bits of its codes, as far as the file has room, where the network gains most a byte."""
-    codecs = {n: c.codec for n, c in chosen.items()}
-    before = files.nbytes(codecs)
+    before = files.nbytes({n: c.codec for n, c in chosen.items()})
     room, filled = target - before, dict(chosen)
+    codecs = {n: c.codec for n, c in chosen.items() if isinstance(c.codec, PQ)}  # no others have a K to raise
     worth = {  # the slope of an error that falls as K**(-2 / d)
-        n: gains[n] * c.error * 2 / (c.codec.d * c.codec.k * _word_nbytes(c.codec))
-        for n, c in chosen.items()
-        if isinstance(c.codec, PQ)
+        n: gains[n] * chosen[n].error * 2 / (codec.d * codec.k * codec.codeword_nbytes) for n, codec in codecs.items()
     }
     for name in sorted(worth, key=lambda n: -worth[n]):
         codec, shape = codecs[name], files.shape(name)
-        assert isinstance(codec, PQ)
-        most = min(1 << code_bits(codec.k), math.prod(shape) // codec.d)
-        more = replace(codec, k=min(most, codec.k + max(room, 0) // _word_nbytes(codec)))
+        more = codec.grown(shape, room)
         error = chosen[name].error * (more.k / codec.k) ** (-2 / codec.d)
         filled[name] = Choice(more, codec_nbytes(more, shape), error)
         room -= filled[name].nbytes - chosen[name].nbytes
     after = files.nbytes({n: c.codec for n, c in filled.items()})
     return (filled, after) if after <= target else (chosen, before)
-
-
-def _word_nbytes(codec: PQ) -> int:
-    return codec.d * (1 if codec.codebook_dtype == "int8" else 2)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pqnet import _check
-from pqnet._threads import default_threads
+from pqnet._threads import blas_limit, default_threads
 from pqnet.codecs import Codec, Packed
 from pqnet.errors import ConfigError
 from pqnet.graph import Graph, Node, weight_op
@@ -183,7 +183,7 @@ def quantize(
         raise ConfigError("finetune: expected an attribute 'key', text, to tell its results in a checkpoint, got none")
     search = mode_search(mode, chosen)
     folder = None if checkpoint is None else checkpoint_folder(checkpoint)
-    with progress_bar(progress, "quantize", "layer", len(chosen)) as bar:
+    with blas_limit(1), progress_bar(progress, "quantize", "layer", len(chosen)) as bar:
         teacher, threads = separate_norm_statistics(model.graph), default_threads(threads)
         data = calibration
         if not (data is None or isinstance(data, Statistics)):

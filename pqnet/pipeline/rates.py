@@ -5,10 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pqnet._threads import blas_limit
-from pqnet.codecs import FITTERS, PQ, Codec, IntN
+from pqnet.codecs import PQ, Codec, IntN
 from pqnet.codecs.layout import block_columns, from_blocks, to_blocks
-from pqnet.codecs.packing import packed_nbytes
 from pqnet.codecs.pq import Integers
 from pqnet.fit import assign, weighted_kmeans
 from pqnet.graph import Node, weight_op
@@ -40,16 +38,9 @@ class Choice:
     error: float
 
 
-def codec_nbytes(codec: PQ | IntN | None, shape: tuple[int, ...]) -> int:
-    """Return the bytes that a weight of this shape takes, in memory as in a file."""
-    n = math.prod(shape)
-    if codec is None:
-        return 4 * n
-    if isinstance(codec, PQ):
-        words = codec.k * codec.d
-        sizes = {"float16": 2 * words, "float32": 4 * words, "int8": words + 4}
-        return packed_nbytes(n // codec.d, codec.k) + sizes[codec.codebook_dtype]
-    return packed_nbytes(n, codec.k) + np.dtype(codec.scale_dtype).itemsize * math.prod(codec.scale_grid(shape))
+def codec_nbytes(codec: Codec | None, shape: tuple[int, ...]) -> int:
+    """Return the bytes that a weight of this shape takes, in memory as in a file; None is float."""
+    return 4 * math.prod(shape) if codec is None else codec.nbytes(shape).total
 
 
 def block_sizes(shape: tuple[int, ...], fast: bool) -> list[tuple[int, str]]:
@@ -108,8 +99,7 @@ class LayerRates:
             full = build_metric("full", (moments.centred() if corrected else moments.mean)[:, None])
             assert full is not None
             self.moment, self.whole = full[:, 0], moments.mean
-            with blas_limit(1):
-                self.energies = output_squares(self.moment, weight)
+            self.energies = output_squares(self.moment, weight)
 
     def choices(self) -> list[Choice]:
         """Return all candidates."""
@@ -126,7 +116,7 @@ class LayerRates:
         target = self.weight[self._rows(inputs)]
 
         def error(codec: IntN) -> float:
-            packed = FITTERS[codec.name](codec, target, threads=self.threads).packed
+            packed = codec.fit(target, threads=self.threads)
             return max(self._error(packed.decode(), target), LEAST)
 
         coarse, finer = (error(IntN(bits)) for bits in (4, 5))
@@ -240,16 +230,14 @@ class LayerRates:
             moment = self.moment[:, columns[:, None], columns].astype(np.float64)
             level = np.trace(moment, axis1=1, axis2=2)[:, None, None] / moment.shape[1]
             moment += SHAPING_DAMPING * level * np.eye(moment.shape[1])
-            with blas_limit(1):
-                factor = np.linalg.cholesky(moment)
+            factor = np.linalg.cholesky(moment)
             self._factors[layout] = np.diagonal(factor, axis1=1, axis2=2) ** 2, moment
         return self._factors[layout]
 
     def _error(self, decoded: np.ndarray, target: np.ndarray) -> float:
         """Return the relative squared error of the outputs of some rows."""
-        with blas_limit(1):  # more threads could change the bits
-            error, energy = output_squares(self.moment, target - decoded), output_squares(self.whole, target)
-            return relative(float(error.sum()), float(energy.sum()))
+        error, energy = output_squares(self.moment, target - decoded), output_squares(self.whole, target)
+        return relative(float(error.sum()), float(energy.sum()))
 
 
 def _interpolate(x: np.ndarray, known: np.ndarray, values: np.ndarray) -> np.ndarray:

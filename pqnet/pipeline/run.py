@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pqnet.codecs import FITTERS, Codec, Packed
+from pqnet.codecs import Codec, Packed
 from pqnet.graph import Graph, Node
 from pqnet.graph.passes import fold_norm_statistics
 from pqnet.pipeline.moments import relative, row_weights, token_error
@@ -59,10 +59,9 @@ class Run:
         """Fit the codec of a layer to a target, by default its weight, and put the codes into the graph."""
         codec, weight = self.codecs[node.name], self.weight(node)
         digest = hashlib.sha256(f"{self.options.seed}/{node.name}".encode()).digest()
-        fit = FITTERS[codec.name](
-            codec,
+        fit = codec.search(
             target,
-            metric=metric,
+            metric,
             row_weights=row_weights,
             seed=int.from_bytes(digest[:6], "big"),
             threads=self.threads,

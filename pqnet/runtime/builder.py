@@ -3,7 +3,7 @@
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,11 +13,14 @@ from pqnet.graph.op import Info, get_op, resolve_attrs
 from pqnet.kernels.abi import StepKernel
 from pqnet.runtime.memory import ITEMSIZE, Buffer, Piece, Store, View
 
+if TYPE_CHECKING:
+    from pqnet.runtime.layer import Layer
+
 __all__ = ["LOWERINGS", "Builder", "Choose", "HostStep", "Lowering", "Step", "Upload", "lowers"]
 
 Argument = int | View
-# Picks one of the algorithms for a layer; given the node, the shape of its input and the expected cost of each.
-Choose = Callable[[Graph, Node, tuple[int, ...], Mapping[str, float]], str]
+# Picks one of the algorithms for a layer; given the layer, the arithmetic and the expected cost of each.
+Choose = Callable[["Layer", str, Mapping[str, float]], str]
 
 
 @dataclass(frozen=True)

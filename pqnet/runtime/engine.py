@@ -3,16 +3,15 @@
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Mapping
-from concurrent.futures import Future
 
 import numpy as np
 
-from pqnet._threads import blas_limit
+from pqnet._threads import blas_limit, reset_after_fork
 from pqnet.graph import Graph
 from pqnet.runtime.builder import Choose
 from pqnet.runtime.memory import Store, Workspace
 from pqnet.runtime.program import Program, StepTime
-from pqnet.runtime.tuning import Tuner
+from pqnet.runtime.tune import Tuner
 
 __all__ = ["Engine"]
 
@@ -22,6 +21,23 @@ RECENT = 32  # runs whose needs decide how large a workspace may stay
 SMALL_WORKSPACE = 16 << 20  # bytes that a workspace may keep in any case
 
 Shapes = tuple[tuple[int, ...], ...]
+
+
+class _Pending:
+    """A program that a thread is making, for the others that need it."""
+
+    def __init__(self) -> None:
+        self.made = threading.Event()
+        self.program: Program | None = None
+        self.reason: BaseException | None = None  # why there is none
+
+    def wait(self) -> Program:
+        """Return the program once it is made, or raise what its maker raised."""
+        self.made.wait()
+        if self.program is None:
+            assert self.reason is not None
+            raise self.reason
+        return self.program
 
 
 class Engine:
@@ -39,10 +55,17 @@ class Engine:
     def __init__(self, graph: Graph, choose: Choose = _TUNER, compute: str = "float32") -> None:
         self.graph, self.choose, self.compute = graph, choose, compute
         self._store = Store()
-        self._lock = threading.Lock()  # held for moments only, never while a program is made or run
-        self._programs: OrderedDict[Shapes, Future[Program]] = OrderedDict()
+        self._programs: OrderedDict[Shapes, Program | _Pending] = OrderedDict()
         self._spaces: list[Workspace] = []  # append and pop are atomic
         self._needs: deque[int] = deque(maxlen=RECENT)
+        self._renew()
+        reset_after_fork(self._renew)
+
+    def _renew(self) -> None:
+        """Begin without locks and without programs that threads of a parent process are making."""
+        self._lock = threading.Lock()  # held for moments only, never while a program is made or run
+        made = [(shapes, found) for shapes, found in list(self._programs.items()) if isinstance(found, Program)]
+        self._programs = OrderedDict(made)
 
     def run(self, arrays: Mapping[str, np.ndarray], threads: int) -> dict[str, np.ndarray]:
         """Compute the outputs for checked inputs; new arrays."""
@@ -70,37 +93,43 @@ class Engine:
         """Return the program for inputs of these shapes; whoever asks first makes it, others wait for it."""
         shapes = tuple([array.shape for array in arrays.values()])  # in the order of the graph's inputs
         with self._lock:
-            future = self._programs.get(shapes)
-            mine = future is None
-            if future is None:
-                future = self._programs[shapes] = Future()
-            self._programs.move_to_end(shapes)
+            found = self._programs.get(shapes)
+            if isinstance(found, Program):
+                self._programs.move_to_end(shapes)
+                return found
+            mine = None if found else _Pending()
+            if mine:
+                self._programs[shapes] = mine
         if mine:
-            self._make(shapes, future, arrays)
-        return future.result()
+            return self._make(shapes, mine, arrays)
+        assert found is not None
+        return found.wait()
 
-    def _make(self, shapes: Shapes, future: "Future[Program]", arrays: Mapping[str, np.ndarray]) -> None:
+    def _make(self, shapes: Shapes, pending: _Pending, arrays: Mapping[str, np.ndarray]) -> Program:
         try:
             symbols = self.graph.bind_symbols({name: array.shape for name, array in arrays.items()})
             program = Program(self.graph, symbols, self._store, self.choose, self.compute)
-        except BaseException as reason:  # an interrupt, too, must leave nobody waiting
             with self._lock:
+                self._programs[shapes] = pending.program = program
+                self._drop_programs()
+        except BaseException as reason:  # an interrupt, too, must leave nobody waiting
+            pending.reason = reason
+            if pending.program is None:
                 self._programs.pop(shapes, None)
-            future.set_exception(reason)
             raise
-        future.set_result(program)
-        with self._lock:
-            self._drop_programs()
+        finally:
+            pending.made.set()
+        return program
 
     def _drop_programs(self) -> None:
-        """Forget the programs that were not used for the longest time until the others fit; waiting ones stay."""
-        made = {shapes: f.result().nbytes for shapes, f in self._programs.items() if f.done()}
-        total = sum(made.values())
-        for shapes in list(made)[:-1]:
+        """Forget the programs that were not used for the longest time until the others fit."""
+        made = [(shapes, found.nbytes) for shapes, found in self._programs.items() if isinstance(found, Program)]
+        total = sum(nbytes for _, nbytes in made)
+        for shapes, nbytes in made[:-1]:
             if len(self._programs) <= PROGRAMS and total <= PROGRAM_BYTES:
                 return
             del self._programs[shapes]
-            total -= made[shapes]
+            total -= nbytes
 
     def _take_space(self) -> Workspace:
         try:

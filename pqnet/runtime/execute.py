@@ -27,10 +27,10 @@ def check_inputs(graph: Graph, inputs: Mapping[str, Any]) -> dict[str, np.ndarra
         where = f"input {name!r}"
         if info.dtype == "float32":
             arrays[name] = _check.float_array(inputs[name], where, empty=True, infinite=True)
-        elif info.dtype == "int64":
-            arrays[name] = _check.int_array(inputs[name], where)
-        else:
+        elif info.dtype == "bool":
             arrays[name] = _check.bool_array(inputs[name], where)
+        else:
+            arrays[name] = _check.int_array(inputs[name], where, info.dtype)
     return arrays
 
 

@@ -1,22 +1,31 @@
 """A layer at known sizes as algorithms see it: sums over windows of images, one for each output and position."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import prod
+from typing import Any
 
 import numpy as np
 
 from pqnet.codecs import Packed, PackedPQ
 from pqnet.graph import Node
+from pqnet.graph.layers import weight_op
 from pqnet.runtime.builder import Builder
 from pqnet.runtime.copying import dense
 from pqnet.runtime.memory import View
 from pqnet.runtime.taps import with_taps
 
-__all__ = ["Layer"]
+__all__ = ["Layer", "near"]
 
 Pair = tuple[int, int]
 IMAGE = (1, 0, 2, 3)  # the storage order of images: channels outermost
+
+
+def near(size: int) -> int:
+    """Return the nearest of 1, 2, .., 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, .."""
+    step = 1 << max(size.bit_length() - 3, 0)
+    return (size + step // 2) // step * step
 
 
 @dataclass(frozen=True)
@@ -38,8 +47,10 @@ class Layer:
     kernel, stride, dilation : (int, int)
     padding : (int, int)
         Rows above, columns on the left; a negative number leaves out so many.
-    shape : tuple of int
-        Of the result in the graph.
+    in_shape, shape : tuple of int
+        Of the input and of the result in the graph.
+    params : dict of str to array or Packed
+        The parameters of the node by role, as the graph has them.
     taps_taken, depths_taken : tuple of int, optional
         Which taps of the node's weight these are if they are not all, and at which depths of a kernel over three axes.
     """
@@ -56,7 +67,9 @@ class Layer:
     stride: Pair
     dilation: Pair
     padding: Pair
+    in_shape: tuple[int, ...]
     shape: tuple[int, ...]
+    params: Mapping[str, Any]
     taps_taken: tuple[int, ...] = ()
     depths_taken: tuple[int, ...] = ()
 
@@ -69,13 +82,15 @@ class Layer:
     def of_node(cls, b: Builder, node: Node) -> "Layer":
         """Return the layer of a node with all taps; of a convolution over three axes, as it is at one depth."""
         weight, scale = _readable(b, node)
-        shape = b.info(node.outputs[0]).shape
-        if node.op == "linear":
+        in_shape, shape = b.info(node.inputs[0]).shape, b.info(node.outputs[0]).shape
+        params = {role: b.graph.params[name] for role, name in node.params.items()}
+        if not weight_op(node.op).channels_first:
             size = 1, prod(shape[:-1])
             one = 1, 1
-            return cls(node, weight, scale, 1, 1, weight.shape[1], size, size, one, one, one, (0, 0), shape)
+            sizes = size, size, one, one, one, (0, 0)
+            return cls(node, weight, scale, 1, 1, weight.shape[1], *sizes, in_shape, shape, params)
         a = b.attrs(node)
-        batch, _, *axes = b.info(node.inputs[0]).shape
+        batch, _, *axes = in_shape
         return cls(
             node,
             weight,
@@ -89,7 +104,9 @@ class Layer:
             stride=_pair(a["stride"]),
             dilation=_pair(a["dilation"]),
             padding=_pair(a["padding"][: len(axes)], missing=0),
+            in_shape=in_shape,
             shape=shape,
+            params=params,
         )
 
     def take_taps(self, rows: Sequence[int], columns: Sequence[int]) -> "Layer | None":
@@ -121,11 +138,22 @@ class Layer:
         top, left = (self.padding[i] - taps[0] * self.dilation[i] for i, taps in enumerate((rows, columns)))
         return replace(layer, padding=(top, left))
 
+    @cached_property
+    def rounded(self) -> "Layer":
+        """The layer with sizes rounded: what is chosen for it is chosen once for all layers of nearly its size."""
+        size, out_size = ((near(high), near(wide)) for high, wide in (self.size, self.out_size))
+        return replace(self, batch=near(self.batch), size=size, out_size=out_size)
+
     @property
     def name(self) -> str:
         """Name of the weight among the parameters, and of its taps if it has not all of them."""
         parts = (("depths", self.depths_taken), ("taps", self.taps_taken))
         return self.node.params["weight"] + "".join(f" {what} {taken}" for what, taken in parts if taken)
+
+    @property
+    def channels_first(self) -> bool:
+        """Whether channels are axis 1 of the input; else its last axis has them, and all others make rows."""
+        return weight_op(self.node.op).channels_first
 
     @property
     def outputs(self) -> int:
@@ -174,7 +202,7 @@ class Layer:
 
     def as_images(self, view: View, channels: int, size: Pair) -> View | None:
         """Return a value as (batch, channels, height, width), if strides can say it."""
-        if self.node.op != "linear":
+        if self.channels_first:
             shape = (self.batch, channels, *size)
             if len(view.shape) == 5:  # every depth of a volume is an image
                 view = view.permute((0, 2, 1, 3, 4))
@@ -186,16 +214,18 @@ class Layer:
         """Return the input as (batch, channels, height, width) with the pixels of a row side by side."""
         found = self.as_images(x, self.channels * self.groups, self.size)
         if found is None or (found.strides[3] != 1 and self.size[1] > 1):
-            order = (len(x.shape) - 1, *range(len(x.shape) - 1)) if self.node.op == "linear" else (1, 0, 2, 3)
-            found = self.as_images(dense(b, x, order[: len(x.shape)]), self.channels * self.groups, self.size)
+            found = self.as_images(dense(b, x, self._order(len(x.shape))), self.channels * self.groups, self.size)
         assert found is not None  # a dense copy can take this shape
         return found
 
     def result(self, b: Builder) -> View:
         """Return a new value for the result, stored with its outputs outermost."""
-        axes = len(self.shape)
-        order = (axes - 1, *range(axes - 1)) if self.node.op == "linear" else (1, 0, *range(2, axes))
-        return b.new(self.shape, order)
+        return b.new(self.shape, self._order(len(self.shape)))
+
+    def _order(self, axes: int) -> tuple[int, ...]:
+        """Return the storage order of inputs and results: channels outermost."""
+        channel = weight_op(self.node.op).channel_axis(axes)
+        return (channel, *(axis for axis in range(axes) if axis != channel))
 
     def result_images(self, view: View) -> View | None:
         """Return a value of the result's shape as images."""
@@ -204,7 +234,7 @@ class Layer:
     @property
     def channel_axis(self) -> int:
         """The axis of the result along which outputs lie."""
-        return 1 if self.node.op != "linear" else len(self.shape) - 1
+        return weight_op(self.node.op).channel_axis(len(self.shape))
 
 
 def _pair(sizes: Sequence[int], missing: int = 1) -> Pair:

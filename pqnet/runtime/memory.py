@@ -10,6 +10,8 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
+from pqnet._threads import reset_after_fork
+
 __all__ = ["SLACK", "Buffer", "Piece", "Store", "View", "Workspace", "aligned", "merge_axes", "place_buffers"]
 
 ALIGNMENT = 64  # bytes: a cache line
@@ -235,15 +237,23 @@ class Piece:
 
 
 class Store:
-    """The parameters of a model as kernels read them, each written once; those that no program uses are dropped."""
+    """What the programs of a model share: parameters as kernels read them, and the algorithms chosen for layers.
+
+    Each piece is written once; pieces that no program uses are dropped.
+    """
 
     def __init__(self) -> None:
         self._pieces: WeakValueDictionary[Hashable, Piece] = WeakValueDictionary()
-        self.lock = threading.Lock()
+        self.chosen: dict[Hashable, str] = {}
+        self._renew()
+        reset_after_fork(self._renew)
+
+    def _renew(self) -> None:
+        self._lock = threading.Lock()
 
     def piece(self, key: Hashable, make: Callable[[], Any], dtype: type[np.generic]) -> Piece:
         """Return the piece with this key, which names all that its content depends on; ``make`` gives a new one."""
-        with self.lock:
+        with self._lock:
             found = self._pieces.get((key, dtype))
             if found is None:
                 found = self._pieces[key, dtype] = Piece(make(), dtype)
@@ -272,6 +282,11 @@ class Workspace:
             self.arena = aligned(round_up(arena + 4 * SLACK, 8), np.uint8)
         if len(self.scratch) < threads or self.scratch[0].size < scratch:
             self.scratch = [aligned(scratch, np.float32) for _ in range(max(threads, len(self.scratch)))]
+
+    def spoil(self) -> None:
+        """Fill all memory with bytes that are NaN as float32."""
+        for array in (self.arena, *self.scratch):
+            array.view(np.uint8)[:] = 255
 
     def array(self, view: View) -> np.ndarray:
         """Return a value as a NumPy view of the arena."""

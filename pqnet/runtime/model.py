@@ -14,16 +14,16 @@ from pqnet.errors import PQNetError
 from pqnet.graph import Graph, ValueInfo
 from pqnet.graph.passes import merge_batch_norm
 from pqnet.graph.size import SizeReport, measure_size
-from pqnet.io import Golden, load_graph, save_graph
+from pqnet.graph.symbols import Signature, output_signature
+from pqnet.io import Golden, graph_from_bytes, graph_to_bytes, load_graph, save_graph
 from pqnet.runtime.engine import Engine
 from pqnet.runtime.execute import check_inputs, dense_param
 from pqnet.runtime.program import StepTime
-from pqnet.runtime.tuning import rule
+from pqnet.runtime.tune import rule
 
 __all__ = ["Model", "Signature", "load"]
 
 GOLDEN_BYTES = 8192
-Signature = dict[str, tuple[tuple[int | None, ...], str]]
 
 
 class Model:
@@ -72,19 +72,7 @@ class Model:
     @property
     def outputs(self) -> Signature:
         """Name to (shape, dtype) in return order; None stands for a free axis."""
-        graph = self.graph
-        known = graph.infer_shapes(graph.symbols)
-        shapes = {name: known[value] for name, value in graph.outputs.items()}
-        free: dict[str, set[int]] = {name: set() for name in shapes}
-        for symbol, size in graph.symbols.items():
-            other = graph.infer_shapes({**graph.symbols, symbol: 2 * size})
-            for name, value in graph.outputs.items():
-                pairs = zip(other[value].shape, shapes[name].shape, strict=True)
-                free[name] |= {axis for axis, (a, b) in enumerate(pairs) if a != b}
-        return {
-            name: (tuple(None if i in free[name] else s for i, s in enumerate(info.shape)), info.dtype)
-            for name, info in shapes.items()
-        }
+        return output_signature(self.graph)
 
     def __call__(self, *arrays: Any, threads: int | None = None) -> Any:
         """Run on the inputs, given in order; returns the output, or a tuple of several."""
@@ -100,7 +88,7 @@ class Model:
         ----------
         inputs : dict of str to array
             Exactly the names of ``self.inputs``. Floats and integers become float32 where float32 is wanted;
-            integers and booleans are never made from floats.
+            integers and booleans are never made from floats, and integers have to fit into the dtype of the input.
         threads : int, optional
             Cores to use; default all. The result does not depend on it. Any number of Python threads may call one model
             at once.
@@ -113,7 +101,7 @@ class Model:
         Raises
         ------
         PQNetError
-            A missing or unknown name, wrong shape or dtype, NaN.
+            A missing or unknown name, wrong shape or dtype, NaN, an integer out of range.
         """
         arrays = check_inputs(self.graph, inputs)
         return self._engine.run(arrays, default_threads(threads))
@@ -160,9 +148,17 @@ class Model:
         nbytes = sum(a.nbytes for a in (*golden.arrays.values(), *golden.outputs.values()))
         return Model(self.graph, golden if nbytes <= GOLDEN_BYTES else None, self.compute)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel to other processes, and be copied, in the form of the file."""
+        return _from_bytes, (graph_to_bytes(self.graph, self.golden),)
+
     def __repr__(self) -> str:
         size = self.size()
         return f"Model({len(self.graph.nodes)} nodes, {size.total} bytes, {size.ratio:.1f}x smaller than float32)"
+
+
+def _from_bytes(data: bytes) -> Model:
+    return Model(*graph_from_bytes(data))
 
 
 def load(path: str | Path, compute: str = "float32") -> Model:

@@ -18,10 +18,10 @@ from pqnet.kernels.abi import StepKernel
 from pqnet.runtime import lower as lower
 from pqnet.runtime.builder import LOWERINGS, Builder, Choose, HostStep, Step, Upload
 from pqnet.runtime.checks import check_step
-from pqnet.runtime.crew import crew
 from pqnet.runtime.execute import dense_param, evaluate_node, node_params
 from pqnet.runtime.memory import SLACK, Piece, Store, View, Workspace, place_buffers
-from pqnet.runtime.tuning import rule
+from pqnet.runtime.threads import thread_pool
+from pqnet.runtime.tune import rule
 
 __all__ = ["Program", "Segment", "StepTime"]
 
@@ -137,7 +137,7 @@ class Job:
             state[driver.TICKET] = self.first << 32
             driver.run_steps(*self.arguments, state)
             return True
-        return crew().run(self.words, self.extra, self)
+        return thread_pool().run(self.words, self.extra, self)
 
 
 class Bound:
@@ -165,11 +165,12 @@ class Program:
     store : Store
         Parameters as kernels read them, shared by the programs of a model.
     choose : callable
-        Picks the algorithm for a layer, see `runtime.tuning`.
+        Picks the algorithm for a layer, see `runtime.tune`.
     compute : {"float32"}
         Arithmetic of the layers.
 
-    With ``PQNET_CHECK=1`` every argument of every step is compared with the arrays that it points into.
+    With ``PQNET_CHECK=1`` every argument of every step is compared with the arrays that it points into, and every run
+    begins in memory full of NaN.
     """
 
     def __init__(
@@ -190,10 +191,10 @@ class Program:
         self.arena = place_buffers(b.buffers)
         self.scratch = max((s.scratch for s in b.steps if isinstance(s, Step)), default=0) + SLACK
         self.index = b.index.array()
-        if os.environ.get("PQNET_CHECK") == "1":
-            for step in b.steps:
-                if isinstance(step, Step):
-                    check_step(step, self.arena, self.pieces, self.index, self.scratch)
+        self.checked = os.environ.get("PQNET_CHECK") == "1"
+        for step in b.steps:
+            if self.checked and isinstance(step, Step):
+                check_step(step, self.arena, self.pieces, self.index, self.scratch)
         self.segments: list[Segment | HostStep | Upload] = []
         for compiled, steps in groupby(b.steps, lambda s: isinstance(s, Step)):
             batch = list(steps)
@@ -226,6 +227,8 @@ class Program:
     def run(self, inputs: Mapping[str, np.ndarray], space: Workspace, threads: int) -> dict[str, np.ndarray]:
         """Compute the outputs for checked inputs; new arrays."""
         bound = self._bind(space, threads)
+        if self.checked:
+            space.spoil()
         host: dict[str, np.ndarray] = {**self.known, **inputs}
         for segment, done in zip(self.segments, self.last_use, strict=True):
             self._run_segment(segment, host, space, bound)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pqnet.codecs import PACKED, Additive, Codec, Packed, PackedScalar, ScalarCodec
+from pqnet.codecs import PACKED, Additive, Codec, Packed
 from pqnet.errors import ConfigError, PQNetError
 from pqnet.train.packed import PackedWeight, attach, check_choice
 from pqnet.train.weights import Weight, find_weights, match
@@ -257,7 +257,6 @@ class _Group:
         self.weights = weights
         sizes = [math.prod(weight.form.shape) for weight in weights]
         self.shape = weights[0].form.shape if len(weights) == 1 else (1, sum(sizes))
-        self.ends = np.cumsum(sizes)[:-1]
         self.codec = codec.check(self.shape)
         self.label = ", ".join(repr(weight.name) for weight in weights)
 
@@ -272,16 +271,10 @@ class _Group:
 
     def parts(self, whole: Packed) -> dict[str, Packed]:
         """Return each weight on its own."""
-        if len(self.weights) == 1 or not isinstance(whole, PackedScalar):
+        if len(self.weights) == 1:
             return {self.weights[0].name: whole}
-        book = whole.codebook if whole.codec.levels is None else None
-        codes = np.split(whole.codes.reshape(-1), self.ends)
-        out: dict[str, Packed] = {}
-        for weight, own in zip(self.weights, codes, strict=True):
-            shape = weight.form.shape
-            rows = own.reshape(shape[0], -1)
-            out[weight.name] = PackedScalar(whole.codec, shape, rows, book, whole.scales, whole.zeros)
-        return out
+        split = whole.split([weight.form.shape for weight in self.weights])
+        return {weight.name: own for weight, own in zip(self.weights, split, strict=True)}
 
     def read(self, arrays: Mapping[str, Tensor]) -> Packed:
         """Return what was saved as arrays."""
@@ -298,7 +291,7 @@ def _members(module: nn.Module, patterns: Iterable[str], chosen: Mapping[str, Co
     if len(names) < 2 or any(codec != codecs[0] for codec in codecs):
         got = {name: chosen[name] for name in names}
         raise ConfigError(f"joint: expected two weights or more with one codec, got {got}")
-    if not isinstance(codecs[0], ScalarCodec) or codecs[0].per != "tensor":
+    if not codecs[0].joint:
         raise ConfigError(f"joint: expected a Scalar, Fixed or IntN with per='tensor', got {codecs[0]!r}")
     return names
 

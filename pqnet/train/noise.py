@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from pqnet.codecs import PACKED, PQ, Codec, ScalarCodec
+from pqnet.codecs import PACKED, Codec
 from pqnet.errors import ConfigError, PQNetError
 from pqnet.train.checks import check_integer
 from pqnet.train.packed import check_codec, check_plain, own_class, parametrize_places
@@ -166,7 +166,7 @@ class QuantNoise(Draws):
         for name, codec in codecs.items():
             check_plain(weights[name])
             codecs[name] = check_codec(weights[name], codec)
-            if unit == "cluster" and not isinstance(codec, PQ | ScalarCodec):
+            if unit == "cluster" and codec.n_codewords is None:
                 raise ConfigError(f"weight {name!r}: expected a codec of one code a block, got {codec!r}")
         super().__init__(module, p, seed)
         self._noisy: dict[str, _Noisy] = {}
@@ -282,8 +282,9 @@ class _Noisy:
         shape = self.weight.form.shape
         d, layout = self.codec.blocks
         if self.noise.unit == "cluster":
-            assert self.stored is not None and isinstance(self.codec, PQ | ScalarCodec)
-            blocks = self.noise.chosen((self.codec.k,), device, self.index)[self.stored.codes.long()]
+            k = self.codec.n_codewords
+            assert self.stored is not None and k is not None
+            blocks = self.noise.chosen((k,), device, self.index)[self.stored.codes.long()]
         else:
             blocks = self.noise.chosen((shape[0], prod(shape[1:]) // d), device, self.index)
         mask = blocks.repeat_interleave(d, 1) if d > 1 else blocks

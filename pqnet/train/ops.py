@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 from pqnet.codecs import Packed
 from pqnet.errors import PQNetError
 from pqnet.graph import Graph
-from pqnet.graph.op import get_op, resolve_attrs
+from pqnet.graph.op import DTYPES as GRAPH_DTYPES
+from pqnet.graph.op import INTEGERS, get_op, resolve_attrs
 from pqnet.graph.ops.elementwise import as_scalar, operand_dtype
 from pqnet.train.parallel import world
 
@@ -24,7 +26,7 @@ Params = Mapping[str, Tensor]
 TorchOp = Callable[[Sequence[Tensor], Params, Attrs], Any]
 
 MOMENTUM = 0.1  # of running statistics, PyTorch's default; graphs do not record it
-DTYPES = {"float32": torch.float32, "int64": torch.int64, "bool": torch.bool}
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in GRAPH_DTYPES}
 
 
 class TorchGraph(nn.Module):  # type: ignore[misc]
@@ -165,7 +167,11 @@ def _embedding(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
 
 
 def _meeting(x: Sequence[Tensor], scalars: Sequence[float | None]) -> str:
-    return operand_dtype(["float32" if t.is_floating_point() else "int64" for t in x], scalars)
+    return operand_dtype(["float32" if t.is_floating_point() else _name(t) for t in x], scalars)
+
+
+def _name(x: Tensor) -> str:
+    return str(x.dtype).removeprefix("torch.")
 
 
 def _binary(function: Callable[[Tensor, Tensor], Tensor], meet: str | None = None) -> TorchOp:
@@ -189,7 +195,10 @@ def _unary(function: Callable[..., Tensor]) -> TorchOp:
 def _clamp(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
     ends = (a["min"], a["max"])
     dtype = _meeting(x, ends)
-    low, high = (None if end is None else as_scalar(end, dtype) for end in ends)
+    low, high = ends
+    if dtype in INTEGERS:  # PyTorch takes no limits that the dtype does not hold
+        limits = torch.iinfo(DTYPES[dtype])
+        low, high = (None if end is None else min(max(int(end), limits.min), limits.max) for end in ends)
     return torch.clamp(x[0].to(DTYPES[dtype]), low, high)
 
 
@@ -293,8 +302,27 @@ def _interpolate(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
     return F.interpolate(x[0], a["size"], mode=a["mode"], align_corners=align)
 
 
-def _reduction(function: Callable[..., Tensor], axis: str = "axes") -> TorchOp:
-    return lambda x, p, a: function(x[0], a[axis], keepdim=a["keepdims"])
+def _prod(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
+    out = x[0]
+    for axis in a["axes"]:
+        out = out.prod(axis, keepdim=True)
+    return out if a["keepdims"] else out.squeeze(a["axes"])
+
+
+def _running(function: Callable[..., Tensor]) -> TorchOp:
+    return lambda x, p, a: function(x[0], a["axis"])
+
+
+def _position(function: Callable[..., Tensor]) -> TorchOp:
+    def run(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
+        values = x[0].to(torch.uint8) if x[0].dtype == torch.bool else x[0]  # PyTorch finds no place of a boolean
+        return function(values, a["axis"], keepdim=a["keepdims"])
+
+    return run
+
+
+def _reduction(function: Callable[..., Tensor]) -> TorchOp:
+    return lambda x, p, a: function(x[0], a["axes"], keepdim=a["keepdims"])
 
 
 def _var(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
@@ -361,6 +389,16 @@ TABLE: dict[str, TorchOp] = {
     "sub": _binary(torch.sub),
     "mul": _binary(torch.mul),
     "div": _binary(torch.div, "float32"),
+    "floor_div": _binary(torch.floor_divide),
+    "trunc_div": _binary(partial(torch.div, rounding_mode="trunc")),
+    "remainder": _binary(torch.remainder),
+    "fmod": _binary(torch.fmod),
+    "bitwise_and": _binary(torch.bitwise_and),
+    "bitwise_or": _binary(torch.bitwise_or),
+    "bitwise_xor": _binary(torch.bitwise_xor),
+    "bitwise_not": _unary(torch.bitwise_not),
+    "shift_left": _binary(torch.bitwise_left_shift),
+    "shift_right": _binary(torch.bitwise_right_shift),
     "pow": _binary(torch.pow),
     "maximum": _binary(torch.maximum),
     "minimum": _binary(torch.minimum),
@@ -375,7 +413,11 @@ TABLE: dict[str, TorchOp] = {
     "logical_not": _unary(torch.logical_not),
     "where": _where,
     "exp": _unary(torch.exp),
+    "expm1": _unary(torch.expm1),
     "log": _unary(torch.log),
+    "log1p": _unary(torch.log1p),
+    "log2": _unary(torch.log2),
+    "log10": _unary(torch.log10),
     "sqrt": _unary(torch.sqrt),
     "rsqrt": _unary(torch.rsqrt),
     "erf": _unary(torch.erf),
@@ -401,10 +443,13 @@ TABLE: dict[str, TorchOp] = {
     "adaptive_max_pool2d": lambda x, p, a: F.adaptive_max_pool2d(x[0], a["size"]),
     "mean": _reduction(torch.mean),
     "sum": _reduction(torch.sum),
+    "prod": _prod,
+    "cumsum": _running(torch.cumsum),
+    "cumprod": _running(torch.cumprod),
     "max": _reduction(torch.amax),
     "min": _reduction(torch.amin),
-    "argmax": _reduction(torch.argmax, "axis"),
-    "argmin": _reduction(torch.argmin, "axis"),
+    "argmax": _position(torch.argmax),
+    "argmin": _position(torch.argmin),
     "var": _var,
     "interpolate": _interpolate,
     "reshape": lambda x, p, a: x[0].reshape(a["shape"]),

@@ -9,7 +9,7 @@ from torch.nn.utils import parametrize
 
 from pqnet.codecs import Codec, Packed
 from pqnet.errors import ConfigError, PQNetError
-from pqnet.train.stored import Gradient, StoredPQ, make_stored
+from pqnet.train.stored import Gradient, make_stored
 from pqnet.train.weights import FilterForm, Weight, find_weights, match
 
 __all__ = ["PackedWeight", "attach", "detach", "packed_weights"]
@@ -90,7 +90,7 @@ class PackedWeight(nn.Module):  # type: ignore[misc]
         """
         if tuple(target.shape) != self.form.tensor_shape:
             raise PQNetError(f"target: expected shape {self.form.tensor_shape}, got {tuple(target.shape)}")
-        if metric is not None and not isinstance(self.stored, StoredPQ):
+        if metric is not None and not self.stored.takes_metric:
             raise PQNetError(f"metric: expected None for {self.stored.codec!r}, got {type(metric).__name__}")
         training = self.training
         self.eval()  # codes are chosen for what is stored

@@ -1,7 +1,7 @@
 """Packed weights as PyTorch modules, one for each codec: decoded differentiably, and packed again."""
 
 from abc import abstractmethod
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -76,6 +76,7 @@ class Stored(nn.Module):  # type: ignore[misc]
     """
 
     codec: Codec
+    takes_metric: ClassVar[bool] = False  # whether `reassign` can weigh errors
 
     @abstractmethod
     def decode(self) -> Tensor:
@@ -92,6 +93,7 @@ class Stored(nn.Module):  # type: ignore[misc]
 
 class StoredPQ(Stored):
     codec: PQ
+    takes_metric = True
 
     def __init__(self, packed: PackedPQ, gradient: Gradient) -> None:
         super().__init__()

@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
-from pqnet_converters.aten.elementwise import as_float
+from pqnet_converters.aten.elementwise import as_float, as_number
 from pqnet_converters.aten.importer import Importer, Tensor
 from pqnet_converters.aten.registry import rule
 
-PLAIN = ("relu", "sigmoid", "tanh", "silu", "hardswish", "hardsigmoid", "mish")
+PLAIN = ("sigmoid", "tanh", "silu", "hardswish", "hardsigmoid", "mish")
 
 
 def _plain(op: str) -> Callable[[Importer, Tensor], str]:
@@ -16,6 +16,11 @@ def _plain(op: str) -> Callable[[Importer, Tensor], str]:
 
 for _op in PLAIN:
     rule(f"aten.{_op}.default")(_plain(_op))
+
+
+@rule("aten.relu.default")
+def relu(b: Importer, x: Tensor) -> str:
+    return b.emit("relu", x) if x.dtype == "float32" else b.emit("clamp", x, min=0)
 
 
 @rule("aten.gelu.default")
@@ -49,15 +54,11 @@ def prelu(b: Importer, x: Tensor, weight: Tensor) -> str:
 
 
 @rule("aten.clamp.default", "aten.hardtanh.default")
-def clamp(b: Importer, x: Tensor, low: Any, high: Any) -> Tensor | str:
-    low, high = b.number(low), b.number(high)
-    if b.out_dtype() == "float32":
-        limits = {"min": low, "max": high}
-        return b.emit("clamp", as_float(b, x), **{k: v for k, v in limits.items() if v is not None})
-    y: Tensor | str = x
-    if low is not None:
-        y = b.emit("maximum", y, scalar=low)
-    return y if high is None else b.emit("minimum", y, scalar=high)
+def clamp(b: Importer, x: Tensor, low: Any, high: Any) -> str:
+    dtype = b.out_dtype()
+    given = {"min": b.number(low), "max": b.number(high)}
+    limits: dict[str, Any] = {end: as_number(v, dtype) for end, v in given.items() if v is not None}
+    return b.emit("clamp", b.cast(x, dtype), **limits)
 
 
 @rule("aten.softmax.int", "aten._softmax.default")

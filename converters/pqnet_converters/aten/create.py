@@ -2,12 +2,14 @@
 
 from typing import Any
 
+from pqnet_converters.aten.elementwise import as_number
 from pqnet_converters.aten.importer import Importer, Tensor
 from pqnet_converters.aten.registry import rule
 
 
 def _full(b: Importer, value: Any) -> str:
-    return b.emit("full", shape=b.out_shape(), value=float(b.number(value) or 0), dtype=b.out_dtype())
+    dtype = b.out_dtype()
+    return b.emit("full", shape=b.out_shape(), value=as_number(b.number(value), dtype), dtype=dtype)
 
 
 @rule("aten.full.default")

@@ -3,38 +3,46 @@
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
+import torch
 
 from pqnet_converters.aten.importer import Importer, Tensor
 from pqnet_converters.aten.registry import rule
 
 
-def as_float(b: Importer, x: Tensor) -> Tensor | str:
+def as_float(b: Importer, x: Tensor) -> Tensor:
     """Return the tensor as float32."""
-    return x if x.dtype == "float32" else b.emit("cast", x, dtype="float32")
+    return b.cast(x, "float32")
 
 
-def as_bool(b: Importer, x: Tensor) -> Tensor:
-    """Return the tensor as booleans: whether it is not 0."""
-    return x if x.dtype == "bool" else Tensor(x.shape, "bool", value=b.emit("cast", x, dtype="bool"))
+def as_bool(b: Importer, x: Any) -> Tensor:
+    """Return a tensor or a number as booleans: whether it is not 0."""
+    if not isinstance(x, Tensor):
+        return Tensor((), "bool", data=torch.tensor(bool(x)))
+    return b.cast(x, "bool")
+
+
+def as_number(value: Any, dtype: str) -> int | float:
+    """Return a number as an element of a dtype: integers stay exact, what torch would cut off is cut off."""
+    return float(value) if dtype == "float32" else int(value)
+
+
+def _meeting(b: Importer, op: str, x: Any, y: Any, dtype: str) -> str:
+    """Emit a two-operand operation in a dtype, constants without axes as scalars; booleans meet as integers."""
+    left, right = b.number(x), b.number(y)
+    operands = [b.cast(t, dtype) for t, number in ((x, left), (y, right)) if number is None]
+    attrs: dict[str, Any] = {}
+    if right is not None:
+        attrs = {"scalar": as_number(right, dtype)}
+    elif left is not None:
+        attrs = {"scalar": as_number(left, dtype), "reverse": True}
+    return b.emit(op, *operands, **attrs)
 
 
 def _binary(b: Importer, op: str, x: Any, y: Any) -> str:
-    """Emit a two-operand operation, constants without axes as scalars, in the dtype that torch gives it."""
+    """Emit a two-operand operation in the dtype of its result."""
     want = b.out_dtype()
-    left, right = b.number(x), b.number(y)
-    tensors = [t for t, number in ((x, left), (y, right)) if number is None]
-    operands: list[Tensor | str] = list(tensors)
-    if want == "float32" and all(t.dtype != "float32" for t in tensors):
-        operands = [as_float(b, t) for t in tensors]
-    attrs: dict[str, Any] = {}
-    if right is not None:
-        attrs = {"scalar": float(right)}
-    elif left is not None:
-        attrs = {"scalar": float(left), "reverse": True}
-    value = b.emit(op, *operands, **attrs)
-    got = "int64" if want != "float32" else want  # booleans are calculated with as integers
-    return value if got == want else b.emit("cast", value, dtype=want)
+    value = _meeting(b, op, x, y, want)
+    return b.emit("cast", value, dtype="bool") if want == "bool" else value
 
 
 @rule("aten.add.Tensor", "aten.add.Scalar")
@@ -61,6 +69,10 @@ def _times(b: Importer, y: Any, alpha: Any) -> Any:
     return Tensor(y.shape, b.out_dtype(), value=_binary(b, "mul", y, factor))
 
 
+def _dunder(name: str) -> tuple[str, str]:
+    return f"__{name}__.Scalar", f"__{name}__.Tensor"
+
+
 def _plain_binary(op: str) -> Callable[[Importer, Any, Any], str]:
     return lambda b, x, y: _binary(b, op, x, y)
 
@@ -68,6 +80,11 @@ def _plain_binary(op: str) -> Callable[[Importer, Any, Any], str]:
 for _op, _names in {
     "mul": ("mul.Tensor", "mul.Scalar"),
     "div": ("div.Tensor", "div.Scalar"),
+    "floor_div": ("floor_divide.default", "floor_divide.Scalar"),
+    "remainder": ("remainder.Tensor", "remainder.Scalar", "remainder.Scalar_Tensor"),
+    "fmod": ("fmod.Tensor", "fmod.Scalar"),
+    "shift_left": ("bitwise_left_shift.Tensor", "bitwise_left_shift.Tensor_Scalar", *_dunder("lshift")),
+    "shift_right": ("bitwise_right_shift.Tensor", "bitwise_right_shift.Tensor_Scalar", *_dunder("rshift")),
     "pow": ("pow.Tensor_Scalar", "pow.Scalar", "pow.Tensor_Tensor"),
     "maximum": ("maximum.default", "clamp_min.Tensor"),
     "minimum": ("minimum.default", "clamp_max.Tensor"),
@@ -85,22 +102,16 @@ def clamp_tensor(b: Importer, x: Tensor, low: Tensor | None, high: Tensor | None
     return y
 
 
-@rule("aten.div.Tensor_mode")
+QUOTIENTS = {None: "div", "floor": "floor_div", "trunc": "trunc_div"}
+
+
+@rule("aten.div.Tensor_mode", "aten.div.Scalar_mode")
 def div_mode(b: Importer, x: Any, y: Any, rounding: str | None) -> str:
-    if b.out_dtype() != "float32":
-        raise b.refuse("expected a division of floats, got integers (their quotient is not exact in float32)")
-    quotient = _binary(b, "div", x, y)
-    if rounding == "trunc":
-        return b.emit("mul", b.emit("sign", quotient), b.emit("floor", b.emit("abs", quotient)))
-    return quotient if rounding is None else b.emit("floor", quotient)
+    return _binary(b, QUOTIENTS[rounding], x, y)
 
 
 def _comparison(op: str) -> Callable[[Importer, Tensor, Any], str]:
-    def compare(b: Importer, x: Tensor, y: Any) -> str:
-        number = b.number(y)
-        return b.emit(op, x, y) if number is None else b.emit(op, x, scalar=float(number))
-
-    return compare
+    return lambda b, x, y: _meeting(b, op, x, y, b.operand_dtype())
 
 
 for _op in ("eq", "ne", "lt", "le", "gt", "ge"):
@@ -112,70 +123,72 @@ def isnan(b: Importer, x: Tensor) -> str:
     return b.emit("ne", x, x)
 
 
-def _logic(op: str) -> Callable[..., str]:
-    def combine(b: Importer, *operands: Tensor) -> str:
-        if "bitwise" in str(b.node.target) and b.out_dtype() != "bool":
-            raise b.refuse("expected booleans, got integers")
-        return b.emit(op, *(as_bool(b, x) for x in operands))
+def _logic(op: str, bits: str) -> Callable[..., str]:
+    def combine(b: Importer, *operands: Any) -> str:
+        if b.out_dtype() == "bool":
+            return b.emit(op, *(as_bool(b, x) for x in operands))
+        return _binary(b, bits, *operands) if len(operands) == 2 else b.emit(bits, *operands)
 
     return combine
 
 
 for _op, _name in {"logical_and": "and", "logical_or": "or", "ne": "xor"}.items():
-    rule(f"aten.logical_{_name}.default", f"aten.bitwise_{_name}.Tensor")(_logic(_op))
-rule("aten.logical_not.default", "aten.bitwise_not.default")(_logic("logical_not"))
+    _bitwise = (f"aten.bitwise_{_name}.{kind}" for kind in ("Tensor", "Scalar", "Scalar_Tensor"))
+    _names = (f"aten.logical_{_name}.default", *_bitwise, *(f"aten.{n}" for n in _dunder(_name)))
+    rule(*_names)(_logic(_op, f"bitwise_{_name}"))
+rule("aten.logical_not.default", "aten.bitwise_not.default")(_logic("logical_not", "bitwise_not"))
 
 
 @rule("aten.where.self")
 def where(b: Importer, condition: Tensor, x: Tensor, y: Tensor) -> str:
-    value = b.emit("where", condition, x, y)
-    mixed = b.out_dtype() == "bool"
-    return b.emit("cast", value, dtype="bool") if mixed else value
+    dtype = b.out_dtype()
+    return b.emit("where", as_bool(b, condition), b.cast(x, dtype), b.cast(y, dtype))
 
 
 @rule("aten.masked_fill.Scalar", "aten.masked_fill.Tensor")
 def masked_fill(b: Importer, x: Tensor, mask: Tensor, fill: Any) -> str:
     number = b.number(fill)
-    filled = fill if number is None else b.emit("full", shape=(), value=float(number), dtype=x.dtype)
-    return b.emit("where", mask, filled, x)
+    if number is None:
+        return b.emit("where", mask, b.cast(fill, x.dtype), x)
+    return b.emit("where", mask, b.emit("full", shape=(), value=as_number(number, x.dtype), dtype=x.dtype), x)
 
 
-def _unary(op: str) -> Callable[[Importer, Tensor], str]:
-    integer = op in ("neg", "abs", "sign")
-    return lambda b, x: b.emit(op, x if integer else as_float(b, x))
+def _float_function(op: str) -> Callable[[Importer, Tensor], str]:
+    return lambda b, x: b.emit(op, as_float(b, x))
+
+
+def _number_function(op: str, integers: bool) -> Callable[[Importer, Tensor], Tensor | str]:
+    """Return the rule of a function that keeps the dtype; one that does not change integers is left out there."""
+    return lambda b, x: b.emit(op, x) if x.dtype == "float32" or (integers and x.dtype != "bool") else x
 
 
 for _op in (
-    *("exp", "log", "sqrt", "rsqrt", "erf", "neg", "abs", "reciprocal"),
-    *("sin", "cos", "floor", "ceil", "round", "sign"),
+    *("exp", "expm1", "log", "log1p", "log2", "log10", "sqrt", "rsqrt", "erf", "reciprocal"),
+    *("sin", "cos"),
 ):
-    rule(f"aten.{_op}.default")(_unary(_op))
+    rule(f"aten.{_op}.default")(_float_function(_op))
+for _op in ("neg", "abs", "sign", "floor", "ceil", "round"):
+    rule(f"aten.{_op}.default")(_number_function(_op, _op in ("neg", "abs", "sign")))
 
 
-@rule("aten.log1p.default")
-def log1p(b: Importer, x: Tensor) -> str:
-    return b.emit("log", b.emit("add", as_float(b, x), scalar=1.0))
+@rule("aten.exp2.default")
+def exp2(b: Importer, x: Tensor) -> str:
+    return b.emit("pow", as_float(b, x), scalar=2.0, reverse=True)
 
 
-@rule("aten.expm1.default")
-def expm1(b: Importer, x: Tensor) -> str:
-    return b.emit("sub", b.emit("exp", as_float(b, x)), scalar=1.0)
+@rule("aten.trunc.default")
+def trunc(b: Importer, x: Tensor) -> Tensor | str:
+    return b.emit("trunc_div", x, scalar=1.0) if x.dtype == "float32" else x
 
 
-@rule("aten.log2.default")
-def log2(b: Importer, x: Tensor) -> str:
-    return b.emit("mul", b.emit("log", as_float(b, x)), scalar=1 / float(np.log(2.0)))
-
-
-@rule("aten.log10.default")
-def log10(b: Importer, x: Tensor) -> str:
-    return b.emit("mul", b.emit("log", as_float(b, x)), scalar=1 / float(np.log(10.0)))
+@rule("aten.isinf.default")
+def isinf(b: Importer, x: Tensor) -> str:
+    return b.emit("eq", b.emit("abs", as_float(b, x)), scalar=float("inf"))
 
 
 @rule("aten._to_copy.default")
-def to_copy(b: Importer, x: Tensor, *_: Any) -> Tensor | str:
-    dtype = b.out_dtype()
-    return x if dtype == x.dtype else b.emit("cast", x, dtype=dtype)
+def to_copy(b: Importer, x: Tensor, *_: Any) -> Tensor:
+    return b.cast(x, b.out_dtype())
 
 
 @rule("aten.clone.default", "aten.alias.default", "aten.detach.default", "aten.lift_fresh_copy.default")

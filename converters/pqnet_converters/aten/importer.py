@@ -11,14 +11,14 @@ import torch
 
 from pqnet.errors import PQNetError, UnsupportedOpError
 from pqnet.graph import GraphBuilder
-from pqnet.graph.op import resolve_dim
+from pqnet.graph.op import DTYPES
+from pqnet.graph.sizes import resolve_dim
 from pqnet_converters.aten.registry import RULES
 
 __all__ = ["Importer", "Tensor", "dtype_name"]
 
 Dim = int | str
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,14 +42,13 @@ class Tensor:
 
 
 def dtype_name(dtype: torch.dtype, where: str) -> str:
-    """Return the graph's dtype for a torch dtype: any real float is float32, any integer int64."""
+    """Return the graph's dtype for a torch dtype: any real float is float32, integers and booleans stay."""
     if dtype in FLOATS:
         return "float32"
-    if dtype in INTEGERS:
-        return "int64"
-    if dtype == torch.bool:
-        return "bool"
-    raise PQNetError(f"{where}: expected a tensor of real floats, integers or booleans, got {dtype}")
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise PQNetError(f"{where}: expected a tensor of real floats, {', '.join(DTYPES[1:])}, got {dtype}")
+    return name
 
 
 class Importer:
@@ -180,6 +179,22 @@ class Importer:
     def out_dtype(self, output: int | None = None) -> str:
         """Return the dtype of the result, in the graph's terms."""
         return dtype_name(self._result(output).dtype, str(self.node.target))
+
+    def operand_dtype(self) -> str:
+        """Return the dtype in which torch lets the first two arguments of the current node meet, in the graph's terms.
+
+        Numbers and tensors without axes do not widen the dtype of other tensors, which the graph's rule cannot know.
+        """
+        values = [arg.meta["val"] if isinstance(arg, torch.fx.Node) else arg for arg in self.node.args[:2]]
+        return dtype_name(torch.result_type(*values), str(self.node.target))
+
+    def cast(self, x: Tensor, dtype: str) -> Tensor:
+        """Return a tensor in another dtype of the graph."""
+        if x.dtype == dtype:
+            return x
+        if x.data is not None:
+            return Tensor(x.shape, dtype, data=x.data.to(getattr(torch, dtype)), path=x.path)
+        return Tensor(x.shape, dtype, value=self.emit("cast", x, dtype=dtype))
 
     def used(self, output: int) -> bool:
         """Return whether anything uses one of several results of the current node."""

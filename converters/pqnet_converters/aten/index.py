@@ -12,16 +12,16 @@ VIEWS = ("aten.unsqueeze", "aten.view", "aten.slice", "aten.expand", "aten.clone
 
 @rule("aten.index_select.default")
 def index_select(b: Importer, x: Tensor, axis: int, ids: Tensor) -> str:
-    return b.emit("index_select", x, ids, axis=axis % x.rank)
+    return b.emit("index_select", x, b.cast(ids, "int64"), axis=axis % x.rank)
 
 
 @rule("aten.index.Tensor")
 def index(b: Importer, x: Tensor, indices: Any) -> str:
-    if any(ids is not None and ids.dtype == "bool" for ids in indices):
+    if any(ids is not None and ids.dtype in ("bool", "uint8") for ids in indices):
         raise b.refuse("expected integers as indices, got booleans, whose result has no fixed size")
     nodes = b.node.args[1]
     axes = [i for i, ids in enumerate(indices) if ids is not None]
-    return _select(b, x, {a: _non_negative(b, indices[a], x.shape[a], nodes[a]) for a in axes})
+    return _select(b, x, {a: _non_negative(b, b.cast(indices[a], "int64"), x.shape[a], nodes[a]) for a in axes})
 
 
 @rule("aten.gather.default")
@@ -71,19 +71,3 @@ def flip(b: Importer, x: Tensor, axes: Any) -> Tensor | str:
         backwards = torch.arange(b.fixed(x.shape[axis]) - 1, -1, -1)
         y = b.emit("index_select", y, Tensor(tuple(backwards.shape), "int64", data=backwards), axis=axis % x.rank)
     return y
-
-
-@rule("aten.cumsum.default")
-def cumsum(b: Importer, x: Tensor, axis: int, *_: Any) -> str:
-    """Multiply by a triangle of ones; integers are exact up to 2**24."""
-    axis %= x.rank
-    size = b.fixed(x.shape[axis])
-    count = b.emit("arange", start=0, end=size)
-    rows = b.emit("reshape", count, shape=(size, 1))
-    triangle = b.emit("cast", b.emit("le", rows, count), dtype="float32")
-    swap = tuple(x.rank - 1 if a == axis else axis if a == x.rank - 1 else a for a in range(x.rank))
-    terms: Tensor | str = x if x.dtype == "float32" else b.emit("cast", x, dtype="float32")
-    last = axis == x.rank - 1
-    sums = b.emit("matmul", terms if last else b.emit("permute", terms, axes=swap), triangle)
-    sums = sums if last else b.emit("permute", sums, axes=swap)
-    return sums if b.out_dtype() == "float32" else b.emit("cast", sums, dtype=b.out_dtype())

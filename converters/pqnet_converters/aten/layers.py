@@ -89,7 +89,9 @@ def convolution(
 
 @rule("aten.embedding.default")
 def embedding(b: Importer, weight: Tensor, ids: Tensor, *_: Any) -> str:
-    return b.emit("embedding", ids, name=b.layer_name(weight), params={"weight": b.param(weight, "weight")})
+    return b.emit(
+        "embedding", b.cast(ids, "int64"), name=b.layer_name(weight), params={"weight": b.param(weight, "weight")}
+    )
 
 
 @rule("aten.scaled_dot_product_attention.default")

@@ -23,11 +23,17 @@ def mean_all(b: Importer, x: Tensor, *_: Any) -> str:
     return mean(b, x, None, False)
 
 
+def _accumulated(b: Importer, op: str, x: Tensor, **attrs: Any) -> str:
+    """Emit a sum or product in the dtype of its result; those of integers are int64 first, and then cut."""
+    dtype = b.out_dtype()
+    source = b.cast(x, dtype) if dtype in ("float32", "bool") or x.dtype == "float32" else x
+    value = b.emit(op, source, **attrs)
+    return value if dtype in ("float32", "int64") else b.emit("cast", value, dtype=dtype)
+
+
 @rule("aten.sum.dim_IntList")
 def sum_axes(b: Importer, x: Tensor, axes: Any, keepdims: bool, *_: Any) -> str:
-    dtype = b.out_dtype()
-    source: Tensor | str = x if x.dtype == dtype else b.emit("cast", x, dtype=dtype)
-    return b.emit("sum", source, axes=_axes(x, axes), keepdims=keepdims)
+    return _accumulated(b, "sum", x, axes=_axes(x, axes), keepdims=keepdims)
 
 
 @rule("aten.sum.default")
@@ -35,11 +41,28 @@ def sum_all(b: Importer, x: Tensor, *_: Any) -> str:
     return sum_axes(b, x, None, False)
 
 
+@rule("aten.prod.dim_int")
+def prod_axis(b: Importer, x: Tensor, axis: int, keepdims: bool, *_: Any) -> str:
+    return _accumulated(b, "prod", x, axes=_axes(x, axis), keepdims=keepdims)
+
+
+@rule("aten.prod.default")
+def prod_all(b: Importer, x: Tensor, *_: Any) -> str:
+    return _accumulated(b, "prod", x, axes=_axes(x, None))
+
+
+@rule("aten.cumsum.default")
+def cumsum(b: Importer, x: Tensor, axis: int, *_: Any) -> str:
+    return _accumulated(b, "cumsum", x, axis=axis % x.rank)
+
+
+@rule("aten.cumprod.default")
+def cumprod(b: Importer, x: Tensor, axis: int, *_: Any) -> str:
+    return _accumulated(b, "cumprod", x, axis=axis % x.rank)
+
+
 def _extreme(b: Importer, op: str, x: Tensor, axes: Any, keepdims: bool) -> str:
-    if x.dtype != "bool":
-        return b.emit(op, x, axes=_axes(x, axes), keepdims=keepdims)
-    found = b.emit(op, b.emit("cast", x, dtype="int64"), axes=_axes(x, axes), keepdims=keepdims)
-    return b.emit("cast", found, dtype="bool")
+    return b.emit(op, x, axes=_axes(x, axes), keepdims=keepdims)
 
 
 @rule("aten.amax.default")
@@ -96,9 +119,15 @@ def argmin(b: Importer, x: Tensor, axis: int | None, keepdims: bool) -> str:
     return _place(b, "argmin", x, axis, keepdims)
 
 
+def _of_truth(b: Importer, op: str, x: Tensor, axes: Any, keepdims: bool) -> str:
+    """Reduce the elements as booleans; torch returns those of uint8 as uint8."""
+    found = _extreme(b, op, as_bool(b, x), axes, keepdims)
+    return found if b.out_dtype() == "bool" else b.emit("cast", found, dtype=b.out_dtype())
+
+
 @rule("aten.any.dim", "aten.any.dims")
 def any_axes(b: Importer, x: Tensor, axes: Any, keepdims: bool) -> str:
-    return _extreme(b, "max", as_bool(b, x), axes, keepdims)
+    return _of_truth(b, "max", x, axes, keepdims)
 
 
 @rule("aten.any.default")
@@ -108,7 +137,7 @@ def any_all(b: Importer, x: Tensor) -> str:
 
 @rule("aten.all.dim", "aten.all.dims")
 def all_axes(b: Importer, x: Tensor, axes: Any, keepdims: bool) -> str:
-    return _extreme(b, "min", as_bool(b, x), axes, keepdims)
+    return _of_truth(b, "min", x, axes, keepdims)
 
 
 @rule("aten.all.default")

@@ -3,6 +3,7 @@
 import sys
 from typing import Any
 
+from pqnet_converters.aten.elementwise import as_number
 from pqnet_converters.aten.importer import Dim, Importer, Tensor
 from pqnet_converters.aten.registry import rule
 
@@ -75,15 +76,14 @@ def slice_scatter(b: Importer, x: Tensor, source: Tensor, axis: int, start: Any,
 
 @rule("aten.copy.default")
 def copy(b: Importer, x: Tensor, source: Tensor, *_: Any) -> Tensor | str:
-    value = source if source.dtype == x.dtype else b.emit("cast", source, dtype=x.dtype)
+    value = b.cast(source, x.dtype)
     return value if source.shape == x.shape else b.emit("expand", value, shape=x.shape)
 
 
 @rule("aten.cat.default")
 def cat(b: Importer, tensors: Any, axis: int) -> str:
     dtype = b.out_dtype()
-    parts = [x if x.dtype == dtype else b.emit("cast", x, dtype=dtype) for x in tensors]
-    return b.emit("concat", *parts, axis=axis % len(b.out_shape()))
+    return b.emit("concat", *(b.cast(x, dtype) for x in tensors), axis=axis % len(b.out_shape()))
 
 
 @rule("aten.split_with_sizes.default", "aten.split.Tensor", "aten.unbind.int")
@@ -106,7 +106,7 @@ def _pad(b: Importer, x: Tensor, padding: Any, **attrs: Any) -> str:
 
 @rule("aten.constant_pad_nd.default")
 def constant_pad(b: Importer, x: Tensor, padding: Any, value: Any) -> str:
-    return _pad(b, x, padding, value=b.number(value))
+    return _pad(b, x, padding, value=as_number(b.number(value), x.dtype))
 
 
 @rule("aten.reflection_pad1d.default", "aten.reflection_pad2d.default")

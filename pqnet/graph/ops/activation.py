@@ -9,19 +9,18 @@ import numpy as np
 
 from pqnet.errors import PQNetError
 from pqnet.graph.axes import Axes, Tracked, unify
-from pqnet.graph.op import Arrays, Attr, Attrs, Info, Params, check_axes, check_dtype, check_shape, register
-from pqnet.graph.ops.elementwise import as_scalar, elementwise, erf, operand_dtype
+from pqnet.graph.op import INTEGERS, Arrays, Attr, Attrs, Info, Params, check_axes, check_dtype, check_shape, register
+from pqnet.graph.ops.elementwise import as_dtype, elementwise, erf, operand_dtype
 
 # Functions of several passes run over pieces of this many elements, whose temporaries stay in the cache.
 PIECE = 1 << 15
 
 
-def _exp_minus(x: np.ndarray) -> np.ndarray:
-    """Return 1 + exp(-x)."""
-    y = np.asarray(np.negative(x))
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    """Return 1 / (1 + exp(-x)), of negative x in the form that does not overflow."""
+    y = np.asarray(-np.abs(x))
     np.exp(y, out=y)
-    y += 1
-    return y
+    return np.asarray(np.where(x < 0, y, 1) / (1 + y))
 
 
 def _gate(x: np.ndarray) -> np.ndarray:
@@ -29,6 +28,10 @@ def _gate(x: np.ndarray) -> np.ndarray:
     y: np.ndarray = np.asarray(np.clip(x + np.float32(3), 0, 6))
     y /= 6
     return y
+
+
+def _silu(x: np.ndarray) -> np.ndarray:
+    return np.asarray(x * _sigmoid(x))
 
 
 def _mish(x: np.ndarray) -> np.ndarray:
@@ -66,9 +69,9 @@ def _softplus(x: np.ndarray, beta: float, threshold: float) -> np.ndarray:
 
 FUNCTIONS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "relu": (lambda x: np.maximum(x, 0), {}),
-    "sigmoid": (lambda x: np.reciprocal(_exp_minus(x)), {}),
+    "sigmoid": (_sigmoid, {}),
     "tanh": (np.tanh, {}),
-    "silu": (lambda x: x / _exp_minus(x), {}),
+    "silu": (_silu, {}),
     "hardsigmoid": (_gate, {}),
     "hardswish": (lambda x: x * _gate(x), {}),
     "mish": (_mish, {}),
@@ -109,8 +112,11 @@ def _infer_clamp(x: Sequence[Info], p: Mapping[str, Info], a: Attrs) -> Info:
 
 def _eval_clamp(x: Arrays, p: Params, a: Attrs) -> np.ndarray:
     dtype = operand_dtype([x[0].dtype.name], [a["min"], a["max"]])
-    low, high = (None if a[end] is None else as_scalar(a[end], dtype) for end in ("min", "max"))
-    return np.asarray(np.clip(x[0].astype(dtype, copy=False), low, high))
+    low, high = a["min"], a["max"]
+    if dtype in INTEGERS:  # a limit that the dtype does not hold is its own
+        limits = np.iinfo(dtype)
+        low, high = (None if end is None else min(max(int(end), limits.min), limits.max) for end in (low, high))
+    return np.asarray(np.clip(as_dtype(x[0], dtype), low, high))
 
 
 register(
@@ -118,8 +124,8 @@ register(
     infer=_infer_clamp,
     evaluate=_eval_clamp,
     order=elementwise,
-    min=Attr("float", None),
-    max=Attr("float", None),
+    min=Attr("number", None),
+    max=Attr("number", None),
 )
 
 

@@ -20,6 +20,8 @@ def _check(x: Info, weight: Info, bias: Info | None, a: Attrs) -> None:
     if len(x.shape) != 2 + n or len(weight.shape) != 2 + n:
         names = ", ".join(("batch", "channels", *AXES[n]))
         raise PQNetError(f"expected {2 + n} axes ({names}), got {x.shape} and weight {weight.shape}")
+    if min(weight.shape) < 1:
+        raise PQNetError(f"weight: expected at least one output, channel and tap, got shape {weight.shape}")
     if min(a["stride"]) < 1 or min(a["dilation"]) < 1 or a["groups"] < 1:
         raise PQNetError("expected stride, dilation and groups of at least 1")
     o, c = weight.shape[:2]

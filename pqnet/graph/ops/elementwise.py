@@ -8,9 +8,21 @@ import numpy as np
 
 from pqnet.errors import PQNetError
 from pqnet.graph.axes import Axes, Tracked, broadcast, fresh
-from pqnet.graph.op import DTYPES, Arrays, Attr, Attrs, Info, Params, broadcast_shape, check_dtype, register
+from pqnet.graph.op import (
+    DTYPES,
+    INTEGERS,
+    NUMERIC,
+    Arrays,
+    Attr,
+    Attrs,
+    Info,
+    Params,
+    broadcast_shape,
+    check_dtype,
+    register,
+)
 
-__all__ = ["as_scalar", "elementwise", "erf", "operand_dtype"]
+__all__ = ["as_dtype", "as_scalar", "check_scalar", "elementwise", "erf", "operand_dtype"]
 
 Function = Callable[..., Any]
 
@@ -34,10 +46,18 @@ def erf(x: np.ndarray) -> np.ndarray:
 
 
 def _power(base: Any, exponent: Any) -> Any:
-    if np.result_type(base, exponent) != np.int64:
+    dtype = np.result_type(base, exponent)
+    if dtype == np.float32:
         return base**exponent  # the operator, unlike np.power, squares for exponent 2
-    power = base ** np.abs(exponent)
-    return np.where((exponent < 0) & (np.abs(base) != 1), 0, power)
+    base, exponent = np.asarray(base, dtype), np.asarray(exponent, dtype)
+    power = base ** np.where(exponent < 0, exponent & 1, exponent)  # what is left of 1 and -1
+    return np.where((exponent < 0) & (base != 1) & (base != -1), 0, power).astype(dtype, copy=False)
+
+
+def _truncated_quotient(x: Any, y: Any) -> Any:
+    if np.result_type(x, y) == np.float32:
+        return np.trunc(np.true_divide(x, y))
+    return np.floor_divide(np.subtract(x, np.fmod(x, y)), y)
 
 
 def _sign(x: np.ndarray) -> Any:
@@ -49,9 +69,20 @@ ARITHMETIC: dict[str, Function] = {
     "sub": np.subtract,
     "mul": np.multiply,
     "div": np.true_divide,
+    "floor_div": np.floor_divide,  # integers over 0 give 0, and so do both remainders
+    "trunc_div": _truncated_quotient,
+    "remainder": np.remainder,  # with the sign of the divisor
+    "fmod": np.fmod,  # with the sign of the dividend
     "pow": _power,
     "maximum": np.maximum,
     "minimum": np.minimum,
+}
+BITWISE: dict[str, Function] = {
+    "bitwise_and": np.bitwise_and,
+    "bitwise_or": np.bitwise_or,
+    "bitwise_xor": np.bitwise_xor,
+    "shift_left": np.left_shift,  # by the width of the dtype or more, or by less than 0: all bits leave
+    "shift_right": np.right_shift,
 }
 COMPARISONS: dict[str, Function] = {
     "eq": np.equal,
@@ -63,7 +94,11 @@ COMPARISONS: dict[str, Function] = {
 }
 FLOAT: dict[str, Function] = {
     "exp": np.exp,
+    "expm1": np.expm1,
     "log": np.log,
+    "log1p": np.log1p,
+    "log2": np.log2,
+    "log10": np.log10,
     "sqrt": np.sqrt,
     "rsqrt": lambda x: 1 / np.sqrt(x),
     "erf": erf,
@@ -74,18 +109,53 @@ FLOAT: dict[str, Function] = {
     "ceil": np.ceil,
     "round": np.rint,
 }
-NUMERIC: dict[str, Function] = {"neg": np.negative, "abs": np.abs, "sign": _sign}
+SIGNED: dict[str, Function] = {"neg": np.negative, "abs": np.abs, "sign": _sign}
+
+
+def _is_whole(value: float) -> bool:
+    return isinstance(value, int) or (value.is_integer() and abs(value) < 2.0**63)
 
 
 def operand_dtype(dtypes: Iterable[str], scalars: Iterable[float | None] = ()) -> str:
-    """Return the dtype in which operands meet: float32 if one is or a scalar is no int64; bool counts as int64."""
-    whole = all(s is None or (s.is_integer() and abs(s) < 2.0**63) for s in scalars)
-    return "int64" if whole and "float32" not in dtypes else "float32"
+    """Return the dtype in which operands meet.
+
+    That is float32 if one is or a scalar is no int64, else the narrowest that holds the integers of all arrays:
+    scalars do not widen it. Booleans alone meet in int64.
+    """
+    dtypes = list(dtypes)
+    if "float32" in dtypes or not all(s is None or _is_whole(s) for s in scalars):
+        return "float32"
+    dtype: str = np.result_type(*dtypes).name
+    return "int64" if dtype == "bool" else dtype
 
 
 def as_scalar(value: float, dtype: str) -> int | float:
-    """Return a scalar as the Python number that leaves an array of ``dtype`` in its dtype."""
-    return int(value) if dtype == "int64" else value
+    """Return a scalar as the Python number that an array of ``dtype`` meets in its dtype; integers wrap."""
+    return int(np.array(int(value), np.int64).astype(dtype)) if dtype in INTEGERS else value
+
+
+def check_scalar(value: float, dtype: str) -> None:
+    """Raise unless a number can be an element of an array of ``dtype``."""
+    if dtype not in INTEGERS:
+        return
+    limits = np.iinfo(dtype)
+    if not _is_whole(value) or not limits.min <= value <= limits.max:
+        raise PQNetError(f"value: expected a whole number for {dtype}, from {limits.min} to {limits.max}, got {value}")
+
+
+def as_dtype(x: np.ndarray, dtype: str) -> np.ndarray:
+    """Return an array in another dtype, as PyTorch converts on a CPU but on every platform.
+
+    Floats lose their fraction. NaN and what the integer does not hold become its smallest; for narrower ones than
+    int32 that happens in int32, of which the low bits stay. Integers wrap.
+    """
+    if x.dtype.kind != "f" or dtype not in INTEGERS:
+        return x.astype(dtype, copy=False)
+    wide = np.int64 if dtype == "int64" else np.int32
+    limit = -float(np.iinfo(wide).min)
+    held = (x >= -limit) & (x < limit)
+    whole = np.where(held, x, 0).astype(wide)
+    return np.where(held, whole, np.iinfo(wide).min).astype(dtype, copy=False)
 
 
 def elementwise(x: Sequence[Tracked], p: Mapping[str, Tracked], a: Attrs) -> Axes:
@@ -104,22 +174,31 @@ def _infer_binary(meet: str | None, result: str | None, x: Sequence[Info], p: Ma
 
 def _eval_binary(function: Function, meet: str | None, x: Arrays, p: Params, a: Attrs) -> np.ndarray:
     dtype = meet or operand_dtype([array.dtype.name for array in x], [a["scalar"]])
-    operands: list[Any] = [array.astype(dtype, copy=False) for array in x]
+    operands: list[Any] = [as_dtype(array, dtype) for array in x]
     if a["scalar"] is not None:
         operands.insert(0 if a.get("reverse") else 1, as_scalar(a["scalar"], dtype))
     return np.asarray(function(*operands))
 
 
-for _name, _function in (ARITHMETIC | COMPARISONS).items():
+def _infer_bitwise(x: Sequence[Info], p: Mapping[str, Info], a: Attrs) -> Info:
+    info = _infer_binary(None, None, x, p, a)
+    if info.dtype == "float32" or all(i.dtype == "bool" for i in x):
+        dtypes = ", ".join(i.dtype for i in x)
+        raise PQNetError(f"expected integers, got {dtypes} and scalar {a['scalar']}; logical_* are for bool")
+    return info
+
+
+for _name, _function in (ARITHMETIC | BITWISE | COMPARISONS).items():
     _meet = "float32" if _name == "div" else None
-    _reverse: dict[str, Any] = {"reverse": Attr("bool", False)} if _name in ARITHMETIC else {}
+    _rule = partial(_infer_binary, _meet, "bool" if _name in COMPARISONS else None)
+    _reverse: dict[str, Any] = {} if _name in COMPARISONS else {"reverse": Attr("bool", False)}
     register(
         _name,
-        infer=partial(_infer_binary, _meet, "bool" if _name in COMPARISONS else None),
+        infer=_infer_bitwise if _name in BITWISE else _rule,
         evaluate=partial(_eval_binary, _function, _meet),
         inputs=(1, 2),
         order=elementwise,
-        scalar=Attr("float", None),
+        scalar=Attr("number", None),
         **_reverse,
     )
 
@@ -140,7 +219,7 @@ def _eval(function: Function, x: Arrays, p: Params, a: Attrs) -> np.ndarray:
 for _name, _function in {"logical_and": np.logical_and, "logical_or": np.logical_or}.items():
     register(_name, infer=_infer_logical, evaluate=partial(_eval, _function), inputs=2, order=elementwise)
 register("logical_not", infer=_infer_logical, evaluate=partial(_eval, np.logical_not), order=elementwise)
-for _functions, _dtypes in ((FLOAT, ("float32",)), (NUMERIC, ("float32", "int64"))):
+for _functions, _dtypes in ((FLOAT, ("float32",)), (SIGNED, NUMERIC), ({"bitwise_not": np.invert}, INTEGERS)):
     for _name, _function in _functions.items():
         _infer_one = partial(_infer_unary, _dtypes)
         register(_name, infer=_infer_one, evaluate=partial(_eval, _function), order=elementwise)
@@ -157,7 +236,7 @@ def _infer_where(x: Sequence[Info], p: Mapping[str, Info], a: Attrs) -> Info:
 
 def _eval_where(x: Arrays, p: Params, a: Attrs) -> np.ndarray:
     dtype = _branch_dtype([x[1].dtype.name, x[2].dtype.name])
-    return np.where(x[0], x[1].astype(dtype, copy=False), x[2].astype(dtype, copy=False))
+    return np.where(x[0], as_dtype(x[1], dtype), as_dtype(x[2], dtype))
 
 
 register("where", infer=_infer_where, evaluate=_eval_where, inputs=3, order=elementwise)
@@ -168,7 +247,7 @@ def _infer_cast(x: Sequence[Info], p: Mapping[str, Info], a: Attrs) -> Info:
 
 
 def _eval_cast(x: Arrays, p: Params, a: Attrs) -> np.ndarray:
-    return x[0].astype(a["dtype"], copy=False)
+    return as_dtype(x[0], a["dtype"])
 
 
 register("cast", infer=_infer_cast, evaluate=_eval_cast, order=elementwise, dtype=Attr("str", options=DTYPES))
@@ -197,8 +276,7 @@ register(
 
 
 def _infer_full(x: Sequence[Info], p: Mapping[str, Info], a: Attrs) -> Info:
-    if a["dtype"] == "int64" and operand_dtype((), [a["value"]]) != "int64":
-        raise PQNetError(f"value: expected a whole number for int64, got {a['value']}")
+    check_scalar(a["value"], a["dtype"])
     return Info(a["shape"], a["dtype"])
 
 
@@ -217,7 +295,7 @@ register(
     inputs=0,
     order=_order_full,
     shape=Attr("dims"),
-    value=Attr("float"),
+    value=Attr("number"),
     dtype=Attr("str", "float32", options=DTYPES),
 )
 

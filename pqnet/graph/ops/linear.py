@@ -15,6 +15,8 @@ def _weight_shape(p: Mapping[str, Info]) -> tuple[int, int]:
     weight = p["weight"]
     if len(weight.shape) != 2 or weight.dtype != "float32":
         raise PQNetError(f"weight: expected float32 of 2 axes, got {weight.dtype} of shape {weight.shape}")
+    if min(weight.shape) < 1:
+        raise PQNetError(f"weight: expected at least one number, got shape {weight.shape}")
     return weight.shape[0], weight.shape[1]
 
 

@@ -37,11 +37,11 @@ def _eval_batch(x: Arrays, p: Params, a: Attrs) -> np.ndarray:
 
 
 def _standardized(rows: np.ndarray, eps: float) -> np.ndarray:
-    """Return the rows, along the last axis, with mean 0 and variance 1."""
+    """Return the rows, along the last axis, with mean 0 and variance 1; sums are those of float64."""
     size = max(rows.shape[-1], 1)
-    out: np.ndarray = rows - rows.sum(-1, keepdims=True) / size
-    out /= np.sqrt(np.vecdot(out, out)[..., None] / size + eps)
-    return out
+    deviation = rows - rows.sum(-1, np.float64, keepdims=True) / size
+    deviation /= np.sqrt(np.square(deviation).sum(-1, keepdims=True) / size + eps)
+    return np.asarray(deviation, np.float32)
 
 
 def _infer_layer(x: Sequence[Info], p: Mapping[str, Info], a: Attrs) -> Info:

@@ -47,14 +47,14 @@ def _infer_pool(x: Sequence[Info], p: Mapping[str, Info], a: Attrs) -> Info:
     return Info((*x[0].shape[:2], *size))
 
 
-def _combine(ufunc: np.ufunc, start: float, x: np.ndarray, a: Attrs) -> np.ndarray:
+def _combine(ufunc: np.ufunc, start: float, dtype: type[np.generic], x: np.ndarray, a: Attrs) -> np.ndarray:
     """Combine the pixels of every window with a ufunc: along the columns, then along the rows.
 
     kh + kw passes instead of kh * kw. Each tap is applied where it falls on the input, so that nothing is padded.
     """
     for i, windows in enumerate(_pooled_size(x.shape, a)):
         axis, stride, size = 2 + i, a["stride"][i], x.shape[2 + i]
-        out = np.full((*x.shape[:axis], windows, *x.shape[axis + 1 :]), start, np.float32)
+        out = np.full((*x.shape[:axis], windows, *x.shape[axis + 1 :]), start, dtype)
         for tap in range(a["kernel"][i]):
             shift = tap * a.get("dilation", (1, 1))[i] - a["padding"][i]
             first = max(-(shift // stride), 0)
@@ -69,17 +69,17 @@ def _combine(ufunc: np.ufunc, start: float, x: np.ndarray, a: Attrs) -> np.ndarr
 
 
 def _eval_max(x: Arrays, p: Params, a: Attrs) -> np.ndarray:
-    return _combine(np.maximum, -np.inf, x[0], a)
+    return _combine(np.maximum, -np.inf, np.float32, x[0], a)
 
 
 def _eval_avg(x: Arrays, p: Params, a: Attrs) -> np.ndarray:
-    out = _combine(np.add, 0, x[0], a)
+    out = _combine(np.add, 0, np.float64, x[0], a)
     if a["divisor"] is not None:
         out /= a["divisor"]
     else:
         rows, columns = (window_sizes(x[0].shape[2 + i], out.shape[2 + i], i, a) for i in (0, 1))
         out /= rows[:, None] * columns
-    return out
+    return out.astype(np.float32)
 
 
 def window_sizes(size: int, windows: int, i: int, a: Attrs) -> np.ndarray:
@@ -107,13 +107,14 @@ def bins(size: int, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _eval_adaptive(ufunc: np.ufunc, x: Arrays, p: Params, a: Attrs) -> np.ndarray:
     values = x[0].reshape(*x[0].shape[:2], 1, -1) if a["size"] == (1, 1) else x[0]
+    dtype = np.float64 if ufunc is np.add else np.float32
     for axis, count in ((3, a["size"][1]), (2, a["size"][0])):
         parts = []
         for start, stop in zip(*(ends.tolist() for ends in bins(values.shape[axis], count)), strict=True):
-            part = ufunc.reduce(values[(slice(None),) * axis + (slice(start, stop),)], axis, keepdims=True)
+            part = ufunc.reduce(values[(slice(None),) * axis + (slice(start, stop),)], axis, dtype, keepdims=True)
             parts.append(part / (stop - start) if ufunc is np.add else part)
         values = np.concatenate(parts, axis)
-    return values
+    return values.astype(np.float32, copy=False)
 
 
 _windows: dict[str, Any] = {

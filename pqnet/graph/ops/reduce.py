@@ -1,4 +1,7 @@
-"""Reductions over axes: mean, sum, max, min, var, and the positions of extremes: argmax, argmin."""
+"""Reductions over axes, positions of extremes, running sums and products.
+
+Floats are added and multiplied in float64 and rounded once, integers in int64, where they wrap.
+"""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -11,15 +14,16 @@ from pqnet.errors import PQNetError
 from pqnet.graph.axes import Axes, Tracked, fix, fresh
 from pqnet.graph.op import DTYPES, Arrays, Attr, Attrs, Info, Params, check_axes, check_dtype, register
 
-# Which dtypes a reduction takes; those of max and min stay, bool counts as int64 in sums.
+# Which dtypes a reduction takes; max and min keep them, sums and products of integers and booleans are int64.
 ACCEPTED = {
     "mean": ("float32",),
     "var": ("float32",),
     "sum": DTYPES,
+    "prod": DTYPES,
     "max": DTYPES,
     "min": DTYPES,
-    "argmax": ("float32", "int64"),
-    "argmin": ("float32", "int64"),
+    "argmax": DTYPES,
+    "argmin": DTYPES,
 }
 
 
@@ -29,10 +33,10 @@ def _infer(name: str, x: Sequence[Info], p: Mapping[str, Info], a: Attrs) -> Inf
     check_axes(axes, len(shape))
     if not axes:
         raise PQNetError("axes: expected at least one, got none")
-    if name not in ("mean", "var", "sum") and 0 in (shape[axis] for axis in axes):
+    if name not in ("mean", "var", "sum", "prod") and 0 in (shape[axis] for axis in axes):
         raise PQNetError(f"expected an input with elements along axes {axes}, got shape {shape}")
     kept = tuple(1 if i in axes else s for i, s in enumerate(shape) if a["keepdims"] or i not in axes)
-    if name.startswith("arg") or (name == "sum" and x[0].dtype == "bool"):
+    if name.startswith("arg") or (name in ("sum", "prod") and x[0].dtype != "float32"):
         return Info(kept, "int64")
     return Info(kept, x[0].dtype)
 
@@ -46,18 +50,29 @@ def _count(x: np.ndarray, axes: tuple[int, ...]) -> int:
 
 
 def _divided(total: np.ndarray, count: int) -> Any:
-    return total / np.float32(count)  # a NumPy number, so that nothing over zero is NaN and no error
+    return total / np.float64(count)  # a NumPy number, so that nothing over zero is NaN and no error
+
+
+def _wide(x: np.ndarray) -> type[np.generic]:
+    """Return the dtype in which elements are added up."""
+    return np.float64 if x.dtype == np.float32 else np.int64
+
+
+def _rounded(total: Any) -> np.ndarray:
+    """Return what was added up in the dtype of results."""
+    return np.asarray(total, np.float32 if total.dtype == np.float64 else np.int64)
 
 
 def _eval_mean(x: Arrays, p: Params, a: Attrs) -> np.ndarray:
-    return np.asarray(_divided(x[0].sum(a["axes"], keepdims=a["keepdims"]), _count(x[0], a["axes"])))
+    total = x[0].sum(a["axes"], np.float64, keepdims=a["keepdims"])
+    return _rounded(_divided(total, _count(x[0], a["axes"])))
 
 
 def _eval_var(x: Arrays, p: Params, a: Attrs) -> np.ndarray:
     count = _count(x[0], a["axes"])
-    deviation = x[0] - _divided(x[0].sum(a["axes"], keepdims=True), count)
+    deviation = x[0] - _divided(x[0].sum(a["axes"], np.float64, keepdims=True), count)
     np.square(deviation, out=deviation)
-    return np.asarray(_divided(deviation.sum(a["axes"], keepdims=a["keepdims"]), max(count - a["correction"], 0)))
+    return _rounded(_divided(deviation.sum(a["axes"], keepdims=a["keepdims"]), max(count - a["correction"], 0)))
 
 
 def _eval_ufunc(ufunc: np.ufunc, x: Arrays, p: Params, a: Attrs) -> np.ndarray:
@@ -65,7 +80,11 @@ def _eval_ufunc(ufunc: np.ufunc, x: Arrays, p: Params, a: Attrs) -> np.ndarray:
 
 
 def _eval_sum(x: Arrays, p: Params, a: Attrs) -> np.ndarray:
-    return np.asarray(x[0].sum(a["axes"], keepdims=a["keepdims"]))
+    return _rounded(x[0].sum(a["axes"], _wide(x[0]), keepdims=a["keepdims"]))
+
+
+def _eval_prod(x: Arrays, p: Params, a: Attrs) -> np.ndarray:
+    return _rounded(x[0].prod(a["axes"], _wide(x[0]), keepdims=a["keepdims"]))
 
 
 def _eval_position(function: Any, x: Arrays, p: Params, a: Attrs) -> np.ndarray:
@@ -84,6 +103,7 @@ _attrs: dict[str, Any] = {"axes": Attr("ints"), "keepdims": Attr("bool", False)}
 _evaluates: dict[str, Callable[..., np.ndarray]] = {
     "mean": _eval_mean,
     "sum": _eval_sum,
+    "prod": _eval_prod,
     "max": partial(_eval_ufunc, np.maximum),
     "min": partial(_eval_ufunc, np.minimum),
 }
@@ -105,4 +125,28 @@ for _name, _function in {"argmax": np.argmax, "argmin": np.argmin}.items():
         order=_order,
         axis=Attr("int"),
         keepdims=Attr("bool", False),
+    )
+
+
+def _infer_running(x: Sequence[Info], p: Mapping[str, Info], a: Attrs) -> Info:
+    check_axes([a["axis"]], len(x[0].shape))
+    return Info(x[0].shape, "float32" if x[0].dtype == "float32" else "int64")
+
+
+def _eval_running(ufunc: np.ufunc, x: Arrays, p: Params, a: Attrs) -> np.ndarray:
+    return _rounded(ufunc.accumulate(x[0], a["axis"], _wide(x[0])))
+
+
+def _order_running(x: Sequence[Tracked], p: Mapping[str, Tracked], a: Attrs) -> Axes:
+    fix(x[0].axes[a["axis"]])
+    return x[0].axes
+
+
+for _name, _ufunc in {"cumsum": np.add, "cumprod": np.multiply}.items():
+    register(
+        _name,
+        infer=_infer_running,
+        evaluate=partial(_eval_running, _ufunc),
+        order=_order_running,
+        axis=Attr("int"),
     )

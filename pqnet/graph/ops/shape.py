@@ -9,7 +9,8 @@ from pqnet._check import index_array
 from pqnet.errors import PQNetError
 from pqnet.graph.axes import Axes, Axis, Tracked, broadcast, cut, fix, fresh, join, reshape, unify
 from pqnet.graph.op import Arrays, Attr, Attrs, Info, Params, broadcast_shape, check_axes, check_dtype, register
-from pqnet.graph.ops.elementwise import as_scalar, operand_dtype
+from pqnet.graph.ops.elementwise import as_scalar, check_scalar
+from pqnet.graph.sizes import apply
 
 MAX_INPUTS = 65536
 
@@ -62,8 +63,11 @@ def _infer_slice(x: Sequence[Info], p: Mapping[str, Info], a: Attrs) -> Info:
     check_axes([a["axis"]], len(x[0].shape))
     if a["step"] == 0:
         raise PQNetError("step: expected another number than 0")
-    taken = range(x[0].shape[a["axis"]])[slice(a["start"], a["stop"], a["step"])]
-    return _resized(x[0], a["axis"], len(taken))
+    return _resized(x[0], a["axis"], apply(_taken, x[0].shape[a["axis"]], a["start"], a["stop"], a["step"]))
+
+
+def _taken(size: int, start: int, stop: int | None, step: int) -> int:
+    return len(range(size)[slice(start, stop, step)])
 
 
 def _eval_slice(x: Arrays, p: Params, a: Attrs) -> np.ndarray:
@@ -192,8 +196,8 @@ def _infer_pad(x: Sequence[Info], p: Mapping[str, Info], a: Attrs) -> Info:
             raise PQNetError(f"padding: expected none negative and each {limit} ({shape}) for {mode}, got {padding}")
     elif any(size + min(pair) < 0 for size, pair in zip(shape, pairs, strict=True)) or min(out, default=0) < 0:
         raise PQNetError(f"padding: expected to crop no more than the input {shape} has, got {padding}")
-    elif x[0].dtype == "int64" and operand_dtype((), [a["value"]]) != "int64":
-        raise PQNetError(f"value: expected a whole number for int64, got {a['value']}")
+    else:
+        check_scalar(a["value"], x[0].dtype)
     return Info(out, x[0].dtype)
 
 
@@ -229,7 +233,7 @@ register(
     order=_order_pad,
     padding=Attr("ints"),
     mode=Attr("str", "constant", options=("constant", "reflect", "replicate")),
-    value=Attr("float", 0.0),
+    value=Attr("number", 0.0),
 )
 
 

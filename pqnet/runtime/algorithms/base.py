@@ -8,7 +8,7 @@ import numpy as np
 
 from pqnet.codecs import PackedPQ
 from pqnet.codecs.layout import block_columns
-from pqnet.kernels import simd
+from pqnet.kernels import cpu
 from pqnet.runtime.builder import Builder
 from pqnet.runtime.fusion import Epilogue, fuse
 from pqnet.runtime.layer import Layer
@@ -27,7 +27,7 @@ class Host(NamedTuple):
     byte_tables: bool  # permutations of bytes in registers (AVX-512 VBMI)
 
 
-HOST = Host(simd.ISA, simd.BYTE_TABLES)
+HOST = Host(cpu.ISA, cpu.BYTE_TABLES)
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Algorithm(ABC):
     """One algorithm for layers: a class in a file of its own, registered by its name when it is defined.
 
     The planner asks each algorithm that fits for its cost and emits the steps of the cheapest, or of the one that was
-    measured to be the fastest; see `runtime.tuning`.
+    measured to be the fastest; see `runtime.tune`.
     """
 
     name: ClassVar[str]

@@ -19,6 +19,7 @@ PACKED = 96 * 1024  # floats of packed positions a task: 384 KiB of the second-l
 # Cycles for each element of the reduction: packing a tile, decoding a panel in blocks of one, a register tile; a task.
 PACK, DECODE, MULTIPLY, START = 10.0, 16.0, 12.5, 8000.0
 SUMS = 48 * 1024  # floats of unfinished sums a task
+PARTS = (1, 2, 3, 4, 6, 8, 12, 16)  # of the outputs
 
 
 class Decode(Algorithm):
@@ -86,17 +87,19 @@ def cut_gemm(k: int, d: int, outputs: int, groups: int, positions: int) -> tuple
     piece = -(-(k // d) // pieces) * d
     total = -(-positions // LANES)
     best: tuple[float, int, int] | None = None
+    o_blocks = [round_up(-(-outputs // parts), ROWS) for parts in PARTS]
+    o_blocks = [o_block for o_block in o_blocks if o_block >= 2 * ROWS or o_block == o_blocks[0]]
+    decode, start = DECODE / min(d, 8), START / k
     for tiles in range(1, min(total, max(PACKED // (piece * LANES), 1), 12) + 1):
         room = outputs if piece == k else max(SUMS // (tiles * LANES), ROWS)
-        for parts in (1, 2, 3, 4, 6, 8, 12, 16):
-            o_block = round_up(-(-outputs // parts), ROWS)
-            if o_block > round_up(room, ROWS) or (parts > 1 and o_block < 2 * ROWS):
+        for o_block in o_blocks:
+            if o_block > room + ROWS - 1:
                 continue
             tasks = -(-total // tiles) * -(-outputs // o_block) * groups
-            panels = o_block // ROWS
-            task = tiles * PACK + panels * (DECODE / min(d, 8) + tiles * MULTIPLY) + START / k
-            cost = sum(-(-tasks // threads) * threads * task for threads in (2, 4))
-            best = min(best, (cost, tiles, o_block)) if best else (cost, tiles, o_block)
+            task = tiles * PACK + o_block // ROWS * (decode + tiles * MULTIPLY) + start
+            cost = (-(-tasks // 2) * 2 + -(-tasks // 4) * 4) * task  # on two threads and on four
+            if best is None or (cost, tiles, o_block) < best:
+                best = cost, tiles, o_block
     assert best is not None  # one output block of ROWS always fits
     _, tiles, o_block = best
     o_block = min(o_block, round_up(outputs, ROWS))

@@ -1,10 +1,12 @@
 """Vector tables: every codeword times a tile of positions once, then additions of rows; see `kernels.lut`."""
 
+from math import ceil
+
 import numpy as np
 
 from pqnet.kernels.lut import lut
 from pqnet.runtime.algorithms.base import Algorithm, Call, Host, block_order, codeword_step
-from pqnet.runtime.algorithms.lut_plan import Sizes, choose_tiles, lut_codes, plan_lut, table_rows
+from pqnet.runtime.algorithms.lut_plan import Sizes, Tiles, choose_tiles, lut_codes, plan_lut, table_rows
 from pqnet.runtime.builder import Builder
 from pqnet.runtime.layer import Layer
 from pqnet.runtime.memory import View
@@ -22,17 +24,8 @@ class Lut(Algorithm):
         return compute == "float32" and layer.codes is not None and straight and not layer.depthwise
 
     def cost(self, layer: Layer) -> float:
-        """Return the expected cycles: of the windows as `windows_of` makes them of dense images."""
-        batch, (height, width) = layer.batch, layer.out_size
-        pitch = width + layer.kernel[1] - 1
-        taps = [y * pitch + x for y in range(layer.kernel[0]) for x in range(layer.kernel[1])]
-        if pitch == width:
-            height, width = 1, height * width
-            pitch = width
-        if layer.pointwise:
-            batch, width = 1, batch * width
-            pitch = width
-        return choose_tiles(_sizes(layer, taps, batch, height, width, pitch))[1]
+        """Return the expected cycles, of dense images."""
+        return choose_tiles(_dense_sizes(layer))[1]
 
     def windows(self, b: Builder, layer: Layer, x: View) -> Windows:
         """Return windows on whole planes, on which a tap shifts the lanes."""
@@ -51,7 +44,7 @@ class Lut(Algorithm):
             windows.width,
             windows.pitch,
         )
-        plan = plan_lut(sizes, choose_tiles(sizes)[0])
+        plan = plan_lut(sizes, _tiles(layer, sizes))
         key = "lut", layer.name, layer.groups, plan.arguments["in_pass"], plan.order
         arguments = plan.arguments | {
             "layer": windows.arguments(b, block_order(weight)),
@@ -74,6 +67,30 @@ class Lut(Algorithm):
             algorithm=self.name,
             stored=layer.stored_bytes,
         )
+
+
+def _dense_sizes(layer: Layer) -> Sizes:
+    """Return the sizes of a layer on windows as `windows_of` makes them of dense images."""
+    batch, (height, width) = layer.batch, layer.out_size
+    pitch = width + layer.kernel[1] - 1
+    taps = [y * pitch + x for y in range(layer.kernel[0]) for x in range(layer.kernel[1])]
+    if pitch == width:
+        height, width = 1, height * width
+        pitch = width
+    if layer.pointwise:
+        batch, width = 1, batch * width
+        pitch = width
+    return _sizes(layer, taps, batch, height, width, pitch)
+
+
+def _tiles(layer: Layer, sizes: Sizes) -> Tiles:
+    """Return how a layer is cut: as one of nearly its size, with tiles of equal size."""
+    near = _dense_sizes(layer.rounded)
+    chosen, _ = choose_tiles(near)
+    wide = near.lane_pitches.index(chosen.lane_pitch)
+    lane_pitch = sizes.lane_pitches[min(wide, len(sizes.lane_pitches) - 1)]
+    total = sizes.vectors(lane_pitch)
+    return chosen._replace(lane_pitch=lane_pitch, vectors=ceil(total / ceil(total / chosen.vectors)))
 
 
 def _sizes(layer: Layer, taps: list[int], batch: int, height: int, width: int, pitch: int) -> Sizes:

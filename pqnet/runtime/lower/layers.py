@@ -10,12 +10,22 @@ from pqnet.runtime.memory import View
 
 
 def choose_algorithm(b: Builder, layer: Layer) -> Algorithm:
-    """Ask every algorithm that fits a layer for its cost and return the chosen one."""
+    """Return the algorithm for a layer, chosen once for all inputs of nearly these sizes."""
+    near = layer.rounded
+    key = layer.node.name, layer.name, near.batch, near.size, near.out_size
+    chosen = b.store.chosen.get(key)
+    if chosen is None or not ALGORITHMS[chosen].fits(layer, b.compute, HOST):
+        chosen = b.store.chosen[key] = _choose(b, layer)
+    return ALGORITHMS[chosen]
+
+
+def _choose(b: Builder, layer: Layer) -> str:
+    """Ask every algorithm that fits for its cost and return the name of the best."""
+    node = layer.node
     fitting = [a for a in ALGORITHMS.values() if a.fits(layer, b.compute, HOST)]
     if not fitting:
-        raise PQNetError(f"node {layer.node.name!r} ({layer.node.op}): no algorithm computes it in {b.compute}")
-    shape = b.info(layer.node.inputs[0]).shape
-    return ALGORITHMS[b.choose(b.graph, layer.node, shape, {a.name: a.cost(layer) for a in fitting})]
+        raise PQNetError(f"node {node.name!r} ({node.op}): no algorithm computes it in {b.compute}")
+    return b.choose(layer, b.compute, {a.name: a.cost(layer.rounded) for a in fitting})
 
 
 @lowers("conv1d", "conv2d", "linear")
