@@ -98,12 +98,17 @@ def attention(task, g, data, const, codes, index, scratch):
         one = splat(np.float32(1))
         total = select_less(splat(np.float32(0)), total, total, one)
         store(scratch, j, divide(one, total))  # the queries are no longer needed
-    for e in range(0, outer, ROWS):
-        multiply_3(data, v + e * feature_steps[2], feature_steps[2], 1, scratch, scores, keys, scratch, sums, LANES, 0)
-        for r in range(min(ROWS, outer - e)):
+    # The last panel begins early enough that no feature behind the last one is read; few features come one by one.
+    panel = ROWS if outer >= ROWS else 1
+    step = feature_steps[2] if outer >= ROWS else 0
+    for e in range(0, outer, panel):
+        first = min(e, outer - panel)
+        at = v + first * feature_steps[2]
+        multiply_3(data, at, step, 1, scratch, scores, keys, scratch, sums, LANES, 0)
+        for r in range(e - first, min(panel, outer - first)):
             for j in range(0, n, WIDTH):
                 s = multiply(load(scratch, sums + r * LANES + j), load(scratch, j))
-                to = out + (e + r) * feature_steps[3] + j
+                to = out + (first + r) * feature_steps[3] + j
                 if j + WIDTH <= n:
                     store(data, to, s)
                 else:

@@ -52,7 +52,7 @@ def prepare(task, g, data, const, codes, index, scratch):
                     start = g.x + c * g.channel_step + b * g.image_step + y * g.row_step + px - left
                     for j in range(0, columns, WIDTH):
                         v = zero
-                        if inside and sx <= 2:
+                        if inside and sx <= 2 and first < j + WIDTH and j < last:
                             # Loads may run over both ends of a row, into what is or was a value.
                             v = load(data, start + j) if sx == 1 else load_even(data, start + 2 * j)
                             v = keep(v, first - j, last - j)

@@ -1,4 +1,4 @@
-"""What a layer does to its sums before it stores them: batch norm, residual and activation of the nodes behind it."""
+"""What a product does to its sums before it stores them: batch norm, residual and activation of the nodes behind it."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +10,7 @@ from pqnet.runtime.builder import Builder
 from pqnet.runtime.layer import Layer
 from pqnet.runtime.memory import View
 
-__all__ = ["ACTIVATIONS", "Epilogue", "activation_of", "fuse", "norm_factors"]
+__all__ = ["ACTIVATIONS", "Epilogue", "activation_of", "fuse", "fuse_product", "norm_factors"]
 
 # Kinds of kernels/activation.py.
 ACTIVATIONS = {
@@ -31,20 +31,23 @@ PARAMETERS = {"leaky_relu": ("negative_slope",), "elu": ("alpha",)}
 
 @dataclass
 class Epilogue:
-    """Factors and terms of the sums of a layer, and the nodes that are computed along with it."""
+    """Factors and terms of the sums of a node, and the nodes that are computed along with it.
 
-    layer: Layer
-    out: View  # the result as images
+    ``out`` and ``residual`` have the outputs, which each have a scale and a shift, along axis 1.
+    """
+
+    node: Node
+    out: View
     scale: np.ndarray | None
     shift: np.ndarray | None
-    residual: View | None = None  # as images
+    residual: View | None = None
     activation: int = 0
     parameters: tuple[float, ...] = ()
     nodes: list[Node] = field(default_factory=list)
 
     def arguments(self, b: Builder) -> dict[str, Any]:
         """Return the arguments of `kernels.epilogue.EPILOGUE`."""
-        fused = self.layer.node.name, tuple(node.name for node in self.nodes)
+        fused = self.node.name, tuple(node.name for node in self.nodes)
         scale, shift = self.scale, self.shift
         return {
             "out": self.out,
@@ -79,7 +82,7 @@ def activation_of(b: Builder, node: Node) -> tuple[int, tuple[float, ...]] | Non
 
 def fuse(b: Builder, layer: Layer, out: View) -> Epilogue:
     """Collect the nodes behind a layer that its epilogue can compute; ``out`` is its result as images."""
-    found = Epilogue(layer, out, layer.scale, b.floats(layer.node, "bias"))
+    found = Epilogue(layer.node, out, layer.scale, b.floats(layer.node, "bias"))
     value = layer.node.outputs[0]
     while len(b.users(value)) == 1 and not b.is_output(value) and not found.activation:
         user = b.users(value)[0]
@@ -106,6 +109,43 @@ def _residual(b: Builder, layer: Layer, add: Node, value: str, out: View) -> Vie
     if images is None or any(images.strides[a] != out.strides[a] for a in (0, 2, 3) if out.shape[a] > 1):
         return None
     return images
+
+
+def fuse_product(b: Builder, node: Node, out: View, outputs: int, step: int) -> Epilogue:
+    """Collect the nodes behind a product of two values that its epilogue can compute.
+
+    ``out`` is the result, as it is stored, in the shape of the graph; its ``outputs`` are ``step`` elements apart.
+    """
+    found = Epilogue(node, out.with_axes((1, outputs), (0, step)), None, None)
+    value = node.outputs[0]
+    while len(b.users(value)) == 1 and not b.is_output(value) and not found.activation:
+        user = b.users(value)[0]
+        factor = _factor(b, user) if found.residual is None else None
+        if factor is not None:
+            found.scale = np.full(outputs, factor * (1 if found.scale is None else found.scale[0]), np.float32)
+        elif user.op == "add" and len(user.inputs) == 2 and found.residual is None:
+            other = user.inputs[1 - user.inputs.index(value)]
+            place = b.place(other) if other != value and b.info(other) == b.info(value) else None
+            if place is None or any(place.strides[a] != out.strides[a] for a, n in enumerate(out.shape) if n > 1):
+                break
+            found.residual = place.with_axes((1, outputs), (0, step))
+        elif (activation := activation_of(b, user)) is not None:
+            found.activation, found.parameters = activation
+        else:
+            break
+        found.nodes.append(user)
+        value = user.outputs[0]
+    return found
+
+
+def _factor(b: Builder, node: Node) -> float | None:
+    """Return the number that a node multiplies its only input by, None if it does something else."""
+    if node.op not in ("mul", "div") or len(node.inputs) != 1 or b.info(node.outputs[0]).dtype != "float32":
+        return None
+    a = b.attrs(node)
+    if node.op == "mul":
+        return float(a["scalar"])
+    return None if a["reverse"] else 1 / float(np.float32(a["scalar"]))
 
 
 def norm_factors(b: Builder, norm: Node) -> tuple[np.ndarray, np.ndarray]:

@@ -14,6 +14,7 @@ from pqnet.graph.layers import weight_op
 from pqnet.runtime.builder import Builder
 from pqnet.runtime.copying import dense
 from pqnet.runtime.memory import View
+from pqnet.runtime.taps import with_taps
 
 __all__ = ["Layer", "near"]
 
@@ -45,11 +46,13 @@ class Layer:
         Height and width of the images, and of the result.
     kernel, stride, dilation : (int, int)
     padding : (int, int)
-        Rows above, columns on the left.
+        Rows above, columns on the left; a negative number leaves out so many.
     in_shape, shape : tuple of int
         Of the input and of the result in the graph.
     params : dict of str to array or Packed
         The parameters of the node by role, as the graph has them.
+    taps_taken, depths_taken : tuple of int, optional
+        Which taps of the node's weight these are if they are not all, and at which depths of a kernel over three axes.
     """
 
     node: Node
@@ -67,10 +70,17 @@ class Layer:
     in_shape: tuple[int, ...]
     shape: tuple[int, ...]
     params: Mapping[str, Any]
+    taps_taken: tuple[int, ...] = ()
+    depths_taken: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, b: Builder, node: Node) -> "Layer":
-        """Return the layer of a node of an operation that `lower.layers` knows."""
+        """Return the layer of a node of an operation that `lower.layers` knows, without taps that see only padding."""
+        return cls.of_node(b, node).without_unseen_taps()
+
+    @classmethod
+    def of_node(cls, b: Builder, node: Node) -> "Layer":
+        """Return the layer of a node with all taps; of a convolution over three axes, as it is at one depth."""
         weight, scale = _readable(b, node)
         in_shape, shape = b.info(node.inputs[0]).shape, b.info(node.outputs[0]).shape
         params = {role: b.graph.params[name] for role, name in node.params.items()}
@@ -99,6 +109,35 @@ class Layer:
             params=params,
         )
 
+    def take_taps(self, rows: Sequence[int], columns: Sequence[int]) -> "Layer | None":
+        """Return the layer with some taps of its weight, in this order, its geometry as it is.
+
+        None if the codes of the weight do not give those of these taps, see `runtime.taps`.
+        """
+        kernel, taps = (len(rows), len(columns)), [i * self.kernel[1] + j for i in rows for j in columns]
+        weight = with_taps(self.weight, taps, kernel)
+        if weight is None:
+            return None
+        before = self.taps_taken or range(self.taps)
+        return replace(self, weight=weight, kernel=kernel, taps_taken=tuple(before[tap] for tap in taps))
+
+    def in_floats(self, b: Builder) -> "Layer":
+        """Return the layer of a node, as `of_node` gives it, with its weight in floats."""
+        weight = b.floats(self.node, "weight")
+        assert weight is not None  # every layer has one
+        return replace(self, weight=weight, scale=None)
+
+    def without_unseen_taps(self) -> "Layer":
+        """Return the layer without the outer taps that see nothing but padding, as far as codes can say it."""
+        rows, columns = (_seen_taps(self, axis) for axis in (0, 1))
+        if (len(rows), len(columns)) == self.kernel:
+            return self
+        layer = self.take_taps(rows, columns)
+        if layer is None:
+            return self
+        top, left = (self.padding[i] - taps[0] * self.dilation[i] for i, taps in enumerate((rows, columns)))
+        return replace(layer, padding=(top, left))
+
     @cached_property
     def rounded(self) -> "Layer":
         """The layer with sizes rounded: what is chosen for it is chosen once for all layers of nearly its size."""
@@ -107,8 +146,9 @@ class Layer:
 
     @property
     def name(self) -> str:
-        """Name of the weight among the parameters."""
-        return self.node.params["weight"]
+        """Name of the weight among the parameters, and of its taps if it has not all of them."""
+        parts = (("depths", self.depths_taken), ("taps", self.taps_taken))
+        return self.node.params["weight"] + "".join(f" {what} {taken}" for what, taken in parts if taken)
 
     @property
     def channels_first(self) -> bool:
@@ -164,6 +204,8 @@ class Layer:
         """Return a value as (batch, channels, height, width), if strides can say it."""
         if self.channels_first:
             shape = (self.batch, channels, *size)
+            if len(view.shape) == 5:  # every depth of a volume is an image
+                view = view.permute((0, 2, 1, 3, 4))
             return view if view.shape == shape else view.reshape(shape)
         rows = view.reshape((size[1], channels))
         return rows and rows.with_axes((1, channels, *size), (0, rows.strides[1], 0, rows.strides[0]))
@@ -196,9 +238,23 @@ class Layer:
 
 
 def _pair(sizes: Sequence[int], missing: int = 1) -> Pair:
-    """Return the numbers of two axes; images of one axis have a height of 1."""
+    """Return the last two of some numbers; images of one axis have a height of 1."""
     high, wide = (missing, *sizes)[-2:]
     return high, wide
+
+
+def _seen_taps(layer: Layer, axis: int) -> range:
+    """Return the taps of an axis from the first to the last one that sees the image; at least one."""
+    size, stride, dilation = layer.size[axis], layer.stride[axis], layer.dilation[axis]
+    starts = [tap * dilation - layer.padding[axis] for tap in range(layer.kernel[axis])]
+    # The first window whose tap is not before the image: does it see it?
+    windows = [max(-(start // stride), 0) for start in starts]
+    seen = [
+        tap
+        for tap, (start, window) in enumerate(zip(starts, windows, strict=True))
+        if window < layer.out_size[axis] and start + window * stride < size
+    ]
+    return range(seen[0], seen[-1] + 1) if seen else range(1)
 
 
 def _readable(b: Builder, node: Node) -> tuple[np.ndarray | Packed, np.ndarray | None]:

@@ -99,14 +99,18 @@ def _infer_adaptive(x: Sequence[Info], p: Mapping[str, Info], a: Attrs) -> Info:
     return Info((*x[0].shape[:2], *a["size"]))
 
 
+def bins(size: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return where the bins of adaptive pooling begin and where they end, int64 each."""
+    numbers = np.arange(count)
+    return numbers * size // count, -(-(numbers + 1) * size // count)
+
+
 def _eval_adaptive(ufunc: np.ufunc, x: Arrays, p: Params, a: Attrs) -> np.ndarray:
     values = x[0].reshape(*x[0].shape[:2], 1, -1) if a["size"] == (1, 1) else x[0]
     dtype = np.float64 if ufunc is np.add else np.float32
-    for axis, bins in ((3, a["size"][1]), (2, a["size"][0])):
-        size = values.shape[axis]
+    for axis, count in ((3, a["size"][1]), (2, a["size"][0])):
         parts = []
-        for i in range(bins):
-            start, stop = i * size // bins, -(-(i + 1) * size // bins)
+        for start, stop in zip(*(ends.tolist() for ends in bins(values.shape[axis], count)), strict=True):
             part = ufunc.reduce(values[(slice(None),) * axis + (slice(start, stop),)], axis, dtype, keepdims=True)
             parts.append(part / (stop - start) if ufunc is np.add else part)
         values = np.concatenate(parts, axis)

@@ -34,35 +34,40 @@ def _positions(size: int, out: int, align_corners: bool) -> np.ndarray:
     return position.astype(np.float32)
 
 
-def _nearest(x: np.ndarray, axis: int, out: int) -> np.ndarray:
-    size = x.shape[axis]
-    scale = np.float32(size) / np.float32(out)
-    index = (np.arange(out, dtype=np.float32) * scale).astype(np.int64)
-    return np.asarray(np.take(x, np.minimum(index, size - 1), axis))
-
-
-def _linear(x: np.ndarray, axis: int, out: int, align_corners: bool) -> np.ndarray:
-    size = x.shape[axis]
+def taps_of(size: int, out: int, mode: str, align_corners: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Return the pixels of an axis that each pixel of the result sees, and their float32 weights, shape (out, taps)."""
+    if size == out:
+        return np.arange(out)[:, None], np.ones((out, 1), np.float32)
+    if mode == "nearest":
+        scale = np.float32(size) / np.float32(out)
+        index = (np.arange(out, dtype=np.float32) * scale).astype(np.int64)
+        return np.minimum(index, size - 1)[:, None], np.ones((out, 1), np.float32)
     position = _positions(size, out, align_corners)
     low = np.minimum(position.astype(np.int64), size - 1)
-    part = np.minimum(position - low, 1).astype(np.float32).reshape(-1, *(1,) * (3 - axis))
-    result: np.ndarray = np.take(x, low, axis)
-    result *= 1 - part
-    upper = np.take(x, np.minimum(low + 1, size - 1), axis)
-    upper *= part
-    result += upper
+    part = np.minimum(position - low, 1).astype(np.float32)
+    return np.stack([low, np.minimum(low + 1, size - 1)], 1), np.stack([1 - part, part], 1)
+
+
+def _mixed(x: np.ndarray, axis: int, pixels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the sum of the pixels of an axis, times their weights unless there is one for each pixel only."""
+    result: np.ndarray = np.take(x, pixels[:, 0], axis)
+    if pixels.shape[1] == 1:
+        return result
+    factors = weights.T.reshape(-1, weights.shape[0], *(1,) * (3 - axis))
+    result *= factors[0]
+    for tap, factor in enumerate(factors[1:], 1):
+        term = np.take(x, pixels[:, tap], axis)
+        term *= factor
+        result += term
     return result
 
 
 def _evaluate(x: Arrays, p: Params, a: Attrs) -> np.ndarray:
     result, sizes = x[0], {2: a["size"][0], 3: a["size"][1]}
     for axis in sorted(sizes, key=lambda i: sizes[i] / x[0].shape[i]):  # shrinking first: less to do for the other
-        if sizes[axis] == x[0].shape[axis]:
-            continue
-        if a["mode"] == "nearest":
-            result = _nearest(result, axis, sizes[axis])
-        else:
-            result = _linear(result, axis, sizes[axis], a["align_corners"])
+        if sizes[axis] != x[0].shape[axis]:
+            pixels, weights = taps_of(x[0].shape[axis], sizes[axis], a["mode"], a["align_corners"])
+            result = _mixed(result, axis, pixels, weights)
     return result
 
 

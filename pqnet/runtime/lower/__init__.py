@@ -7,8 +7,12 @@ from pqnet.runtime.lower import elementwise as elementwise
 from pqnet.runtime.lower import embedding as embedding
 from pqnet.runtime.lower import gather as gather
 from pqnet.runtime.lower import layers as layers
+from pqnet.runtime.lower import matmul as matmul
 from pqnet.runtime.lower import norm as norm
 from pqnet.runtime.lower import pool as pool
 from pqnet.runtime.lower import reduce as reduce
+from pqnet.runtime.lower import resize as resize
 from pqnet.runtime.lower import shape as shape
+from pqnet.runtime.lower import transposed as transposed
 from pqnet.runtime.lower import typed as typed
+from pqnet.runtime.lower import volumes as volumes

@@ -46,32 +46,30 @@ KINDS = {
     "sum": SUM,
     "max": MAXIMUM,
     "min": MINIMUM,
-    "adaptive_avg_pool2d": SUM,
-    "adaptive_max_pool2d": MAXIMUM,
 }
 
 
 @lowers(*KINDS)
 def reduce(b: Builder, node: Node, x: list[View]) -> View | None:
-    """Lower a reduction along axes, and adaptive pooling to one pixel."""
-    attrs = b.attrs(node)
+    """Lower a reduction along axes."""
     shape = x[0].shape
-    if node.op.startswith("adaptive"):
-        if tuple(attrs["size"]) != (1, 1):
-            return None
-        axes: tuple[int, ...] = (2, 3)
-    else:
-        axes = tuple(sorted({a % max(len(shape), 1) for a in attrs["axes"]}))
+    axes = tuple(sorted({a % max(len(shape), 1) for a in b.attrs(node)["axes"]}))
     if prod(shape[a] for a in axes) == 1:
         return x[0].reshape(b.info(node.outputs[0]).shape)
-    r = _rows(b, x[0], axes)
+    full = reduce_axes(b, node.name, x[0], axes, KINDS[node.op], mean=node.op == "mean")
+    return full.reshape(b.info(node.outputs[0]).shape)
+
+
+def reduce_axes(b: Builder, label: str, x: View, axes: tuple[int, ...], kind: int, *, mean: bool) -> View:
+    """Append the step that reduces a value along axes, which keep a size of 1, and return its result."""
+    shape, r = x.shape, _rows(b, x, axes)
     kept_order = (*axes, *r.kept)
     full = b.new([1 if a in axes else s for a, s in enumerate(shape)], kept_order)
     rows = r.outer[0][0] * r.outer[1][0]
     # The result is dense in the order of the axes that stay.
     (n0, s0), (n1, s1) = r.outer
     per_task = min(max(WORK // (r.n * r.lanes), 1, -(-rows // 64)), rows)
-    count = prod(shape[a] for a in axes) if node.op in ("mean", "adaptive_avg_pool2d") else 1
+    count = prod(shape[a] for a in axes) if mean else 1
     arguments = {
         "x": r.x,
         "out": full,
@@ -84,9 +82,9 @@ def reduce(b: Builder, node: Node, x: list[View]) -> View | None:
         "lanes": r.lanes,
         "n": r.n,
         "x_step": r.step,
-        "kind": KINDS[node.op],
+        "kind": kind,
         "factor": b.numbers(1 / count),
         "per_task": per_task,
     }
-    b.emit(reduce_axis, node.name, -(-rows // per_task), arguments, reads=[r.x], writes=[full], scratch=4 * WIDTH)
-    return full.reshape(b.info(node.outputs[0]).shape)
+    b.emit(reduce_axis, label, -(-rows // per_task), arguments, reads=[r.x], writes=[full], scratch=4 * WIDTH)
+    return full

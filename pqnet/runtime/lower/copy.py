@@ -1,4 +1,4 @@
-"""Operations that are copies: concat, pad, whole enlargements by the nearest pixel."""
+"""Operations that are copies: concat, pad."""
 
 from pqnet.graph import Node
 from pqnet.graph.ops.elementwise import as_scalar
@@ -46,22 +46,4 @@ def pad(b: Builder, node: Node, x: list[View]) -> View | None:
                 emit_copy(b, done.slice(axis, start, count, -1), border, node.name)
         grown = max(before, 0) + size + max(after, 0)
         done = done.slice(axis, -max(before, 0), grown)
-    return out
-
-
-@lowers("interpolate")
-def enlarge(b: Builder, node: Node, x: list[View]) -> View | None:
-    """Lower an enlargement by whole factors, each pixel copied to a rectangle."""
-    a = b.attrs(node)
-    batch, channels, height, width = x[0].shape
-    rows, columns = a["size"]
-    if a["mode"] != "nearest" or rows % height or columns % width:
-        return None
-    out = b.new((batch, channels, rows, columns), (1, 0, 2, 3))
-    fine = (batch, channels, height, rows // height, width, columns // width)
-    *outer, column = x[0].strides
-    flat = x[0].with_axes((batch, channels, height, 1, width, 1), (*outer, 0, column, 0))
-    target = out.reshape(fine)
-    assert target is not None
-    emit_copy(b, flat.expand(fine), target, node.name)
     return out

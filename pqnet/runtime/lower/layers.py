@@ -3,21 +3,20 @@
 from pqnet.errors import PQNetError
 from pqnet.graph import Node
 from pqnet.runtime.algorithms import ALGORITHMS, HOST
+from pqnet.runtime.algorithms.base import Algorithm
 from pqnet.runtime.builder import Builder, lowers
 from pqnet.runtime.layer import Layer
 from pqnet.runtime.memory import View
 
 
-@lowers("conv1d", "conv2d", "linear")
-def lower_layer(b: Builder, node: Node, x: list[View]) -> View:
-    """Choose an algorithm, once for all inputs of nearly these sizes, and emit its steps."""
-    layer = Layer.of(b, node)
+def choose_algorithm(b: Builder, layer: Layer) -> Algorithm:
+    """Return the algorithm for a layer, chosen once for all inputs of nearly these sizes."""
     near = layer.rounded
-    key = node.name, near.batch, near.size, near.out_size
+    key = layer.node.name, layer.name, near.batch, near.size, near.out_size
     chosen = b.store.chosen.get(key)
     if chosen is None or not ALGORITHMS[chosen].fits(layer, b.compute, HOST):
         chosen = b.store.chosen[key] = _choose(b, layer)
-    return ALGORITHMS[chosen].emit(b, layer, x[0])
+    return ALGORITHMS[chosen]
 
 
 def _choose(b: Builder, layer: Layer) -> str:
@@ -27,3 +26,10 @@ def _choose(b: Builder, layer: Layer) -> str:
     if not fitting:
         raise PQNetError(f"node {node.name!r} ({node.op}): no algorithm computes it in {b.compute}")
     return b.choose(layer, b.compute, {a.name: a.cost(layer.rounded) for a in fitting})
+
+
+@lowers("conv1d", "conv2d", "linear")
+def lower_layer(b: Builder, node: Node, x: list[View]) -> View:
+    """Lower a layer by the algorithm chosen for it."""
+    layer = Layer.of(b, node)
+    return choose_algorithm(b, layer).emit(b, layer, x[0])
