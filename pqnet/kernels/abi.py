@@ -21,7 +21,8 @@ from numba.core import config
 from pqnet.kernels.cache import compiled
 
 __all__ = [
-    *("CODES", "CONST", "DATA", "FLAG", "INDEX", "MAYBE_CODES", "MAYBE_CONST", "MAYBE_DATA", "SCRATCH", "SIZE"),
+    *("CODES", "CONST", "DATA", "FLAG", "INDEX", "SCRATCH", "SIZE"),
+    *("MAYBE_CODES", "MAYBE_CONST", "MAYBE_DATA", "MAYBE_INDEX"),
     *("Arguments", "Kind", "StepKernel", "step"),
 ]
 
@@ -41,7 +42,9 @@ class Kind:
 
 SIZE, FLAG = Kind(), Kind()
 DATA, CONST, CODES, INDEX, SCRATCH = (Kind(name) for name in ("data", "const", "codes", "index", "scratch"))
-MAYBE_DATA, MAYBE_CONST, MAYBE_CODES = (Kind(name, optional=True) for name in ("data", "const", "codes"))
+MAYBE_DATA, MAYBE_CONST, MAYBE_CODES, MAYBE_INDEX = (
+    Kind(name, optional=True) for name in ("data", "const", "codes", "index")
+)
 
 
 class Arguments:

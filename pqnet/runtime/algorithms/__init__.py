@@ -6,6 +6,7 @@ from pqnet.runtime.algorithms import gemm as gemm
 from pqnet.runtime.algorithms import lut as lut
 from pqnet.runtime.algorithms import planes as planes
 from pqnet.runtime.algorithms import rows as rows
+from pqnet.runtime.algorithms import sums as sums
 from pqnet.runtime.algorithms import winograd as winograd
 from pqnet.runtime.algorithms.base import ALGORITHMS as ALGORITHMS
 from pqnet.runtime.algorithms.base import HOST as HOST

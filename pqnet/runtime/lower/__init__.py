@@ -7,4 +7,5 @@ from pqnet.runtime.lower import elementwise as elementwise
 from pqnet.runtime.lower import layers as layers
 from pqnet.runtime.lower import norm as norm
 from pqnet.runtime.lower import pool as pool
+from pqnet.runtime.lower import recurrent as recurrent
 from pqnet.runtime.lower import shape as shape

@@ -7,13 +7,19 @@ from pqnet.runtime.builder import Builder, lowers
 from pqnet.runtime.layer import Layer
 from pqnet.runtime.memory import View
 
+__all__ = ["emit_layer"]
+
 
 @lowers("conv1d", "conv2d", "linear")
 def lower_layer(b: Builder, node: Node, x: list[View]) -> View:
-    """Ask every algorithm that fits for its cost, choose one and emit its steps."""
-    layer = Layer.of(b, node)
+    """Lower a layer."""
+    return emit_layer(b, Layer.of(b, node), x[0])
+
+
+def emit_layer(b: Builder, layer: Layer, x: View) -> View:
+    """Ask every algorithm that fits for its cost, choose one and emit its steps; return the result."""
     fitting = [a for a in ALGORITHMS.values() if a.fits(layer, b.compute, HOST)]
     if not fitting:
-        raise PQNetError(f"node {node.name!r} ({node.op}): no algorithm computes it in {b.compute}")
+        raise PQNetError(f"node {layer.node.name!r} ({layer.node.op}): no algorithm computes it in {b.compute}")
     chosen = b.choose(layer, b.compute, {a.name: a.cost(layer) for a in fitting})
-    return ALGORITHMS[chosen].emit(b, layer, x[0])
+    return ALGORITHMS[chosen].emit(b, layer, x)
