@@ -28,25 +28,25 @@ LARGE = [
 ]
 
 
-def packed(codec: Codec, shape: tuple[int, ...], seed: int = 0) -> Packed:
-    """Return a weight of random codes, which needs no search."""
+def packed(codec: Codec, shape: tuple[int, ...], seed: int = 0, size: float = 1.0) -> Packed:
+    """Return a weight of random codes, which needs no search, and of numbers of about this size."""
     rng, n = np.random.default_rng(seed), prod(shape)
     codec = codec.check(shape)
     if isinstance(codec, Additive):
-        return PackedAdditive(codec, [packed(part, shape, seed + 1 + i) for i, part in enumerate(codec.parts)])
+        return PackedAdditive(codec, [packed(part, shape, seed + 1 + i, size) for i, part in enumerate(codec.parts)])
     if isinstance(codec, Sparse):
         count = codec.count or 0
         places = np.sort(rng.choice(n, count, replace=False))
-        return PackedSparse(codec, shape, places, rng.standard_normal(count))
+        return PackedSparse(codec, shape, places, size * rng.standard_normal(count))
     if isinstance(codec, PQ):
         codes = rng.integers(0, codec.k, (shape[0], n // shape[0] // codec.d))
-        return PackedPQ(codec, shape, codes, rng.standard_normal((codec.k, codec.d)).astype(np.float32))
+        return PackedPQ(codec, shape, codes, (size * rng.standard_normal((codec.k, codec.d))).astype(np.float32))
     assert isinstance(codec, Scalar | Fixed | IntN)
     stored: dict[str, np.ndarray] = {}
     if codec.levels is None:
-        stored["codebook"] = rng.standard_normal((codec.k, 1)).astype(np.float32)
+        stored["codebook"] = (size * rng.standard_normal((codec.k, 1))).astype(np.float32)
     if codec.scaled:
-        stored["scales"] = rng.uniform(0.1, 1, codec.scale_grid(shape)).astype(np.float32)
+        stored["scales"] = (size / codec.k * rng.uniform(0.1, 1, codec.scale_grid(shape))).astype(np.float32)
     if codec.has_zeros:
         stored["zeros"] = rng.integers(0, codec.k, codec.scale_grid(shape))
     return PackedScalar(codec, shape, rng.integers(0, codec.k, (shape[0], n // shape[0])), **stored)
