@@ -148,7 +148,7 @@ def test_taggers_from_pytorch(kind: str) -> None:
     params = dict(model.graph.params)
     for i, node in enumerate(n for n in model.graph.layers().values() if n.op == kind.lower()):
         name, codec = node.params["weight"], [PQ(32, 4), Additive([PQ(16, 8), Sparse(0.05)])][i % 2]
-        params[name] = codec.fit(params[name])
+        params[name] = packed(codec, params[name].shape, i, 0.1)
     small = Model(replace(model.graph, params=params))
     for ours in (model, small):
         with torch.no_grad():

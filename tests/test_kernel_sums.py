@@ -108,7 +108,7 @@ def test_algorithms_that_decode_weights_as_a_whole_refuse_packed_ones() -> None:
             graph, _ = layer(weight, 4)
             for name in ("dense", "winograd"):
                 program = Program(graph, {}, Store(), fixed(name))
-                assert name == "winograd" and weight.codewords() or name not in [
+                assert (name == "winograd" and weight.codewords()) or name not in [
                     s.algorithm for _, _, s in program.kernel_steps()
                 ]
 

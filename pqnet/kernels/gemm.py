@@ -179,7 +179,7 @@ def few_of(n):
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def pack_task(layer, cut, group, p, n, k_first, rows, index, data, scratch):
-    # OUT scratch: positions p .. p + n of elements k_first .. k_first + rows in tiles, those of `few_of` one by one, too
+    # OUT scratch: positions p .. p + n of elements k_first .. k_first + rows in tiles; those of `few_of` in rows, too
     piece, column, i0 = cut.piece, cut.column, layer.offsets + k_first
     x = layer.x + group * layer.group_step
     step = (piece + 1) * LANES

@@ -89,7 +89,7 @@ class Segment:
     @property
     def nbytes(self) -> int:
         """Bytes of the arguments, and of what the driver knows of each step."""
-        return self._words.nbytes + 4 * self.tasks.nbytes
+        return int(self._words.nbytes + 4 * self.tasks.nbytes)
 
 
 def _times(step: Step) -> int:

@@ -1,5 +1,6 @@
 """Algorithms for layers: one file each, registered by `base.Algorithm`."""
 
+from pqnet.runtime.algorithms import columns as columns
 from pqnet.runtime.algorithms import depthwise as depthwise
 from pqnet.runtime.algorithms import dots as dots
 from pqnet.runtime.algorithms import gemm as gemm
