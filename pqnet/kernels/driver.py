@@ -31,9 +31,8 @@ COMPILED = not config.DISABLE_JIT
 # address and size of data and index, the size of a scratch, and from SCRATCH on the address of each thread's scratch.
 TICKET, DONE = 0, 16
 STATE_WORDS = 32
-(FIRST, LAST, STEPS, SELF, KERNELS, TASKS, RECORDS, DATA, DATA_SIZE, INDEX_AT, INDEX_SIZE, SCRATCH_SIZE, SCRATCH) = (
-    range(STATE_WORDS, STATE_WORDS + 13)
-)
+(FIRST, LAST, STEPS, SELF, KERNELS, TASKS, NUMBERS, RECORDS) = range(STATE_WORDS, STATE_WORDS + 8)
+(DATA, DATA_SIZE, INDEX_AT, INDEX_SIZE, SCRATCH_SIZE, SCRATCH) = range(STATE_WORDS + 8, STATE_WORDS + 14)
 
 # Words of a worker's slot: what the worker does, the address of its job, the number of its scratch in the job, whether
 # the caller has yet to wake it.
@@ -195,8 +194,9 @@ _longs, _floats, _bytes = (_pointer_to(kind) for kind in (types.int64, types.flo
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def run_steps(kernels, tasks, records, last, data, const, codes, index, scratch, state):
-    # IN kernels (S,): addresses; tasks (S,) i8 >= 1; records (S,): addresses; steps state[TICKET] >> 32 .. last are run
+def run_steps(kernels, tasks, numbers, records, last, data, const, codes, index, scratch, state):
+    # IN kernels (S,): addresses; tasks (S,) i8 >= 1; numbers (S,) i8: by which kernels call the first task of a step;
+    #    records (S,): addresses; steps state[TICKET] >> 32 .. last are run
     # INOUT state (STATE_WORDS,) i8, shared by the threads; scratch (.,) f4, each thread's own
     waited = 0
     while True:
@@ -208,7 +208,7 @@ def run_steps(kernels, tasks, records, last, data, const, codes, index, scratch,
             step = ticket >> 32
             task = ticket & 0xFFFFFFFF
             if step < last and task < tasks[step]:
-                call_kernel(kernels[step], task, records[step], data, const, codes, index, scratch)
+                call_kernel(kernels[step], numbers[step] + task, records[step], data, const, codes, index, scratch)
                 if fetch_add(state, DONE, 1) + 1 == tasks[step]:
                     store_word(state, DONE, 0)
                     store_word(state, TICKET, (step + 1) << 32)
@@ -230,6 +230,7 @@ def _work(address, place):
     run_steps(
         carray(_longs(job[KERNELS]), (steps,)),
         carray(_longs(job[TASKS]), (steps,)),
+        carray(_longs(job[NUMBERS]), (steps,)),
         carray(_longs(job[RECORDS]), (steps,)),
         job[LAST],
         carray(_floats(job[DATA]), (job[DATA_SIZE],)),

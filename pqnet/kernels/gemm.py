@@ -144,89 +144,109 @@ WEIGHT = Arguments(
     code_row=SIZE,  # bytes of the codes of an output
 )
 
-GEMM = Arguments(
-    layer=WINDOWS,
-    end=EPILOGUE,
-    weight=WEIGHT,
+# How the work is cut into tasks, and where each thread's scratch holds what.
+CUT = Arguments(
     piece=SIZE,  # of the reduction, a multiple of d
     o_block=SIZE,  # outputs a task, a multiple of ROWS
     tiles=SIZE,  # of LANES positions a task
     o_tasks=SIZE,  # tasks along the outputs of a group
     positions=SIZE,  # of all images
     q_tasks=SIZE,  # tasks along the positions
-    panel=SCRATCH,  # the decoded weight
+    panel=SCRATCH,  # the decoded weight: rows ``piece`` + 16 apart
     sums=SCRATCH,
     column=SCRATCH,  # positions that dot products compute
 )
+
+GEMM = Arguments(layer=WINDOWS, end=EPILOGUE, weight=WEIGHT, cut=CUT)
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def part_of_task(task, cut, outputs):
+    # Returns the group of a task, its outputs o .. o_last within the group and its positions p .. p_last
+    group = task // (cut.o_tasks * cut.q_tasks)
+    rest = task - group * cut.o_tasks * cut.q_tasks
+    o = rest % cut.o_tasks * cut.o_block
+    p = rest // cut.o_tasks * cut.tiles * LANES
+    return group, o, min(o + cut.o_block, outputs), p, min(p + cut.tiles * LANES, cut.positions)
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def few_of(n):
+    # Of n positions, those at the end that cost less as dot products than as a vector: planes of 7 x 7 leave one
+    few = n % WIDTH
+    return few if few <= DOT_POSITIONS else 0
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def pack_task(layer, cut, group, p, n, k_first, rows, index, data, scratch):
+    # OUT scratch: positions p .. p + n of elements k_first .. k_first + rows in tiles; those of `few_of` in rows, too
+    piece, column, i0 = cut.piece, cut.column, layer.offsets + k_first
+    x = layer.x + group * layer.group_step
+    step = (piece + 1) * LANES
+    pack(x, layer.image_step, layer.image, layer.pitch, layer.width, p, n, rows, i0, index, data, scratch, 0, step)
+    few, last = few_of(n), (n - 1) // LANES
+    for c in range(few):
+        at = last * step + n - few - last * LANES + c
+        for i in range(rows):
+            scratch[column + c * (piece + 16) + i] = scratch[at + i * LANES]
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def multiply_panel(layer, end, cut, a, a0, a_step, group, o, first, last, p, n, k_first, rows, data, const, scratch):
+    # IN a: weights of ROWS outputs from o on, a_step apart from a0; scratch: as `pack_task` leaves it. The task has the
+    # outputs first .. last; sums of reductions in several pieces wait in scratch, those of the last one are finished
+    piece, tiles, column = cut.piece, cut.tiles, cut.column
+    k, outputs = layer.reduction, layer.outputs
+    few, add = few_of(n), np.int64(k_first > 0)
+    for t in range((n + LANES - 1) // LANES):
+        tile = min(LANES, n - t * LANES)
+        s = cut.sums + ((o - first if k > piece else 0) * tiles + t * ROWS) * LANES
+        x0 = t * (piece + 1) * LANES
+        wide = tile
+        if few and (t + 1) * LANES >= n:
+            wide -= few
+            _dots(a, a0, a_step, scratch, column, piece + 16, few, rows, scratch, s + wide, LANES, k_first == 0)
+        if wide > 2 * WIDTH:
+            multiply_3(a, a0, a_step, 1, scratch, x0, rows, scratch, s, LANES, add)
+        elif wide > WIDTH:
+            multiply_2(a, a0, a_step, 1, scratch, x0, rows, scratch, s, LANES, add)
+        elif wide > 0:
+            multiply_1(a, a0, a_step, 1, scratch, x0, rows, scratch, s, LANES, add)
+        if k_first + piece >= k:
+            used = min(ROWS, last - o)
+            finish_rows(scratch, s, LANES, used, group * outputs + o, p + t * LANES, tile, end, data, const)
 
 
 @step(GEMM)
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def gemm(task, g, data, const, codes, index, scratch):
-    layer, w = g.layer, g.weight
-    xb, i0, k, outputs = layer.image_step, layer.offsets, layer.reduction, layer.outputs
-    pitch, width, image = layer.pitch, layer.width, layer.image
-    first_code, weight, d, stride, code_bytes, code_row = w.codes, w.weight, w.d, w.stride, w.code_bytes, w.code_row
-    piece, tiles, o_tasks, panel, sums, column = g.piece, g.tiles, g.o_tasks, g.panel, g.sums, g.column
-    group = task // (o_tasks * g.q_tasks)
-    rest = task - group * o_tasks * g.q_tasks
-    o_first = rest % o_tasks * g.o_block
-    o_last = min(o_first + g.o_block, outputs)
-    p_first = rest // o_tasks * tiles * LANES
-    p_last = min(p_first + tiles * LANES, g.positions)
-    n_tiles = (p_last - p_first + LANES - 1) // LANES
-    x = layer.x + group * layer.group_step
-    row_step = piece + 16
+    w, cut, k, outputs, piece = g.weight, g.cut, g.layer.reduction, g.layer.outputs, g.cut.piece
+    group, first, last, p, p_last = part_of_task(task, cut, outputs)
     for k_first in range(0, max(k, 1), piece):
         rows = min(piece, k - k_first)
-        last_piece = k_first + piece >= k
-        n = p_last - p_first
-        pack(x, xb, image, pitch, width, p_first, n, rows, i0 + k_first, index, data, scratch, 0, piece * LANES + LANES)
-        # A last vector of few positions costs less as dot products: planes of 7 x 7 and 14 x 14 leave 1 and 4.
-        few = (p_last - p_first) % WIDTH
-        few = few if few <= DOT_POSITIONS else 0
-        for c in range(few):
-            at = (n_tiles - 1) * (piece + 1) * LANES + (p_last - p_first - few - (n_tiles - 1) * LANES) + c
-            for i in range(rows):
-                scratch[column + c * row_step + i] = scratch[at + i * LANES]
-        for o in range(o_first, o_last, ROWS):
-            if first_code >= 0:
-                c = first_code + (group * outputs + o) * code_row + k_first // d * code_bytes
-                used = min(ROWS, outputs - o)  # the other rows of the tile are computed from what is there and dropped
+        pack_task(g.layer, cut, group, p, p_last - p, k_first, rows, index, data, scratch)
+        for o in range(first, last, ROWS):
+            row = group * outputs + o
+            if w.codes >= 0:
                 decode_panel(
                     codes,
-                    c,
-                    code_row,
-                    used,
-                    rows // d,
-                    code_bytes == 2,
+                    w.codes + row * w.code_row + k_first // w.d * w.code_bytes,
+                    w.code_row,
+                    min(ROWS, outputs - o),  # the other rows are computed from what is there and dropped
+                    rows // w.d,
+                    w.code_bytes == 2,
                     const,
-                    weight,
-                    stride,
-                    d,
+                    w.weight,
+                    w.stride,
+                    w.d,
                     scratch,
-                    panel,
-                    row_step,
+                    cut.panel,
+                    piece + 16,
                 )
-                a, a0, a_step = scratch, panel, row_step
+                a, a0, a_step = scratch, cut.panel, piece + 16
             else:
-                a, a0, a_step = const, weight + (group * outputs + o) * k + k_first, k
-            for t in range(n_tiles):
-                p = p_first + t * LANES
-                n = min(LANES, p_last - p)
-                s = sums + ((o - o_first if k > piece else 0) * tiles + t * ROWS) * LANES
-                x0 = t * (piece + 1) * LANES
-                add = np.int64(k_first > 0)
-                if few and t == n_tiles - 1:
-                    n -= few
-                    _dots(a, a0, a_step, scratch, column, row_step, few, rows, scratch, s + n, LANES, k_first == 0)
-                if n > 2 * WIDTH:
-                    multiply_3(a, a0, a_step, 1, scratch, x0, rows, scratch, s, LANES, add)
-                elif n > WIDTH:
-                    multiply_2(a, a0, a_step, 1, scratch, x0, rows, scratch, s, LANES, add)
-                elif n > 0:
-                    multiply_1(a, a0, a_step, 1, scratch, x0, rows, scratch, s, LANES, add)
-                if last_piece:
-                    used = min(ROWS, o_last - o)
-                    n = min(LANES, p_last - p)
-                    finish_rows(scratch, s, LANES, used, group * outputs + o, p, n, g.end, data, const)
+                a, a0, a_step = const, w.weight + row * k + k_first, k
+            n = p_last - p
+            multiply_panel(
+                g.layer, g.end, cut, a, a0, a_step, group, o, first, last, p, n, k_first, rows, data, const, scratch
+            )

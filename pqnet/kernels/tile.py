@@ -17,13 +17,14 @@ from pqnet.kernels.simd import FLOATS, ISA, WIDTH
 ROWS = 8 if ISA == "avx512" else 4
 VECTORS = 3
 LANES = VECTORS * WIDTH
+FEW = 4  # rows of the smaller tile
 
 
-def _accumulate(builder, context, signature, values, vectors):
-    """Emit the loop over k; return the ROWS x vectors sums."""
+def _accumulate(builder, context, signature, values, vectors, count):
+    """Emit the loop over k; return the ``count`` x vectors sums."""
     _, a0, row_step, k_step, _, x0, k = values[:7]
     first = element(context, builder, signature, values, 0, a0)
-    rows = [offset(builder, first, builder.mul(row_step, LONG(r))) for r in range(ROWS)]
+    rows = [offset(builder, first, builder.mul(row_step, LONG(r))) for r in range(count)]
     start = element(context, builder, signature, values, 4, x0)
     zeros = constant(FLOATS.llvm, 0.0)
     before = builder.block
@@ -31,11 +32,11 @@ def _accumulate(builder, context, signature, values, vectors):
     builder.cbranch(builder.icmp_signed(">", k, LONG(0)), body, after)
     builder.position_at_end(body)
     step, at = builder.phi(LONG), builder.phi(LONG)
-    sums = [builder.phi(FLOATS.llvm) for _ in range(ROWS * vectors)]
+    sums = [builder.phi(FLOATS.llvm) for _ in range(count * vectors)]
     row = offset(builder, start, builder.mul(step, LONG(LANES)))
     loaded = [load(builder, offset(builder, row, v * WIDTH), FLOATS.llvm) for v in range(vectors)]
     results = []
-    for r in range(ROWS):
+    for r in range(count):
         weight = splat(builder, load(builder, offset(builder, rows[r], at)), FLOATS.llvm)
         results += [fma(builder, weight, loaded[v], sums[r * vectors + v]) for v in range(vectors)]
     following, next_at = builder.add(step, LONG(1)), builder.add(at, k_step)
@@ -54,9 +55,9 @@ def _accumulate(builder, context, signature, values, vectors):
     return totals
 
 
-def _tile(vectors):
+def _tile(vectors, count=ROWS):
     def reference(a, a0, row_step, k_step, x, x0, k, c, c0, c_step, add):
-        for r in range(ROWS):
+        for r in range(count):
             out = c[c0 + r * c_step : c0 + r * c_step + vectors * WIDTH]
             total = np.zeros(vectors * WIDTH, np.float32)
             for j in range(k):
@@ -66,10 +67,10 @@ def _tile(vectors):
 
     def multiply(context, a, a0, row_step, k_step, x, x0, k, c, c0, c_step, add):
         def codegen(context, builder, signature, values):
-            sums = _accumulate(builder, context, signature, values, vectors)
+            sums = _accumulate(builder, context, signature, values, vectors, count)
             c0, c_step, add = values[8:]
             first = element(context, builder, signature, values, 7, c0)
-            rows = [offset(builder, first, builder.mul(c_step, LONG(r))) for r in range(ROWS)]
+            rows = [offset(builder, first, builder.mul(c_step, LONG(r))) for r in range(count)]
             places = [offset(builder, row, v * WIDTH) for row in rows for v in range(vectors)]
             with builder.if_else(builder.icmp_signed("!=", add, LONG(0))) as (adding, writing):
                 with adding:
@@ -88,3 +89,5 @@ def _tile(vectors):
 
 # (a, a0, row_step, k_step, x, x0, k, c, c0, c_step, add); rows of c are c_step apart, add != 0 adds to them.
 multiply_1, multiply_2, multiply_3 = _tile(1), _tile(2), _tile(3)
+# The same for one row and for FEW.
+multiply_one, multiply_few = _tile(VECTORS, 1), _tile(VECTORS, FEW)

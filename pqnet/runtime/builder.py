@@ -18,7 +18,10 @@ from pqnet.runtime.memory import ITEMSIZE, Buffer, Piece, Store, View
 if TYPE_CHECKING:
     from pqnet.runtime.layer import Layer
 
-__all__ = ["LOWERINGS", "TYPED", "Builder", "Check", "Choose", "HostStep", "Lowering", "Step", "Upload", "lowers"]
+__all__ = [
+    *("LOWERINGS", "TYPED", "Builder", "Check", "Choose", "HostStep", "Lowering"),
+    *("Rounds", "Step", "Upload", "lowers"),
+]
 
 Argument = int | View
 # Picks one of the algorithms for a layer; given the layer, the arithmetic and the expected cost of each.
@@ -68,8 +71,19 @@ class Check:
 
 
 @dataclass(eq=False)
+class Rounds:
+    """Steps that follow each other and are run, one after the other, so many times."""
+
+    times: int
+
+
+@dataclass(eq=False)
 class Step:
-    """One kernel over ``tasks`` tasks; a View among the arguments stands for its position in the arena."""
+    """One kernel over ``tasks`` tasks; a View among the arguments stands for its position in the arena.
+
+    Its arguments are the same in all rounds. If it is ``numbered``, its kernel sees in which it is: tasks are counted
+    on from round to round.
+    """
 
     kernel: StepKernel
     label: str
@@ -81,6 +95,8 @@ class Step:
     algorithm: str = ""
     nbytes: int = 0  # of the values and parameters that it reads and writes
     check: Check | None = None  # of what it wrote
+    numbered: bool = False
+    rounds: Rounds | None = None
 
 
 @dataclass(eq=False)
@@ -210,13 +226,25 @@ class Builder:
         algorithm: str = "",
         stored: int = 0,
         check: Check | None = None,
+        numbered: bool = False,
     ) -> None:
         """Append a step; ``scratch`` floats are needed by each thread, ``stored`` bytes of parameters are read."""
         for view in (*reads, *writes):
             view.buffer.last = max(view.buffer.last, len(self.steps))
         nbytes = stored + sum(view.nbytes for view in (*reads, *writes))
-        step = Step(kernel, label, tasks, arguments, reads, writes, scratch, algorithm or kernel.name, nbytes, check)
+        own = algorithm or kernel.name
+        step = Step(kernel, label, tasks, arguments, reads, writes, scratch, own, nbytes, check, numbered)
         self.steps.append(step)
+
+    def repeat(self, first: int, times: int) -> None:
+        """Run the steps from number ``first`` on so many times; what they carry from round to round is older."""
+        rounds = Rounds(times)
+        for step in self.steps[first:]:
+            assert isinstance(step, Step)  # NumPy computes nothing between them
+            step.rounds = rounds
+            for view in (*step.reads, *step.writes):
+                if view.buffer.first < first:
+                    view.buffer.last = max(view.buffer.last, len(self.steps) - 1)
 
     def users(self, value: str) -> list[Node]:
         """Return the nodes that read a value, once for each time they do."""

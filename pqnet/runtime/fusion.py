@@ -83,8 +83,8 @@ def activation_of(b: Builder, node: Node) -> tuple[int, tuple[float, ...]] | Non
 def fuse(b: Builder, layer: Layer, out: View) -> Epilogue:
     """Collect the nodes behind a layer that its epilogue can compute; ``out`` is its result as images."""
     found = Epilogue(layer.node, out, layer.scale, b.floats(layer.node, "bias"))
-    value = layer.node.outputs[0]
-    while len(b.users(value)) == 1 and not b.is_output(value) and not found.activation:
+    value = next(iter(layer.node.outputs), None)
+    while value and len(b.users(value)) == 1 and not b.is_output(value) and not found.activation:
         user = b.users(value)[0]
         if user.op == "batch_norm" and found.residual is None and layer.channel_axis == 1:
             _fuse_norm(b, user, found)

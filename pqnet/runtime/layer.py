@@ -32,6 +32,9 @@ def near(size: int) -> int:
 class Layer:
     """A convolution or linear layer; the rows of a linear layer are the pixels of one image of height 1.
 
+    Or the product within another operation, such as a step in time of a recurrent layer: its node, which is not one of
+    the graph, has no outputs.
+
     Attributes
     ----------
     node : Node
@@ -81,14 +84,11 @@ class Layer:
     @classmethod
     def of_node(cls, b: Builder, node: Node) -> "Layer":
         """Return the layer of a node with all taps; of a convolution over three axes, as it is at one depth."""
-        weight, scale = _readable(b, node)
         in_shape, shape = b.info(node.inputs[0]).shape, b.info(node.outputs[0]).shape
-        params = {role: b.graph.params[name] for role, name in node.params.items()}
         if not weight_op(node.op).channels_first:
-            size = 1, prod(shape[:-1])
-            one = 1, 1
-            sizes = size, size, one, one, one, (0, 0)
-            return cls(node, weight, scale, 1, 1, weight.shape[1], *sizes, in_shape, shape, params)
+            return cls.of_rows(b, node, in_shape)
+        weight, scale = _readable(b, node)
+        params = {role: b.graph.params[name] for role, name in node.params.items()}
         a = b.attrs(node)
         batch, _, *axes = in_shape
         return cls(
@@ -108,6 +108,15 @@ class Layer:
             shape=shape,
             params=params,
         )
+
+    @classmethod
+    def of_rows(cls, b: Builder, node: Node, in_shape: tuple[int, ...]) -> "Layer":
+        """Return the linear layer of a node, whose operation multiplies the last axis of an input of this shape."""
+        weight, scale = _readable(b, node)
+        params = {role: b.graph.params[name] for role, name in node.params.items()}
+        size, one, shape = (1, prod(in_shape[:-1])), (1, 1), (*in_shape[:-1], weight.shape[0])
+        sizes = size, size, one, one, one, (0, 0)
+        return cls(node, weight, scale, 1, 1, weight.shape[1], *sizes, in_shape, shape, params)
 
     def take_taps(self, rows: Sequence[int], columns: Sequence[int]) -> "Layer | None":
         """Return the layer with some taps of its weight, in this order, its geometry as it is.
@@ -261,7 +270,7 @@ def _readable(b: Builder, node: Node) -> tuple[np.ndarray | Packed, np.ndarray |
     """Return the weight of a layer, as a PackedPQ if its codes can be one, and the factors of its outputs.
 
     Weights with one code an element become codewords of one element; their scales, if an output has one, factors of the
-    epilogue. What has scales of groups of inputs, or is a sum, is decoded when the program is built.
+    epilogue. What has scales of groups of inputs, or is a sum, stays as it is.
     """
     weight = b.param(node, "weight")
     assert weight is not None

@@ -27,7 +27,7 @@ __all__ = ["Program", "Segment", "StepTime"]
 
 
 class StepTime(NamedTuple):
-    """How long one step takes: what it computes, by which algorithm, and the bytes that it moves (0: unknown)."""
+    """How long a step takes, all its rounds: what it computes, by which algorithm, the bytes it moves (0: unknown)."""
 
     label: str
     algorithm: str
@@ -44,13 +44,25 @@ class StepInfo(NamedTuple):
     tasks: int
     nbytes: int
     scratch: int
+    at: int  # number of its first round among the steps of the driver
+    times: int
 
 
 class Segment:
-    """Consecutive kernel steps in the form of the driver."""
+    """Consecutive kernel steps in the form of the driver, which knows no rounds: it has a step for each.
+
+    All rounds of a step share one record of arguments.
+    """
 
     def __init__(self, steps: Sequence[Step]) -> None:
-        self.steps = [StepInfo(s.kernel, s.label, s.algorithm, s.tasks, s.nbytes, s.scratch) for s in steps]
+        order, rounds = _unroll(steps)
+        self.size = len(order)  # steps of the driver
+        first = np.zeros(len(steps), np.int64)
+        first[order[::-1]] = np.arange(self.size)[::-1]
+        self.steps = [
+            StepInfo(s.kernel, s.label, s.algorithm, s.tasks, s.nbytes, s.scratch, int(at), _times(s))
+            for s, at in zip(steps, first, strict=True)
+        ]
         values = [
             [v.position if isinstance(v, View) else v for _, _, v in s.kernel.arguments.flat(s.arguments)]
             for s in steps
@@ -59,12 +71,15 @@ class Segment:
         self._words = np.array([v for each in values for v in each], np.int64)
         addresses: list[Any] = [step.kernel.address() for step in steps]
         if driver.COMPILED:
-            self.kernels: Any = np.array(addresses, np.int64)
-            self.records: Any = self._words.ctypes.data + 8 * ends[:-1]
+            self.kernels: Any = np.array(addresses, np.int64)[order]
+            self.records: Any = (self._words.ctypes.data + 8 * ends[:-1])[order]
         else:
-            self.kernels, self.records = addresses, [self.record(i, *ends[i : i + 2]) for i in range(len(steps))]
-        self.tasks = np.array([step.tasks for step in steps], np.int64)
+            records = [self.record(i, *ends[i : i + 2]) for i in range(len(steps))]
+            self.kernels, self.records = [addresses[i] for i in order], [records[i] for i in order]
         self.checks = [step.check for step in steps if step.check]
+        self.tasks = np.array([step.tasks for step in steps], np.int64)[order]
+        numbered = np.array([step.numbered for step in steps])[order]
+        self.numbers = np.where(numbered, rounds * self.tasks, 0)
 
     def record(self, i: int, first: int, last: int) -> Any:
         """Return the arguments of step ``i``, words ``first`` .. ``last``, for a kernel that is not compiled."""
@@ -72,8 +87,23 @@ class Segment:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the arguments."""
-        return self._words.nbytes
+        """Bytes of the arguments, and of what the driver knows of each step."""
+        return int(self._words.nbytes + 4 * self.tasks.nbytes)
+
+
+def _times(step: Step) -> int:
+    return step.rounds.times if step.rounds else 1
+
+
+def _unroll(steps: Sequence[Step]) -> tuple[np.ndarray, np.ndarray]:
+    """Return for each step of the driver which of the steps it is, and in which round."""
+    order, rounds, done = [], [], 0
+    for _, each in groupby(steps, lambda step: step.rounds or step):
+        group = list(each)
+        order.append(np.tile(np.arange(done, done + len(group)), _times(group[0])))
+        rounds.append(np.repeat(np.arange(_times(group[0])), len(group)))
+        done += len(group)
+    return np.concatenate(order), np.concatenate(rounds)
 
 
 def _words(step: Step) -> list[int]:
@@ -110,16 +140,17 @@ class Job:
         if not driver.COMPILED:
             pieces = list(program.pieces)
             const, codes = Everything(pieces, np.float32), Everything(pieces, np.uint8)
-            steps = segment.kernels, segment.tasks, segment.records, last
+            steps = segment.kernels, segment.tasks, segment.numbers, segment.records, last
             self.arguments = (*steps, data, const, codes, index, space.scratch[0])
             return
         self.scratch = space.scratch[:threads]
         words = np.zeros(driver.SCRATCH + threads, np.int64)
-        words[driver.FIRST], words[driver.LAST], words[driver.STEPS] = first, last, len(segment.steps)
+        words[driver.FIRST], words[driver.LAST], words[driver.STEPS] = first, last, segment.size
         words[driver.SELF] = words.ctypes.data
         for word, array in (
             (driver.KERNELS, segment.kernels),
             (driver.TASKS, segment.tasks),
+            (driver.NUMBERS, segment.numbers),
             (driver.RECORDS, segment.records),
         ):
             words[word] = array.ctypes.data
@@ -254,7 +285,7 @@ class Program:
         self, segment: Segment | HostStep | Upload, host: dict[str, np.ndarray], space: Workspace, bound: Bound
     ) -> None:
         if isinstance(segment, Segment):
-            self._run_kernels(segment, space, bound, 0, len(segment.steps))
+            self._run_kernels(segment, space, bound, 0, segment.size)
             for check in segment.checks:
                 check.verify(space.array(check.view))
         elif isinstance(segment, Upload):
@@ -286,9 +317,9 @@ class Program:
         times = []
         for segment in self.segments:
             if isinstance(segment, Segment):
-                for i, step in enumerate(segment.steps):
-                    seconds = _median(lambda s=segment, i=i: self._run_kernels(s, space, bound, i, i + 1), runs)  # type: ignore[misc]
-                    times.append(StepTime(step.label, step.algorithm, seconds, step.nbytes))
+                for step in segment.steps:
+                    seconds = _median(lambda s=segment, i=step.at: self._run_kernels(s, space, bound, i, i + 1), runs)  # type: ignore[misc]
+                    times.append(StepTime(step.label, step.algorithm, step.times * seconds, step.times * step.nbytes))
                 continue
             label = segment.value if isinstance(segment, Upload) else segment.label
             algorithm = "upload" if isinstance(segment, Upload) else "numpy"
@@ -297,10 +328,10 @@ class Program:
         return times
 
     def kernel_steps(self) -> Iterator[tuple[Segment, int, StepInfo]]:
-        """Yield every kernel step with its segment and place."""
+        """Yield every kernel step with its segment and place there."""
         for segment in self.segments:
             if isinstance(segment, Segment):
-                yield from ((segment, i, step) for i, step in enumerate(segment.steps))
+                yield from ((segment, step.at, step) for step in segment.steps)
 
 
 def _arrange_uploads(b: Builder) -> None:

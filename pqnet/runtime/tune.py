@@ -217,7 +217,7 @@ def _timed(layer: Layer, compute: str, algorithm: str) -> Callable[[], float]:
         start = time.perf_counter()
         for segment in program.segments:
             if isinstance(segment, Segment):
-                program.run_kernels(segment, space, threads, 0, len(segment.steps))
+                program.run_kernels(segment, space, threads, 0, segment.size)
         return time.perf_counter() - start
 
     return run

@@ -1,11 +1,13 @@
 """Algorithms for layers: one file each, registered by `base.Algorithm`."""
 
+from pqnet.runtime.algorithms import columns as columns
 from pqnet.runtime.algorithms import depthwise as depthwise
 from pqnet.runtime.algorithms import dots as dots
 from pqnet.runtime.algorithms import gemm as gemm
 from pqnet.runtime.algorithms import lut as lut
 from pqnet.runtime.algorithms import planes as planes
 from pqnet.runtime.algorithms import rows as rows
+from pqnet.runtime.algorithms import sums as sums
 from pqnet.runtime.algorithms import winograd as winograd
 from pqnet.runtime.algorithms.base import ALGORITHMS as ALGORITHMS
 from pqnet.runtime.algorithms.base import HOST as HOST

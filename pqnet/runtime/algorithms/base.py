@@ -15,7 +15,17 @@ from pqnet.runtime.layer import Layer
 from pqnet.runtime.memory import View, round_up
 from pqnet.runtime.windows import Windows, windows_of
 
-__all__ = ["ALGORITHMS", "HOST", "Algorithm", "Call", "Host", "block_order", "code_arguments"]
+__all__ = [
+    "ALGORITHMS",
+    "HOST",
+    "Algorithm",
+    "Call",
+    "Host",
+    "block_order",
+    "code_arguments",
+    "codebook_floats",
+    "codeword_step",
+]
 
 ALGORITHMS: dict[str, "Algorithm"] = {}
 
@@ -96,11 +106,11 @@ def codeword_step(d: int) -> int:
     return 4 if d <= 4 else 8 if d <= 8 else round_up(d, 16)
 
 
-def codebook_floats(packed: PackedPQ) -> np.ndarray:
-    """Return the codewords in float32, each padded to `codeword_step`."""
-    k, d = packed.codebook.shape
+def codebook_floats(codebook: np.ndarray) -> np.ndarray:
+    """Return codewords (k, d) in float32, each padded to `codeword_step`."""
+    k, d = codebook.shape
     out = np.zeros((k, codeword_step(d)), np.float32)
-    out[:, :d] = packed.codebook
+    out[:, :d] = codebook
     return out
 
 
@@ -109,7 +119,7 @@ def code_arguments(b: Builder, layer: Layer, weight: PackedPQ) -> dict[str, Any]
     size, d = 1 if weight.codec.k <= 256 else 2, weight.codec.d
     return {
         "codes": b.code_bytes((layer.name, "rows"), lambda: np.ascontiguousarray(weight.codes).view(np.uint8)),
-        "weight": b.constant((layer.name, "codebook"), lambda: codebook_floats(weight)),
+        "weight": b.constant((layer.name, "codebook"), lambda: codebook_floats(weight.codebook)),
         "d": d,
         "stride": codeword_step(d),
         "code_bytes": size,

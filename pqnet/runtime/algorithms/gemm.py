@@ -1,11 +1,12 @@
 """A panel of the weight is decoded, then used by the register tile; dense weights are used where they are."""
 
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from pqnet.codecs import Packed
+from pqnet.kernels.abi import StepKernel
 from pqnet.kernels.gemm import gemm
 from pqnet.kernels.simd import WIDTH
 from pqnet.kernels.tile import LANES, ROWS
@@ -13,6 +14,8 @@ from pqnet.runtime.algorithms.base import Algorithm, Call, Host, block_order, co
 from pqnet.runtime.builder import Builder
 from pqnet.runtime.layer import Layer
 from pqnet.runtime.memory import round_up
+
+__all__ = ["MULTIPLY", "Cut", "cut_gemm", "cut_layer", "decode_cycles", "emit_gemm"]
 
 PIECE = 384  # of the reduction: a panel and three lines of each packed row stay in the first-level cache
 PACKED = 96 * 1024  # floats of packed positions a task: 384 KiB of the second-level cache
@@ -33,63 +36,92 @@ class Decode(Algorithm):
 
     def cost(self, layer: Layer) -> float:
         """Return the cost for blocks of the weight's size."""
-        weight = layer.codes
-        assert weight is not None
-        return gemm_cost(layer.reduction, weight.codec.d, layer.outputs, layer.groups, layer.positions)
+        return _cut_decode(layer).cost
 
     def steps(self, b: Builder, call: Call) -> None:
         """Append the step."""
         weight = call.layer.codes
         assert weight is not None
-        _emit(b, call, code_arguments(b, call.layer, weight), weight.codec.d, block_order(weight), self.name)
+        own = {"weight": code_arguments(b, call.layer, weight)}
+        emit_gemm(b, call, gemm, _cut_decode(call.layer), own, block_order(weight), self.name)
 
 
 class Dense(Algorithm):
-    """Products with float weights, and with those that have to be decoded when the program is built."""
+    """Products with float weights."""
 
     name = "dense"
 
     def fits(self, layer: Layer, compute: str, host: Host) -> bool:
-        """Tell whether the weight is no codes that kernels read."""
-        return layer.codes is None and not layer.depthwise
+        """Tell whether the weight is an array."""
+        return isinstance(layer.weight, np.ndarray) and not layer.depthwise
 
     def cost(self, layer: Layer) -> float:
         """Return the cost of a product without decoding."""
-        return gemm_cost(layer.reduction, 1, layer.outputs, layer.groups, layer.positions)
+        return _cut_dense(layer).cost
 
     def steps(self, b: Builder, call: Call) -> None:
         """Append the step."""
         layer = call.layer
 
         def rows() -> np.ndarray:
-            weight = layer.weight.decode() if isinstance(layer.weight, Packed) else layer.weight
-            rows = np.asarray(weight, np.float32).reshape(-1, layer.reduction)
+            rows = np.asarray(layer.weight, np.float32).reshape(-1, layer.reduction)
             # Behind the last output a tile reads rows of what follows.
             return np.concatenate([rows, np.zeros((ROWS, layer.reduction), np.float32)])
 
         weight = {"codes": -1, "weight": b.constant((layer.name, "dense"), rows)}
         weight |= {"d": 1, "stride": 0, "code_bytes": 0, "code_row": 0}
-        _emit(b, call, weight, 1, slice(None), self.name)
+        emit_gemm(b, call, gemm, _cut_dense(layer), {"weight": weight}, slice(None), self.name)
 
 
-def gemm_cost(k: int, d: int, outputs: int, groups: int, positions: int) -> float:
-    """Return about how many cycles of one core the product takes."""
-    cut = cut_gemm(k, d, outputs, groups, positions)[0]
-    tiles, panels = cut["tiles"], -(-cut["o_block"] // ROWS)
-    tasks = groups * cut["o_tasks"] * cut["q_tasks"]
-    return k * tasks * (tiles * PACK + panels * (DECODE / min(d, 8) + tiles * MULTIPLY))
+class Cut(NamedTuple):
+    """How the work is cut: the arguments of `kernels.gemm.CUT`, tasks, floats of scratch, cycles of one core."""
+
+    arguments: Mapping[str, int]
+    tasks: int
+    scratch: int
+    cost: float
+
+
+def decode_cycles(d: int) -> float:
+    """Return the cycles that an element of the reduction takes in a panel of codewords of d numbers."""
+    return DECODE / min(d, 8)
+
+
+def _cut_decode(layer: Layer) -> Cut:
+    weight = layer.codes
+    assert weight is not None
+    return cut_layer(layer, weight.codec.d, decode_cycles(weight.codec.d))
+
+
+def _cut_dense(layer: Layer) -> Cut:
+    return cut_layer(layer, 1, decode_cycles(1))
+
+
+def cut_layer(layer: Layer, unit: int, decode: float) -> Cut:
+    """Cut the work of a layer; see `cut_gemm`."""
+    return cut_gemm(layer.reduction, unit, decode, layer.outputs, layer.groups, layer.positions)
 
 
 @lru_cache(maxsize=4096)
-def cut_gemm(k: int, d: int, outputs: int, groups: int, positions: int) -> tuple[dict[str, int], int]:
-    """Return how the work is cut, as arguments of `kernels.gemm`, and the floats of scratch: from its sizes alone."""
-    pieces = -(-k // max(PIECE, d)) if k > PIECE + PIECE // 3 else 1
-    piece = -(-(k // d) // pieces) * d
+def cut_gemm(k: int, unit: int, decode: float, outputs: int, groups: int, positions: int) -> Cut:
+    """Cut the work, from its sizes alone.
+
+    Parameters
+    ----------
+    k : int
+        The reduction, of which pieces are multiples of ``unit``; they depend on nothing else.
+    unit : int
+    decode : float
+        Cycles that an element of the reduction takes in a panel.
+    outputs, groups, positions : int
+    """
+    pieces = -(-k // max(PIECE, unit)) if k > PIECE + PIECE // 3 else 1
+    piece = -(-(k // unit) // pieces) * unit
     total = -(-positions // LANES)
     best: tuple[float, int, int] | None = None
     o_blocks = [round_up(-(-outputs // parts), ROWS) for parts in PARTS]
     o_blocks = [o_block for o_block in o_blocks if o_block >= 2 * ROWS or o_block == o_blocks[0]]
-    decode, start = DECODE / min(d, 8), START / k
+    start = START / k
     for tiles in range(1, min(total, max(PACKED // (piece * LANES), 1), 12) + 1):
         room = outputs if piece == k else max(SUMS // (tiles * LANES), ROWS)
         for o_block in o_blocks:
@@ -108,7 +140,7 @@ def cut_gemm(k: int, d: int, outputs: int, groups: int, positions: int) -> tuple
     sums = panel + round_up(ROWS * (piece + 16) + 64, 16)
     column = sums + round_up((o_block if piece < k else ROWS) * tiles * LANES, 16)
     scratch = column + (WIDTH // 3 + 1) * (piece + 16) + 64
-    cut = {
+    arguments = {
         "piece": piece,
         "o_block": o_block,
         "tiles": tiles,
@@ -119,20 +151,34 @@ def cut_gemm(k: int, d: int, outputs: int, groups: int, positions: int) -> tuple
         "sums": sums,
         "column": column,
     }
-    return cut, scratch
+    tasks = groups * o_tasks * q_tasks
+    return Cut(
+        arguments,
+        tasks,
+        scratch,
+        k * tasks * (tiles * PACK + -(-o_block // ROWS) * (decode + tiles * MULTIPLY)),
+    )
 
 
-def _emit(b: Builder, call: Call, weight: dict[str, Any], d: int, order: "np.ndarray | slice", algorithm: str) -> None:
-    layer = call.layer
-    cut, scratch = cut_gemm(layer.reduction, d, layer.outputs, layer.groups, layer.positions)
+def emit_gemm(
+    b: Builder,
+    call: Call,
+    kernel: StepKernel,
+    cut: Cut,
+    weight: Mapping[str, Any],
+    order: "np.ndarray | slice",
+    algorithm: str,
+    scratch: int = 0,
+) -> None:
+    """Append the step; ``order`` is that of a window's elements in the weight, ``scratch`` floats are needed beside."""
     b.emit(
-        gemm,
-        layer.node.name,
-        cut["o_tasks"] * cut["q_tasks"] * layer.groups,
-        {"layer": call.windows.arguments(b, order), "end": call.end.arguments(b), "weight": weight, **cut},
+        kernel,
+        call.layer.node.name,
+        cut.tasks,
+        {"layer": call.windows.arguments(b, order), "end": call.end.arguments(b), "cut": cut.arguments, **weight},
         reads=call.reads,
         writes=[call.end.out],
-        scratch=scratch,
+        scratch=cut.scratch + scratch,
         algorithm=algorithm,
-        stored=layer.stored_bytes,
+        stored=call.layer.stored_bytes,
     )

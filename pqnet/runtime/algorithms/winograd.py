@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from pqnet.codecs import Packed
 from pqnet.kernels.simd import WIDTH
 from pqnet.kernels.tile import LANES, ROWS
 from pqnet.kernels.winograd import winograd
@@ -36,10 +35,12 @@ class Winograd(Algorithm):
     name = "winograd"
 
     def fits(self, layer: Layer, compute: str, host: Host) -> bool:
-        """Tell whether a convolution is 3 x 3 of stride 1, and its codewords whole filters or channels."""
+        """Tell whether a convolution is 3 x 3 of stride 1, and its weight an array, or of whole filters or channels."""
         weight = layer.codes
         plain = layer.kernel == (3, 3) and layer.stride == layer.dilation == (1, 1) and layer.groups == 1
-        return plain and (weight is None or weight.codec.layout == "channel" or weight.codec.d % 9 == 0)
+        if weight is None:
+            return plain and isinstance(layer.weight, np.ndarray)
+        return plain and (weight.codec.layout == "channel" or weight.codec.d % 9 == 0)
 
     def cost(self, layer: Layer) -> float:
         """Return the cost of transforms, decoding and products."""
@@ -133,8 +134,7 @@ def _weight_arguments(b: Builder, layer: Layer) -> dict[str, Any]:
     if weight is None:
 
         def rows() -> np.ndarray:
-            dense = layer.weight.decode() if isinstance(layer.weight, Packed) else layer.weight
-            rows = transformed(np.asarray(dense, np.float32)).transpose(0, 2, 1).reshape(layer.outputs, -1)
+            rows = transformed(np.asarray(layer.weight, np.float32)).transpose(0, 2, 1).reshape(layer.outputs, -1)
             return np.concatenate([rows, np.zeros((ROWS, rows.shape[1]), np.float32)])
 
         at = b.constant((layer.name, "transformed rows"), rows)

@@ -10,6 +10,7 @@ from pqnet.runtime.lower import layers as layers
 from pqnet.runtime.lower import matmul as matmul
 from pqnet.runtime.lower import norm as norm
 from pqnet.runtime.lower import pool as pool
+from pqnet.runtime.lower import recurrent as recurrent
 from pqnet.runtime.lower import reduce as reduce
 from pqnet.runtime.lower import resize as resize
 from pqnet.runtime.lower import shape as shape

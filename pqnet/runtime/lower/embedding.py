@@ -39,7 +39,7 @@ def _table(b: Builder, node: Node) -> tuple[dict[str, Any], int] | None:
     bits, size = code_bits(packed.codec.k), packed.codec.d
     own = {
         "dense": 0,
-        "table": b.constant((name, "codebook"), partial(codebook_floats, packed)),
+        "table": b.constant((name, "codebook"), partial(codebook_floats, packed.codebook)),
         "codes": b.stored((name, "stream"), packed.arrays()["codes"]),
         "bits": bits,
         "block": size,

@@ -8,6 +8,19 @@ from pqnet.runtime.builder import Builder, lowers
 from pqnet.runtime.layer import Layer
 from pqnet.runtime.memory import View
 
+__all__ = ["choose_algorithm", "emit_layer"]
+
+
+@lowers("conv1d", "conv2d", "linear")
+def lower_layer(b: Builder, node: Node, x: list[View]) -> View:
+    """Lower a layer."""
+    return emit_layer(b, Layer.of(b, node), x[0])
+
+
+def emit_layer(b: Builder, layer: Layer, x: View) -> View:
+    """Append the steps of a layer by the algorithm chosen for it, and return the result."""
+    return choose_algorithm(b, layer).emit(b, layer, x)
+
 
 def choose_algorithm(b: Builder, layer: Layer) -> Algorithm:
     """Return the algorithm for a layer, chosen once for all inputs of nearly these sizes."""
@@ -26,10 +39,3 @@ def _choose(b: Builder, layer: Layer) -> str:
     if not fitting:
         raise PQNetError(f"node {node.name!r} ({node.op}): no algorithm computes it in {b.compute}")
     return b.choose(layer, b.compute, {a.name: a.cost(layer.rounded) for a in fitting})
-
-
-@lowers("conv1d", "conv2d", "linear")
-def lower_layer(b: Builder, node: Node, x: list[View]) -> View:
-    """Lower a layer by the algorithm chosen for it."""
-    layer = Layer.of(b, node)
-    return choose_algorithm(b, layer).emit(b, layer, x[0])
