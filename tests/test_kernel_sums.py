@@ -116,7 +116,7 @@ def test_algorithms_that_decode_weights_as_a_whole_refuse_packed_ones() -> None:
 SCRIPT = """
 from test_kernel_sums import LARGE, check
 for codec in LARGE:
-    check(codec, (5, 48, 3, 3), 20)
+    check(codec, (3, 96, 3, 3), 3)
 """
 
 
