@@ -44,7 +44,7 @@ class Epilogue:
 
     def arguments(self, b: Builder) -> dict[str, Any]:
         """Return the arguments of `kernels.epilogue.EPILOGUE`."""
-        fused = self.layer.node.name, tuple(node.name for node in self.nodes)
+        fused = self.layer.node.name, self.layer.part, tuple(node.name for node in self.nodes)
         scale, shift = self.scale, self.shift
         return {
             "out": self.out,

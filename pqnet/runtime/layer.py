@@ -1,6 +1,6 @@
 """A layer at known sizes as algorithms see it: sums over windows of images, one for each output and position."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -46,6 +46,8 @@ class Layer:
         Of the input and of the result in the graph.
     params : dict of str to array or Packed
         The parameters of the node by role, as the graph has them.
+    part : int, optional
+        Which part of the weight of the node ``weight`` is; by default the whole.
     """
 
     node: Node
@@ -63,6 +65,7 @@ class Layer:
     in_shape: tuple[int, ...]
     shape: tuple[int, ...]
     params: Mapping[str, Any]
+    part: int | None = None
 
     @classmethod
     def of(cls, b: Builder, node: Node) -> "Layer":
@@ -102,9 +105,10 @@ class Layer:
         return cls(node, weight, scale, 1, 1, weight.shape[1], *sizes, in_shape, shape, params)
 
     @property
-    def name(self) -> str:
-        """Name of the weight among the parameters."""
-        return self.node.params["weight"]
+    def name(self) -> Hashable:
+        """What names the weight among the parameters."""
+        name = self.node.params["weight"]
+        return name if self.part is None else (name, self.part)
 
     @property
     def channels_first(self) -> bool:
