@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from programs import GuardedSpace, untouched
 from test_decoding import SIMPLE, SUMS
-from test_engine import FORCED, run_forced
+from test_engine import FORCED, check_algorithms, run_forced
 
 import pqnet
 from pqnet import PQ, Additive, Fixed, IntN, Scalar, Sparse
@@ -113,10 +113,35 @@ def test_algorithms_that_decode_weights_as_a_whole_refuse_packed_ones() -> None:
                 ]
 
 
+SEVERAL = [
+    Additive([PQ(40, 8, "channel"), PQ(300, 4, "channel")]),
+    Additive([PQ(7, 9), IntN(3), PQ(9, 8, "channel"), Scalar(5)]),
+]
+
+
+@pytest.mark.parametrize("codec", SEVERAL, ids=str)
+def test_parts_of_a_sum_one_after_the_other(codec: Codec) -> None:
+    rng = np.random.default_rng(0)
+
+    def numbers(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape).astype(np.float32)
+
+    for batch, size, outputs, groups, act in [(1, 1, 90, 1, "gelu"), (3, 1, 30, 2, "relu"), (2, 6, 33, 1, "tanh")]:
+        x = {"x": numbers(batch, 24 * groups, size, size), "z": numbers(batch, outputs * groups, size, size)}
+        b = GraphBuilder({name: ValueInfo(array.shape) for name, array in x.items()})
+        params = {"weight": packed(codec, (outputs * groups, 24, 3, 3), size=0.1), "bias": numbers(outputs * groups)}
+        y = b.add("conv2d", "x", params=params, padding=(1,) * 4, groups=groups)
+        norm = {"weight": numbers(outputs * groups), "mean": numbers(outputs * groups)}
+        y = b.add("batch_norm", y, params=norm | {"var": np.ones(outputs * groups, np.float32)})
+        graph = b.build({"y": b.add(act, b.add("add", y, "z"))})
+        seen = check_algorithms(graph, x)
+        assert len(seen) == 2 and any("sums" in algorithms for algorithms in seen), seen
+
+
 SCRIPT = """
 from test_kernel_sums import LARGE, check
 for codec in LARGE:
-    check(codec, (5, 48, 3, 3), 20)
+    check(codec, (3, 96, 3, 3), 3)
 """
 
 

@@ -246,7 +246,7 @@ def test_layerwise_distillation_beats_codes_alone_and_resumes(nets, tmp_path):
     [
         ({"calibration": None, "metric": "none"}, "finetune: expected calibration data, got none"),
         ({"checkpoint": "folder"}, "finetune: expected an attribute 'key'"),
-        ({}, "finetune: expected a weight packed by PQ"),
+        ({}, "finetune: expected a weight packed by pq k=16 d=4 spatial, got NoneType None"),
     ],
 )
 def test_wrong_use_of_the_hook_is_refused(nets, options, message):

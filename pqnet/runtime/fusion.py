@@ -44,10 +44,11 @@ class Epilogue:
     activation: int = 0
     parameters: tuple[float, ...] = ()
     nodes: list[Node] = field(default_factory=list)
+    part: int | None = None  # of the layer's weight, see `Layer.part`
 
     def arguments(self, b: Builder) -> dict[str, Any]:
         """Return the arguments of `kernels.epilogue.EPILOGUE`."""
-        fused = self.node.name, tuple(node.name for node in self.nodes)
+        fused = self.node.name, self.part, tuple(node.name for node in self.nodes)
         scale, shift = self.scale, self.shift
         return {
             "out": self.out,
@@ -82,7 +83,7 @@ def activation_of(b: Builder, node: Node) -> tuple[int, tuple[float, ...]] | Non
 
 def fuse(b: Builder, layer: Layer, out: View) -> Epilogue:
     """Collect the nodes behind a layer that its epilogue can compute; ``out`` is its result as images."""
-    found = Epilogue(layer.node, out, layer.scale, b.floats(layer.node, "bias"))
+    found = Epilogue(layer.node, out, layer.scale, b.floats(layer.node, "bias"), part=layer.part)
     value = next(iter(layer.node.outputs), None)
     while value and len(b.users(value)) == 1 and not b.is_output(value) and not found.activation:
         user = b.users(value)[0]

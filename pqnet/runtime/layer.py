@@ -1,6 +1,6 @@
 """A layer at known sizes as algorithms see it: sums over windows of images, one for each output and position."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
@@ -56,6 +56,8 @@ class Layer:
         The parameters of the node by role, as the graph has them.
     taps_taken, depths_taken : tuple of int, optional
         Which taps of the node's weight these are if they are not all, and at which depths of a kernel over three axes.
+    part : int, optional
+        Which part of the weight of the node ``weight`` is; by default the whole.
     """
 
     node: Node
@@ -75,6 +77,7 @@ class Layer:
     params: Mapping[str, Any]
     taps_taken: tuple[int, ...] = ()
     depths_taken: tuple[int, ...] = ()
+    part: int | None = None
 
     @classmethod
     def of(cls, b: Builder, node: Node) -> "Layer":
@@ -154,10 +157,9 @@ class Layer:
         return replace(self, batch=near(self.batch), size=size, out_size=out_size)
 
     @property
-    def name(self) -> str:
-        """Name of the weight among the parameters, and of its taps if it has not all of them."""
-        parts = (("depths", self.depths_taken), ("taps", self.taps_taken))
-        return self.node.params["weight"] + "".join(f" {what} {taken}" for what, taken in parts if taken)
+    def name(self) -> Hashable:
+        """What names the weight among the parameters: the node's, and which part and taps of it these are."""
+        return self.node.params["weight"], self.part, self.depths_taken, self.taps_taken
 
     @property
     def channels_first(self) -> bool:

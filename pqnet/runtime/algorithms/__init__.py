@@ -5,6 +5,7 @@ from pqnet.runtime.algorithms import depthwise as depthwise
 from pqnet.runtime.algorithms import dots as dots
 from pqnet.runtime.algorithms import gemm as gemm
 from pqnet.runtime.algorithms import lut as lut
+from pqnet.runtime.algorithms import parts as parts
 from pqnet.runtime.algorithms import planes as planes
 from pqnet.runtime.algorithms import rows as rows
 from pqnet.runtime.algorithms import sums as sums

@@ -1,6 +1,6 @@
 """Weights that are sums, have scales of groups of inputs, or single entries: a panel is put together from the parts."""
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from functools import cached_property
 from math import lcm, prod
 from typing import Any
@@ -123,7 +123,7 @@ def _cut(layer: Layer, parts: _Parts) -> Cut:
     return cut_layer(layer, parts.unit, round(decode, 3))
 
 
-def _arguments(b: Builder, name: str, parts: _Parts, piece: int) -> dict[str, Any]:
+def _arguments(b: Builder, name: Hashable, parts: _Parts, piece: int) -> dict[str, Any]:
     """Return the arguments of `kernels.sums.SUMMED`, but for its scratch."""
     lists: dict[str, list[int]] = {}
     for i, lookup in enumerate(parts.lookups):
@@ -149,7 +149,9 @@ def _arguments(b: Builder, name: str, parts: _Parts, piece: int) -> dict[str, An
     return arguments
 
 
-def _lookup_arguments(b: Builder, key: tuple[str, int], parts: _Parts, lookup: Lookup, piece: int) -> dict[str, int]:
+def _lookup_arguments(
+    b: Builder, key: tuple[Hashable, int], parts: _Parts, lookup: Lookup, piece: int
+) -> dict[str, int]:
     """Return those of one lookup."""
     k, d = lookup.codebook.shape
     blocks, places = parts.blocks_and_places(lookup, piece)
