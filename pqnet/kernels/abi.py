@@ -59,35 +59,47 @@ class Arguments:
 
     def __init__(self, **kinds: "Kind | Arguments") -> None:
         self.kinds = kinds
+        self.flat_kinds: list[tuple[str, Kind]] = []  # groups and rows of values taken apart
         fields: list[Any] = []
         for name, kind in kinds.items():
             if hasattr(np.record, name):  # g.name would be that of the record, where nothing is compiled
                 raise TypeError(f"argument {name}: expected a name that records of NumPy do not have")
             if isinstance(kind, Arguments):
                 fields.append((name, kind.dtype))
+                self.flat_kinds += [(f"{name}.{inner}", of) for inner, of in kind.flat_kinds]
+            elif kind.count:
+                fields.append((name, np.int64, (kind.count,)))
+                self.flat_kinds += [(f"{name}[{i}]", kind) for i in range(kind.count)]
             else:
-                fields.append((name, np.int64, (kind.count,)) if kind.count else (name, np.int64))
+                fields.append((name, np.int64))
+                self.flat_kinds.append((name, kind))
         self.dtype = np.dtype(fields, align=True)
 
-    def flat(self, values: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Kind, Any]]:
-        """Yield name, kind and value of every argument in the order of the record; names must be those declared."""
-        if values.keys() != self.kinds.keys():
-            missing, unknown = self.kinds.keys() - values.keys(), values.keys() - self.kinds.keys()
+    def values(self, given: Mapping[str, Any], where: str = "") -> list[Any]:
+        """Return the values of all arguments in the order of the record; names must be those declared."""
+        if given.keys() != self.kinds.keys():
+            missing, unknown = self.kinds.keys() - given.keys(), given.keys() - self.kinds.keys()
             raise TypeError(f"arguments {where or 'of a step'}: missing {sorted(missing)}, unknown {sorted(unknown)}")
+        found: list[Any] = []
         for name, kind in self.kinds.items():
+            value = given[name]
             if isinstance(kind, Arguments):
-                yield from kind.flat(values[name], f"{where}{name}.")
+                found += kind.values(value, f"{where}{name}.")
             elif kind.count:
-                if len(values[name]) != kind.count:
-                    raise TypeError(f"argument {where}{name}: expected {kind.count} values, got {len(values[name])}")
-                yield from ((f"{where}{name}[{i}]", kind, value) for i, value in enumerate(values[name]))
+                if len(value) != kind.count:
+                    raise TypeError(f"argument {where}{name}: expected {kind.count} values, got {len(value)}")
+                found += value
             else:
-                yield f"{where}{name}", kind, values[name]
+                found.append(value)
+        return found
 
-    def record(self, values: Mapping[str, Any]) -> Any:
+    def flat(self, given: Mapping[str, Any]) -> Iterator[tuple[str, Kind, Any]]:
+        """Yield name, kind and value of every argument in the order of the record."""
+        return ((name, kind, value) for (name, kind), value in zip(self.flat_kinds, self.values(given), strict=True))
+
+    def record(self, given: Mapping[str, Any]) -> Any:
         """Return the record of integer values, as a kernel that is not compiled takes it, too."""
-        words = np.array([value for _, _, value in self.flat(values)], np.int64)
-        return words.view(np.dtype((np.record, self.dtype)))[0]
+        return np.array(self.values(given), np.int64).view(np.dtype((np.record, self.dtype)))[0]
 
 
 class StepKernel:

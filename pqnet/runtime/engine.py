@@ -16,7 +16,7 @@ from pqnet.runtime.tune import Tuner
 __all__ = ["Engine"]
 
 _TUNER = Tuner()
-PROGRAMS, PROGRAM_BYTES = 256, 32 << 20  # that are kept, the last used ones
+PROGRAMS, PROGRAM_BYTES = 96, 32 << 20  # that are kept, the last used ones
 RECENT = 32  # runs whose needs decide how large a workspace may stay
 SMALL_WORKSPACE = 16 << 20  # bytes that a workspace may keep in any case
 

@@ -63,10 +63,7 @@ class Segment:
             StepInfo(s.kernel, s.label, s.algorithm, s.tasks, s.nbytes, s.scratch, int(at), _times(s))
             for s, at in zip(steps, first, strict=True)
         ]
-        values = [
-            [v.position if isinstance(v, View) else v for _, _, v in s.kernel.arguments.flat(s.arguments)]
-            for s in steps
-        ]
+        values = [_words(step) for step in steps]
         ends = np.cumsum([0, *map(len, values)])
         self._words = np.array([v for each in values for v in each], np.int64)
         addresses: list[Any] = [step.kernel.address() for step in steps]
@@ -108,8 +105,8 @@ def _unroll(steps: Sequence[Step]) -> tuple[np.ndarray, np.ndarray]:
 
 def _words(step: Step) -> list[int]:
     """Return the arguments of a step, its views as positions in the arena."""
-    arguments = step.kernel.arguments.flat(step.arguments)
-    return [value.position if isinstance(value, View) else value for _, _, value in arguments]
+    values = step.kernel.arguments.values(step.arguments)
+    return [value.position if isinstance(value, View) else value for value in values]
 
 
 class Everything:
