@@ -167,6 +167,8 @@ def interrupted(function, times, seed):
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timer signals here")
+# Python itself can only report what a signal handler raises while a generator that nobody needs any more is closed.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("what", ["model", "token", "kmeans", "quantize", "ordered_map"])
 def test_results_are_right_after_many_interrupts(what):
     from test_threads import limits, token_model
