@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from test_lowered_ops import check, floats
 
 from pqnet.graph import GraphBuilder, ValueInfo
-from pqnet.kernels.tile import ROWS
+from pqnet.kernels.products.tile import ROWS
 from pqnet.runtime.memory import Store, Workspace
 from pqnet.runtime.program import Program
 

@@ -10,9 +10,9 @@ from numba import njit
 
 import pqnet
 from pqnet.fit import integers, problem
-from pqnet.kernels import kmeans_integers
 from pqnet.kernels.cpu import has
-from pqnet.kernels.kmeans_search import ALL_TILE, transpose
+from pqnet.kernels.fit import kmeans_integers
+from pqnet.kernels.fit.kmeans_search import ALL_TILE, transpose
 from pqnet.kernels.simd import WIDTH
 
 needs_integers = pytest.mark.skipif(not has("avx512_vnni"), reason="this processor multiplies no 16-bit integers")

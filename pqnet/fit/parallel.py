@@ -5,13 +5,13 @@ from typing import Any
 import numpy as np
 
 from pqnet._threads import call_on_threads
-from pqnet.kernels.chunks import COMPILED
+from pqnet.kernels.fit.chunks import COMPILED
 
 __all__ = ["run_chunks"]
 
 
 def run_chunks(threads: int, kernel: Any, *arguments: Any) -> None:
-    """Run a kernel that takes chunks by `pqnet.kernels.chunks.next_chunk`, on up to ``threads`` threads.
+    """Run a kernel that takes chunks by `pqnet.kernels.fit.chunks.next_chunk`, on up to ``threads`` threads.
 
     What a chunk computes depends on neither the thread nor the order: the result has the same bits for any number.
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pqnet.kernels.copy import AXES, FILL, ROWS, SINGLE, TRANSPOSED, copy, copy_elements
+from pqnet.kernels.ops.copy import AXES, FILL, ROWS, SINGLE, TRANSPOSED, copy, copy_elements
 from pqnet.kernels.simd import WIDTH
 from pqnet.runtime.builder import Builder
 from pqnet.runtime.memory import ITEMSIZE, View, merge_axes

@@ -1,9 +1,9 @@
-"""Float weights for a few positions, with outputs side by side; see `kernels.columns`."""
+"""Float weights for a few positions, with outputs side by side; see `kernels.products.columns`."""
 
 import numpy as np
 
-from pqnet.kernels.columns import columns
-from pqnet.kernels.tile import FEW, LANES
+from pqnet.kernels.products.columns import columns
+from pqnet.kernels.products.tile import FEW, LANES
 from pqnet.runtime.algorithms.base import Algorithm, Call, Host
 from pqnet.runtime.builder import Builder
 from pqnet.runtime.layer import Layer

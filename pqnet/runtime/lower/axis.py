@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from math import prod
 
 from pqnet.graph import Node
-from pqnet.kernels.pool import MAXIMUM, MINIMUM, SUM, reduce_axis
+from pqnet.kernels.ops.pool import MAXIMUM, MINIMUM, SUM, reduce_axis
 from pqnet.kernels.simd import WIDTH
 from pqnet.runtime.builder import Builder, lowers
 from pqnet.runtime.copying import dense

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from pqnet.graph import Node
-from pqnet.kernels import norm as kernel
 from pqnet.kernels.abi import StepKernel
+from pqnet.kernels.ops import norm as kernel
 from pqnet.kernels.simd import WIDTH
 from pqnet.runtime.builder import Builder, lowers
 from pqnet.runtime.copying import dense
@@ -42,7 +42,7 @@ class _Rows:
     order: list[int]  # of the axes of a row in storage
 
     def arguments(self, b: Builder) -> tuple[dict[str, Any], int]:
-        """Return the arguments of `kernels.norm.ROWS`, and the number of tasks."""
+        """Return the arguments of `kernels.ops.norm.ROWS`, and the number of tasks."""
         (outer, x_outer, out_outer), (inner, x_inner, out_inner) = self.outer
         points, lanes, n = outer * inner, self.lanes, len(self.offsets) * self.size
         if points < TASKS and lanes > WIDTH:

@@ -3,7 +3,7 @@
 import numpy as np
 from numba import njit
 
-from pqnet.kernels.chunks import next_chunk
+from pqnet.kernels.fit.chunks import next_chunk
 from pqnet.kernels.simd import WIDTH, add, fma, load, maximum, splat, store, subtract
 
 SEED_CHUNK = 512  # blocks that k-means++ sums at once

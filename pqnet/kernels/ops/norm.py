@@ -7,7 +7,7 @@ import numpy as np
 from numba import njit
 
 from pqnet.kernels.abi import CONST, DATA, FLAG, INDEX, SIZE, Arguments, step
-from pqnet.kernels.functions import at_least, constant, exp, log
+from pqnet.kernels.ops.functions import at_least, constant, exp, log
 from pqnet.kernels.pointers import pointer, put_at
 from pqnet.kernels.simd import (
     WIDTH,

@@ -4,7 +4,7 @@ import numpy as np
 from numba import njit
 
 from pqnet.kernels.abi import CONST, DATA, INDEX, MAYBE_CONST, MAYBE_DATA, SIZE, Arguments
-from pqnet.kernels.activation import activate_row
+from pqnet.kernels.ops.activation import activate_row
 from pqnet.kernels.simd import WIDTH, add, fma, load, load_head, maximum, minimum, splat, store, store_head
 
 # Sums over windows of the input, one for each output and position. Element i of the window of group g, image b, row y
@@ -25,7 +25,8 @@ WINDOWS = Arguments(
 )
 
 # Outputs lie ``out_step`` apart, their positions side by side. Scale and shift have one number for each output, the
-# residual has the positions of the output side by side, too. ``activation`` is a kind of `kernels.activation`, 0: none.
+# residual has the positions of the output side by side, too. ``activation`` is a kind of `kernels.ops.activation`, 0 for
+# none.
 EPILOGUE = Arguments(
     out=DATA,
     out_step=SIZE,

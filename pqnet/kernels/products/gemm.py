@@ -9,7 +9,8 @@ import numpy as np
 from numba import njit
 
 from pqnet.kernels.abi import CONST, MAYBE_CODES, SCRATCH, SIZE, Arguments, step
-from pqnet.kernels.epilogue import EPILOGUE, WINDOWS, finish_rows
+from pqnet.kernels.products.epilogue import EPILOGUE, WINDOWS, finish_rows
+from pqnet.kernels.products.tile import LANES, ROWS, multiply_1, multiply_2, multiply_3
 from pqnet.kernels.simd import (
     WIDTH,
     copy4,
@@ -23,7 +24,6 @@ from pqnet.kernels.simd import (
     store,
     sum_lanes,
 )
-from pqnet.kernels.tile import LANES, ROWS, multiply_1, multiply_2, multiply_3
 
 AHEAD = 4
 DOT_POSITIONS = WIDTH // 3  # positions that dot products compute faster than a vector

@@ -1,24 +1,24 @@
 """Products with weights that are sums: of several decoded weights, with scales of groups of inputs, and single entries.
 
-As `kernels.gemm`, but a panel of the weight is put together from its parts, in the order and with the roundings of
-``codecs.decoding``.
+As `kernels.products.gemm`, but a panel of the weight is put together from its parts, in the order and with the
+roundings of ``codecs.decoding``.
 """
 
 import numpy as np
 from numba import njit
 
 from pqnet.kernels.abi import MAYBE_CODES, MAYBE_CONST, MAYBE_INDEX, SCRATCH, SIZE, Arguments, step
-from pqnet.kernels.epilogue import EPILOGUE, WINDOWS
-from pqnet.kernels.gemm import CUT, decode_panel, multiply_panel, pack_task, part_of_task
+from pqnet.kernels.products.epilogue import EPILOGUE, WINDOWS
+from pqnet.kernels.products.gemm import CUT, decode_panel, multiply_panel, pack_task, part_of_task
+from pqnet.kernels.products.tile import ROWS
 from pqnet.kernels.simd import WIDTH, add, load, multiply, splat, store, store_head, subtract
-from pqnet.kernels.tile import ROWS
 
 LOOKUPS = 16  # at most
 
-# Each lookup has codes row by row and codewords, as `kernels.gemm.WEIGHT`. What it gives is (codeword - zero) * scale,
-# with a zero and a scale for each run of inputs: index[runs + piece] is the first run of a piece of the reduction, of
-# which each has three numbers from index[runs + pieces + 1] on, its first column in the piece, its columns, and which
-# scale it has in a row of scales. Element i of a piece belongs into column index[places + i].
+# Each lookup has codes row by row and codewords, as `kernels.products.gemm.WEIGHT`. What it gives is (codeword - zero)
+# * scale, with a zero and a scale for each run of inputs: index[runs + piece] is the first run of a piece of the
+# reduction, of which each has three numbers from index[runs + pieces + 1] on, its first column in the piece, its
+# columns, and which scale it has in a row of scales. Element i of a piece belongs into column index[places + i].
 # Entries of output o in piece p are those from number o * pieces + p of the starts to the next; their columns count
 # within the piece.
 SUMMED = Arguments(

@@ -8,7 +8,8 @@ import numpy as np
 from numba import njit
 
 from pqnet.kernels.abi import CONST, DATA, FLAG, MAYBE_DATA, SIZE, Arguments, step
-from pqnet.kernels.functions import exp
+from pqnet.kernels.ops.functions import exp
+from pqnet.kernels.products.tile import LANES, ROWS, multiply_3
 from pqnet.kernels.simd import (
     WIDTH,
     add,
@@ -22,7 +23,6 @@ from pqnet.kernels.simd import (
     store_head,
     subtract,
 )
-from pqnet.kernels.tile import LANES, ROWS, multiply_3
 
 # Tokens of queries, keys, values and the result lie side by side. The mask is added to the scores; its queries lie side
 # by side, too.

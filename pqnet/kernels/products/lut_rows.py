@@ -10,11 +10,11 @@ from numba import njit, types
 from numba.core import cgutils
 
 from pqnet.kernels.abi import CODES, CONST, DATA, SIZE, Arguments, step
-from pqnet.kernels.activation import activate_row
-from pqnet.kernels.epilogue import EPILOGUE, WINDOWS, finish_rows
 from pqnet.kernels.llvm import BYTE, FLOAT, HALF, INDEX, LONG, compiled_or, element, offset, shuffle
 from pqnet.kernels.llvm import load as emit_load
 from pqnet.kernels.llvm import store as emit_store
+from pqnet.kernels.ops.activation import activate_row
+from pqnet.kernels.products.epilogue import EPILOGUE, WINDOWS, finish_rows
 from pqnet.kernels.simd import FLOATS, WIDTH, add, fma, load, maximum, minimum, splat, store, store_head
 
 TURN = 8  # outputs whose sums run side by side: each of them waits for its last addition

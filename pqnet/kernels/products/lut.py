@@ -17,7 +17,6 @@ from numba import njit, types
 
 from pqnet.kernels.abi import CODES, CONST, INDEX, SCRATCH, SIZE, Arguments, step
 from pqnet.kernels.cpu import has
-from pqnet.kernels.epilogue import EPILOGUE, WINDOWS, finish_rows
 from pqnet.kernels.llvm import BYTE, FLOAT, HALF, LONG, WORD, compiled_or, constant, element, offset, shuffle
 from pqnet.kernels.llvm import INDEX as POSITION
 from pqnet.kernels.llvm import call as emit_call
@@ -26,8 +25,9 @@ from pqnet.kernels.llvm import load as emit_load
 from pqnet.kernels.llvm import loop as emit_loop
 from pqnet.kernels.llvm import splat as emit_splat
 from pqnet.kernels.llvm import store as emit_store
+from pqnet.kernels.products.epilogue import EPILOGUE, WINDOWS, finish_rows
+from pqnet.kernels.products.tile import LANES, ROWS, multiply_1, multiply_2, multiply_3
 from pqnet.kernels.simd import FLOATS, ISA, WIDTH, load, splat, store
-from pqnet.kernels.tile import LANES, ROWS, multiply_1, multiply_2, multiply_3
 
 DEEP = 8 if ISA == "avx512" else 6  # vectors of an output in registers, and as many again for a shift
 

@@ -13,9 +13,17 @@ from numba import njit, types
 from numba.core import cgutils, config
 from numba.extending import intrinsic
 
-from pqnet.kernels.chunks import next_chunk
-from pqnet.kernels.kmeans import gather_tile, transform_tile
-from pqnet.kernels.kmeans_search import ALL_GROUP, ALL_TILE, ALL_VECTORS, Arrays, append_up_to, multiply_add, search_all
+from pqnet.kernels.fit.chunks import next_chunk
+from pqnet.kernels.fit.kmeans import gather_tile, transform_tile
+from pqnet.kernels.fit.kmeans_search import (
+    ALL_GROUP,
+    ALL_TILE,
+    ALL_VECTORS,
+    Arrays,
+    append_up_to,
+    multiply_add,
+    search_all,
+)
 from pqnet.kernels.simd import (
     FLOATS,
     INTS,

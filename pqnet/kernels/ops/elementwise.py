@@ -7,8 +7,8 @@ stays in the first-level cache from the first instruction to the last.
 from numba import njit
 
 from pqnet.kernels.abi import DATA, INDEX, MAYBE_CONST, MAYBE_DATA, SIZE, Arguments, step
-from pqnet.kernels.activation import activate_at
-from pqnet.kernels.functions import at_least, at_most, constant, erf_argument, exp, log, tanh
+from pqnet.kernels.ops.activation import activate_at
+from pqnet.kernels.ops.functions import at_least, at_most, constant, erf_argument, exp, log, tanh
 from pqnet.kernels.pointers import load_at, pointer, put_at, spread_at
 from pqnet.kernels.simd import (
     WIDTH,

@@ -7,7 +7,7 @@ import numpy as np
 from numba import njit
 
 from pqnet.kernels.abi import DATA, FLAG, MAYBE_CODES, MAYBE_CONST, SIZE, Arguments, step
-from pqnet.kernels.copy import transpose
+from pqnet.kernels.ops.copy import transpose
 from pqnet.kernels.pointers import longs
 from pqnet.kernels.simd import (
     WIDTH,

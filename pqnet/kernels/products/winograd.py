@@ -12,8 +12,9 @@ import numpy as np
 from numba import njit
 
 from pqnet.kernels.abi import FLAG, SCRATCH, SIZE, Arguments, step
-from pqnet.kernels.epilogue import EPILOGUE, WINDOWS, finish_rows
-from pqnet.kernels.gemm import WEIGHT
+from pqnet.kernels.products.epilogue import EPILOGUE, WINDOWS, finish_rows
+from pqnet.kernels.products.gemm import WEIGHT
+from pqnet.kernels.products.tile import LANES, ROWS, multiply_1, multiply_2, multiply_3
 from pqnet.kernels.simd import (
     WIDTH,
     add,
@@ -29,7 +30,6 @@ from pqnet.kernels.simd import (
     subtract,
     sum_lanes,
 )
-from pqnet.kernels.tile import LANES, ROWS, multiply_1, multiply_2, multiply_3
 
 SINGLE_PATCHES = WIDTH // 8  # patches that are computed one by one
 

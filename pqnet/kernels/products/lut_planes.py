@@ -3,7 +3,7 @@
 T[m, k] = block m of the position . codeword k; an output is the sum of T[m, code m]. A table of up to 256 float32 is
 kept as four planes of bytes, which fill sixteen registers: a plane looks up sixty-four codes by two permutations of
 128 bytes and a choice by the codes' highest bit. The four bytes of a number are then braided together again. Nothing
-is rounded on the way, so sums are those of `kernels.lut_rows`. Needs AVX-512 VBMI: see `simd.BYTE_TABLES`.
+is rounded on the way, so sums are those of `kernels.products.lut_rows`. Needs AVX-512 VBMI: see `simd.BYTE_TABLES`.
 
 Two steps: `look_up_planes` sums parts of the blocks, `sum_parts` adds the parts and finishes the outputs.
 """
@@ -14,11 +14,11 @@ from numba import njit, types
 from numba.core import cgutils
 
 from pqnet.kernels.abi import CODES, CONST, DATA, SIZE, Arguments, step
-from pqnet.kernels.epilogue import EPILOGUE, WINDOWS
 from pqnet.kernels.llvm import BYTE, INDEX, LONG, call, compiled_or, constant, element, offset, shuffle
 from pqnet.kernels.llvm import load as emit_load
 from pqnet.kernels.llvm import store as emit_store
-from pqnet.kernels.lut_rows import finish_outputs
+from pqnet.kernels.products.epilogue import EPILOGUE, WINDOWS
+from pqnet.kernels.products.lut_rows import finish_outputs
 from pqnet.kernels.simd import FLOATS, WIDTH, add, fma, load, splat, store
 
 TILE = 64  # codes of one register

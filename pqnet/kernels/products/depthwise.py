@@ -11,7 +11,6 @@ import numpy as np
 from numba import njit, types
 
 from pqnet.kernels.abi import CONST, DATA, INDEX, SCRATCH, SIZE, Arguments, step
-from pqnet.kernels.epilogue import EPILOGUE, finish_rows
 from pqnet.kernels.llvm import INDEX as POSITION
 from pqnet.kernels.llvm import LONG, compiled_or, constant, element, offset
 from pqnet.kernels.llvm import fma as emit_fma
@@ -19,6 +18,7 @@ from pqnet.kernels.llvm import load as emit_load
 from pqnet.kernels.llvm import prefetch as emit_prefetch
 from pqnet.kernels.llvm import splat as emit_splat
 from pqnet.kernels.llvm import store as emit_store
+from pqnet.kernels.products.epilogue import EPILOGUE, finish_rows
 from pqnet.kernels.simd import FLOATS, ISA, WIDTH, fma, load, load_even, prefetch, splat, store, store_head
 
 VECTORS = 8  # of positions that a tap's weight is loaded for

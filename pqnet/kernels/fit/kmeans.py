@@ -11,8 +11,8 @@ x[(t * D + j) * TILE + l]. Codewords come negated and padded to KP > K by such o
 import numpy as np
 from numba import njit
 
-from pqnet.kernels.chunks import next_chunk
-from pqnet.kernels.kmeans_search import (
+from pqnet.kernels.fit.chunks import next_chunk
+from pqnet.kernels.fit.kmeans_search import (
     ALL_TILE,
     GROUP,
     TILE,

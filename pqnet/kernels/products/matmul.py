@@ -8,9 +8,9 @@ import numpy as np
 from numba import njit
 
 from pqnet.kernels.abi import DATA, INDEX, SCRATCH, SIZE, Arguments, step
-from pqnet.kernels.epilogue import EPILOGUE, finish_rows
+from pqnet.kernels.products.epilogue import EPILOGUE, finish_rows
+from pqnet.kernels.products.tile import LANES, ROWS, multiply_1, multiply_2, multiply_3
 from pqnet.kernels.simd import WIDTH, fma, load, load_head, splat, store, sum_lanes
-from pqnet.kernels.tile import LANES, ROWS, multiply_1, multiply_2, multiply_3
 
 # result[row, lane] = sum over k of a[row, k] * x[k, lane], for each product of a batch. index[places:] has three
 # offsets for each product: how far its a, x and result are behind the first one's.

@@ -1,4 +1,4 @@
-"""Activation functions, for the rows that a product has just stored and for the chains of `kernels.elementwise`.
+"""Activation functions, for the rows that a product has just stored and for the chains of `kernels.ops.elementwise`.
 
 Kinds and their parameters (a, b): 1 relu, 2 clamp(low, high), 3 silu, 4 sigmoid, 5 gelu by erf, 6 gelu by tanh,
 7 hardswish, 8 hardsigmoid, 9 tanh, 10 leaky_relu(slope), 11 elu(alpha), 12 mish, 13 softplus(beta, threshold).
@@ -6,7 +6,7 @@ Kinds and their parameters (a, b): 1 relu, 2 clamp(low, high), 3 silu, 4 sigmoid
 
 from numba import njit
 
-from pqnet.kernels.functions import at_least, at_most, constant, erf_argument, exp, tanh, twice_atanh
+from pqnet.kernels.ops.functions import at_least, at_most, constant, erf_argument, exp, tanh, twice_atanh
 from pqnet.kernels.pointers import load_at, pointer, put_at
 from pqnet.kernels.simd import WIDTH, add, divide, fma, multiply, select_less, splat, subtract
 

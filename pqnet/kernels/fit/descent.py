@@ -5,8 +5,8 @@ Outputs are lanes: matrices hold one row for each input and one column for each 
 
 from numba import njit
 
-from pqnet.kernels.chunks import next_chunk
-from pqnet.kernels.kmeans_search import ALL_TILE, search_all
+from pqnet.kernels.fit.chunks import next_chunk
+from pqnet.kernels.fit.kmeans_search import ALL_TILE, search_all
 from pqnet.kernels.simd import WIDTH, fma, load, splat, store, subtract
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 from numba import njit
 
-from pqnet.kernels.chunks import next_chunk
+from pqnet.kernels.fit.chunks import next_chunk
 
 ROUNDINGS = 4096  # of a chunk, at least: taking a chunk takes as long as some ten of them
 

@@ -4,8 +4,8 @@ import numpy as np
 from numba import njit
 
 from pqnet.kernels.abi import DATA, SIZE, Arguments, step
+from pqnet.kernels.ops.typed import BYTE, FLOAT, INT, LONG, SHORT, SIGNED_BYTE
 from pqnet.kernels.pointers import bytes_, ints, longs, shorts, signed_bytes
-from pqnet.kernels.typed import BYTE, FLOAT, INT, LONG, SHORT, SIGNED_BYTE
 
 SUM, MAXIMUM, MINIMUM, FIRST_MAXIMUM, FIRST_MINIMUM = range(5)
 

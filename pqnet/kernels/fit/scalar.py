@@ -7,7 +7,7 @@ The best j never falls as i grows, so that a middle row bounds the search of all
 import numpy as np
 from numba import njit
 
-from pqnet.kernels.chunks import next_chunk
+from pqnet.kernels.fit.chunks import next_chunk
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

@@ -8,7 +8,7 @@ part i of moment t.
 from numba import njit
 
 from pqnet.kernels.abi import DATA, FLAG, SIZE, Arguments, step
-from pqnet.kernels.functions import at_least, constant, exp, tanh
+from pqnet.kernels.ops.functions import at_least, constant, exp, tanh
 from pqnet.kernels.pointers import load_at, pointer, put_at
 from pqnet.kernels.simd import WIDTH, add, divide, fma, multiply, subtract
 

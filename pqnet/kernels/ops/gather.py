@@ -3,7 +3,7 @@
 from numba import njit
 
 from pqnet.kernels.abi import DATA, MAYBE_DATA, MAYBE_INDEX, SIZE, Arguments, step
-from pqnet.kernels.copy import move_elements
+from pqnet.kernels.ops.copy import move_elements
 from pqnet.kernels.pointers import longs
 
 # The least and the largest of n int64 numbers.

@@ -7,11 +7,11 @@ import numpy as np
 from numba import njit
 
 from pqnet.kernels.abi import CONST, SCRATCH, SIZE, Arguments, step
-from pqnet.kernels.activation import activate_row
-from pqnet.kernels.epilogue import EPILOGUE, WINDOWS, finish_rows
-from pqnet.kernels.lut_rows import finish_outputs
+from pqnet.kernels.ops.activation import activate_row
+from pqnet.kernels.products.epilogue import EPILOGUE, WINDOWS, finish_rows
+from pqnet.kernels.products.lut_rows import finish_outputs
+from pqnet.kernels.products.tile import FEW, LANES, multiply_few, multiply_one
 from pqnet.kernels.simd import WIDTH, fma, load, maximum, minimum, splat, store
-from pqnet.kernels.tile import FEW, LANES, multiply_few, multiply_one
 
 COLUMNS = Arguments(
     layer=WINDOWS,  # of at most FEW positions

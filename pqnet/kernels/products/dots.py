@@ -9,9 +9,9 @@ from numba import njit, types
 from numba.core import cgutils
 
 from pqnet.kernels.abi import SCRATCH, SIZE, Arguments, step
-from pqnet.kernels.epilogue import EPILOGUE, WINDOWS, finish_rows
-from pqnet.kernels.gemm import WEIGHT
 from pqnet.kernels.llvm import FLOAT, HALF, INDEX, LONG, compiled_or, constant, element, fma, load, offset, sum_halves
+from pqnet.kernels.products.epilogue import EPILOGUE, WINDOWS, finish_rows
+from pqnet.kernels.products.gemm import WEIGHT
 
 UNROLL = 4  # codes at a time, each with its own running sums
 
