@@ -25,7 +25,7 @@ WINDOWS = Arguments(
 )
 
 # Outputs lie ``out_step`` apart, their positions side by side. Scale and shift have one number for each output, the
-# residual has the positions of the output side by side, too. ``activation`` is a kind of `kernels.ops.activation`, 0 for
+# residual has the positions of the output side by side, too. ``activation`` is a kind of `kernels.ops.activation`, 0:
 # none.
 EPILOGUE = Arguments(
     out=DATA,
