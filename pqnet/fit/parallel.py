@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from pqnet._threads import call_on_threads
-from pqnet.kernels.fit.chunks import COMPILED
+from pqnet.kernels.llvm import COMPILED
 
 __all__ = ["run_chunks"]
 
@@ -23,7 +23,7 @@ def run_chunks(threads: int, kernel: Any, *arguments: Any) -> None:
         All but the first, the counter of chunks.
     """
     counter = np.zeros(1, np.int64)
-    if threads == 1 or not COMPILED:
+    if threads == 1 or not COMPILED:  # without compilation a chunk may be taken twice: one thread must do it all
         kernel(counter, *arguments)
         return
     if not kernel.overloads:  # compiled by this thread alone, with no chunk left to take

@@ -7,11 +7,10 @@ rounding, here and in float32, may have changed, the codeword is the one that fl
 hundred) are collected and looked at in float32.
 """
 
+from functools import partial
+
 import numpy as np
-from llvmlite import ir
 from numba import njit, types
-from numba.core import cgutils, config
-from numba.extending import intrinsic
 
 from pqnet.kernels.fit.chunks import next_chunk
 from pqnet.kernels.fit.kmeans import gather_tile, transform_tile
@@ -19,11 +18,14 @@ from pqnet.kernels.fit.kmeans_search import (
     ALL_GROUP,
     ALL_TILE,
     ALL_VECTORS,
-    Arrays,
     append_up_to,
     multiply_add,
     search_all,
+    splat_at,
 )
+from pqnet.kernels.llvm import INDEX, LONG, WORD, call, compiled_or, constant, element, offset
+from pqnet.kernels.llvm import splat as emit_splat
+from pqnet.kernels.llvm import store as emit_store
 from pqnet.kernels.simd import (
     FLOATS,
     INTS,
@@ -40,110 +42,97 @@ from pqnet.kernels.simd import (
 )
 
 PAIR_GROUP = 2  # codewords at a time: more would wait to be compared until all are multiplied, fewer load more
-_WORD, _LONG = ir.IntType(32), ir.IntType(64)
 
 
-def _multiply_add_pairs(builder, total, a, b):
+def _multiply_add_pairs(b, x, y, total):
     # The dot products of pairs of 16-bit integers, added to 32-bit lanes
-    kind = ir.FunctionType(INTS.llvm, [INTS.llvm] * 3)
-    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx512.vpdpwssd.512")
-    return builder.call(function, [total, a, b])
+    return call(b, "llvm.x86.avx512.vpdpwssd.512", INTS.llvm, total, x, y)
 
 
-def _pair_packer():
-    def twin(a, b):
-        return (a.astype(np.int32) & 0xFFFF) | (b.astype(np.int32) << 16)
+def _pack_pair_reference(a, b):
+    return (a.astype(np.int32) & 0xFFFF) | (b.astype(np.int32) << 16)
 
-    @intrinsic
-    def pack_pair(context, a, b):
-        def codegen(context, builder, signature, values):
-            low, high = (builder.fptosi(value, INTS.llvm) for value in values)
-            low = builder.and_(low, ir.Constant(INTS.llvm, [0xFFFF] * WIDTH))
-            return builder.or_(low, builder.shl(high, ir.Constant(INTS.llvm, [16] * WIDTH)))
 
-        return INTS(FLOATS, FLOATS), codegen
+def _pack_pair(context, a, b):
+    def codegen(context, builder, signature, values):
+        low, high = (builder.fptosi(value, INTS.llvm) for value in values)
+        low = builder.and_(low, constant(INTS.llvm, 0xFFFF))
+        return builder.or_(low, builder.shl(high, constant(INTS.llvm, 16)))
 
-    return twin if config.DISABLE_JIT else pack_pair
+    return INTS(FLOATS, FLOATS), codegen
 
 
 def _two_least(b, groups, compare):
     # The loop over groups of codewords: compare(q) gives the keys of each, by vectors
-    kind = ir.FunctionType(INTS.llvm, [INTS.llvm] * 2)
-    smaller, larger = (
-        cgutils.get_or_insert_function(b.module, kind, f"llvm.{name}.v{WIDTH}i32") for name in ("smin", "smax")
-    )
+    smaller, larger = (partial(call, b, f"llvm.{name}.v{WIDTH}i32", INTS.llvm) for name in ("smin", "smax"))
     entry, loop, end = b.block, b.append_basic_block("group"), b.append_basic_block("end")
     b.branch(loop)
     b.position_at_end(loop)
-    q = b.phi(_LONG)
+    q = b.phi(LONG)
     kept = [[b.phi(INTS.llvm) for _ in range(ALL_VECTORS)] for _ in range(2)]
     least, second = (list(vectors) for vectors in kept)
     for keys in compare(q):
         for v in range(ALL_VECTORS):
-            second[v] = b.call(smaller, [second[v], b.call(larger, [least[v], keys[v]])])
-            least[v] = b.call(smaller, [least[v], keys[v]])
-    following = b.add(q, _LONG(1))
-    q.add_incoming(_LONG(0), entry)
+            second[v] = smaller(second[v], larger(least[v], keys[v]))
+            least[v] = smaller(least[v], keys[v])
+    following = b.add(q, LONG(1))
+    q.add_incoming(LONG(0), entry)
     q.add_incoming(following, b.block)
     for before, after in zip(kept[0] + kept[1], least + second, strict=True):
-        before.add_incoming(ir.Constant(INTS.llvm, [2**31 - 1] * WIDTH), entry)
+        before.add_incoming(constant(INTS.llvm, 2**31 - 1), entry)
         before.add_incoming(after, b.block)
     b.cbranch(b.icmp_signed("<", following, groups), loop, end)
     b.position_at_end(end)
     return least, second
 
 
-def _search_pairs():
-    def twin(x, words, pairs, offset, ids, groups, number, code_out, gap_out):
-        tile = x[: pairs * ALL_TILE].view(np.int16).reshape(pairs, ALL_TILE, 2).astype(np.int64)
-        rows = words[: groups * PAIR_GROUP * pairs].view(np.int16).reshape(groups, pairs, PAIR_GROUP, 2)
-        sums = np.einsum("pli,gpwi->gwl", tile, rows.astype(np.int64)).reshape(-1, ALL_TILE)
-        sums += offset[: len(sums), None]
-        keys = np.sort((sums.astype(np.int32) & ~number) | ids[: len(sums), None], axis=0)
-        code_out[:ALL_TILE] = keys[0] & number
-        gap_out[:ALL_TILE] = keys[1].astype(np.float32) - keys[0].astype(np.float32)
+def _search_pairs_reference(x, words, pairs, offset, ids, groups, number, code_out, gap_out):
+    tile = x[: pairs * ALL_TILE].view(np.int16).reshape(pairs, ALL_TILE, 2).astype(np.int64)
+    rows = words[: groups * PAIR_GROUP * pairs].view(np.int16).reshape(groups, pairs, PAIR_GROUP, 2)
+    sums = np.einsum("pli,gpwi->gwl", tile, rows.astype(np.int64)).reshape(-1, ALL_TILE)
+    sums += offset[: len(sums), None]
+    keys = np.sort((sums.astype(np.int32) & ~number) | ids[: len(sums), None], axis=0)
+    code_out[:ALL_TILE] = keys[0] & number
+    gap_out[:ALL_TILE] = keys[1].astype(np.float32) - keys[0].astype(np.float32)
 
-    def code(context, b, signature, values):
-        arrays = Arrays(context, b, signature, values)
-        x, words, pairs, offset, ids, groups, number, code_out, gap_out = range(9)
-        lowest = arrays.spread(b.trunc(values[number], _WORD), INTS)
+
+def _search_pairs(context, x, words, pairs, offsets, ids, groups, number, code_out, gap_out):
+    def codegen(context, b, signature, values):
+        at = partial(element, context, b, signature, values)
+        x, words, pairs, offsets, ids, groups, number, code_out, gap_out = range(9)
+        ints = INTS.llvm
+        lowest = emit_splat(b, b.trunc(values[number], WORD), ints)
 
         def compare(q):
-            first = b.mul(q, _LONG(PAIR_GROUP))
-            start = arrays.pointer(words, b.mul(first, values[pairs]))
+            first = b.mul(q, LONG(PAIR_GROUP))
+            start = at(words, b.mul(first, values[pairs]))
 
             def factors(p):
-                row = b.gep(start, [b.mul(p, _LONG(PAIR_GROUP))])
-                return [b.gep(row, [_LONG(w)]) for w in range(PAIR_GROUP)]
+                row = offset(b, start, b.mul(p, LONG(PAIR_GROUP)))
+                return [offset(b, row, w) for w in range(PAIR_GROUP)]
 
-            initial = [arrays.splat(arrays.pointer(offset, first, _LONG(w)), INTS) for w in range(PAIR_GROUP)]
-            sums = multiply_add(
-                arrays, arrays.pointer(x), ALL_TILE, factors, initial, values[pairs], INTS, _multiply_add_pairs
-            )
-            numbers = [arrays.splat(arrays.pointer(ids, first, _LONG(w)), INTS) for w in range(PAIR_GROUP)]
+            initial = [splat_at(b, offset(b, at(offsets, first), w), ints) for w in range(PAIR_GROUP)]
+            sums = multiply_add(b, at(x, LONG(0)), ALL_TILE, factors, initial, values[pairs], ints, _multiply_add_pairs)
+            numbers = [splat_at(b, offset(b, at(ids, first), w), ints) for w in range(PAIR_GROUP)]
             rest = b.not_(lowest)
             return [[b.or_(b.and_(total, rest), k) for total in sums[w]] for w, k in enumerate(numbers)]
 
         least, second = _two_least(b, values[groups], compare)
         for v in range(ALL_VECTORS):
-            arrays.store(b.and_(least[v], lowest), arrays.pointer(code_out), v * WIDTH)
+            emit_store(b, b.and_(least[v], lowest), at(code_out, LONG(v * WIDTH)))
             gap = b.fsub(b.sitofp(second[v], FLOATS.llvm), b.sitofp(least[v], FLOATS.llvm))
-            arrays.store(gap, arrays.pointer(gap_out), v * WIDTH)
+            emit_store(b, gap, at(gap_out, LONG(v * WIDTH)))
         return context.get_dummy_value()
 
-    @intrinsic
-    def search_pairs(context, x, words, pairs, offset, ids, groups, number, code_out, gap_out):
-        n = types.intp
-        return types.void(x, words, n, offset, ids, n, n, code_out, gap_out), code
-
-    return twin if config.DISABLE_JIT else search_pairs
+    return types.void(x, words, INDEX, offsets, ids, INDEX, INDEX, code_out, gap_out), codegen
 
 
 # (x, words, pairs, offset, ids, groups, number, code_out, gap_out): offset[k] + the products of a tile's pairs of
 # 16-bit integers with those of PAIR_GROUP * groups codewords, the bits of ``number`` replaced by ids[k] = k. The number
 # of the least in every lane, and by how much the second least is larger.
-search_pairs = _search_pairs()
-pack_pair = _pair_packer()  # whole numbers a and b of 16 bits in the lower and upper halves of a lane
+search_pairs = compiled_or(_search_pairs_reference, _search_pairs)
+# Whole numbers a and b of 16 bits in the lower and upper halves of a lane
+pack_pair = compiled_or(_pack_pair_reference, _pack_pair)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
