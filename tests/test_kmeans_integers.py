@@ -1,5 +1,6 @@
 """Nearest codewords by 16-bit integers: the same as in float32, whatever the blocks are."""
 
+import inspect
 import os
 import subprocess
 import sys
@@ -59,11 +60,12 @@ def test_integers_decide_most_blocks(monkeypatch):
 
     def spy(*args):
         inner(*args)
-        listed.extend(np.argmax(rows == -1) for rows in args[18])
+        rows = inspect.signature(inner).bind(*args).arguments["tmp_rows"]
+        listed.extend(np.argmax(row == -1) for row in rows)
 
     monkeypatch.setattr(kmeans_integers, "nearest_by_integers", spy)
     monkeypatch.setattr(problem, "INTEGER_WORK", 0)
-    pqnet.assign(blocks, blocks[:256])
+    pqnet.assign(blocks, blocks[:256], threads=1)
     assert 0 < sum(listed) < 0.05 * len(blocks)
 
 

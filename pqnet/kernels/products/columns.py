@@ -10,17 +10,17 @@ from pqnet.kernels.abi import CONST, SCRATCH, SIZE, Arguments, step
 from pqnet.kernels.ops.activation import activate_row
 from pqnet.kernels.products.epilogue import EPILOGUE, WINDOWS, finish_rows
 from pqnet.kernels.products.lut_rows import finish_outputs
-from pqnet.kernels.products.tile import FEW, LANES, multiply_few, multiply_one
+from pqnet.kernels.products.tile import LANES, SMALL_ROWS, multiply_one, multiply_small
 from pqnet.kernels.simd import WIDTH, fma, load, maximum, minimum, splat, store
 
 COLUMNS = Arguments(
-    layer=WINDOWS,  # of at most FEW positions
+    layer=WINDOWS,  # of at most SMALL_ROWS positions
     end=EPILOGUE,
     weight=CONST,  # (groups, panels, reduction, LANES)
     panels=SIZE,  # of a group
     per_task=SIZE,  # panels
     o_tasks=SIZE,  # tasks along the panels of a group
-    sums=SCRATCH,  # of a panel of several positions, (FEW, LANES)
+    sums=SCRATCH,  # of a panel of several positions, (SMALL_ROWS, LANES)
     windows=SCRATCH,
 )
 
@@ -45,8 +45,8 @@ def finish_columns(sums, s, o, n, positions, e, data, const, spare):
     if e.residual >= 0:  # lies in memory as the result does
         for i in range(n):
             for p in range(positions):
-                sums[spare + i * FEW + p] = sums[s + p * LANES + i]
-        finish_rows(sums, spare, FEW, n, o, 0, positions, e, data, const)
+                sums[spare + i * SMALL_ROWS + p] = sums[s + p * LANES + i]
+        finish_rows(sums, spare, SMALL_ROWS, n, o, 0, positions, e, data, const)
         return
     low = splat(np.float32(-np.inf) if kind not in (1, 2) else const[parameters] if kind == 2 else np.float32(0))
     high = splat(const[parameters + 1] if kind == 2 else np.float32(np.inf))
@@ -80,7 +80,7 @@ def columns(task, g, data, const, codes, index, scratch):
         if positions == 1:
             multiply_one(scratch, g.windows, 0, 1, const, weight, k, scratch, at, LANES, 0)
             continue
-        multiply_few(scratch, g.windows, k, 1, const, weight, k, scratch, g.sums, LANES, 0)
+        multiply_small(scratch, g.windows, k, 1, const, weight, k, scratch, g.sums, LANES, 0)
         n = min(LANES, layer.outputs - panel * LANES)
         finish_columns(scratch, g.sums, o + at, n, positions, g.end, data, const, 0)
     if positions == 1:

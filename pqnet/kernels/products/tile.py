@@ -17,7 +17,7 @@ from pqnet.kernels.simd import FLOATS, ISA, WIDTH
 ROWS = 8 if ISA == "avx512" else 4
 VECTORS = 3
 LANES = VECTORS * WIDTH
-FEW = 4  # rows of the smaller tile
+SMALL_ROWS = 4  # rows of the smaller tile
 
 
 def _accumulate(builder, context, signature, values, vectors, count):
@@ -89,5 +89,5 @@ def _tile(vectors, count=ROWS):
 
 # (a, a0, row_step, k_step, x, x0, k, c, c0, c_step, add); rows of c are c_step apart, add != 0 adds to them.
 multiply_1, multiply_2, multiply_3 = _tile(1), _tile(2), _tile(3)
-# The same for one row and for FEW.
-multiply_one, multiply_few = _tile(VECTORS, 1), _tile(VECTORS, FEW)
+# The same for one row and for SMALL_ROWS.
+multiply_one, multiply_small = _tile(VECTORS, 1), _tile(VECTORS, SMALL_ROWS)
