@@ -6,8 +6,9 @@ The result has the storage order of x. Mean and variance come from two passes ov
 import numpy as np
 from numba import njit
 
-from pqnet.kernels.abi import CONST, DATA, FLAG, INDEX, SIZE, Arguments, step
+from pqnet.kernels.abi import CONST, FLAG, INDEX, SIZE, Arguments, step
 from pqnet.kernels.ops.functions import at_least, constant, exp, log
+from pqnet.kernels.ops.points import POINTS, place
 from pqnet.kernels.pointers import pointer, put_at
 from pqnet.kernels.simd import (
     WIDTH,
@@ -28,23 +29,15 @@ VECTORS = 16  # that go through the rows together, at most
 ALONG = 64  # vectors of a row whose sum is added to that of the row
 BLOCK = 16  # elements of a row whose two passes follow each other
 
-# Rows lie on two outer axes of sizes ``outer`` and ``inner``. At each point of these axes, `norm_across` and
-# `softmax_across` take ``adjacent`` rows side by side, each of ``parts`` elements; `norm_along` and `softmax_along`
-# take one row, of ``parts`` runs of ``adjacent`` elements. index[offsets:] has a pair for each part: how far it is
-# behind the start of the row in x and in the result.
+# At each point, `norm_across` and `softmax_across` take ``adjacent`` rows side by side, each of ``parts`` elements;
+# `norm_along` and `softmax_along` take one row, of ``parts`` runs of ``adjacent`` elements. index[offsets:] has a pair
+# for each part: how far it is behind the start of the row in x and in the result.
 ROWS = Arguments(
-    x=DATA,
-    out=DATA,
-    outer=SIZE,
-    inner=SIZE,
-    x_outer=SIZE,  # steps of x along the outer axes
-    x_inner=SIZE,
-    out_outer=SIZE,  # and of the result
-    out_inner=SIZE,
+    points=POINTS,
     adjacent=SIZE,
     parts=SIZE,
     offsets=INDEX,
-    per_task=SIZE,  # points of the outer axes
+    per_task=SIZE,  # points
     lanes=SIZE,  # a task
     tile=SIZE,  # lanes at a time, at most VECTORS * WIDTH
 )
@@ -65,26 +58,28 @@ SOFTMAX = Arguments(
 )
 
 
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def _part_of_task(task, rows):
+    # The points and the lanes of a task, each from .. to
+    tasks = (rows.adjacent + rows.lanes - 1) // rows.lanes  # of the same points
+    first, lane = task // tasks * rows.per_task, task % tasks * rows.lanes
+    last = min(first + rows.per_task, rows.points.outer * rows.points.inner)
+    return first, last, lane, min(lane + rows.lanes, rows.adjacent)
+
+
 @step(NORM)
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def norm_across(task, g, data, const, codes, index, scratch):
     # scratch: VECTORS vectors each of means, of sums of squares and of means of the first block
-    rows = g.rows
-    inner, lanes, n, table, eps = rows.inner, rows.adjacent, rows.parts, rows.offsets, splat(const[g.eps])
+    rows, points = g.rows, g.rows.points
+    n, table, eps = rows.parts, rows.offsets, splat(const[g.eps])
     part, zero, one, span = splat(np.float32(1.0 / n)), constant(0.0), constant(1.0), VECTORS * WIDTH
-    lane_tasks = (lanes + rows.lanes - 1) // rows.lanes
-    start = task % lane_tasks * rows.lanes
-    for r in range(
-        task // lane_tasks * rows.per_task, min((task // lane_tasks + 1) * rows.per_task, rows.outer * inner)
-    ):
-        i, j = r // inner, r % inner
-        weight, bias = g.weight + i * g.weight_outer + j * g.weight_inner, g.bias
-        for first in range(start, min(start + rows.lanes, lanes), rows.tile):
-            x, out = (
-                rows.x + i * rows.x_outer + j * rows.x_inner + first,
-                rows.out + i * rows.out_outer + j * rows.out_inner + first,
-            )
-            m = min(rows.tile, min(start + rows.lanes, lanes) - first)
+    begin, end, start, stop_lane = _part_of_task(task, rows)
+    for r in range(begin, end):
+        at_x, at_out = place(points, r)
+        weight, bias = g.weight + r // points.inner * g.weight_outer + r % points.inner * g.weight_inner, g.bias
+        for first in range(start, stop_lane, rows.tile):
+            x, out, m = at_x + first, at_out + first, min(rows.tile, stop_lane - first)
             for p in range(0, m, WIDTH):
                 store(scratch, p, zero)
                 store(scratch, p + span, zero)
@@ -126,13 +121,12 @@ def norm_across(task, g, data, const, codes, index, scratch):
 @step(NORM)
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def norm_along(task, g, data, const, codes, index, scratch):
-    rows = g.rows
-    inner, size, runs, table = rows.inner, rows.adjacent, rows.parts, rows.offsets
+    rows, points = g.rows, g.rows.points
+    size, runs, table = rows.adjacent, rows.parts, rows.offsets
     each, eps = np.float32(1.0 / (size * runs)), const[g.eps]
-    for r in range(task * rows.per_task, min((task + 1) * rows.per_task, rows.outer * inner)):
-        i, j = r // inner, r % inner
-        x, out = rows.x + i * rows.x_outer + j * rows.x_inner, rows.out + i * rows.out_outer + j * rows.out_inner
-        weight, bias = g.weight + i * g.weight_outer + j * g.weight_inner, g.bias
+    for r in range(task * rows.per_task, min((task + 1) * rows.per_task, points.outer * points.inner)):
+        x, out = place(points, r)
+        weight, bias = g.weight + r // points.inner * g.weight_outer + r % points.inner * g.weight_inner, g.bias
         mean, scale = np.float32(0.0), np.float32(0.0)
         for _ in range(2):
             total, squares, m = constant(0.0), constant(0.0), splat(mean)
@@ -165,20 +159,13 @@ def norm_along(task, g, data, const, codes, index, scratch):
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def softmax_across(task, g, data, const, codes, index, scratch):
     # scratch: VECTORS vectors each of largest elements and of sums
-    rows, logarithm, span = g.rows, g.logarithm, VECTORS * WIDTH
-    inner, lanes, n, table = rows.inner, rows.adjacent, rows.parts, rows.offsets
-    lane_tasks = (lanes + rows.lanes - 1) // rows.lanes
-    start = task % lane_tasks * rows.lanes
-    for r in range(
-        task // lane_tasks * rows.per_task, min((task // lane_tasks + 1) * rows.per_task, rows.outer * inner)
-    ):
-        i, j = r // inner, r % inner
-        for first in range(start, min(start + rows.lanes, lanes), rows.tile):
-            x, out = (
-                rows.x + i * rows.x_outer + j * rows.x_inner + first,
-                rows.out + i * rows.out_outer + j * rows.out_inner + first,
-            )
-            m = min(rows.tile, min(start + rows.lanes, lanes) - first)
+    rows, points, logarithm, span = g.rows, g.rows.points, g.logarithm, VECTORS * WIDTH
+    n, table = rows.parts, rows.offsets
+    begin, end, start, stop_lane = _part_of_task(task, rows)
+    for r in range(begin, end):
+        at_x, at_out = place(points, r)
+        for first in range(start, stop_lane, rows.tile):
+            x, out, m = at_x + first, at_out + first, min(rows.tile, stop_lane - first)
             for p in range(0, m, WIDTH):
                 top = constant(-np.inf)
                 for q in range(table, table + 2 * n, 2):
@@ -207,12 +194,10 @@ def softmax_across(task, g, data, const, codes, index, scratch):
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def softmax_along(task, g, data, const, codes, index, scratch):
     # A row is a single run; scratch: a vector
-    rows, logarithm = g.rows, g.logarithm
-    inner, size = rows.inner, rows.adjacent
+    rows, points, logarithm, size = g.rows, g.rows.points, g.logarithm, g.rows.adjacent
     whole = size // WIDTH * WIDTH
-    for r in range(task * rows.per_task, min((task + 1) * rows.per_task, rows.outer * inner)):
-        i, j = r // inner, r % inner
-        x, out = rows.x + i * rows.x_outer + j * rows.x_inner, rows.out + i * rows.out_outer + j * rows.out_inner
+    for r in range(task * rows.per_task, min((task + 1) * rows.per_task, points.outer * points.inner)):
+        x, out = place(points, r)
         target, top = pointer(data, out), constant(-np.inf)
         for p in range(0, whole, WIDTH):
             top = at_least(load(data, x + p), top)

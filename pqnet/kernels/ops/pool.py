@@ -4,6 +4,7 @@ import numpy as np
 from numba import njit
 
 from pqnet.kernels.abi import CONST, DATA, MAYBE_CONST, SIZE, Arguments, step
+from pqnet.kernels.ops.points import POINTS, place
 from pqnet.kernels.simd import (
     WIDTH,
     add,
@@ -106,23 +107,16 @@ def pool(task, g, data, const, codes, index, scratch):
 
 SUM, MAXIMUM, MINIMUM = 0, 1, 2
 
-# Rows of ``n`` elements, ``x_step`` apart, are reduced. Rows lie on two outer axes of sizes ``outer`` and ``inner``, at
-# each point ``lanes`` of them side by side, in x and in the result; if ``x_step`` is 1, there is a single one.
+# Rows of ``n`` elements, ``x_step`` apart, are reduced. At each point ``lanes`` of them lie side by side, in x and in
+# the result; if ``x_step`` is 1, there is a single one.
 REDUCE = Arguments(
-    x=DATA,
-    out=DATA,
-    outer=SIZE,
-    inner=SIZE,
-    x_outer=SIZE,  # steps of x along the outer axes
-    x_inner=SIZE,
-    out_outer=SIZE,  # and of the result
-    out_inner=SIZE,
+    points=POINTS,
     lanes=SIZE,
     n=SIZE,
     x_step=SIZE,
     kind=SIZE,  # SUM, MAXIMUM, MINIMUM
     factor=CONST,  # of a sum
-    per_task=SIZE,  # rows
+    per_task=SIZE,  # points
 )
 
 
@@ -173,12 +167,11 @@ def _add_compensated(total, lost, v):
 @step(REDUCE)
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def reduce_axis(task, g, data, const, codes, index, scratch):
-    inner, lanes, n, x_step, kind = g.inner, g.lanes, g.n, g.x_step, g.kind
+    points, lanes, n, x_step, kind = g.points, g.lanes, g.n, g.x_step, g.kind
     start = np.float32(-np.inf) if kind == MAXIMUM else np.float32(np.inf)
     factor = const[g.factor]
-    for r in range(task * g.per_task, min((task + 1) * g.per_task, g.outer * inner)):
-        i, j = r // inner, r % inner
-        x, out = g.x + i * g.x_outer + j * g.x_inner, g.out + i * g.out_outer + j * g.out_inner
+    for r in range(task * g.per_task, min((task + 1) * g.per_task, points.outer * points.inner)):
+        x, out = place(points, r)
         if x_step == 1 and kind == SUM:
             data[out] = _sum_along(data, x, n) * factor
         elif x_step == 1:

@@ -8,7 +8,7 @@ from numba import njit
 
 from pqnet.kernels.abi import CONST, SCRATCH, SIZE, Arguments, step
 from pqnet.kernels.ops.activation import activate_row
-from pqnet.kernels.products.epilogue import EPILOGUE, WINDOWS, finish_rows
+from pqnet.kernels.products.epilogue import EPILOGUE, WINDOWS, clamp_limits, finish_rows
 from pqnet.kernels.products.lut_rows import finish_outputs
 from pqnet.kernels.products.tile import LANES, SMALL_ROWS, multiply_one, multiply_small
 from pqnet.kernels.simd import WIDTH, fma, load, maximum, minimum, splat, store
@@ -48,8 +48,8 @@ def finish_columns(sums, s, o, n, positions, e, data, const, spare):
                 sums[spare + i * SMALL_ROWS + p] = sums[s + p * LANES + i]
         finish_rows(sums, spare, SMALL_ROWS, n, o, 0, positions, e, data, const)
         return
-    low = splat(np.float32(-np.inf) if kind not in (1, 2) else const[parameters] if kind == 2 else np.float32(0))
-    high = splat(const[parameters + 1] if kind == 2 else np.float32(np.inf))
+    least, most = clamp_limits(e, const)
+    low, high = splat(least), splat(most)
     one, zero = splat(np.float32(1)), splat(np.float32(0))
     for i in range(0, n, WIDTH):
         scale = load(const, e.scale + o + i) if e.scale >= 0 else one

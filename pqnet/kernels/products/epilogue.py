@@ -40,12 +40,23 @@ EPILOGUE = Arguments(
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def clamp_limits(e, const):
+    # What the activation of an EPILOGUE clamps results to: of ReLU and clamps its bounds, of others no bounds
+    least, most = np.float32(-np.inf), np.float32(np.inf)
+    if e.activation == 1:
+        least = np.float32(0)
+    elif e.activation == 2:
+        least, most = const[e.parameters], const[e.parameters + 1]
+    return least, most
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def finish_rows(sums, s, step, rows, o, at, n, e, data, const):
     # IN sums (.,) f4: rows x n sums, rows ``step`` apart from s, of outputs o.. at positions at .. at + n
     # IN e: an EPILOGUE; OUT data: the rows of these outputs, nothing beside them
     kind, parameters, residual = e.activation, e.parameters, e.residual
-    low = splat(np.float32(-np.inf) if kind not in (1, 2) else const[parameters] if kind == 2 else np.float32(0))
-    high = splat(const[parameters + 1] if kind == 2 else np.float32(np.inf))
+    least, most = clamp_limits(e, const)
+    low, high = splat(least), splat(most)
     for r in range(rows):
         target = e.out + (o + r) * e.out_step + at
         scale = splat(const[e.scale + o + r] if e.scale >= 0 else np.float32(1))

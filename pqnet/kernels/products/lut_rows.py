@@ -14,7 +14,7 @@ from pqnet.kernels.llvm import BYTE, FLOAT, HALF, INDEX, LONG, compiled_or, elem
 from pqnet.kernels.llvm import load as emit_load
 from pqnet.kernels.llvm import store as emit_store
 from pqnet.kernels.ops.activation import activate_row
-from pqnet.kernels.products.epilogue import EPILOGUE, WINDOWS, finish_rows
+from pqnet.kernels.products.epilogue import EPILOGUE, WINDOWS, clamp_limits, finish_rows
 from pqnet.kernels.simd import FLOATS, WIDTH, add, fma, load, maximum, minimum, splat, store, store_head
 
 TURN = 8  # outputs whose sums run side by side: each of them waits for its last addition
@@ -193,8 +193,8 @@ def finish_outputs(sums, o, n, e, data, const):
     if e.out_step != 1 or (residual >= 0 and e.residual_step != 1):
         finish_rows(sums, 0, 1, n, o, 0, 1, e, data, const)
         return
-    low = splat(np.float32(-np.inf) if kind not in (1, 2) else const[parameters] if kind == 2 else np.float32(0))
-    high = splat(const[parameters + 1] if kind == 2 else np.float32(np.inf))
+    least, most = clamp_limits(e, const)
+    low, high = splat(least), splat(most)
     one, zero = splat(np.float32(1)), splat(np.float32(0))
     for i in range(0, n, WIDTH):
         scale = load(const, e.scale + o + i) if e.scale >= 0 else one
