@@ -103,67 +103,55 @@ def _decode_spatial(codes, first, n, wide, const, book, step, target, to):
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def _codeword(codes, k, wide, const, book, step):
+    # WIDTH numbers from ``book`` on, of the codeword whose number is codes[k], or of two bytes
+    code = np.int64(codes[k]) | (np.int64(codes[k + 1]) << 8 if wide else 0)
+    return load(const, book + code * step)
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def _middle(a, b, c):
+    # The middle two rows of G (a, b, c)
+    half = splat(np.float32(0.5))
+    s, t = multiply(half, add(a, c)), multiply(half, b)
+    return add(s, t), subtract(s, t)
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def _store_transformed(a, b, c, target, at, plane):
+    # G (a, b, c), numbers plane apart
+    one, two = _middle(a, b, c)
+    store(target, at, a)
+    store(target, at + plane, one)
+    store(target, at + 2 * plane, two)
+    store(target, at + 3 * plane, c)
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def _decode_channel(codes, first, tap, n, wide, const, book, step, d, target, to, plane):
     # Nine codewords of d channels, codes ``tap`` bytes apart, make 16 x d transformed weights, numbers plane apart
-    half = splat(np.float32(0.5))
     size = 2 if wide else 1
     for m in range(n):
         for c in range(0, d, WIDTH):
-            k = first + m * size
-            code = np.int64(codes[k]) | (np.int64(codes[k + 1]) << 8 if wide else 0)
-            g00 = load(const, book + code * step + c)
-            k = first + m * size + 1 * tap
-            code = np.int64(codes[k]) | (np.int64(codes[k + 1]) << 8 if wide else 0)
-            g01 = load(const, book + code * step + c)
-            k = first + m * size + 2 * tap
-            code = np.int64(codes[k]) | (np.int64(codes[k + 1]) << 8 if wide else 0)
-            g02 = load(const, book + code * step + c)
-            k = first + m * size + 3 * tap
-            code = np.int64(codes[k]) | (np.int64(codes[k + 1]) << 8 if wide else 0)
-            g10 = load(const, book + code * step + c)
-            k = first + m * size + 4 * tap
-            code = np.int64(codes[k]) | (np.int64(codes[k + 1]) << 8 if wide else 0)
-            g11 = load(const, book + code * step + c)
-            k = first + m * size + 5 * tap
-            code = np.int64(codes[k]) | (np.int64(codes[k + 1]) << 8 if wide else 0)
-            g12 = load(const, book + code * step + c)
-            k = first + m * size + 6 * tap
-            code = np.int64(codes[k]) | (np.int64(codes[k + 1]) << 8 if wide else 0)
-            g20 = load(const, book + code * step + c)
-            k = first + m * size + 7 * tap
-            code = np.int64(codes[k]) | (np.int64(codes[k + 1]) << 8 if wide else 0)
-            g21 = load(const, book + code * step + c)
-            k = first + m * size + 8 * tap
-            code = np.int64(codes[k]) | (np.int64(codes[k + 1]) << 8 if wide else 0)
-            g22 = load(const, book + code * step + c)
+            k, words = first + m * size, book + c
+            g00 = _codeword(codes, k, wide, const, words, step)
+            g01 = _codeword(codes, k + tap, wide, const, words, step)
+            g02 = _codeword(codes, k + 2 * tap, wide, const, words, step)
+            g10 = _codeword(codes, k + 3 * tap, wide, const, words, step)
+            g11 = _codeword(codes, k + 4 * tap, wide, const, words, step)
+            g12 = _codeword(codes, k + 5 * tap, wide, const, words, step)
+            g20 = _codeword(codes, k + 6 * tap, wide, const, words, step)
+            g21 = _codeword(codes, k + 7 * tap, wide, const, words, step)
+            g22 = _codeword(codes, k + 8 * tap, wide, const, words, step)
             # G g down the columns, then along the rows
-            s, t = multiply(half, add(g00, g20)), multiply(half, g10)
-            p10, p20 = add(s, t), subtract(s, t)
-            s, t = multiply(half, add(g01, g21)), multiply(half, g11)
-            p11, p21 = add(s, t), subtract(s, t)
-            s, t = multiply(half, add(g02, g22)), multiply(half, g12)
-            p12, p22 = add(s, t), subtract(s, t)
+            p10, p20 = _middle(g00, g10, g20)
+            p11, p21 = _middle(g01, g11, g21)
+            p12, p22 = _middle(g02, g12, g22)
             at = to + m * d + c
-            s, t = multiply(half, add(g00, g02)), multiply(half, g01)
-            store(target, at, g00)
-            store(target, at + plane, add(s, t))
-            store(target, at + 2 * plane, subtract(s, t))
-            store(target, at + 3 * plane, g02)
-            s, t = multiply(half, add(p10, p12)), multiply(half, p11)
-            store(target, at + 4 * plane, p10)
-            store(target, at + 5 * plane, add(s, t))
-            store(target, at + 6 * plane, subtract(s, t))
-            store(target, at + 7 * plane, p12)
-            s, t = multiply(half, add(p20, p22)), multiply(half, p21)
-            store(target, at + 8 * plane, p20)
-            store(target, at + 9 * plane, add(s, t))
-            store(target, at + 10 * plane, subtract(s, t))
-            store(target, at + 11 * plane, p22)
-            s, t = multiply(half, add(g20, g22)), multiply(half, g21)
-            store(target, at + 12 * plane, g20)
-            store(target, at + 13 * plane, add(s, t))
-            store(target, at + 14 * plane, subtract(s, t))
-            store(target, at + 15 * plane, g22)
+            _store_transformed(g00, g01, g02, target, at, plane)
+            _store_transformed(p10, p11, p12, target, at + 4 * plane, plane)
+            _store_transformed(p20, p21, p22, target, at + 8 * plane, plane)
+            _store_transformed(g20, g21, g22, target, at + 12 * plane, plane)
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
