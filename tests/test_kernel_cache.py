@@ -215,7 +215,7 @@ def test_the_folder_is_named_after_all_that_machine_code_depends_on(tmp_path, mo
             source.write("# changed")
         assert name() not in names
         names.add(name())
-    for source in copy.glob("*.py"):
+    for source in copy.rglob("*.py"):
         source.unlink()
     assert name() is None
 
