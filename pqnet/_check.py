@@ -21,7 +21,7 @@ __all__ = [
 ]
 
 
-FEW = 8192  # numbers whose sum of squares BLAS computes on one thread, in less time than a ufunc takes to begin
+SMALL_SIZE = 8192  # numbers whose sum of squares BLAS computes on one thread, in less time than a ufunc takes to begin
 _FLOAT32 = np.dtype(np.float32)
 
 
@@ -47,7 +47,7 @@ def _array(value: Any, name: str) -> np.ndarray:
 
 def is_plain(value: Any) -> bool:
     """Tell at little cost that a value is a small array of finite float32; False means only that nobody knows."""
-    if type(value) is not np.ndarray or value.dtype != _FLOAT32 or not 0 < value.size <= FEW:
+    if type(value) is not np.ndarray or value.dtype != _FLOAT32 or not 0 < value.size <= SMALL_SIZE:
         return False
     # A sum of squares is finite if all numbers are; large ones overflow and are looked at one by one.
     return value.flags.c_contiguous and value.flags.aligned and math.isfinite(np.vdot(value, value))

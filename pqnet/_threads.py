@@ -200,11 +200,11 @@ class _Pool:
         self._lock = threading.Lock()
         self._size = 0
 
-    def offer(self, task: _Task, helpers: int) -> None:
-        """Let a worker make the call, of at least ``helpers`` or, if more, all that CPUs are for."""
-        if self._size < helpers:
+    def offer(self, task: _Task, workers: int) -> None:
+        """Let a worker make the call: of at least ``workers`` or, if more, all that CPUs are for."""
+        if self._size < workers:
             with self._lock:
-                for _ in range(self._size, max(helpers, default_threads() - 1)):
+                for _ in range(self._size, max(workers, default_threads() - 1)):
                     threading.Thread(target=_work, args=(self._tasks,), name="pqnet_pool", daemon=True).start()
                     self._size += 1
         self._tasks.put(task)
@@ -279,19 +279,19 @@ def ordered_map(function: Callable[[T], R], items: Iterable[T], threads: int) ->
     """
     results: deque[_Task] = deque()  # the calls in order, begun or not: no more than threads, and one to hand out
     waiting: deque[_Task] = deque()  # those that have not begun; taking one off is atomic
-    helpers: list[_Task] = []
+    offered: list[_Task] = []  # calls of compute_waiting by workers
 
     def compute(item: T) -> R:
         with blas_limit(1):
             return function(item)
 
-    def help_out() -> None:
+    def compute_waiting() -> None:
         while (task := _take(waiting)) is not None:
             task.run()
 
     def stop() -> None:
         waiting.clear()
-        _withdraw(helpers)
+        _withdraw(offered)
 
     def result(task: _Task) -> R:
         while not task.ended:
@@ -311,10 +311,10 @@ def ordered_map(function: Callable[[T], R], items: Iterable[T], threads: int) ->
             task = _Task(partial(compute, item))
             results.append(task)
             waiting.append(task)
-            helpers = [helper for helper in helpers if not helper.ended]
-            if len(helpers) < threads - 1:
-                helpers.append(_Task(help_out))
-                _pool.offer(helpers[-1], threads - 1)
+            offered = [call for call in offered if not call.ended]
+            if len(offered) < threads - 1:
+                offered.append(_Task(compute_waiting))
+                _pool.offer(offered[-1], threads - 1)
             if len(results) >= threads + (threads > 1):
                 yield result(results.popleft())
         while results:

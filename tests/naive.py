@@ -1,4 +1,4 @@
-"""Slow twins that are obviously right: loops over plain indices, float64."""
+"""Slow references that are obviously right: loops over plain indices, float64."""
 
 import itertools
 import math
@@ -199,9 +199,9 @@ def spread_of_blocks(rows, width):
 def allocation(sizes: Sequence[np.ndarray], errors: Sequence[np.ndarray], low: int, high: int) -> float | None:
     """Return the least summed error of one option for each item with a total size in [low, high]; None if none is."""
     losses = [
-        sum(float(e[i]) for e, i in zip(errors, way, strict=True))
-        for way in itertools.product(*(range(len(size)) for size in sizes))
-        if low <= sum(int(s[i]) for s, i in zip(sizes, way, strict=True)) <= high
+        sum(float(e[i]) for e, i in zip(errors, choice, strict=True))
+        for choice in itertools.product(*(range(len(size)) for size in sizes))
+        if low <= sum(int(s[i]) for s, i in zip(sizes, choice, strict=True)) <= high
     ]
     return min(losses, default=None)
 

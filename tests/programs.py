@@ -4,6 +4,7 @@ import numpy as np
 from numba import carray, njit
 
 from pqnet.kernels import driver
+from pqnet.kernels.llvm import COMPILED
 from pqnet.runtime.memory import SLACK, Workspace, aligned, round_up
 from pqnet.runtime.program import Everything
 
@@ -50,7 +51,7 @@ def _run_compiled(kernel, tasks, record, data, index, scratch):
 def run_tasks(segment, i, tasks, pieces, index, arena, scratch):
     """Run tasks of step ``i`` of a segment in the given order, in an arena as it is."""
     data = arena.view(np.float32)
-    if driver.COMPILED:
+    if COMPILED:
         _run_compiled(segment.kernels[i], np.array(list(tasks)), segment.records[i], data, index, scratch)
         return
     const, codes = (Everything(pieces, dtype) for dtype in (np.float32, np.uint8))

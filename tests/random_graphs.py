@@ -22,7 +22,7 @@ __all__ = ["cut", "random_graph", "reference", "same", "wrong_part"]
 
 Run = Callable[[Graph, Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 
-MOST = 30_000  # elements of a value
+LARGEST_SIZE = 30_000  # elements of a value
 LARGEST = 1e3  # magnitude
 NOISE, TOLERANCE = 1e-5, 5e-4  # relative to the largest magnitude: of one operation; of a value
 KS = (2, 3, 4, 9, 10, 11, 12, 16, 19, 20, 27, 33, 64, 76, 91, 108, 200, 256, 300, 362, 512)
@@ -87,7 +87,7 @@ def cut(graph: Graph, value: str) -> Graph:
 
 
 def wrong_part(graph: Graph, inputs: Mapping[str, np.ndarray], run: Run) -> Graph | None:
-    """Return the part that computes the first value which a way to run networks gets wrong, or None."""
+    """Return the part that computes the first value which an engine gets wrong, or None."""
     for node in graph.nodes:
         for value in node.outputs:
             part = cut(graph, value)
@@ -103,7 +103,7 @@ class Maker:
         self.rng = rng
         self.inputs: dict[str, np.ndarray] = {}
         self.values: dict[str, np.ndarray] = {}
-        self.twins: dict[str, np.ndarray] = {}  # with errors
+        self.disturbed: dict[str, np.ndarray] = {}  # with errors
         kind = self.pick(["images"] * 7 + ["tokens"] * 3 + ["rows"] * 2 + ["ids"])
         batch = self.number(1, 6) if self.chance(0.8) else 17
         shape = self._input_shape(kind, batch)
@@ -120,7 +120,7 @@ class Maker:
         )
         for name, array in self.inputs.items():
             self.values[name] = array
-            self.twins[name] = self._with_error(array)
+            self.disturbed[name] = self._with_error(array)
         for name in self.inputs if kind == "ids" else ():
             table = self.weight((30, self.pick([4, 6, 8, 16, 24, 36])))
             self.add("embedding", name, params={"weight": table})
@@ -134,7 +134,7 @@ class Maker:
         if kind == "tokens":
             return batch, self.number(1, 20), self.pick(CHANNELS)
         size = [self.number(1, 40) for _ in range(2)]
-        while batch * channels * size[0] * size[1] > MOST:
+        while batch * channels * size[0] * size[1] > LARGEST_SIZE:
             size = [max(s // 2, 1) for s in size]
         return batch, channels if np.prod(size) > 1 else self.pick(CHANNELS), *size
 
@@ -216,13 +216,13 @@ class Maker:
             full = complete_attrs(rule, attrs)
             found = rule.infer([Info(self.values[v].shape, self.values[v].dtype.name) for v in inputs], infos, full)
             shapes = [info.shape for info in (found if isinstance(found, list | tuple) and op == "split" else [found])]
-            if any(np.prod(shape, dtype=float) > MOST or 0 in shape for shape in shapes):
+            if any(np.prod(shape, dtype=float) > LARGEST_SIZE or 0 in shape for shape in shapes):
                 return None
             node = Node(op, op, inputs, (op,), full)
             rows = op == "embedding"  # are decoded alone
             computed = {r: p if rows and isinstance(p, Packed) else dense_param(p) for r, p in arrays.items()}
             results, errors = (
-                evaluate_node(node, [side[v] for v in inputs], computed, {}) for side in (self.values, self.twins)
+                evaluate_node(node, [side[v] for v in inputs], computed, {}) for side in (self.values, self.disturbed)
             )
         except PQNetError:
             return None
@@ -231,15 +231,17 @@ class Maker:
             return None
         names = self.builder.add_many(op, inputs, len(results), params=params, **attrs)
         self.values.update(zip(names, results, strict=True))
-        self.twins.update(zip(names, errors, strict=True))
+        self.disturbed.update(zip(names, errors, strict=True))
         return names[0]
 
-    def _steady(self, value: np.ndarray, twin: np.ndarray) -> bool:
+    def _steady(self, value: np.ndarray, disturbed: np.ndarray) -> bool:
         if value.dtype != np.float32:
-            return np.array_equal(value, twin)
+            return np.array_equal(value, disturbed)
         largest = np.abs(value).max(initial=1e-6)
         return bool(
-            np.isfinite(twin).all() and largest < LARGEST and (np.abs(value - twin) <= TOLERANCE * largest).all()
+            np.isfinite(disturbed).all()
+            and largest < LARGEST
+            and (np.abs(value - disturbed) <= TOLERANCE * largest).all()
         )
 
     def step(self) -> None:

@@ -15,8 +15,8 @@ from pqnet.graph import GraphBuilder, ValueInfo
 from pqnet.graph.permute import Channels
 from pqnet.io import Golden, graph_from_bytes, graph_to_bytes
 
-WAYS = pytest.mark.parametrize("way", [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])
-Way = Callable[[Any], Any]
+COPIERS = pytest.mark.parametrize("copier", [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])
+Copier = Callable[[Any], Any]
 
 
 @pytest.fixture(scope="module")
@@ -24,15 +24,15 @@ def packed() -> pqnet.Model:
     return pqnet.quantize(network(), Recipe(CODECS), IDS, metric="none", progress=False)
 
 
-@WAYS
-def test_models(packed: pqnet.Model, way: Way) -> None:
-    again = way(packed)
+@COPIERS
+def test_models(packed: pqnet.Model, copier: Copier) -> None:
+    again = copier(packed)
     assert again(IDS).tobytes() == packed(IDS).tobytes() and again.golden is None
     assert graph_to_bytes(again.graph) == graph_to_bytes(packed.graph)
     name = "scalar.bias"
     again.graph.params[name] += 1
     assert not np.array_equal(again.graph.params[name], packed.graph.params[name])
-    with_golden = way(pqnet.Model(packed.graph, packed.draw_golden()))
+    with_golden = copier(pqnet.Model(packed.graph, packed.draw_golden()))
     assert isinstance(with_golden.golden, Golden)
     assert with_golden.golden.largest_difference(with_golden.run(with_golden.golden.inputs(), threads=1)) < 1e-5
 
@@ -52,11 +52,11 @@ def test_bytes_are_those_of_the_file(packed: pqnet.Model) -> None:
             graph_from_bytes(damaged)
 
 
-@WAYS
-def test_plain_data(packed: pqnet.Model, way: Way) -> None:
+@COPIERS
+def test_plain_data(packed: pqnet.Model, copier: Copier) -> None:
     recipe = Recipe({"default": pqnet.PQ(16, 4), **CODECS})
-    assert way(recipe) == recipe
-    graph = way(packed.graph)
+    assert copier(recipe) == recipe
+    graph = copier(packed.graph)
     assert graph.nodes == packed.graph.nodes and graph.inputs == packed.graph.inputs
     for name, param in packed.graph.params.items():
         if isinstance(param, pqnet.Packed):
@@ -65,7 +65,7 @@ def test_plain_data(packed: pqnet.Model, way: Way) -> None:
             assert graph.params[name].tobytes() == param.tobytes()
     statistics = pqnet.calibrate(network(), IDS)
     statistics.save("one.h5")
-    way(statistics).save("two.h5")
+    copier(statistics).save("two.h5")
     with open("one.h5", "rb") as one, open("two.h5", "rb") as two:
         assert one.read() == two.read()
 

@@ -94,7 +94,7 @@ def test_unknown_instruction_set_says_which_are_known(machine):
 NARROW = """
 import numpy as np
 from numba import njit
-from pqnet.kernels.kmeans_search import append_up_to
+from pqnet.kernels.fit.kmeans_search import append_up_to
 from pqnet.kernels.simd import WIDTH, load, splat
 
 @njit

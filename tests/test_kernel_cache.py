@@ -26,7 +26,7 @@ def fresh_kernel():
     def double(values, out):
         out[0] = 2 * values[0]
 
-    double.__module__ = "pqnet.kernels.patches"
+    double.__module__ = "pqnet.kernels.fit.patches"
     return njit(cache=True, nogil=True, error_model="numpy")(double)
 
 
@@ -143,7 +143,7 @@ print(np.allclose(pqnet.linear(np.ones((2, 16), np.float32), packed), packed.dec
 """
 SMALL = """
 import sys, numpy as np
-from pqnet.kernels.scalar import one_cluster
+from pqnet.kernels.fit.scalar import one_cluster
 out = np.empty(3)
 one_cluster(np.array([0.0, 1, 2]), np.array([0.0, 1, 3]), np.array([0.0, 1, 5]), out)
 print(*out, sum(one_cluster.stats.cache_hits.values()))
@@ -210,10 +210,12 @@ def test_the_folder_is_named_after_all_that_machine_code_depends_on(tmp_path, mo
     shutil.copytree(Path(cache.__file__).parent, copy)
     monkeypatch.setattr(cache, "__file__", str(copy / "cache.py"))
     assert name() == first
-    with open(copy / "simd.py", "a") as source:
-        source.write("# changed")
-    assert name() not in names
-    for source in copy.glob("*.py"):
+    for file in ("simd.py", "products/tile.py"):
+        with open(copy / file, "a") as source:
+            source.write("# changed")
+        assert name() not in names
+        names.add(name())
+    for source in copy.rglob("*.py"):
         source.unlink()
     assert name() is None
 

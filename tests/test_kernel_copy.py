@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from programs import GuardedSpace, guarded_arena, run_tasks, untouched
 
 from pqnet.graph import GraphBuilder, ValueInfo
-from pqnet.kernels.copy import ROWS, SINGLE, TRANSPOSED
+from pqnet.kernels.ops.copy import ROWS, SINGLE, TRANSPOSED
 from pqnet.runtime.builder import Builder
 from pqnet.runtime.copying import emit_copy, emit_fill
 from pqnet.runtime.execute import run_graph, values_to_free

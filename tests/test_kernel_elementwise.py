@@ -14,7 +14,7 @@ from scipy import special
 from pqnet.graph import GraphBuilder, ValueInfo
 from pqnet.graph.ops.activation import FUNCTIONS as ACTIVATIONS
 from pqnet.kernels import simd
-from pqnet.kernels.elementwise import PIECE
+from pqnet.kernels.ops.elementwise import PIECE
 from pqnet.runtime.execute import run_graph, values_to_free
 from pqnet.runtime.memory import Store
 from pqnet.runtime.program import HostStep, Program

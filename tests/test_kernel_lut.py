@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pqnet.codecs.layout import block_columns
-from pqnet.kernels.lut import LUT, WORDS_AT_ONCE, lut
-from pqnet.kernels.lut_planes import LOOK_UP_PLANES, SUM_PARTS, look_up_planes, sum_parts
-from pqnet.kernels.lut_rows import FILL_TABLES, LOOK_UP_OUTPUTS, fill_tables, look_up_outputs
+from pqnet.kernels.products.lut import LUT, WORDS_AT_ONCE, lut
+from pqnet.kernels.products.lut_planes import LOOK_UP_PLANES, SUM_PARTS, look_up_planes, sum_parts
+from pqnet.kernels.products.lut_rows import FILL_TABLES, LOOK_UP_OUTPUTS, fill_tables, look_up_outputs
 from pqnet.kernels.simd import BYTE_TABLES, WIDTH
 from pqnet.runtime.algorithms.base import codeword_step
 from pqnet.runtime.algorithms.lut import lut_codebook

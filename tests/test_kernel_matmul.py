@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from test_lowered_ops import check, floats
 
 from pqnet.graph import GraphBuilder, ValueInfo
-from pqnet.kernels.tile import ROWS
+from pqnet.kernels.products.tile import ROWS
 from pqnet.runtime.memory import Store, Workspace
 from pqnet.runtime.program import Program
 
@@ -27,7 +27,7 @@ def product(left, right, *, stored=(None, None)):
     check(b, {"z": b.add("matmul", *values)}, inputs)
 
 
-def turned(shape):
+def transposed(shape):
     """Return the storage order with the columns of a matrix outside of its rows."""
     return [*range(len(shape) - 2), len(shape) - 1, len(shape) - 2]
 
@@ -61,7 +61,7 @@ def test_products(data):
 )
 def test_large_and_many_products(left, right):
     product(left, right)
-    product(left, right, stored=(turned(left), turned(right)))
+    product(left, right, stored=(transposed(left), transposed(right)))
 
 
 def test_scale_residual_and_activation_are_computed_along():

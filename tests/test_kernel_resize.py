@@ -20,10 +20,10 @@ SIZES = st.tuples(st.integers(1, 40), st.integers(1, 40))
     st.sampled_from([("nearest", False), ("bilinear", False), ("bilinear", True)]),
     st.booleans(),
 )
-def test_resizing(lead, before, after, mode, turned):
+def test_resizing(lead, before, after, mode, permuted):
     x = floats((*lead, *before))
     b = GraphBuilder({"x": ValueInfo(x.shape)})
-    y = b.add("permute", "x", axes=(0, 1, 3, 2)) if turned else "x"
+    y = b.add("permute", "x", axes=(0, 1, 3, 2)) if permuted else "x"
     check(b, {"y": b.add("interpolate", y, size=after, mode=mode[0], align_corners=mode[1])}, {"x": x})
 
 

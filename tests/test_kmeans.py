@@ -1,4 +1,4 @@
-"""weighted_kmeans and assign against slow twins, and their promises."""
+"""weighted_kmeans and assign against slow references, and their promises."""
 
 import itertools
 
@@ -60,7 +60,7 @@ def test_lloyd_is_the_naive_one(n, d, k, m, seed):
     weights = rng.random(n).astype(np.float32) + 0.1
     step = pqnet.weighted_kmeans(blocks, len(codebook), weights=weights, init=codebook, n_iter=1, **options)
     want = naive.lloyd_step(blocks, codebook, weights, **options)
-    if want is None:  # a codeword without members is repaired: the twin has no rule for that
+    if want is None:  # a codeword without members is repaired: the reference has no rule for that
         return
     error = naive.weighted_error(blocks, want, naive.distances(blocks, want, **options).argmin(1), weights, **options)
     # A first step that does not lower the error is taken back.

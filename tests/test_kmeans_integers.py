@@ -1,5 +1,6 @@
 """Nearest codewords by 16-bit integers: the same as in float32, whatever the blocks are."""
 
+import inspect
 import os
 import subprocess
 import sys
@@ -10,9 +11,9 @@ from numba import njit
 
 import pqnet
 from pqnet.fit import integers, problem
-from pqnet.kernels import kmeans_integers
 from pqnet.kernels.cpu import has
-from pqnet.kernels.kmeans_search import ALL_TILE, transpose
+from pqnet.kernels.fit import kmeans_integers
+from pqnet.kernels.fit.kmeans_search import ALL_TILE, transpose
 from pqnet.kernels.simd import WIDTH
 
 needs_integers = pytest.mark.skipif(not has("avx512_vnni"), reason="this processor multiplies no 16-bit integers")
@@ -59,11 +60,12 @@ def test_integers_decide_most_blocks(monkeypatch):
 
     def spy(*args):
         inner(*args)
-        listed.extend(np.argmax(rows == -1) for rows in args[18])
+        rows = inspect.signature(inner).bind(*args).arguments["tmp_rows"]
+        listed.extend(np.argmax(row == -1) for row in rows)
 
     monkeypatch.setattr(kmeans_integers, "nearest_by_integers", spy)
     monkeypatch.setattr(problem, "INTEGER_WORK", 0)
-    pqnet.assign(blocks, blocks[:256])
+    pqnet.assign(blocks, blocks[:256], threads=1)
     assert 0 < sum(listed) < 0.05 * len(blocks)
 
 

@@ -18,7 +18,7 @@ CODECS = {"grouped": PQ(16, 4), "fc": PQ(K, D, codebook_dtype="float32")}
 
 @pytest.mark.parametrize("mode", ["bgd", "ipq"])
 def test_bgd_and_ipq_are_plain_kmeans_from_random_blocks(mode):
-    """The slow twin from the same start, bgd under the mean second moment of what the quantized layers give."""
+    """The slow reference from the same start, bgd under the mean second moment of what the quantized layers give."""
     model = small_net()
     small = pqnet.quantize(model, CODECS, DATA, mode=mode, threads=1, progress=False)
     h, at = moments_by_hand(small, DATA), np.arange(12).reshape(-1, D)

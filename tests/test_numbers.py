@@ -196,7 +196,7 @@ def test_integers_are_those_of_pytorch(dtype: str) -> None:
     expressions = [e for family in FAMILIES[dtype] for e in taken(x, y, family)]
     assert len(expressions) > 0.9 * sum(map(len, FAMILIES[dtype]))
     model = compare(x, y, expressions)
-    if dtype == "uint8":  # the training twin too
+    if dtype == "uint8":  # the layer for training too
         for got, want in zip(to_module(model)(x, y), Expressions(*expressions)(x, y), strict=True):
             assert torch.allclose(got, want.to(got.dtype), equal_nan=True)
 

@@ -84,11 +84,11 @@ def test_allocations_are_those_of_brute_force(items, a, b):
     errors = [np.array([float(error) for _, error in options]) for options in items]
     low, high = min(a, b), max(a, b)
     wanted = naive.allocation(sizes, errors, low, high)
-    ways = list(allocations(sizes, errors, low, high, cells=1000))
-    assert bool(ways) == (wanted is not None)
+    choices = list(allocations(sizes, errors, low, high, cells=1000))
+    assert bool(choices) == (wanted is not None)
     if wanted is not None:
-        totals = [sum(int(s[i]) for s, i in zip(sizes, way, strict=True)) for way in ways]
-        losses = [sum(e[i] for e, i in zip(errors, way, strict=True)) for way in ways]
+        totals = [sum(int(s[i]) for s, i in zip(sizes, choice, strict=True)) for choice in choices]
+        losses = [sum(e[i] for e, i in zip(errors, choice, strict=True)) for choice in choices]
         assert losses[0] == wanted and losses == sorted(losses)
         assert all(low <= total <= high for total in totals) and len(set(totals)) == len(totals)
 
@@ -98,8 +98,8 @@ def test_rounding_to_cells_never_exceeds_the_bound():
     sizes = [np.sort(rng.integers(1, 10**6, 20)) for _ in range(12)]
     errors = [1.0 / size for size in sizes]
     for high in (2_000_000, 5_000_000):
-        way = next(allocations(sizes, errors, int(0.98 * high), high, cells=5000))
-        total = sum(int(s[i]) for s, i in zip(sizes, way, strict=True))
+        choice = next(allocations(sizes, errors, int(0.98 * high), high, cells=5000))
+        total = sum(int(s[i]) for s, i in zip(sizes, choice, strict=True))
         assert 0.97 * high <= total <= high
 
 

@@ -179,10 +179,10 @@ def test_golden_values_of_lenet300(layer):
     assert np.square(weight, dtype=np.float64).sum() == pytest.approx(energy, rel=1e-8)
     packed = Scalar(2, codebook_dtype="float32").fit(weight)
     assert packed.codebook[:, 0] == pytest.approx(two, abs=6e-7) and loss(weight, packed) / energy == near(two_error)
-    for way in ("closed", "learned"):
-        packed = Fixed("binary", way, scale_dtype="float32").fit(weight)
+    for scale in ("closed", "learned"):
+        packed = Fixed("binary", scale, scale_dtype="float32").fit(weight)
         assert packed.scales[0, 0] == near(binary) and loss(weight, packed) / energy == near(binary_error)
-        packed = Fixed("ternary", way, scale_dtype="float32").fit(weight)
+        packed = Fixed("ternary", scale, scale_dtype="float32").fit(weight)
         assert packed.scales[0, 0] == near(ternary) and loss(weight, packed) / energy == near(ternary_error)
         assert np.count_nonzero(packed.decode()) == nonzeros
     assert loss(weight, Scalar(16, codebook_dtype="float32").fit(weight)) / energy <= lloyd + 5e-7

@@ -70,13 +70,13 @@ def test_two_operands_of_any_dtypes_and_shapes(shape, left, right, order, seed):
     x = {"x": values(rng, shape, left), "y": values(rng, other, right), "c": values(rng, other, "bool")}
     b = inputs_of(x)
     axes = [axis for axis in order if axis < len(shape)]
-    turned = b.add("permute", b.add("permute", "x", axes=axes), axes=np.argsort(axes).tolist()) if shape else "x"
+    permuted = b.add("permute", b.add("permute", "x", axes=axes), axes=np.argsort(axes).tolist()) if shape else "x"
     known = b.add("constant", params={"value": values(rng, other, right)})
-    outputs = {op: b.add(op, turned, "y") for op in (*BINARY, "logical_and", "logical_or", "div")}
-    outputs |= {f"{op} swapped": b.add(op, "y", turned) for op in ("sub", "lt")}
-    outputs |= {f"{op} known": b.add(op, turned, known) for op in ("add", "ge", "logical_or")}
-    outputs |= {"where": b.add("where", "c", turned, "y"), "other": b.add("where", "c", known, turned)}
-    outputs |= {"not": b.add("logical_not", turned)}
+    outputs = {op: b.add(op, permuted, "y") for op in (*BINARY, "logical_and", "logical_or", "div")}
+    outputs |= {f"{op} swapped": b.add(op, "y", permuted) for op in ("sub", "lt")}
+    outputs |= {f"{op} known": b.add(op, permuted, known) for op in ("add", "ge", "logical_or")}
+    outputs |= {"where": b.add("where", "c", permuted, "y"), "other": b.add("where", "c", known, permuted)}
+    outputs |= {"not": b.add("logical_not", permuted)}
     check(b, outputs, x)
 
 
@@ -117,12 +117,12 @@ def test_what_only_moves_elements(shape, dtype, seed):
     order = rng.permutation(len(shape)).tolist()
     padding = rng.integers(-(min(shape) // 3), 3, 2 * len(shape)).tolist()
     b = inputs_of(x)
-    turned = b.add("permute", "x", axes=order)
+    permuted = b.add("permute", "x", axes=order)
     outputs = {
         "concat": b.add("concat", "x", "y", "x", axis=axis),
         "pad": b.add("pad", "x", padding=padding, value=float(rng.integers(3))),
-        "flat": b.add("reshape", turned, shape=(-1,)),
-        "back": b.add("slice", turned, axis=axis, start=100, stop=None, step=-2),
+        "flat": b.add("reshape", permuted, shape=(-1,)),
+        "back": b.add("slice", permuted, axis=axis, start=100, stop=None, step=-2),
         "part": b.add("slice", "x", axis=axis, start=0, stop=None, step=2),
         "wide": b.add("expand", b.add("slice", "x", axis=axis, start=0, stop=1), shape=shape),
     }
@@ -139,10 +139,10 @@ def test_index_select(shape, dtype, seed):
     for axis, size in enumerate(shape):
         x[f"ids{axis}"] = rng.integers(0, size, int(rng.integers(1, 30)))
     b = inputs_of(x)
-    turned = b.add("permute", "x", axes=list(range(len(shape)))[::-1])
+    permuted = b.add("permute", "x", axes=list(range(len(shape)))[::-1])
     for axis in range(len(shape)):
         b_outputs[f"{axis}"] = b.add("index_select", "x", f"ids{axis}", axis=axis)
-        b_outputs[f"{axis} turned"] = b.add("index_select", turned, f"ids{axis}", axis=len(shape) - 1 - axis)
+        b_outputs[f"{axis} permuted"] = b.add("index_select", permuted, f"ids{axis}", axis=len(shape) - 1 - axis)
     check(b, b_outputs, x)
 
 
@@ -153,12 +153,12 @@ def test_reductions(shape, dtype, seed):
     x = {"x": values(rng, shape, dtype)}
     axes = sorted(rng.permutation(len(shape))[: int(rng.integers(1, len(shape) + 1))].tolist())
     b = inputs_of(x)
-    turned = b.add("permute", "x", axes=rng.permutation(len(shape)).tolist())
+    permuted = b.add("permute", "x", axes=rng.permutation(len(shape)).tolist())
     outputs = {}
     if dtype != "bool":
-        outputs = {op: b.add(op, turned, axis=axes[0], keepdims=bool(seed % 2)) for op in ("argmax", "argmin")}
+        outputs = {op: b.add(op, permuted, axis=axes[0], keepdims=bool(seed % 2)) for op in ("argmax", "argmin")}
     if dtype != "float32":
-        outputs |= {op: b.add(op, turned, axes=axes, keepdims=bool(seed % 2)) for op in ("sum", "max", "min")}
+        outputs |= {op: b.add(op, permuted, axes=axes, keepdims=bool(seed % 2)) for op in ("sum", "max", "min")}
     check(b, outputs, x)
 
 

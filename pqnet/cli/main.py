@@ -213,7 +213,7 @@ def _bench(sub: Any) -> None:
     p.add_argument("model", help="pqnet model file")
     p.add_argument("--batch", type=at_least(1), default=1, help="size of the free axes (default 1)")
     p.add_argument("--runs", type=at_least(1), default=20, help="runs to take the median of (default 20)")
-    p.add_argument("--explain", action="store_true", help="print layer, way, time, share and bytes of every step")
+    p.add_argument("--explain", action="store_true", help="print layer, algorithm, time, share and bytes of every step")
     add_common(p)
 
 
@@ -222,7 +222,7 @@ def _warmup(sub: Any) -> None:
         sub,
         "warmup",
         bench.warmup,
-        "compile the kernels that models need and measure the ways to run their layers, for images and first requests",
+        "compile the kernels that models need and measure algorithms for their layers, for images and first requests",
         "pqnet warmup small.h5 --batch 1 --batch 8",
     )
     p.add_argument("model", nargs="+", help="pqnet model files")

@@ -50,8 +50,8 @@ class Lookup:
         """Decode some rows into an array of their shape, or add them to it."""
         k, d = self.codebook.shape
         m = prod(out.shape[1:]) // d
-        turned = self.layout == "channel" and prod(out.shape[2:]) > 1
-        blocks = np.empty((len(out) * m, d), np.float32) if add or turned else out.reshape(-1, d)
+        channels_last = self.layout == "channel" and prod(out.shape[2:]) > 1
+        blocks = np.empty((len(out) * m, d), np.float32) if add or channels_last else out.reshape(-1, d)
         few = 4 * len(blocks) < k  # not worth converting the whole codebook
         book = self.codebook if few else self.codebook.astype(np.float32)
         chosen = None if isinstance(rows, slice) else unpack_rows(self.codes, rows, m, k).reshape(-1)
@@ -69,11 +69,11 @@ class Lookup:
         if self.scales is not None:
             self._scale(blocks, rows)
         values = blocks.reshape(len(out), *out.shape[1:])
-        if turned:
+        if channels_last:
             values = np.moveaxis(blocks.reshape(len(out), *out.shape[2:], out.shape[1]), -1, 1)
         if add:
             out += values
-        elif turned:
+        elif channels_last:
             out[:] = values
 
     def _scale(self, values: np.ndarray, rows: slice | np.ndarray) -> None:

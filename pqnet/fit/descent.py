@@ -14,8 +14,8 @@ from pqnet._threads import blas_limit, ordered_map
 from pqnet.fit.parallel import run_chunks
 from pqnet.fit.problem import SERIAL_WORK
 from pqnet.fit.tiles import Codewords, aligned
-from pqnet.kernels import descent as kernels
-from pqnet.kernels.kmeans_search import ALL_GROUP, ALL_TILE
+from pqnet.kernels.fit import descent as kernels
+from pqnet.kernels.fit.kmeans_search import ALL_GROUP, ALL_TILE
 
 __all__ = ["SecondOrder"]
 

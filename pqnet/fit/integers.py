@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from pqnet.kernels.cpu import has
-from pqnet.kernels.kmeans_integers import PAIR_GROUP
+from pqnet.kernels.fit.kmeans_integers import PAIR_GROUP
 
 if TYPE_CHECKING:
     from pqnet.fit.tiles import Codewords

@@ -9,7 +9,7 @@ from pqnet.codecs import FITTERS, Fit, IntN, Packed, PackedScalar
 from pqnet.fit.error import measured
 from pqnet.fit.parallel import run_chunks
 from pqnet.fit.scales import best_scales, check_fit, nearest_codes, stored_scales
-from pqnet.kernels import scales as kernels
+from pqnet.kernels.fit import scales as kernels
 
 __all__ = ["fit_intn"]
 

@@ -9,7 +9,7 @@ from pqnet._threads import blas_limit
 from pqnet.codecs.packing import code_dtype
 from pqnet.fit.problem import Problem, Rows
 from pqnet.fit.tiles import Tiles, worth_tiles
-from pqnet.kernels import kmeans_rows as rows
+from pqnet.kernels.fit import kmeans_rows as rows
 
 __all__ = ["KMeansResult", "assign", "weighted_kmeans"]
 

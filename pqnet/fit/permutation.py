@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pqnet._threads import blas_limit
-from pqnet.kernels import permutation as kernels
+from pqnet.kernels.fit import permutation as kernels
 
 __all__ = ["Reader", "SwapResult", "search_order"]
 

@@ -11,10 +11,10 @@ from pqnet.errors import PQNetError
 from pqnet.fit.integers import Integers, as_integers
 from pqnet.fit.parallel import run_chunks
 from pqnet.fit.tiles import ROUNDING, Codewords, aligned, group_tiles, worth_tiles
-from pqnet.kernels import kmeans as kernels
-from pqnet.kernels import kmeans_integers as integers
-from pqnet.kernels import kmeans_rows as rows
-from pqnet.kernels.kmeans_search import ALL_GROUP, ALL_TILE
+from pqnet.kernels.fit import kmeans as kernels
+from pqnet.kernels.fit import kmeans_integers as integers
+from pqnet.kernels.fit import kmeans_rows as rows
+from pqnet.kernels.fit.kmeans_search import ALL_GROUP, ALL_TILE
 from pqnet.kernels.simd import WIDTH
 
 __all__ = ["Problem", "Rows"]

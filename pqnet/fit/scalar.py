@@ -13,7 +13,7 @@ from pqnet.fit.error import measured
 from pqnet.fit.kmeans import KMeansResult
 from pqnet.fit.parallel import run_chunks
 from pqnet.fit.scales import check_fit, nearest_codes, stored_scales
-from pqnet.kernels import scalar as kernels
+from pqnet.kernels.fit import scalar as kernels
 
 __all__ = ["fit_scalar", "scalar_kmeans"]
 

@@ -10,7 +10,7 @@ from pqnet.codecs import Codec, Packed
 from pqnet.codecs.layout import FILTER_AXES
 from pqnet.codecs.scalar import ScalarCodec
 from pqnet.fit.parallel import run_chunks
-from pqnet.kernels import scales as kernels
+from pqnet.kernels.fit import scales as kernels
 
 __all__ = ["best_scales", "check_fit", "input_importance", "nearest_codes", "stored_floats", "stored_scales"]
 

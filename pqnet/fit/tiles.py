@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pqnet.kernels import kmeans as kernels
-from pqnet.kernels import kmeans_rows as rows
-from pqnet.kernels.kmeans_search import ALL_GROUP, GROUP, TILE
+from pqnet.kernels.fit import kmeans as kernels
+from pqnet.kernels.fit import kmeans_rows as rows
+from pqnet.kernels.fit.kmeans_search import ALL_GROUP, GROUP, TILE
 
 if TYPE_CHECKING:
     from pqnet.fit.problem import Problem

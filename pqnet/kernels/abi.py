@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 from numba import from_dtype, types
-from numba.core import config
 
 from pqnet.kernels.cache import compiled
+from pqnet.kernels.llvm import COMPILED
 
 __all__ = [
     *("CODES", "CONST", "DATA", "FLAG", "INDEX", "SCRATCH", "SIZE"),
@@ -112,7 +112,7 @@ class StepKernel:
 
     def address(self) -> Any:
         """Return what the driver calls the kernel by: the address of its machine code, compiled when first asked."""
-        if config.DISABLE_JIT:
+        if not COMPILED:
             return self.function
         if self._address is None:
             code = compiled(self.function, signature_of(from_dtype(self.arguments.dtype)))

@@ -19,12 +19,10 @@ import platform
 
 from llvmlite import ir
 from numba import carray, njit, types
-from numba.core import config
 
 from pqnet.kernels.abi import signature_of
-from pqnet.kernels.llvm import BYTE, INDEX, LONG, WORD, call, compiled_or, element, load
-
-COMPILED = not config.DISABLE_JIT
+from pqnet.kernels.atomic import fetch_add, load_word, store_word, swap_word
+from pqnet.kernels.llvm import BYTE, INDEX, LONG, WORD, call, compiled_or, load
 
 # Words of a job. The state comes first: ticket and number of finished tasks, on cache lines of their own. Then the
 # steps to run, the number of all steps, the job's own address, the addresses of the arrays that describe the steps,
@@ -60,59 +58,6 @@ def _call(context, kernel, task, record, data, const, codes, index, scratch):
         return context.get_dummy_value()
 
     return types.void(INDEX, INDEX, INDEX, *_POINTER[2:]), codegen
-
-
-def _fetch_add_reference(array, i, value):
-    before = array[i]
-    array[i] += value
-    return before
-
-
-def _fetch_add(context, array, i, value):
-    def codegen(context, builder, signature, values):
-        word = element(context, builder, signature, values, 0, values[1])
-        return builder.atomic_rmw("add", word, values[2], "seq_cst")
-
-    return types.int64(array, INDEX, types.int64), codegen
-
-
-def _load_word_reference(array, i):
-    return array[i]
-
-
-def _load_word(context, array, i):
-    def codegen(context, builder, signature, values):
-        return builder.load_atomic(element(context, builder, signature, values, 0, values[1]), "seq_cst", 8)
-
-    return types.int64(array, INDEX), codegen
-
-
-def _store_word_reference(array, i, value):
-    array[i] = value
-
-
-def _store_word(context, array, i, value):
-    def codegen(context, builder, signature, values):
-        word = element(context, builder, signature, values, 0, values[1])
-        builder.store_atomic(values[2], word, "seq_cst", 8)
-        return context.get_dummy_value()
-
-    return types.void(array, INDEX, types.int64), codegen
-
-
-def _swap_word_reference(array, i, before, after):
-    if array[i] != before:
-        return False
-    array[i] = after
-    return True
-
-
-def _swap_word(context, array, i, before, after):
-    def codegen(context, builder, signature, values):
-        word = element(context, builder, signature, values, 0, values[1])
-        return builder.extract_value(builder.cmpxchg(word, values[2], values[3], "seq_cst", "seq_cst"), 1)
-
-    return types.boolean(array, INDEX, types.int64, types.int64), codegen
 
 
 X86 = platform.machine() in ("x86_64", "AMD64")
@@ -183,9 +128,6 @@ def _pointer_to(kind):
 
 
 call_kernel = compiled_or(_call_reference, _call)
-fetch_add = compiled_or(_fetch_add_reference, _fetch_add)
-load_word, store_word = compiled_or(_load_word_reference, _load_word), compiled_or(_store_word_reference, _store_word)
-swap_word = compiled_or(_swap_word_reference, _swap_word)
 pause = compiled_or(_nothing, _pause)  # leaves the core's units to others for some cycles
 give_way = compiled_or(_nothing, _give_way)  # lets another thread have the core
 get_control_register = compiled_or(_control_register, _get_control_register)

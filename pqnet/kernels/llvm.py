@@ -14,9 +14,12 @@ FLOAT = ir.FloatType()
 INDEX = types.intp  # Numba's type of positions, sizes and flags
 
 
+COMPILED = not config.DISABLE_JIT
+
+
 def compiled_or(reference, emitted):
     """Return an emitted function (of the arguments of an intrinsic), or its reference where nothing is compiled."""
-    return reference if config.DISABLE_JIT else intrinsic(emitted)
+    return intrinsic(emitted) if COMPILED else reference
 
 
 def element(context, builder, signature, values, array, index):

@@ -10,10 +10,10 @@ __all__ = ["allocations"]
 def allocations(
     sizes: Sequence[np.ndarray], errors: Sequence[np.ndarray], low: int, high: int, cells: int
 ) -> Iterator[list[int]]:
-    """Yield ways to choose one option for each item, of least summed error first.
+    """Yield choices of one option for each item, of least summed error first.
 
     A dynamic program over the total: sizes are counted in cells, rounded up, so that totals are never above ``high``
-    and with ``high < cells`` the first way is the best one there is. Exact, where a search along the convex hulls of
+    and with ``high < cells`` the first choice is the best one there is. Exact, where a search along the convex hulls of
     the items leaves bytes over.
 
     Parameters
@@ -48,12 +48,12 @@ def allocations(
     for at in low // unit + np.argsort(best[low // unit :], kind="stable"):
         if not np.isfinite(best[at]):
             return
-        yield _way(picked, sizes, int(at), unit)
+        yield _choice(picked, sizes, int(at), unit)
 
 
-def _way(picked: Sequence[np.ndarray], sizes: Sequence[np.ndarray], at: int, unit: int) -> list[int]:
-    way = []
+def _choice(picked: Sequence[np.ndarray], sizes: Sequence[np.ndarray], at: int, unit: int) -> list[int]:
+    choice = []
     for pick, size in zip(reversed(picked), reversed(sizes), strict=True):
-        way.append(int(pick[at]))
-        at -= -(-int(size[way[-1]]) // unit)
-    return way[::-1]
+        choice.append(int(pick[at]))
+        at -= -(-int(size[choice[-1]]) // unit)
+    return choice[::-1]

@@ -11,7 +11,7 @@ from pqnet.codecs import Codec
 from pqnet.codecs.layout import block_columns
 from pqnet.errors import PQNetError
 from pqnet.graph import Graph, Node, weight_op
-from pqnet.kernels.patches import gather_patches
+from pqnet.kernels.fit.patches import gather_patches
 from pqnet.pipeline.padding import masked
 from pqnet.runtime.execute import node_params
 

@@ -325,11 +325,11 @@ def _choose(
     for start, enough in ((firm, firm), ((LEAST_SHARE - 0.02) * target, LEAST_SHARE * target)):
         for _ in range(4):
             low, high = max(0, int(start) - overhead), target - overhead
-            ways = allocations(sizes, errors, low, high, max(CELLS, 400 * len(names)))
-            way = next((w for w in ways if any(useful[n][i].codec for n, i in zip(names, w, strict=True))), None)
-            if way is None:
+            choices = allocations(sizes, errors, low, high, max(CELLS, 400 * len(names)))
+            choice = next((c for c in choices if any(useful[n][i].codec for n, i in zip(names, c, strict=True))), None)
+            if choice is None:
                 break
-            chosen = {n: useful[n][i] for n, i in zip(names, way, strict=True)}
+            chosen = {n: useful[n][i] for n, i in zip(names, choice, strict=True)}
             chosen, nbytes = _filled(chosen, gains, files, target)
             if enough <= nbytes <= target:
                 return chosen, nbytes

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pqnet.kernels.copy import AXES, FILL, ROWS, SINGLE, TRANSPOSED, copy, copy_elements
+from pqnet.kernels.ops.copy import AXES, FILL, ROWS, SINGLE, TRANSPOSED, copy, copy_elements
 from pqnet.kernels.simd import WIDTH
 from pqnet.runtime.builder import Builder
 from pqnet.runtime.memory import ITEMSIZE, View, merge_axes
@@ -79,8 +79,8 @@ def _emit(b: Builder, source: View | int, axes: list[Axis], target: View, label:
         tail = (inner[0] - 1) % WORK + 1
         axes = [*axes[:-1], (-(-inner[0] // WORK), WORK * inner[1], WORK), (WORK, *inner[1:])]
     axes = [(1, 0, 0)] * (AXES - len(axes)) + axes
-    sizes, x_steps, steps = zip(*axes, strict=True)
-    _, _, _, rows, columns = sizes
+    sizes = [size for size, _, _ in axes]
+    rows, columns = sizes[-2:]
     # Blocks of rows, so that a single large matrix makes several tasks, too.
     outer = prod(sizes[:3])
     total = outer * rows * columns
@@ -89,13 +89,7 @@ def _emit(b: Builder, source: View | int, axes: list[Axis], target: View, label:
     block = min(-(-max(least // columns, 1) // grain) * grain, rows)
     units = outer * -(-rows // block)
     per_task = max(least // (block * columns), 1)
-    arguments = {
-        "x": -1 if fill else source,
-        "value": source if fill else -1,
-        "out": target,
-        "sizes": sizes,
-        "x_steps": x_steps,
-        "steps": steps,
+    arguments = _operands(source, axes, target) | {
         "mode": mode,
         "block": block,
         "per_task": per_task,
@@ -106,19 +100,19 @@ def _emit(b: Builder, source: View | int, axes: list[Axis], target: View, label:
     b.emit(copy, label, tasks, arguments, reads=reads, writes=[target], scratch=scratch)
 
 
+def _operands(source: View | int, axes: list[Axis], target: View) -> dict[str, Any]:
+    """Return the arguments that the kernels of copies have in common; ``axes`` are AXES."""
+    sizes, x_steps, steps = zip(*axes, strict=True)
+    x, value = (source, -1) if isinstance(source, View) else (-1, source)
+    return {"x": x, "value": value, "out": target, "sizes": sizes, "x_steps": x_steps, "steps": steps}
+
+
 def _emit_elements(b: Builder, source: View | int, axes: list[Axis], target: View, label: str) -> None:
     """Append the step that copies, or fills, elements that do not have 4 bytes."""
-    sizes, x_steps, steps = zip(*[(1, 0, 0)] * (AXES - len(axes)), *axes, strict=True)
-    rows = prod(sizes[:-1])
-    per_task = min(max(WORK // sizes[-1], -(-rows // TASKS), 1), rows)
-    filled = not isinstance(source, View)
-    arguments = {
-        "x": -1 if filled else source,
-        "value": source if filled else -1,
-        "out": target,
-        "sizes": sizes,
-        "x_steps": x_steps,
-        "steps": steps,
+    axes = [(1, 0, 0)] * (AXES - len(axes)) + axes
+    rows = prod(size for size, _, _ in axes[:-1])
+    per_task = min(max(WORK // axes[-1][0], -(-rows // TASKS), 1), rows)
+    arguments = _operands(source, axes, target) | {
         "element": ITEMSIZE[target.dtype],
         "per_task": per_task,
     }

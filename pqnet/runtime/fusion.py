@@ -12,7 +12,7 @@ from pqnet.runtime.memory import View
 
 __all__ = ["ACTIVATIONS", "Epilogue", "activation_of", "fuse", "fuse_product", "norm_factors"]
 
-# Kinds of kernels/activation.py.
+# Kinds of kernels/ops/activation.py.
 ACTIVATIONS = {
     "relu": 1,
     "clamp": 2,
@@ -47,7 +47,7 @@ class Epilogue:
     part: int | None = None  # of the layer's weight, see `Layer.part`
 
     def arguments(self, b: Builder) -> dict[str, Any]:
-        """Return the arguments of `kernels.epilogue.EPILOGUE`."""
+        """Return the arguments of `kernels.products.epilogue.EPILOGUE`."""
         fused = self.node.name, self.part, tuple(node.name for node in self.nodes)
         scale, shift = self.scale, self.shift
         return {

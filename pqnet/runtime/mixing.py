@@ -1,11 +1,11 @@
-"""Images mixed of the rows and columns of others, as one step: see `kernels.resize`."""
+"""Images mixed of the rows and columns of others, as one step: see `kernels.ops.resize`."""
 
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
-from pqnet.kernels.resize import LARGEST, SUM, resize
+from pqnet.kernels.ops.resize import LARGEST, SUM, resize
 from pqnet.kernels.simd import WIDTH
 from pqnet.runtime.builder import Builder
 from pqnet.runtime.memory import View, round_up

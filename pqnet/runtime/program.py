@@ -15,6 +15,7 @@ from pqnet.graph import Graph
 from pqnet.graph.op import Info, get_op
 from pqnet.kernels import driver
 from pqnet.kernels.abi import StepKernel
+from pqnet.kernels.llvm import COMPILED
 from pqnet.runtime import lower as lower
 from pqnet.runtime.builder import LOWERINGS, TYPED, Builder, Choose, HostStep, Step, Upload
 from pqnet.runtime.checks import check_step
@@ -67,7 +68,7 @@ class Segment:
         ends = np.cumsum([0, *map(len, values)])
         self._words = np.array([v for each in values for v in each], np.int64)
         addresses: list[Any] = [step.kernel.address() for step in steps]
-        if driver.COMPILED:
+        if COMPILED:
             self.kernels: Any = np.array(addresses, np.int64)[order]
             self.records: Any = (self._words.ctypes.data + 8 * ends[:-1])[order]
         else:
@@ -134,7 +135,7 @@ class Job:
         self.first, self.program, self.segment, self.arena = first, program, segment, space.arena
         self.extra = min(threads, int(segment.tasks[first:last].max())) - 1
         data, index = space.arena.view(np.float32), program.index
-        if not driver.COMPILED:
+        if not COMPILED:
             pieces = list(program.pieces)
             const, codes = Everything(pieces, np.float32), Everything(pieces, np.uint8)
             steps = segment.kernels, segment.tasks, segment.numbers, segment.records, last
@@ -159,7 +160,7 @@ class Job:
 
     def run(self) -> bool:
         """Run the steps; tell whether the job may be used again."""
-        if not driver.COMPILED:
+        if not COMPILED:
             state = np.zeros(driver.STATE_WORDS, np.int64)
             state[driver.TICKET] = self.first << 32
             driver.run_steps(*self.arguments, state)

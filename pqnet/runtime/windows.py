@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pqnet.kernels.prepare import prepare
+from pqnet.kernels.products.prepare import prepare
 from pqnet.runtime.builder import Builder
 from pqnet.runtime.copying import dense
 from pqnet.runtime.layer import IMAGE, Layer
@@ -20,7 +20,7 @@ TASKS, WORK = 16, 16384  # tasks of padding at most, elements a task at least
 
 @dataclass(frozen=True)
 class Windows:
-    """The windows of a layer, as `kernels.epilogue.WINDOWS` describes them.
+    """The windows of a layer, as `kernels.products.epilogue.WINDOWS` describes them.
 
     ``offsets`` are those of a window's elements in the order channel, row, column. Positions lie in rows of ``width``,
     ``pitch`` apart; ``height`` rows make an image. Rows and images that follow each other without a gap count as one.
@@ -56,7 +56,7 @@ class Windows:
 def pad_planes(
     b: Builder, layer: Layer, x: View, size: tuple[int, int], phases: Sequence[tuple[int, int]], label: str = "padding"
 ) -> View:
-    """Emit zero padding to planes (C, B, phase, rows, columns) of the given size; see `kernels.prepare`."""
+    """Emit zero padding to planes (C, B, phase, rows, columns) of the given size; see `kernels.products.prepare`."""
     batch, channels, height, width = x.shape
     out = b.new((channels, batch, len(phases), *size))
     per_task = max(-(-channels // TASKS), min(channels, -(-WORK // (batch * len(phases) * size[0] * size[1]))))

@@ -165,7 +165,7 @@ def _named_params(module: nn.Module, graph: Graph) -> dict[str, Param]:
         elif weight is not None:
             params[name] = _array(weight.form.to_filters(tensor), param)
         else:
-            params[name] = _turned(_array(tensor, param), param, name)
+            params[name] = _in_shape_of(_array(tensor, param), param, name)
         if params[name].shape != param.shape:
             raise PQNetError(f"parameter {name!r}: expected shape {param.shape} of the model, got {params[name].shape}")
     lost = [name for name, p in module.named_parameters() if p.requires_grad and id(p) not in taken]
@@ -188,16 +188,16 @@ def _place(module: nn.Module, name: str) -> tuple[nn.Module, str] | None:
     return (owner, attribute) if isinstance(getattr(owner, attribute, None), Tensor) else None
 
 
-def _turned(array: np.ndarray, param: Param, name: str) -> np.ndarray:
+def _in_shape_of(array: np.ndarray, param: Param, name: str) -> np.ndarray:
     """Return an array in the shape that the graph wants: with more or fewer axes of size 1, or a matrix transposed."""
     if array.ndim == len(param.shape) == 2 and array.shape == param.shape[::-1]:
         old = param.decode() if isinstance(param, Packed) else param
         if array.shape != old.shape:
             return array.T.copy()
-        straight, turned = (float(np.square(new - old).sum()) for new in (array, array.T))
-        if turned < straight / 4:
+        straight, transposed = (float(np.square(new - old).sum()) for new in (array, array.T))
+        if transposed < straight / 4:
             return array.T.copy()
-        if straight > turned / 4:
+        if straight > transposed / 4:
             raise PQNetError(
                 f"parameter {name!r}: expected a matrix near that of the model, to tell whether it is transposed "
                 "there; give the model that from_torch makes of the module now"

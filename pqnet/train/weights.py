@@ -27,7 +27,7 @@ ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"
 class FilterForm:
     """Between a parameter of PyTorch and the filter form of codecs, see `pqnet.codecs.layout`.
 
-    Both ways are differentiable, and views but for transposed convolutions.
+    Both directions are differentiable, and views but for transposed convolutions.
 
     Parameters
     ----------

@@ -115,7 +115,7 @@ def codebook_floats(codebook: np.ndarray) -> np.ndarray:
 
 
 def code_arguments(b: Builder, layer: Layer, weight: PackedPQ) -> dict[str, Any]:
-    """Return the arguments of `kernels.gemm.WEIGHT` for codes row by row."""
+    """Return the arguments of `kernels.products.gemm.WEIGHT` for codes row by row."""
     size, d = 1 if weight.codec.k <= 256 else 2, weight.codec.d
     return {
         "codes": b.code_bytes((layer.name, "rows"), lambda: np.ascontiguousarray(weight.codes).view(np.uint8)),

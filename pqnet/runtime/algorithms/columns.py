@@ -1,9 +1,9 @@
-"""Float weights for a few positions, with outputs side by side; see `kernels.columns`."""
+"""Float weights for a few positions, with outputs side by side; see `kernels.products.columns`."""
 
 import numpy as np
 
-from pqnet.kernels.columns import columns
-from pqnet.kernels.tile import FEW, LANES
+from pqnet.kernels.products.columns import columns
+from pqnet.kernels.products.tile import LANES, SMALL_ROWS
 from pqnet.runtime.algorithms.base import Algorithm, Call, Host
 from pqnet.runtime.builder import Builder
 from pqnet.runtime.layer import Layer
@@ -21,7 +21,7 @@ class Columns(Algorithm):
 
     def fits(self, layer: Layer, compute: str, host: Host) -> bool:
         """Tell whether the weight is an array, and there are few positions."""
-        return isinstance(layer.weight, np.ndarray) and layer.positions <= FEW and not layer.depthwise
+        return isinstance(layer.weight, np.ndarray) and layer.positions <= SMALL_ROWS and not layer.depthwise
 
     def cost(self, layer: Layer) -> float:
         """Return the cost of all panels."""
@@ -35,8 +35,8 @@ class Columns(Algorithm):
         panels = -(-layer.outputs // LANES)
         per_task = max(-(-panels // max(TASKS // layer.groups, 1)), min(panels, -(-WORK // (layer.reduction * LANES))))
         o_tasks = -(-panels // per_task)
-        sums = round_up(max(per_task, FEW) * LANES, 16)  # behind those of all panels of one position, or one of several
-        windows = sums + FEW * LANES
+        sums = round_up(max(per_task, SMALL_ROWS) * LANES, 16)  # behind those of one position, or one panel of several
+        windows = sums + SMALL_ROWS * LANES
 
         def weight() -> np.ndarray:
             rows = np.asarray(layer.weight, np.float32).reshape(layer.groups, layer.outputs, layer.reduction)
@@ -61,7 +61,7 @@ class Columns(Algorithm):
             arguments,
             reads=call.reads,
             writes=[call.end.out],
-            scratch=windows + round_up(FEW * layer.reduction, 16),
+            scratch=windows + round_up(SMALL_ROWS * layer.reduction, 16),
             algorithm=self.name,
             stored=layer.stored_bytes,
         )

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from pqnet.codecs import Packed
-from pqnet.kernels.depthwise import COLUMNS, DOWN, VECTORS, depthwise
+from pqnet.kernels.products.depthwise import COLUMNS, DOWN, VECTORS, depthwise
 from pqnet.kernels.simd import WIDTH
 from pqnet.runtime.algorithms.base import Algorithm, Call, Host
 from pqnet.runtime.builder import Builder

@@ -1,6 +1,6 @@
 """Products for a few positions, straight from codewords."""
 
-from pqnet.kernels.dots import dots
+from pqnet.kernels.products.dots import dots
 from pqnet.runtime.algorithms.base import Algorithm, Call, Host, block_order, code_arguments
 from pqnet.runtime.builder import Builder
 from pqnet.runtime.layer import Layer

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pqnet.kernels.abi import StepKernel
-from pqnet.kernels.gemm import gemm
+from pqnet.kernels.products.gemm import gemm
+from pqnet.kernels.products.tile import LANES, ROWS
 from pqnet.kernels.simd import WIDTH
-from pqnet.kernels.tile import LANES, ROWS
 from pqnet.runtime.algorithms.base import Algorithm, Call, Host, block_order, code_arguments
 from pqnet.runtime.builder import Builder
 from pqnet.runtime.layer import Layer
@@ -74,7 +74,7 @@ class Dense(Algorithm):
 
 
 class Cut(NamedTuple):
-    """How the work is cut: the arguments of `kernels.gemm.CUT`, tasks, floats of scratch, cycles of one core."""
+    """How work is cut: the arguments of `kernels.products.gemm.CUT`, tasks, floats of scratch, cycles of one core."""
 
     arguments: Mapping[str, int]
     tasks: int

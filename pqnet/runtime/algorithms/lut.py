@@ -1,10 +1,10 @@
-"""Vector tables: every codeword times a tile of positions once, then additions of rows; see `kernels.lut`."""
+"""Vector tables: every codeword times a tile of positions once, then additions of rows; see `kernels.products.lut`."""
 
 from math import ceil
 
 import numpy as np
 
-from pqnet.kernels.lut import lut
+from pqnet.kernels.products.lut import lut
 from pqnet.runtime.algorithms.base import Algorithm, Call, Host, block_order, codeword_step
 from pqnet.runtime.algorithms.lut_plan import Sizes, Tiles, choose_tiles, lut_codes, plan_lut, table_rows
 from pqnet.runtime.builder import Builder
@@ -105,7 +105,7 @@ def _sizes(layer: Layer, taps: list[int], batch: int, height: int, width: int, p
 
 
 def lut_codebook(codebook: np.ndarray) -> np.ndarray:
-    """Return a codebook (k, d) in float32 as `kernels.lut` reads it, zeros behind each codeword and the last one."""
+    """Return a codebook (k, d) as `kernels.products.lut` reads it: float32, zeros behind each codeword and the last."""
     k, d = codebook.shape
     out = np.zeros((table_rows(k), codeword_step(d)), np.float32)
     out[:k, :d] = codebook

@@ -1,4 +1,4 @@
-"""How `kernels.lut` computes a layer: which tables it needs, how its work is cut, in which order it reads codes."""
+"""How `kernels.products.lut` computes a layer: the tables it needs, how its work is cut, the order of its codes."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pqnet.kernels.lut import CHUNK, DEEP, SHORT, WORDS_AT_ONCE
+from pqnet.kernels.products.lut import CHUNK, DEEP, SHORT, WORDS_AT_ONCE
+from pqnet.kernels.products.tile import LANES
 from pqnet.kernels.simd import WIDTH
-from pqnet.kernels.tile import LANES
 from pqnet.runtime.memory import round_up
 
 __all__ = ["LutPlan", "Sizes", "Tiles", "choose_tiles", "lut_codes", "plan_lut", "table_rows"]
@@ -97,7 +97,7 @@ class Run(NamedTuple):
 
 @dataclass(frozen=True)
 class LutPlan:
-    """How `kernels.lut` computes a layer.
+    """How `kernels.products.lut` computes a layer.
 
     Attributes
     ----------
@@ -280,7 +280,7 @@ def plan_lut(sizes: Sizes, tiles: Tiles) -> LutPlan:
 
 
 def lut_codes(codes: np.ndarray, groups: int, plan: LutPlan) -> np.ndarray:
-    """Return codes (O, M) as bytes in the order of `kernels.lut`.
+    """Return codes (O, M) as bytes in the order of `kernels.products.lut`.
 
     That is group, pass, output, shift, block of the pass, tap.
     """

@@ -1,4 +1,4 @@
-"""Scalar tables in registers for one position: sixty-four look-ups at once; see `kernels.lut_planes`."""
+"""Scalar tables in registers for one position: sixty-four look-ups at once; see `kernels.products.lut_planes`."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -6,7 +6,7 @@ from math import ceil
 
 import numpy as np
 
-from pqnet.kernels.lut_planes import TILE, look_up_planes, order_codes, sum_parts
+from pqnet.kernels.products.lut_planes import TILE, look_up_planes, order_codes, sum_parts
 from pqnet.runtime.algorithms.base import Algorithm, Call, Host, block_order
 from pqnet.runtime.algorithms.rows import rows_codebook
 from pqnet.runtime.builder import Builder
@@ -25,7 +25,7 @@ NUMBER, LOOK, SUM, STEPS = 0.75, 8.5, 6.0, 4000.0
 
 @dataclass(frozen=True)
 class PlanesPlan:
-    """How `kernels.lut_planes` computes a layer.
+    """How `kernels.products.lut_planes` computes a layer.
 
     Attributes
     ----------

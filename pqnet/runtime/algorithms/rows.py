@@ -1,4 +1,4 @@
-"""Scalar tables for a few positions: a table of numbers for each block, one look-up a code; see `kernels.lut_rows`."""
+"""Scalar tables for a few positions: a table for each block, one look-up a code; see `kernels.products.lut_rows`."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -6,9 +6,9 @@ from math import ceil
 
 import numpy as np
 
-from pqnet.kernels.lut_rows import TURN, fill_tables, look_up_outputs
+from pqnet.kernels.products.lut_rows import TURN, fill_tables, look_up_outputs
+from pqnet.kernels.products.tile import LANES
 from pqnet.kernels.simd import WIDTH
-from pqnet.kernels.tile import LANES
 from pqnet.runtime.algorithms.base import Algorithm, Call, Host, block_order
 from pqnet.runtime.builder import Builder
 from pqnet.runtime.layer import Layer
@@ -17,7 +17,7 @@ from pqnet.runtime.windows import Windows, windows_of
 
 __all__ = ["Rows", "RowsPlan", "plan_rows", "rows_codebook", "rows_codes"]
 
-POSITIONS = 4  # at most, of `kernels.lut_rows`
+POSITIONS = 4  # at most, of `kernels.products.lut_rows`
 TASKS = 64  # at most
 NEAREST = 6 * 1024  # floats of tables that stay in the first-level cache
 # Fitted times, in cycles: a table's vector multiply-add, an input; a look-up of one position and of four, the epilogue
@@ -28,7 +28,7 @@ FILL_TASK, LOOK_TASK = 400_000, 6000  # multiply-adds, look-ups of a turn: a tas
 
 @dataclass(frozen=True)
 class RowsPlan:
-    """How `kernels.lut_rows` computes a layer for a few positions.
+    """How `kernels.products.lut_rows` computes a layer for a few positions.
 
     Attributes
     ----------

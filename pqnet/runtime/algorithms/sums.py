@@ -11,8 +11,8 @@ from pqnet.codecs import Packed
 from pqnet.codecs.decoding import Decoding, Lookup
 from pqnet.codecs.layout import block_columns
 from pqnet.codecs.packing import unpack_codes
-from pqnet.kernels import sums as kernel
-from pqnet.kernels.tile import ROWS
+from pqnet.kernels.products import sums as kernel
+from pqnet.kernels.products.tile import ROWS
 from pqnet.runtime.algorithms.base import Algorithm, Call, Host, codebook_floats, codeword_step
 from pqnet.runtime.algorithms.gemm import Cut, cut_layer, decode_cycles, emit_gemm
 from pqnet.runtime.builder import Builder
@@ -89,7 +89,7 @@ class _Parts:
         return np.ascontiguousarray(codes[:, blocks]).view(np.uint8)
 
     def runs(self, groups: int, piece: int) -> np.ndarray:
-        """Return `kernels.sums.SUMMED.runs` of inputs whose scales are one."""
+        """Return `kernels.products.sums.SUMMED.runs` of inputs whose scales are one."""
         group = self.order // (self.inputs // groups)
         at = np.arange(self.inputs)
         starts = np.flatnonzero((np.diff(group, prepend=-1) != 0) | (at % piece == 0))
@@ -124,7 +124,7 @@ def _cut(layer: Layer, parts: _Parts) -> Cut:
 
 
 def _arguments(b: Builder, name: Hashable, parts: _Parts, piece: int) -> dict[str, Any]:
-    """Return the arguments of `kernels.sums.SUMMED`, but for its scratch."""
+    """Return the arguments of `kernels.products.sums.SUMMED`, but for its scratch."""
     lists: dict[str, list[int]] = {}
     for i, lookup in enumerate(parts.lookups):
         for field, value in _lookup_arguments(b, (name, i), parts, lookup, piece).items():

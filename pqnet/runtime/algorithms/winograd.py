@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from pqnet.kernels.products.tile import LANES, ROWS
+from pqnet.kernels.products.winograd import winograd
 from pqnet.kernels.simd import WIDTH
-from pqnet.kernels.tile import LANES, ROWS
-from pqnet.kernels.winograd import winograd
 from pqnet.runtime.algorithms.base import Algorithm, Call, Host, code_arguments
 from pqnet.runtime.algorithms.gemm import MULTIPLY
 from pqnet.runtime.builder import Builder

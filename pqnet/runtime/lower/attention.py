@@ -3,8 +3,8 @@
 import math
 
 from pqnet.graph import Node
-from pqnet.kernels.attention import attention
-from pqnet.kernels.tile import LANES, ROWS
+from pqnet.kernels.ops.attention import attention
+from pqnet.kernels.products.tile import LANES, ROWS
 from pqnet.runtime.builder import Builder, lowers
 from pqnet.runtime.copying import dense
 from pqnet.runtime.lower.typed import additive_mask

@@ -1,10 +1,12 @@
 """Sums, means and extremes along axes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 from pqnet.graph import Node
-from pqnet.kernels.pool import MAXIMUM, MINIMUM, SUM, reduce_axis
+from pqnet.kernels.ops.pool import MAXIMUM, MINIMUM, SUM, reduce_axis
 from pqnet.kernels.simd import WIDTH
 from pqnet.runtime.builder import Builder, lowers
 from pqnet.runtime.copying import dense
@@ -41,6 +43,21 @@ def _rows(b: Builder, x: View, axes: tuple[int, ...]) -> Rows:
     return Rows(x, (*missing, *kept), n, step, outer, lanes[0])
 
 
+def points_of(x: View, out: View, axes: Sequence[tuple[int, ...]]) -> dict[str, Any]:
+    """Return the arguments of `kernels.ops.points.POINTS` for two axes: size, step in x, step in the result."""
+    (outer, x_outer, out_outer), (inner, x_inner, out_inner) = axes
+    return {
+        "x": x,
+        "out": out,
+        "outer": outer,
+        "inner": inner,
+        "x_outer": x_outer,
+        "x_inner": x_inner,
+        "out_outer": out_outer,
+        "out_inner": out_inner,
+    }
+
+
 KINDS = {
     "mean": SUM,
     "sum": SUM,
@@ -71,14 +88,7 @@ def reduce_axes(b: Builder, label: str, x: View, axes: tuple[int, ...], kind: in
     per_task = min(max(WORK // (r.n * r.lanes), 1, -(-rows // 64)), rows)
     count = prod(shape[a] for a in axes) if mean else 1
     arguments = {
-        "x": r.x,
-        "out": full,
-        "outer": n0,
-        "inner": n1,
-        "x_outer": s0,
-        "x_inner": s1,
-        "out_outer": n1 * r.lanes,
-        "out_inner": r.lanes,
+        "points": points_of(r.x, full, [(n0, s0, n1 * r.lanes), (n1, s1, r.lanes)]),
         "lanes": r.lanes,
         "n": r.n,
         "x_step": r.step,

@@ -9,7 +9,7 @@ import numpy as np
 
 from pqnet.graph import Node
 from pqnet.graph.op import broadcast_shape
-from pqnet.kernels import elementwise as kernel
+from pqnet.kernels.ops import elementwise as kernel
 from pqnet.kernels.simd import WIDTH
 from pqnet.runtime.builder import LOWERINGS, Builder, channel_major, lowers
 from pqnet.runtime.copying import dense

@@ -8,7 +8,7 @@ import numpy as np
 from pqnet.codecs import Packed, PackedPQ
 from pqnet.codecs.packing import code_bits
 from pqnet.graph import Node
-from pqnet.kernels.embedding import embedding
+from pqnet.kernels.ops.embedding import embedding
 from pqnet.kernels.simd import WIDTH
 from pqnet.runtime.algorithms.base import codebook_floats, codeword_step
 from pqnet.runtime.builder import Builder, lowers
@@ -19,7 +19,7 @@ WORK = 32768  # elements a task, at least
 
 
 def _table(b: Builder, node: Node) -> tuple[dict[str, Any], int] | None:
-    """Return the arguments of `kernels.embedding.EMBEDDING` that say where rows are, and the bytes of a row.
+    """Return the arguments of `kernels.ops.embedding.EMBEDDING` that say where rows are, and the bytes of a row.
 
     None if a packed table cannot be read row by row.
     """

@@ -3,7 +3,7 @@
 from math import prod
 
 from pqnet.graph import Node
-from pqnet.kernels import gather as kernel
+from pqnet.kernels.ops import gather as kernel
 from pqnet.runtime.builder import Builder, Check, lowers
 from pqnet.runtime.copying import dense
 from pqnet.runtime.memory import ITEMSIZE, View, merge_axes

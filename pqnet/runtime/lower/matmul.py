@@ -9,9 +9,9 @@ import numpy as np
 
 from pqnet.graph import Node
 from pqnet.graph.op import broadcast_shape
-from pqnet.kernels.matmul import matmul, vector_matmul
+from pqnet.kernels.products.matmul import matmul, vector_matmul
+from pqnet.kernels.products.tile import LANES, ROWS
 from pqnet.kernels.simd import WIDTH
-from pqnet.kernels.tile import LANES, ROWS
 from pqnet.runtime.builder import Builder, lowers
 from pqnet.runtime.copying import dense
 from pqnet.runtime.fusion import Epilogue, fuse_product
@@ -140,7 +140,7 @@ def _emit_tiles(
 
 @lru_cache(maxsize=1024)
 def _cut(batch: int, rows: int, lanes: int, inner: int) -> tuple[dict[str, int], int, int]:
-    """Return how the work is cut, as arguments of `kernels.matmul`, the number of tasks and the floats of scratch."""
+    """Return how work is cut: arguments of `kernels.products.matmul`, the number of tasks, the floats of scratch."""
     pieces = -(-inner // PIECE) if inner > PIECE + PIECE // 3 else 1
     piece = -(-inner // pieces)
     total = -(-lanes // LANES)

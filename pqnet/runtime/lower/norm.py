@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from pqnet.graph import Node
-from pqnet.kernels import norm as kernel
 from pqnet.kernels.abi import StepKernel
+from pqnet.kernels.ops import norm as kernel
 from pqnet.kernels.simd import WIDTH
 from pqnet.runtime.builder import Builder, lowers
 from pqnet.runtime.copying import dense
+from pqnet.runtime.lower.axis import points_of
 from pqnet.runtime.memory import View, merge_axes
 
 CACHE = 96 * 1024  # floats of the rows that are read again from the second-level cache
@@ -42,22 +43,14 @@ class _Rows:
     order: list[int]  # of the axes of a row in storage
 
     def arguments(self, b: Builder) -> tuple[dict[str, Any], int]:
-        """Return the arguments of `kernels.norm.ROWS`, and the number of tasks."""
-        (outer, x_outer, out_outer), (inner, x_inner, out_inner) = self.outer
-        points, lanes, n = outer * inner, self.lanes, len(self.offsets) * self.size
+        """Return the arguments of `kernels.ops.norm.ROWS`, and the number of tasks."""
+        points, lanes, n = prod(size for size, *_ in self.outer), self.lanes, len(self.offsets) * self.size
         if points < TASKS and lanes > WIDTH:
             wanted = min(-(-TASKS // points), max(points * lanes * n // WORK, 1))
             lanes = -(-lanes // (wanted * WIDTH)) * WIDTH
         per_task = min(max(-(-WORK // (n * lanes)), -(-points // TASKS)), points)
         arguments = {
-            "x": self.x,
-            "out": self.out,
-            "outer": outer,
-            "inner": inner,
-            "x_outer": x_outer,
-            "x_inner": x_inner,
-            "out_outer": out_outer,
-            "out_inner": out_inner,
+            "points": points_of(self.x, self.out, self.outer),
             "adjacent": self.lanes if self.lanes > 1 else self.size,
             "parts": len(self.offsets),
             "offsets": b.table(self.offsets),

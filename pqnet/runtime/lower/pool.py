@@ -7,7 +7,7 @@ import numpy as np
 
 from pqnet.graph import Node
 from pqnet.graph.ops.pool import window_sizes
-from pqnet.kernels.pool import AVERAGE, LARGEST, pool
+from pqnet.kernels.ops.pool import AVERAGE, LARGEST, pool
 from pqnet.kernels.simd import WIDTH
 from pqnet.runtime.builder import Builder, lowers
 from pqnet.runtime.copying import dense

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pqnet.graph import Node
-from pqnet.kernels import recurrent as kernel
 from pqnet.kernels.abi import StepKernel
+from pqnet.kernels.ops import recurrent as kernel
 from pqnet.kernels.simd import WIDTH
 from pqnet.runtime.builder import Builder, lowers
 from pqnet.runtime.copying import dense, emit_copy, emit_fill

@@ -3,7 +3,7 @@
 from math import prod
 
 from pqnet.graph import Node
-from pqnet.kernels import reduce as kernel
+from pqnet.kernels.ops import reduce as kernel
 from pqnet.runtime.builder import Builder, lowers
 from pqnet.runtime.copying import dense
 from pqnet.runtime.lower.typed import TYPES

@@ -5,7 +5,7 @@ import numpy as np
 from pqnet.graph import Node
 from pqnet.graph.ops.pool import bins
 from pqnet.graph.ops.resize import taps_of
-from pqnet.kernels.pool import MAXIMUM, SUM
+from pqnet.kernels.ops.pool import MAXIMUM, SUM
 from pqnet.runtime.builder import Builder, lowers
 from pqnet.runtime.lower.axis import reduce_axes
 from pqnet.runtime.memory import View

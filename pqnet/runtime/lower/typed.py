@@ -9,7 +9,7 @@ import numpy as np
 
 from pqnet.graph import Node
 from pqnet.graph.ops.elementwise import as_scalar, operand_dtype
-from pqnet.kernels import typed as kernel
+from pqnet.kernels.ops import typed as kernel
 from pqnet.runtime.builder import Builder, lowers, storage_order
 from pqnet.runtime.memory import View, merge_axes
 
@@ -57,7 +57,7 @@ class _Placed:
     steps: tuple[int, ...]
 
     def arguments(self, steps: Sequence[int]) -> dict[str, Any]:
-        """Return the arguments of `kernels.typed.OPERAND`, with the steps along merged axes."""
+        """Return the arguments of `kernels.ops.typed.OPERAND`, with the steps along merged axes."""
         places = {f"in_{name}": self.at if name == self.array else -1 for name in ("data", "const", "codes", "index")}
         return {**places, "type": TYPES[self.dtype], "steps": steps}
 
@@ -96,7 +96,7 @@ def apply(
     b : Builder
     label : str
     operation : int
-        One of `kernels.typed`.
+        One of `kernels.ops.typed`.
     operands : sequence of View or array
         x, then y, then a condition, as far as the operation has them.
     shape : tuple of int

@@ -1,0 +1,1 @@
+"""What finds codes and codewords: k-means, descents, permutations, scales, statistics of inputs."""

@@ -1,0 +1,274 @@
+"""What k-means does with blocks in their own order: surveys, sorting, metrics of few blocks, exact errors, seeds."""
+
+import numpy as np
+from numba import njit
+
+from pqnet.kernels.fit.chunks import next_chunk
+from pqnet.kernels.simd import WIDTH, add, fma, load, maximum, splat, store, subtract
+
+SEED_CHUNK = 512  # blocks that k-means++ sums at once
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def survey(counter, flat, period, chunk, tmp, out_sums, out_squares, out_largest):
+    # Column sums of a (N, D) array without leaving its memory order: period = 16 D numbers are 16 rows. In float32 over
+    # 64 periods, then in float64; not finite if anything in flat is not.
+    # IN flat (N * D) f4; TMP (chunks, 2 * period) f4; OUT sums, squares (chunks, period) f8, largest (chunks, period)
+    # f4 of absolute values
+    n = flat.size
+    zero = splat(np.float32(0.0))
+    chunks = (n + chunk * period - 1) // (chunk * period)
+    c = next_chunk(counter)
+    while c < chunks:
+        part, sums, squares, largest = tmp[c], out_sums[c], out_squares[c], out_largest[c]
+        sums[:] = 0.0
+        squares[:] = 0.0
+        largest[:] = 0.0
+        for first in range(c * chunk, (c + 1) * chunk, 64):
+            part[:] = 0.0
+            for r in range(first, min(first + 64, (c + 1) * chunk, n // period)):
+                for p in range(0, period, WIDTH):
+                    x = load(flat, r * period + p)
+                    store(part, p, add(load(part, p), x))
+                    store(part, period + p, fma(x, x, load(part, period + p)))
+                    store(largest, p, maximum(load(largest, p), maximum(x, subtract(zero, x))))
+            for p in range(period):
+                sums[p] += np.float64(part[p])
+                squares[p] += np.float64(part[period + p])
+        if (c + 1) * chunk * period > n:  # the last chunk: less than a period is left
+            for p in range(n % period):
+                x = flat[n - n % period + p]
+                sums[p] += np.float64(x)
+                squares[p] += np.float64(x) * np.float64(x)
+                largest[p] = max(largest[p], abs(x))
+        c = next_chunk(counter)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def sort_by_key(keys, order, tmp_start, out_order):
+    # One pass of a stable radix sort. IN keys (N,) i4 of the blocks, order (N,) i4 so far; TMP start (keys,) i8
+    tmp_start[:] = 0
+    for i in range(keys.size):
+        tmp_start[keys[i]] += 1
+    total = np.int64(0)
+    for k in range(tmp_start.size):
+        total, tmp_start[k] = total + tmp_start[k], total
+    for i in range(order.size):
+        row = order[i]
+        at = tmp_start[keys[row]]
+        out_order[at] = row
+        tmp_start[keys[row]] = at + 1
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def number_cells(counter, flat, d, codes, codebook, axes, chunk, out_keys):
+    # Blocks of one cell lie near each other: their coarse codeword, and on which side of it they are on some axes.
+    # IN flat (N * D) f4, codes (N,) i4, codebook (K * D) f4, axes (A,) u8; OUT keys (N,) i4 below K << A
+    n, size = codes.size, np.uintp(d)
+    chunks = (n + chunk - 1) // chunk
+    c = next_chunk(counter)
+    while c < chunks:
+        for i in range(c * chunk, min((c + 1) * chunk, n)):
+            block, word = np.uintp(i) * size, np.uintp(codes[i]) * size
+            key = codes[i]
+            for a in axes:
+                key = 2 * key + (np.int32(1) if flat[block + a] > codebook[word + a] else np.int32(0))
+            out_keys[i] = key
+        c = next_chunk(counter)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def transform_rows(counter, v, group, metric, chunk, out_y, out_half_norm):
+    # IN v (N, D) f4, group (N,) i4, metric (M, D, D) f4; OUT y (N, D) f4, half_norm (N,) f4
+    n, d = v.shape
+    chunks = (n + chunk - 1) // chunk
+    c = next_chunk(counter)
+    while c < chunks:
+        for i in range(c * chunk, min((c + 1) * chunk, n)):
+            g = group[i]
+            total = np.float64(0.0)
+            for a in range(d):
+                s = np.float64(0.0)
+                for b in range(d):
+                    s += np.float64(metric[g, a, b]) * np.float64(v[i, b])
+                out_y[i, a] = s
+                total += s * np.float64(v[i, a])
+            out_half_norm[i] = np.float64(0.5) * total
+        c = next_chunk(counter)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def nearest_row_by_row(counter, y, half_norm, group, codebook_t, offset, chunk, tmp, tmp_bits, out_codes, out_half):
+    # For metrics of so few blocks each that tiles would be mostly empty: here the lanes are codewords.
+    # IN y (N, D) f4, codebook_t (D, KP) f4, offset (M, KP) f4 with KP = K padded by +inf offsets;
+    # TMP tmp (chunks, KP) f4 and tmp_bits, the same memory as i4; OUT codes (N,) i4, half (N,) f4
+    n, d = y.shape
+    kp = codebook_t.shape[1]
+    top = np.int32(0x7FFFFFFF)
+    chunks = (n + chunk - 1) // chunk
+    c = next_chunk(counter)
+    while c < chunks:
+        h = tmp[c]
+        bits = tmp_bits[c]
+        for i in range(c * chunk, min((c + 1) * chunk, n)):
+            base = offset[group[i]]
+            norm = half_norm[i]
+            for k in range(kp):
+                h[k] = base[k] + norm
+            j = 0
+            while j + 4 <= d:  # four coordinates a pass: a fourth of the traffic on h
+                y0, y1, y2, y3 = y[i, j], y[i, j + 1], y[i, j + 2], y[i, j + 3]
+                c0, c1, c2, c3 = codebook_t[j], codebook_t[j + 1], codebook_t[j + 2], codebook_t[j + 3]
+                for k in range(kp):
+                    h[k] -= (y0 * c0[k] + y1 * c1[k]) + (y2 * c2[k] + y3 * c3[k])
+                j += 4
+            while j < d:
+                y0 = y[i, j]
+                c0 = codebook_t[j]
+                for k in range(kp):
+                    h[k] -= y0 * c0[k]
+                j += 1
+            # Non-negative floats order like their bits, and integer reductions vectorise in strict arithmetic.
+            least = top
+            for k in range(kp):
+                b = max(bits[k], np.int32(0))
+                least = min(least, b)
+            first = top
+            for k in range(kp):
+                where = np.int32(k) if max(bits[k], np.int32(0)) == least else top
+                first = min(first, where)
+            out_codes[i] = first
+            out_half[i] = max(h[first], np.float32(0.0))
+        c = next_chunk(counter)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def sum_by_code(counter, rows, weights, codes, chunk, out_sums, out_mass):
+    # IN rows (N, D) f4, weights (N,) f4, codes (N,) i4;
+    # OUT sums (chunks, K, D) f8 and mass (chunks, K) f8: zeroed here, then added up by the caller
+    n, d = rows.shape
+    chunks = (n + chunk - 1) // chunk
+    c = next_chunk(counter)
+    while c < chunks:
+        sums = out_sums[c]
+        mass = out_mass[c]
+        sums[:] = 0.0
+        mass[:] = 0.0
+        for i in range(c * chunk, min((c + 1) * chunk, n)):
+            k = codes[i]
+            w = np.float64(weights[i])
+            mass[k] += w
+            for a in range(d):
+                sums[k, a] += w * np.float64(rows[i, a])
+        c = next_chunk(counter)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def block_errors(counter, v, weights, group, metric, codebook, codes, chunk, tmp, out_errors, out_sums):
+    # w (v - c)' G (v - c), metric of size 0 for G = 1: TMP (chunks, 2, D) f4, OUT errors (N,) f4, sums (chunks,) f8.
+    # The difference comes first and the sum over blocks is in float64, so that float32 in between costs no digits.
+    n, d = v.shape
+    chunks = (n + chunk - 1) // chunk
+    c = next_chunk(counter)
+    while c < chunks:
+        e, ge = tmp[c, 0], tmp[c, 1]
+        sums = np.float64(0.0)
+        for i in range(c * chunk, min((c + 1) * chunk, n)):
+            k = codes[i]
+            total = np.float64(0.0)
+            if metric.size == 0:
+                for a in range(d):
+                    x = v[i, a] - codebook[k, a]
+                    total += np.float64(x) * np.float64(x)
+            else:
+                g = metric[group[i]]
+                for a in range(d):
+                    e[a] = v[i, a] - codebook[k, a]
+                    ge[a] = np.float32(0.0)
+                for b in range(d):  # G is symmetric: its rows along the contiguous axis
+                    x = e[b]
+                    for a in range(d):
+                        ge[a] += x * g[b, a]
+                for a in range(d):
+                    total += np.float64(e[a]) * np.float64(ge[a])
+            total = np.float64(weights[i]) * max(total, np.float64(0.0))
+            out_errors[i] = total
+            sums += total
+        out_sums[c] = sums
+        c = next_chunk(counter)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def draw_seeds(v, y, half_norm, group, weights, metric, draws, tmp_least, tmp_half, tmp_offset, tmp_edges, out_seeds):
+    # k-means++: each of K blocks drawn with probability proportional to its weighted half distance to those before.
+    # IN v (N, D) f4, y (D, N) f4, half_norm (N,) f4, group (N,) i4, weights (N,) f4, metric (M, D, D) f8, draws (K,) f8
+    # below 1; TMP least, half (N,) f4, offset (M,) f8, edges (chunks of SEED_CHUNK blocks,) f8; OUT seeds (K,) i8.
+    # Return how many were found before all distances were 0.
+    d, n = y.shape
+    tmp_least[:] = weights
+    for s in range(out_seeds.size):
+        total = np.float64(0.0)
+        for c in range(tmp_edges.size):
+            part = tmp_least[c * SEED_CHUNK : min((c + 1) * SEED_CHUNK, n)]
+            s0, s1, s2, s3 = np.float64(0.0), np.float64(0.0), np.float64(0.0), np.float64(0.0)
+            for i in range(part.size // 4):  # four chains of additions hide that each takes a while
+                s0 += part[4 * i]
+                s1 += part[4 * i + 1]
+                s2 += part[4 * i + 2]
+                s3 += part[4 * i + 3]
+            for i in range(part.size // 4 * 4, part.size):
+                s0 += part[i]
+            total += (s0 + s1) + (s2 + s3)
+            tmp_edges[c] = total
+        if total <= 0.0:
+            return s
+        target = draws[s] * total
+        c = 0
+        while c + 1 < tmp_edges.size and tmp_edges[c] <= target:
+            c += 1
+        sum_to = tmp_edges[c - 1] if c else 0.0
+        row = c * SEED_CHUNK
+        seed = row
+        for i in range(row, min(row + SEED_CHUNK, n)):
+            if tmp_least[i] > 0:
+                seed = i  # the last of any weight, if rounding leads past it
+                sum_to += np.float64(tmp_least[i])
+                if sum_to > target:
+                    break
+        out_seeds[s] = seed
+        if s == 0:
+            tmp_least[:] = np.float32(3.4e38)
+        word = v[seed]
+        for g in range(tmp_offset.size):
+            total = 0.0
+            for a in range(d):
+                for b in range(d):
+                    total += np.float64(word[a]) * metric[g, a, b] * np.float64(word[b])
+            tmp_offset[g] = 0.5 * total
+        for i in range(n):
+            tmp_half[i] = half_norm[i] + np.float32(tmp_offset[group[i]])
+        for a in range(d):
+            factor, row_of_y = word[a], y[a]
+            for i in range(n):
+                tmp_half[i] -= factor * row_of_y[i]
+        for i in range(n):
+            half = tmp_half[i] * weights[i]
+            tmp_least[i] = min(tmp_least[i], half if half > np.float32(0.0) else np.float32(0.0))
+    return out_seeds.size
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def codeword_changes(words, offset, words_before, offset_before, out_change, out_offset, out_size):
+    # IN words (KP, D), offset (M, KP) f4, now and before; OUT change (D * KP) f4, offset (M * KP) f4: differences,
+    # size (KP,) f4: their length, rounded up
+    kp, d = words.shape
+    for k in range(kp):
+        size = np.float64(0.0)
+        for j in range(d):
+            change = np.float64(words[k, j]) - np.float64(words_before[k, j])
+            out_change[j * kp + k] = change
+            size += change * change
+        out_size[k] = np.sqrt(size) * 1.000001
+    for g in range(len(offset)):
+        for k in range(kp):
+            out_offset[g * kp + k] = offset[g, k] - offset_before[g, k]

@@ -1,0 +1,73 @@
+"""Sums and extremes of integers and booleans, and positions of extremes of any numbers, along rows."""
+
+import numpy as np
+from numba import njit
+
+from pqnet.kernels.abi import DATA, SIZE, Arguments, step
+from pqnet.kernels.ops.typed import BYTE, FLOAT, INT, LONG, SHORT, SIGNED_BYTE
+from pqnet.kernels.pointers import bytes_, ints, longs, shorts, signed_bytes
+
+SUM, MAXIMUM, MINIMUM, FIRST_MAXIMUM, FIRST_MINIMUM = range(5)
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def _reduced(operation, source, x, step, n):
+    # The sum, an extreme, or the position of the first one, of n elements; NaN is beyond all other numbers
+    total = np.int64(0)
+    if operation == SUM:
+        for i in range(n):
+            total += np.int64(source[x + i * step])
+        return total
+    best = source[x]
+    largest = operation in (MAXIMUM, FIRST_MAXIMUM)
+    for i in range(1, n):
+        value = source[x + i * step]
+        if (value > best if largest else value < best) or (value != value and best == best):
+            best, total = value, np.int64(i)
+    return np.int64(best) if operation <= MINIMUM else total
+
+
+# Rows of n elements, x_step apart, lie on three outer axes; the result is dense.
+REDUCE_TYPED = Arguments(
+    x=DATA,
+    type=SIZE,
+    out=DATA,
+    out_type=SIZE,
+    sizes=SIZE.repeated(3),
+    x_steps=SIZE.repeated(3),
+    n=SIZE,
+    x_step=SIZE,
+    operation=SIZE,
+    per_task=SIZE,  # rows
+)
+
+
+@step(REDUCE_TYPED)
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def reduce_typed(task, g, data, const, codes, index, scratch):
+    n1, n2, n, step, op, kind = g.sizes[1], g.sizes[2], g.n, g.x_step, g.operation, g.type
+    for row in range(task * g.per_task, min((task + 1) * g.per_task, g.sizes[0] * n1 * n2)):
+        i, j, k = row // n2 // n1, row // n2 % n1, row % n2
+        x, out = g.x + i * g.x_steps[0] + j * g.x_steps[1] + k * g.x_steps[2], g.out + row
+        if kind == FLOAT:
+            result = _reduced(op, data, x, step, n)
+        elif kind == LONG:
+            result = _reduced(op, longs(data), x, step, n)
+        elif kind == INT:
+            result = _reduced(op, ints(data), x, step, n)
+        elif kind == SHORT:
+            result = _reduced(op, shorts(data), x, step, n)
+        elif kind == SIGNED_BYTE:
+            result = _reduced(op, signed_bytes(data), x, step, n)
+        else:
+            result = _reduced(op, bytes_(data), x, step, n)
+        if g.out_type == LONG:
+            longs(data)[out] = result
+        elif g.out_type == INT:
+            ints(data)[out] = np.int32(result)
+        elif g.out_type == SHORT:
+            shorts(data)[out] = np.int16(result)
+        elif g.out_type == SIGNED_BYTE:
+            signed_bytes(data)[out] = np.int8(result)
+        elif g.out_type == BYTE:
+            bytes_(data)[out] = np.uint8(result)

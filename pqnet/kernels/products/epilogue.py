@@ -1,0 +1,77 @@
+"""What follows a product in the same pass: scale, shift, residual, activation, and the store."""
+
+import numpy as np
+from numba import njit
+
+from pqnet.kernels.abi import CONST, DATA, INDEX, MAYBE_CONST, MAYBE_DATA, SIZE, Arguments
+from pqnet.kernels.ops.activation import activate_row
+from pqnet.kernels.simd import WIDTH, add, fma, load, load_head, maximum, minimum, splat, store, store_head
+
+# Sums over windows of the input, one for each output and position. Element i of the window of group g, image b, row y
+# and column j is data[x + g * group_step + b * image_step + y * pitch + j + index[offsets + i]]; a window has
+# ``reduction`` of them, a group ``outputs`` outputs, an image ``image`` positions in rows of ``width``.
+WINDOWS = Arguments(
+    x=DATA,
+    image_step=SIZE,
+    group_step=SIZE,
+    offsets=INDEX,
+    reduction=SIZE,
+    outputs=SIZE,
+    groups=SIZE,
+    batch=SIZE,
+    pitch=SIZE,
+    width=SIZE,
+    image=SIZE,
+)
+
+# Outputs lie ``out_step`` apart, their positions side by side. Scale and shift have one number for each output, the
+# residual has the positions of the output side by side, too. ``activation`` is a kind of `kernels.ops.activation`, 0:
+# none.
+EPILOGUE = Arguments(
+    out=DATA,
+    out_step=SIZE,
+    scale=MAYBE_CONST,
+    shift=MAYBE_CONST,
+    residual=MAYBE_DATA,
+    residual_step=SIZE,
+    activation=SIZE,
+    parameters=CONST,
+)
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def clamp_limits(e, const):
+    # What the activation of an EPILOGUE clamps results to: of ReLU and clamps its bounds, of others no bounds
+    least, most = np.float32(-np.inf), np.float32(np.inf)
+    if e.activation == 1:
+        least = np.float32(0)
+    elif e.activation == 2:
+        least, most = const[e.parameters], const[e.parameters + 1]
+    return least, most
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def finish_rows(sums, s, step, rows, o, at, n, e, data, const):
+    # IN sums (.,) f4: rows x n sums, rows ``step`` apart from s, of outputs o.. at positions at .. at + n
+    # IN e: an EPILOGUE; OUT data: the rows of these outputs, nothing beside them
+    kind, parameters, residual = e.activation, e.parameters, e.residual
+    least, most = clamp_limits(e, const)
+    low, high = splat(least), splat(most)
+    for r in range(rows):
+        target = e.out + (o + r) * e.out_step + at
+        scale = splat(const[e.scale + o + r] if e.scale >= 0 else np.float32(1))
+        shift = splat(const[e.shift + o + r] if e.shift >= 0 else np.float32(0))
+        c = s + r * step
+        beside = residual + (o + r) * e.residual_step + at
+        for j in range(0, n, WIDTH):
+            v = fma(load(sums, c + j), scale, shift)
+            left = n - j
+            if residual >= 0:
+                v = add(v, load(data, beside + j) if left >= WIDTH else load_head(data, beside + j, left))
+            v = minimum(maximum(v, low), high)
+            if left >= WIDTH:
+                store(data, target + j, v)
+            else:
+                store_head(data, target + j, v, left)
+        if kind > 2:
+            activate_row(kind, data, target, n, const, parameters)

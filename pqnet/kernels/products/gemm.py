@@ -1,0 +1,252 @@
+"""Products with packed or dense weights: a panel of the weight is decoded, then used by the register tile.
+
+Loops, from the outside: pieces of the reduction; packing of the task's positions; panels of ROWS outputs, decoded once
+each; register tiles. The packed positions stay in the second-level cache, a decoded panel in the first: the decoded
+weight never exists as a whole. Each sum runs over the pieces in their order, whatever the tasks are.
+"""
+
+import numpy as np
+from numba import njit
+
+from pqnet.kernels.abi import CONST, MAYBE_CODES, SCRATCH, SIZE, Arguments, step
+from pqnet.kernels.products.epilogue import EPILOGUE, WINDOWS, finish_rows
+from pqnet.kernels.products.tile import LANES, ROWS, multiply_1, multiply_2, multiply_3
+from pqnet.kernels.simd import (
+    WIDTH,
+    copy4,
+    copy8,
+    copy16,
+    fma,
+    load,
+    load_head,
+    prefetch,
+    splat,
+    store,
+    sum_lanes,
+)
+
+AHEAD = 4
+DOT_POSITIONS = WIDTH // 3  # positions that dot products compute faster than a vector
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def pack(x, image_step, image, pitch, width, p, n, rows, i0, index, data, target, t, tile_step):
+    # IN data: X[k, position] at x + image * image_step + y * pitch + column + index[i0 + k]; positions count the
+    # pixels of all images, ``image`` of them each in rows of ``width``
+    # OUT target from t: tiles of rows x LANES, tile_step apart, with positions p .. p + n; up to WIDTH more behind
+    # Row after row through all tiles: the source is read in long runs, which the cache fetches ahead.
+    b = p // image
+    y = (p - b * image) // width
+    column = p - b * image - y * width
+    start = x + b * image_step + y * pitch + column
+    if width - column >= n:
+        for k in range(rows):
+            at, to = start + index[i0 + k], t + k * LANES
+            ahead = start + index[i0 + k + AHEAD] - at
+            for _ in range(0, n, LANES):
+                prefetch(data, at + ahead)
+                prefetch(data, at + ahead + 16)
+                prefetch(data, at + ahead + 32)
+                store(target, to, load(data, at))
+                store(target, to + WIDTH, load(data, at + WIDTH))
+                store(target, to + 2 * WIDTH, load(data, at + 2 * WIDTH))
+                at += LANES
+                to += tile_step
+        return
+    height = image // width
+    next_row, next_image = pitch - width, image_step - height * pitch
+    for k in range(rows):
+        at, row, left = start + index[i0 + k], y, width - column
+        for first in range(0, n, LANES):
+            # Whole vectors: what runs over the end of a row of pixels is overwritten by the next.
+            to = t + first // LANES * tile_step + k * LANES
+            end = to + min(LANES, n - first)
+            while to < end:
+                count = min(left, end - to)
+                for j in range(0, count, WIDTH):
+                    store(target, to + j, load(data, at + j))
+                to += count
+                at += count
+                left -= count
+                if left == 0:
+                    left = width
+                    at += next_row
+                    row += 1
+                    if row == height:
+                        row = 0
+                        at += next_image
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def decode_panel(codes, first, step, outputs, n, wide, const, book, stride, d, target, t, row_step):
+    # IN codes: rows ``step`` bytes apart from byte ``first``, n codes each; const from book: codewords, stride apart
+    # OUT target from t: ``outputs`` rows of n * d numbers, up to stride more behind each
+    for r in range(outputs):
+        to = t + r * row_step
+        c = first + r * step
+        if stride == 8 and not wide:
+            for m in range(0, n - 3, 4):
+                copy8(const, book + (np.int64(codes[c + m]) << 3), target, to)
+                copy8(const, book + (np.int64(codes[c + m + 1]) << 3), target, to + d)
+                copy8(const, book + (np.int64(codes[c + m + 2]) << 3), target, to + 2 * d)
+                copy8(const, book + (np.int64(codes[c + m + 3]) << 3), target, to + 3 * d)
+                to += 4 * d
+            for m in range(n & ~3, n):
+                copy8(const, book + (np.int64(codes[c + m]) << 3), target, to)
+                to += d
+        elif stride == 4 and not wide:
+            for m in range(n):
+                copy4(const, book + (np.int64(codes[c + m]) << 2), target, to)
+                to += d
+        else:
+            for m in range(n):
+                code = np.int64(codes[c + m])
+                if wide:
+                    code = np.int64(codes[c + 2 * m]) | np.int64(codes[c + 2 * m + 1]) << 8
+                for j in range(0, d, 16):
+                    copy16(const, book + code * stride + j, target, to + j)
+                to += d
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def _dots(a, a0, row_step, x, x0, column_step, columns, k, sums, s, step, fresh):
+    # A few positions: sums[s + r * step + c] (+)= sum_k A[r, k] * x[x0 + c * column_step + k], lanes along k
+    zero = splat(np.float32(0))
+    for r in range(0, ROWS, 2):
+        row = a0 + r * row_step
+        for c in range(0, columns, 2):
+            at = x0 + c * column_step
+            u0, u1, v0, v1 = zero, zero, zero, zero
+            for j in range(0, k, WIDTH):
+                left = k - j
+                if left >= WIDTH:
+                    w0, w1 = load(a, row + j), load(a, row + row_step + j)
+                    x0_, x1_ = load(x, at + j), load(x, at + column_step + j)
+                else:
+                    w0, w1 = load_head(a, row + j, left), load_head(a, row + row_step + j, left)
+                    x0_, x1_ = load_head(x, at + j, left), load_head(x, at + column_step + j, left)
+                u0, u1, v0, v1 = fma(w0, x0_, u0), fma(w0, x1_, u1), fma(w1, x0_, v0), fma(w1, x1_, v1)
+            to = s + r * step + c
+            for i in range(4):
+                total = sum_lanes(u0 if i == 0 else u1 if i == 1 else v0 if i == 2 else v1)
+                place = to + (i & 1) + (i >> 1) * step
+                sums[place] = total if fresh else sums[place] + total
+
+
+# A weight is dense (const[weight:], a row of ``reduction`` numbers for each output), or its codes are at codes[codes:]
+# and const[weight:] has the codewords.
+WEIGHT = Arguments(
+    codes=MAYBE_CODES,
+    weight=CONST,
+    d=SIZE,
+    stride=SIZE,  # of codewords
+    code_bytes=SIZE,
+    code_row=SIZE,  # bytes of the codes of an output
+)
+
+# How the work is cut into tasks, and where each thread's scratch holds what.
+CUT = Arguments(
+    piece=SIZE,  # of the reduction, a multiple of d
+    o_block=SIZE,  # outputs a task, a multiple of ROWS
+    tiles=SIZE,  # of LANES positions a task
+    o_tasks=SIZE,  # tasks along the outputs of a group
+    positions=SIZE,  # of all images
+    q_tasks=SIZE,  # tasks along the positions
+    panel=SCRATCH,  # the decoded weight: rows ``piece`` + 16 apart
+    sums=SCRATCH,
+    column=SCRATCH,  # positions that dot products compute
+)
+
+GEMM = Arguments(layer=WINDOWS, end=EPILOGUE, weight=WEIGHT, cut=CUT)
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def part_of_task(task, cut, outputs):
+    # Returns the group of a task, its outputs o .. o_last within the group and its positions p .. p_last
+    group = task // (cut.o_tasks * cut.q_tasks)
+    rest = task - group * cut.o_tasks * cut.q_tasks
+    o = rest % cut.o_tasks * cut.o_block
+    p = rest // cut.o_tasks * cut.tiles * LANES
+    return group, o, min(o + cut.o_block, outputs), p, min(p + cut.tiles * LANES, cut.positions)
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def few_of(n):
+    # Of n positions, those at the end that cost less as dot products than as a vector: planes of 7 x 7 leave one
+    few = n % WIDTH
+    return few if few <= DOT_POSITIONS else 0
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def pack_task(layer, cut, group, p, n, k_first, rows, index, data, scratch):
+    # OUT scratch: positions p .. p + n of elements k_first .. k_first + rows in tiles; those of `few_of` in rows, too
+    piece, column, i0 = cut.piece, cut.column, layer.offsets + k_first
+    x = layer.x + group * layer.group_step
+    step = (piece + 1) * LANES
+    pack(x, layer.image_step, layer.image, layer.pitch, layer.width, p, n, rows, i0, index, data, scratch, 0, step)
+    few, last = few_of(n), (n - 1) // LANES
+    for c in range(few):
+        at = last * step + n - few - last * LANES + c
+        for i in range(rows):
+            scratch[column + c * (piece + 16) + i] = scratch[at + i * LANES]
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def multiply_panel(layer, end, cut, a, a0, a_step, group, o, first, last, p, n, k_first, rows, data, const, scratch):
+    # IN a: weights of ROWS outputs from o on, a_step apart from a0; scratch: as `pack_task` leaves it. The task has the
+    # outputs first .. last; sums of reductions in several pieces wait in scratch, those of the last one are finished
+    piece, tiles, column = cut.piece, cut.tiles, cut.column
+    k, outputs = layer.reduction, layer.outputs
+    few, add = few_of(n), np.int64(k_first > 0)
+    for t in range((n + LANES - 1) // LANES):
+        tile = min(LANES, n - t * LANES)
+        s = cut.sums + ((o - first if k > piece else 0) * tiles + t * ROWS) * LANES
+        x0 = t * (piece + 1) * LANES
+        wide = tile
+        if few and (t + 1) * LANES >= n:
+            wide -= few
+            _dots(a, a0, a_step, scratch, column, piece + 16, few, rows, scratch, s + wide, LANES, k_first == 0)
+        if wide > 2 * WIDTH:
+            multiply_3(a, a0, a_step, 1, scratch, x0, rows, scratch, s, LANES, add)
+        elif wide > WIDTH:
+            multiply_2(a, a0, a_step, 1, scratch, x0, rows, scratch, s, LANES, add)
+        elif wide > 0:
+            multiply_1(a, a0, a_step, 1, scratch, x0, rows, scratch, s, LANES, add)
+        if k_first + piece >= k:
+            used = min(ROWS, last - o)
+            finish_rows(scratch, s, LANES, used, group * outputs + o, p + t * LANES, tile, end, data, const)
+
+
+@step(GEMM)
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def gemm(task, g, data, const, codes, index, scratch):
+    w, cut, k, outputs, piece = g.weight, g.cut, g.layer.reduction, g.layer.outputs, g.cut.piece
+    group, first, last, p, p_last = part_of_task(task, cut, outputs)
+    for k_first in range(0, max(k, 1), piece):
+        rows = min(piece, k - k_first)
+        pack_task(g.layer, cut, group, p, p_last - p, k_first, rows, index, data, scratch)
+        for o in range(first, last, ROWS):
+            row = group * outputs + o
+            if w.codes >= 0:
+                decode_panel(
+                    codes,
+                    w.codes + row * w.code_row + k_first // w.d * w.code_bytes,
+                    w.code_row,
+                    min(ROWS, outputs - o),  # the other rows are computed from what is there and dropped
+                    rows // w.d,
+                    w.code_bytes == 2,
+                    const,
+                    w.weight,
+                    w.stride,
+                    w.d,
+                    scratch,
+                    cut.panel,
+                    piece + 16,
+                )
+                a, a0, a_step = scratch, cut.panel, piece + 16
+            else:
+                a, a0, a_step = const, w.weight + row * k + k_first, k
+            n = p_last - p
+            multiply_panel(
+                g.layer, g.end, cut, a, a0, a_step, group, o, first, last, p, n, k_first, rows, data, const, scratch
+            )
