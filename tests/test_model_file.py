@@ -319,7 +319,7 @@ STEM = "header>params>stem.weight"
         (STEM + ">more", 1, "parameter 'stem.weight': expected the keys"),
         (STEM + ">shape", [8, 3, 3], "parameter 'stem.weight': "),
         (STEM + ">shape", [8, 3, 3, -3], "parameter 'stem.weight': expected a shape"),
-        (STEM + ">shape", [8, 3, 3, 0], "parameter 'stem.weight': .*without empty axes"),
+        (STEM + ">shape", [8, 3, 3, 0], "parameter 'stem.weight': .*no empty axes"),
         (STEM + ">shape", [8, 3, 3, 6], "parameter 'stem.weight': codes: expected"),
         (STEM + ">shape>0", 1 << 40, "parameter 'stem.weight': codes: expected"),
         (STEM + ">codec", "pq", "parameter 'stem.weight'.codec: expected dict"),
