@@ -292,7 +292,7 @@ FLOATS: list[Expression] = [
 
 
 def test_floats_at_their_limits_are_those_of_pytorch() -> None:
-    small = [0.0, -0.0, 1e-40, -1e-40, 1e-8, -1e-8, 1e-4, 0.5, 1, -1, 300.7, -3]
+    small = [0.0, -0.0, 1.2e-38, -1.2e-38, 1e-8, -1e-8, 1e-4, 0.5, 1, -1, 300.7, -3]
     large = [25, -25, 88, -88, -89, 3e9, 1e20, INF, -INF, 40000, 3e38, -3e38]
     y = [[1.0, -1, 2, 3, -2, 0.1, 0.3, INF, -INF, 1, -1, 0.7], [1e-3, 1e3, 2, -2, 0.5, 1, -0.5, 2, 2, 1, 3, 3]]
     compare(torch.tensor([small, large]), torch.tensor(y), FLOATS)
