@@ -38,7 +38,8 @@ class Expressions(nn.Module):
         return tuple(e(x, y) for e in self.expressions)
 
 
-SMALLEST = float(np.finfo(np.float32).smallest_normal)  # kernels take denormal numbers for zero
+# Kernels take denormal numbers for zero, also those that are yet to be multiplied, by 89 at most.
+SMALLEST = 89 * float(np.finfo(np.float32).smallest_normal)
 
 
 def taken(x: Any, y: Any, expressions: list[Expression]) -> list[Expression]:
