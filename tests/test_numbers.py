@@ -284,7 +284,7 @@ FLOATS: list[Expression] = [
     lambda x, y: x.clamp(-5, 5).masked_fill(y < 0, -INF).log_softmax(1),
     lambda x, y: x.clamp(-5, 5).masked_fill(y < 9e9, torch.finfo(torch.float32).min).softmax(1),
     lambda x, y: torch.nan_to_num(x - x),
-    lambda x, y: x * 1e-40,
+    lambda x, y: x * 1.2e-38,
     lambda x, y: x / 1e30 / 1e10,
     lambda x, y: x.logsumexp(1) + y.logsumexp(1),
     *(lambda x, y, d=d: x.to(getattr(torch, d)) for d in (*INTEGERS, "bool")),
