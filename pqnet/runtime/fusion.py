@@ -151,6 +151,12 @@ def _factor(b: Builder, node: Node) -> float | None:
 
 def norm_factors(b: Builder, norm: Node) -> tuple[np.ndarray, np.ndarray]:
     """Return factor and term, float64, one of each per channel, that a batch norm amounts to."""
+    if norm.name not in b.store.norms:
+        b.store.norms[norm.name] = _norm_factors(b, norm)
+    return b.store.norms[norm.name]
+
+
+def _norm_factors(b: Builder, norm: Node) -> tuple[np.ndarray, np.ndarray]:
     size = b.info(norm.inputs[0]).shape[1]
     ones, zeros = np.ones(size), np.zeros(size)
     roles = {role: p.astype(np.float64) for role in norm.params if (p := b.floats(norm, role)) is not None}

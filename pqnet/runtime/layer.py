@@ -141,6 +141,8 @@ class Layer:
 
     def without_unseen_taps(self) -> "Layer":
         """Return the layer without the outer taps that see nothing but padding, as far as codes can say it."""
+        if self.taps == 1:
+            return self
         rows, columns = (_seen_taps(self, axis) for axis in (0, 1))
         if (len(rows), len(columns)) == self.kernel:
             return self

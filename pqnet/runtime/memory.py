@@ -242,7 +242,7 @@ class Piece:
 
 
 class Store:
-    """What the programs of a model share: parameters as kernels read them, and the algorithms chosen for layers.
+    """What the programs of a model share: parameters as kernels read them, algorithms chosen for layers, norms.
 
     Each piece is written once; pieces that no program uses are dropped.
     """
@@ -250,6 +250,7 @@ class Store:
     def __init__(self) -> None:
         self._pieces: WeakValueDictionary[Hashable, Piece] = WeakValueDictionary()
         self.chosen: dict[Hashable, str] = {}
+        self.norms: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # factors and terms of batch norms, by node
         self._renew()
         reset_after_fork(self._renew)
 

@@ -95,6 +95,8 @@ def _times(step: Step) -> int:
 
 def _unroll(steps: Sequence[Step]) -> tuple[np.ndarray, np.ndarray]:
     """Return for each step of the driver which of the steps it is, and in which round."""
+    if not any(step.rounds for step in steps):
+        return np.arange(len(steps)), np.zeros(len(steps), np.int64)
     order, rounds, done = [], [], 0
     for _, each in groupby(steps, lambda step: step.rounds or step):
         group = list(each)

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -98,7 +99,14 @@ class Algorithm(ABC):
 
 def block_order(weight: PackedPQ) -> np.ndarray:
     """Return the order, of the elements of a window, in which the blocks of a weight hold them."""
-    return block_columns(weight.shape, weight.codec.layout)
+    return _columns(weight.shape, weight.codec.layout)
+
+
+@lru_cache(maxsize=1024)
+def _columns(shape: tuple[int, ...], layout: str) -> np.ndarray:
+    columns = block_columns((1, *shape[1:]), layout)
+    columns.flags.writeable = False
+    return columns
 
 
 def codeword_step(d: int) -> int:

@@ -5,7 +5,7 @@ from pqnet.graph import Node
 from pqnet.runtime.algorithms import ALGORITHMS, HOST
 from pqnet.runtime.algorithms.base import Algorithm
 from pqnet.runtime.builder import Builder, lowers
-from pqnet.runtime.layer import Layer
+from pqnet.runtime.layer import Layer, near
 from pqnet.runtime.memory import View
 
 __all__ = ["choose_algorithm", "emit_layer"]
@@ -24,8 +24,8 @@ def emit_layer(b: Builder, layer: Layer, x: View) -> View:
 
 def choose_algorithm(b: Builder, layer: Layer) -> Algorithm:
     """Return the algorithm for a layer, chosen once for all inputs of nearly these sizes."""
-    near = layer.rounded
-    key = layer.node.name, layer.name, near.batch, near.size, near.out_size
+    sizes = (layer.batch, *layer.size, *layer.out_size)
+    key = layer.node.name, layer.name, *(near(size) for size in sizes)
     chosen = b.store.chosen.get(key)
     if chosen is None or not ALGORITHMS[chosen].fits(layer, b.compute, HOST):
         chosen = b.store.chosen[key] = _choose(b, layer)
