@@ -73,6 +73,7 @@ class Arguments:
             else:
                 fields.append((name, np.int64))
                 self.flat_kinds.append((name, kind))
+        self.plain = all(isinstance(kind, Kind) and not kind.count for kind in kinds.values())
         self.dtype = np.dtype(fields, align=True)
 
     def values(self, given: Mapping[str, Any], where: str = "") -> list[Any]:
@@ -80,6 +81,8 @@ class Arguments:
         if given.keys() != self.kinds.keys():
             missing, unknown = self.kinds.keys() - given.keys(), given.keys() - self.kinds.keys()
             raise TypeError(f"arguments {where or 'of a step'}: missing {sorted(missing)}, unknown {sorted(unknown)}")
+        if self.plain:
+            return [given[name] for name in self.kinds]
         found: list[Any] = []
         for name, kind in self.kinds.items():
             value = given[name]
