@@ -21,7 +21,6 @@ COARSE, AXES = 64, 6  # what blocks are sorted by: a coarse codeword, and sides 
 BOUND_BYTES = 1 << 28  # memory that bounds may take
 SETTLED = 0.09  # share of blocks that find another codeword in an iteration, above which bounds do not pay
 PAYS, PAUSE = 0.5, 4  # share of the codewords above which bounds do not pay, and iterations until they are tried again
-EVEN = 1e4  # ratio of weights up to which sums may be changed by what moves
 
 
 class Codewords:

@@ -23,7 +23,6 @@ __all__ = [
     *("Rounds", "Step", "Upload", "lowers"),
 ]
 
-Argument = int | View
 # Picks one of the algorithms for a layer; given the layer, the arithmetic and the expected cost of each.
 Choose = Callable[["Layer", str, Mapping[str, float]], str]
 
