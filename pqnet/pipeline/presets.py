@@ -58,15 +58,22 @@ class Blocks:
         return recipe
 
 
+WIDE = 1024  # inputs from which on 1 x 1 and linear weights have large blocks: EfficientNet-B3 then takes 3.3 MiB
+
+
 def _quant_noise_images(graph: Graph) -> Layers:
-    """Blocks of "Training with Quantization Noise" for EfficientNets: whole depthwise kernels, all else d = 4."""
+    """Blocks for EfficientNets at the bytes of "Training with Quantization Noise": whole depthwise kernels, else d=4.
+
+    The paper does not say which blocks of 8 it had; here they are those of the widest layers.
+    """
     layers = graph.layers()
     stem = first_conv(layers)
     recipe: Layers = {}
     for name, node in layers.items():
         shape = graph.params[node.params["weight"]].shape
         taps = math.prod(shape[2:])
-        recipe[name] = None if name == stem else PQ(256, taps if taps > 1 else _divisor(shape[1], 4), clamp="floor")
+        d = taps if taps > 1 else _divisor(shape[1], 8 if shape[1] >= WIDE else 4)
+        recipe[name] = None if name == stem else PQ(256, d, clamp="floor")
     return recipe
 
 

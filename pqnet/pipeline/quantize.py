@@ -112,7 +112,7 @@ def quantize(
         Find codes as published and no better, for comparison; metric, target, correct_bias and permute are the mode's.
         ``bgd``, "And the Bit Goes Down": at most 100 iterations of k-means from random blocks, under the pooled
         metric, layer after layer; needs data. ``pqf``, "Permute, Quantize, and Fine-tune": channels in
-        another order, then 1000 iterations of annealed k-means, both on the weights alone. ``ipq``, "Training with
+        another order, by that paper's search, then 1000 iterations of annealed k-means, both on the weights alone. ``ipq``, "Training with
         Quantization Noise": at most 15 iterations of k-means from random blocks, on the weights alone. All for the PQ
         codec only and without the papers' finetuning. Codecs are those of the recipe: ``clamp="strict"`` is that of
         the first paper, ``"floor"`` that of the second.
@@ -190,7 +190,7 @@ def quantize(
             data = list(iterate_batches(model.graph, data))
         if options.permute:
             moments = None if options.metric == "none" else data
-            permutation = Permutation(teacher, chosen, moments, options.seed, threads)
+            permutation = Permutation(teacher, chosen, moments, options.seed, threads, options.mode == "pqf")
             teacher = permutation.apply()
             data = permutation.statistics(data) if isinstance(data, Statistics) else data
         student = replace(teacher, params=dict(teacher.params))
