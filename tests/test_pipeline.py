@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 import pytest
-from pqnet_converters.resnet import resnet_graph, resnet_layers
 
 import pqnet
 from pqnet import PQ, ConfigError, Model, Packed, PackedPQ, PQNetError, Recipe
@@ -15,6 +14,7 @@ from pqnet.pipeline.moments import input_rows, output_energies, positions_needed
 from pqnet.pipeline.presets import PRESETS
 from pqnet.pipeline.recipe import resolve_recipe
 from pqnet.pipeline.statistics import Moments, Statistics
+from pqnet_converters.resnet import resnet_graph, resnet_layers
 
 
 def rand(*shape, seed=0):

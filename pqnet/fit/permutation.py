@@ -84,7 +84,7 @@ def search_order(readers: Sequence[Reader], size: int, *, seed: int | Sequence[i
 
 
 def published_order(reader: Reader, size: int, *, seed: int | Sequence[int] = 0) -> SwapResult:
-    """Search the order of "Permute, Quantize, and Fine-tune": of one weight, to lower the determinant of the covariance.
+    """Search the order that "Permute, Quantize, and Fine-tune" gives the channels of one weight.
 
     Channels, those of the largest variance first, are dealt to the positions of a block, each to the position of least
     variance so far that has room; of several taps the determinant of their covariance stands for the variance. Then

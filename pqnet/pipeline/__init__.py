@@ -6,8 +6,8 @@ from pqnet.pipeline.plan import Plan as Plan
 from pqnet.pipeline.plan import measure as measure
 from pqnet.pipeline.plan import parse_size as parse_size
 from pqnet.pipeline.plan import plan as plan
-from pqnet.pipeline.quantize import quantize as quantize
 from pqnet.pipeline.presets import PRESETS as PRESETS
+from pqnet.pipeline.quantize import quantize as quantize
 from pqnet.pipeline.recipe import Recipe as Recipe
 from pqnet.pipeline.recipe import resolve_recipe as resolve_recipe
 from pqnet.pipeline.statistics import Statistics as Statistics
