@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-from pqnet_converters import from_torch  # noqa: E402
 from processes import joined  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn.parallel import DistributedDataParallel  # noqa: E402
@@ -24,6 +23,7 @@ from pqnet.train import (  # noqa: E402
     to_model,
     to_module,
 )
+from pqnet_converters import from_torch  # noqa: E402
 
 
 def draw(*shape, seed=0):

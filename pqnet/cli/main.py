@@ -96,9 +96,7 @@ def _quantize(sub: Any) -> None:
     )
     _add_source(p, "calibration samples, for layer after layer")
     which = p.add_mutually_exclusive_group(required=True)
-    which.add_argument(
-        "--preset", help="small-blocks, large-blocks, transformer, or a paper's: bgd-resnet50-large ..."
-    )
+    which.add_argument("--preset", help="small-blocks, large-blocks, transformer, or a paper's: bgd-resnet50-large ...")
     which.add_argument("--recipe", help="YAML file: name pattern to codec, or null to keep float")
     which.add_argument("--target-size", help=f"{_SIZE}; plans the codecs, see pqnet plan")
     _add_prefer(p)

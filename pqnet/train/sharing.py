@@ -44,7 +44,9 @@ def share_layers(layers: Iterable[nn.Module], n: int = 2) -> None:
             for module in (layer, layers[i - i % n])
         )
         if own != first:
-            raise ConfigError(f"layers: expected layer {i} with the parameters of layer {i - i % n}, {first}, got {own}")
+            raise ConfigError(
+                f"layers: expected layer {i} with the parameters of layer {i - i % n}, {first}, got {own}"
+            )
     for i, layer in enumerate(layers):
         for path, parameter in list(layers[i - i % n].named_parameters(remove_duplicate=False)):
             owner, _, name = path.rpartition(".")
