@@ -116,7 +116,7 @@ def test_bounds_leave_most_codewords_out():
     for _ in range(12):
         store.step(codebook)
         codebook = _Sums(p, store).update(codebook)
-    assert store.settled and store.listed.sum() < 0.3 * 128 * len(store.group)
+    assert store.settled and store.found.listed.sum() < 0.3 * 128 * len(store.tiling.group)
 
 
 @pytest.mark.parametrize("m", [0, 1, 4])

@@ -1,0 +1,105 @@
+"""Blocks whose nearest codewords float32 does not tell apart: how they are found, and what decides.
+
+Half distances are computed as h = v' G v / 2 + c' G c / 2 - v' G c, of which float32 loses up to ``r`` = g s |c|
+(|c| + 2 |v|) / 2, with g some units of its rounding and s the norm of |G|. Of two codewords that is of no account while
+the smaller half distance is more than ``2 r`` / TOLERANCE: then the one that is taken for the nearest is no more than
+TOLERANCE farther than the nearest. Other blocks are in doubt: their candidates, all codewords whose h is within ``2 r``
+of the least, are compared by direct differences in float64.
+
+No codeword of half distance H is longer than |v| + sqrt(2 H / e), with e the least eigenvalue of G, or than the longest
+codeword: that makes ``2 r`` / TOLERANCE the lesser of share |v|^2 and base + slope |v|.
+"""
+
+import numpy as np
+from numba import njit
+
+from pqnet.kernels.fit.kmeans_search import append_up_to
+from pqnet.kernels.simd import WIDTH, fma, load, minimum, multiply, splat, sqrt, store, subtract
+
+TOLERANCE = np.float32(0.01)  # by how much the half distance of a code may be more than the least
+SURE = np.float32(-1e-37)  # zeros, which are as near to zero as can be, are in no doubt
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def measure_tile(x, y, d, tile, out_size, out_norm, at):
+    # OUT size, norm f4, from ``at``: |v|^2 and v' G v of the blocks of a tile
+    for p in range(0, tile, WIDTH):
+        size, norm = splat(np.float32(0.0)), splat(np.float32(0.0))
+        for j in range(d):
+            a = load(x, j * tile + p)
+            size, norm = fma(a, a, size), fma(a, load(y, j * tile + p), norm)
+        store(out_size, at + p, size)
+        store(out_norm, at + p, norm)
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def list_doubtful(size, norm, at, tile, share, base, slope, best, out_below, out_lanes):
+    # List the lanes whose codeword is in doubt, and the half distances below which they are; return how many are.
+    # IN size, norm f4 from ``at``, best (tile,) f4: least h less v' G v / 2
+    n = 0
+    for p in range(0, tile, WIDTH):
+        square = load(size, at + p)
+        below = minimum(multiply(splat(share), square), fma(splat(slope), sqrt(square), splat(base)))
+        store(out_below, p, below)
+        half = fma(splat(np.float32(0.5)), load(norm, at + p), load(best, p))
+        n = append_up_to(out_lanes, n, p, subtract(half, below), splat(SURE))
+    return n
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def nearest_of(blocks, book, row, group, code, ids, begin, end, tmp):
+    # The nearest of listed codewords, the first of equals, by (v - c)' G (v - c) in float64; if none is, ``code``.
+    # IN ids (begin..end,) i4; TMP (D,) f8
+    if end == begin + 1:
+        return ids[begin]
+    d, least = blocks.given.shape[1], np.inf
+    for p in range(begin, end):
+        for j in range(d):
+            v = (np.float64(blocks.given[row, j]) - blocks.shift[j]) * blocks.unit
+            tmp[j] = v - book.exact[ids[p], j]
+        total = np.float64(0.0)
+        for i in range(d):
+            if blocks.metric.size:
+                seen = np.float64(0.0)
+                for j in range(d):
+                    seen += np.float64(blocks.metric[group, i, j]) * tmp[j]
+                total += tmp[i] * seen
+            else:
+                total += tmp[i] * tmp[i]
+        if total < least:
+            least, code = total, ids[p]
+    return code
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def settle(blocks, book, offsets, row, group, y, at, step, best, below, code, tmp_ids, ids_at, tmp):
+    # The nearest codeword of a block in doubt, the first of equals, or ``code`` if there is no candidate.
+    # IN y f4: coordinate j is y[at + j * step], offsets: all of the book in a row; TMP ids i4, (KP + WIDTH) from
+    # ids_at, tmp (D,) f8
+    kp, d = book.offset.shape[1], book.exact.shape[1]
+    limit = splat(best + TOLERANCE * below)
+    n = ids_at
+    for k in range(0, kp, WIDTH):
+        half = load(offsets, group * kp + k)
+        for j in range(d):
+            half = fma(splat(y[at + j * step]), load(book.by_coordinate, j * kp + k), half)
+        n = append_up_to(tmp_ids, n, k, half, limit)
+    return nearest_of(blocks, book, row, group, code, tmp_ids, ids_at, n, tmp)
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def settle_tile(
+    blocks, book, offsets, rows, first, group, y, y_at, size, norm, at, tile, best, tmp_below, tmp_ids, tmp, codes
+):
+    # INOUT codes (tile,) i4: what the search of a tile found. IN rows: block of every lane, or of size 0: those from
+    # ``first``; y from y_at, size and norm from ``at``; TMP below (tile,) f4, ids (tile + KP + 2 * WIDTH,) i4
+    share, base, slope = book.doubt[group, 0], book.doubt[group, 1], book.doubt[group, 2]
+    n = list_doubtful(size, norm, at, tile, share, base, slope, best, tmp_below, tmp_ids)
+    for i in range(n):
+        lane = tmp_ids[i]
+        row = rows[first + lane] if rows.size else first + lane
+        if 0 <= row < len(blocks.given):
+            codes[lane] = settle(
+                *(blocks, book, offsets, row, group, y, y_at + lane, tile, best[lane], tmp_below[lane], codes[lane]),
+                *(tmp_ids, tile + WIDTH, tmp),
+            )
