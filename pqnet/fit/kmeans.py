@@ -262,8 +262,8 @@ def _plus_plus(problem: Problem, k: int, rng: np.random.Generator) -> np.ndarray
         return rng.choice(n, k, p=problem.w.astype(np.float64) / problem.w.sum(dtype=np.float64))
     seeds, draws = np.empty(k, np.int64), rng.random((k, max(1, min(2 + int(np.log(k)), SEED_WORK * k // len(pick)))))
     d, chunks = v.shape[1], -(-len(pick) // rows.SEED_CHUNK)
-    least, half = np.empty((3, len(pick)), np.float32), np.empty(len(pick), np.float32)
-    scratch = least, half, np.empty(problem.n_groups), np.empty((2, chunks)), np.empty(d)
+    least, half = np.empty((3, len(pick)), np.float32), np.empty(rows.SEED_CHUNK, np.float32)
+    scratch = least, half, np.empty(problem.n_groups), np.empty((3, chunks)), np.empty(d)
     blocks = v, np.ascontiguousarray(y.T), half_norm, group, w, problem.metric64.reshape(-1, d, d)
     found = rows.draw_seeds(*blocks, draws, *scratch, seeds)
     seeds[found:] = rng.integers(0, len(pick), k - found)  # fewer distinct blocks than codewords

@@ -24,7 +24,7 @@ from pqnet.kernels.fit.kmeans_search import (
     search_all,
     transpose,
 )
-from pqnet.kernels.fit.settle import measure_tile, settle_tile
+from pqnet.kernels.fit.settle import list_doubtful, measure_tile, settle_tile
 from pqnet.kernels.simd import (
     WIDTH,
     add,
@@ -43,7 +43,7 @@ from pqnet.kernels.simd import (
 )
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def gather_tile(flat, d, rows, t, tile, tmp_start, out):
     # IN flat (N * D) f4, rows (tiles * tile,) i4, -1 where there is none, or of size 0: blocks in their own order.
     # An empty lane repeats the first: nothing changes in the tile. TMP start (tile,) u8. Indices are unsigned, so that
@@ -76,7 +76,7 @@ def gather_tile(flat, d, rows, t, tile, tmp_start, out):
             out[to + np.uintp(lane)] = flat[tmp_start[lane] + np.uintp(j)]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def transform_tile(metric, g, d, x, tile, out):
     # OUT y = G v of a tile. IN metric (M * D * D) f4
     for a in range(d):
@@ -87,7 +87,7 @@ def transform_tile(metric, g, d, x, tile, out):
             store(out, a * tile + p, total)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def nearest_in_tiles(counter, blocks, tiling, book, ids, groups, chunk, scratch, out_codes, out_range):
     # IN blocks, tiling in tiles of ALL_TILE, book, scratch: see `kmeans_arguments`; ids: 0, 1, ... i4, groups of
     # codewords; OUT codes (N,) i4, range (chunks, 3 * WIDTH) f4: the least and the largest numbers, 0 included, and 0
@@ -116,10 +116,12 @@ def nearest_in_tiles(counter, blocks, tiling, book, ids, groups, chunk, scratch,
                 transform_tile(matrices, g, d, x, ALL_TILE, y)
             search_all(y, book.interleaved, d, offsets, g * kp, ids, groups, best, codes)
             measure_tile(x, y, d, ALL_TILE, size, norm, 0)
-            settle_tile(
-                *(blocks, book, offsets, rows, first, g, y, 0, size, norm, 0, ALL_TILE),
-                *(best, below, listed, difference, codes),
-            )
+            doubtful = list_doubtful(size, norm, 0, ALL_TILE, book.doubt, g, best, below, listed)
+            if doubtful:  # to call with as many arguments costs something
+                settle_tile(
+                    *(doubtful, blocks, book, offsets, rows, first, g, y, 0, ALL_TILE),
+                    *(best, below, listed, difference, codes),
+                )
             if rows.size == 0 and first + ALL_TILE <= n:
                 for p in range(0, ALL_TILE, WIDTH):
                     store_int(out_codes, first + p, load_int(codes, p))
@@ -134,7 +136,7 @@ def nearest_in_tiles(counter, blocks, tiling, book, ids, groups, chunk, scratch,
         c = next_chunk(counter)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def fill_tiles(counter, blocks, weights, tiling, chunk, scratch, tmp_sums, out, out_norm):
     # IN blocks, weights (N,) f4, tiling in tiles of TILE; TMP scratch, sums (chunks, 2, TILE) f8; OUT out: TiledBlocks,
     # whose ``summed`` is not filled if it is of size 0, norm (chunks,) f8: sum w v' G v
@@ -145,18 +147,19 @@ def fill_tiles(counter, blocks, weights, tiling, chunk, scratch, tmp_sums, out, 
     chunks = (tiles + chunk - 1) // chunk
     c = next_chunk(counter)
     while c < chunks:
-        x, y, sums, norms = scratch.x[c, 0], scratch.x[c, 1], tmp_sums[c, 0], tmp_sums[c, 1]
+        x, y, sums, norms = scratch.x[c, 0], scratch.x[c, 0], tmp_sums[c, 0], tmp_sums[c, 1]
+        if metric.size:
+            y = scratch.x[c, 1]
         norms[:] = 0.0
         for t in range(c * chunk, min((c + 1) * chunk, tiles)):
             gather_tile(flat, d, rows, t, TILE, scratch.starts[c], x)
             if metric.size:
                 transform_tile(matrices, tiling.group[t], d, x, TILE, y)
-            else:
-                y[:] = x
             measure_tile(x, y, d, TILE, out.size, out.norm, t * TILE)
-            out.x[t * width : (t + 1) * width] = y
-            if out.summed.size:
-                out.summed[t * width : (t + 1) * width] = x
+            for p in range(0, width, WIDTH):
+                store(out.x, t * width + p, load(y, p))
+                if out.summed.size:
+                    store(out.summed, t * width + p, load(x, p))
             w = out.weights[t * TILE : (t + 1) * TILE]
             for lane in range(TILE):
                 row = rows[t * TILE + lane]
@@ -172,12 +175,18 @@ def fill_tiles(counter, blocks, weights, tiling, chunk, scratch, tmp_sums, out, 
                     at = np.float64(y[j * TILE + lane])
                     sums[lane] += (at - np.float64(middle)) ** 2
                     norms[lane] += np.float64(w[lane]) * at * np.float64(x[j * TILE + lane])
-            out.radius[t] = np.sqrt(sums.max()) * 1.000001
-        out_norm[c] = norms.sum()
+            farthest = np.float64(0.0)
+            for lane in range(TILE):
+                farthest = max(farthest, sums[lane])
+            out.radius[t] = np.sqrt(farthest) * 1.000001
+        norm = np.float64(0.0)
+        for lane in range(TILE):
+            norm += norms[lane]
+        out_norm[c] = norm
         c = next_chunk(counter)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def _list_candidates(t, slack, credit, centre, d, radius, change, offset_change, at, kp, change_size, margin, ids):
     # Lower bounds slack[t, k] + credit of min over the tile of h_k - h_nearest, slack brought from the codewords before
     # to those of now, and the list of the codewords that they do not exclude; return its length. See `step`.
@@ -199,7 +208,7 @@ def _list_candidates(t, slack, credit, centre, d, radius, change, offset_change,
     return n
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def _above(kept, best, p):
     # h of the p-th listed codeword less that of the nearest, the least of the lanes that fall together
     least = subtract(load(kept, p * TILE), load(best, 0))
@@ -208,7 +217,7 @@ def _above(kept, best, p):
     return least
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def step(counter, blocks, tiling, tiled, book, bounds, chunk, scratch, tmp_ids, tmp_kept, out):
     # E-step of all tiles, with what the blocks that found another codeword change in the sums over codewords.
     #
@@ -228,12 +237,8 @@ def step(counter, blocks, tiling, tiled, book, bounds, chunk, scratch, tmp_ids, 
     c = next_chunk(counter)
     while c < chunks:
         four, kept, ids, found = tmp_kept[c, :WIDTH], tmp_kept[c, WIDTH:], tmp_ids[c], scratch.codes[c]
-        best, below, listed_ids, difference = (
-            scratch.lanes[c, 0],
-            scratch.lanes[c, 1],
-            scratch.listed[c],
-            scratch.difference[c],
-        )
+        best, below = scratch.lanes[c, 0], scratch.lanes[c, 1]
+        lanes, difference = scratch.listed[c], scratch.difference[c]
         total = out.sums[c]
         listed, moved = 0, 0
         n = k_all
@@ -268,10 +273,12 @@ def step(counter, blocks, tiling, tiled, book, bounds, chunk, scratch, tmp_ids, 
                     least_lanes(a, b, _above(kept, best, p + 2), _above(kept, best, p + 3), four)
                     for i in range(4):
                         bounds.slack[t * kp + ids[p + i]] = four[i] - bounds.credit[t]
-            settle_tile(
-                *(blocks, book, offsets, tiling.rows, t * TILE, g, x, t * d * TILE, tiled.size, tiled.norm, t * TILE),
-                *(TILE, best, below, listed_ids, difference, found),
-            )
+            doubtful = list_doubtful(tiled.size, tiled.norm, t * TILE, TILE, book.doubt, g, best, below, lanes)
+            if doubtful:
+                settle_tile(
+                    *(doubtful, blocks, book, offsets, tiling.rows, t * TILE, g, x, t * d * TILE, TILE),
+                    *(best, below, lanes, difference, found),
+                )
             part = out.segment[t]
             for lane in range(TILE):
                 slot = np.uintp(t * TILE + lane)
@@ -292,7 +299,7 @@ def step(counter, blocks, tiling, tiled, book, bounds, chunk, scratch, tmp_ids, 
         c = next_chunk(counter)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def sum_tiles(counter, tiled, chunk, out):
     # The sums of `step` from scratch; segments of different chunks are different
     rows, segment = tiled.summed, out.segment

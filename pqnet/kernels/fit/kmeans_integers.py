@@ -23,7 +23,7 @@ from pqnet.kernels.fit.kmeans_search import (
     search_all,
     splat_at,
 )
-from pqnet.kernels.fit.settle import measure_tile, settle_tile
+from pqnet.kernels.fit.settle import list_doubtful, measure_tile, settle_tile
 from pqnet.kernels.llvm import INDEX, LONG, WORD, call, compiled_or, constant, element, offset
 from pqnet.kernels.llvm import splat as emit_splat
 from pqnet.kernels.llvm import store as emit_store
@@ -136,7 +136,7 @@ search_pairs = compiled_or(_search_pairs_reference, _search_pairs)
 pack_pair = compiled_or(_pack_pair_reference, _pack_pair)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def _round_tile(y, d, scale, out_x, out_norm):
     # OUT x (pairs * ALL_TILE) i4: coordinates 2 p and 2 p + 1 times scale, rounded, in the halves of a lane, 0 where
     # there is none; norm (ALL_TILE,) f4: sum y^2. What does not fit becomes some number: its norm tells.
@@ -156,7 +156,7 @@ def _round_tile(y, d, scale, out_x, out_norm):
         store(out_norm, p, norm)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def nearest_by_integers(
     counter, blocks, book, whole, ids, groups, chunk, scratch, tmp_pairs, tmp_rows, out_codes, out_range
 ):
@@ -188,10 +188,12 @@ def nearest_by_integers(
             if 4 * listed > first - c * chunk * ALL_TILE + 2 * ALL_TILE:  # too many are not told apart
                 search_all(y, book.interleaved, d, offsets, 0, ids, groups, best, codes)
                 measure_tile(x, y, d, ALL_TILE, size, norm, 0)
-                settle_tile(
-                    *(blocks, book, offsets, none, first, 0, y, 0, size, norm, 0, ALL_TILE),
-                    *(best, below, candidates, difference, codes),
-                )
+                doubtful = list_doubtful(size, norm, 0, ALL_TILE, book.doubt, 0, best, below, candidates)
+                if doubtful:
+                    settle_tile(
+                        *(doubtful, blocks, book, offsets, none, first, 0, y, 0, ALL_TILE),
+                        *(best, below, candidates, difference, codes),
+                    )
             else:
                 _round_tile(y, d, whole.scale, tmp_pairs[c], norm)
                 search_pairs(
@@ -214,10 +216,12 @@ def nearest_by_integers(
                 transform_tile(matrices, 0, d, x, ALL_TILE, y)
             search_all(y, book.interleaved, d, offsets, 0, ids, groups, best, codes)
             measure_tile(x, y, d, ALL_TILE, size, norm, 0)
-            settle_tile(
-                *(blocks, book, offsets, again, t * ALL_TILE, 0, y, 0, size, norm, 0, ALL_TILE),
-                *(best, below, candidates, difference, codes),
-            )
+            doubtful = list_doubtful(size, norm, 0, ALL_TILE, book.doubt, 0, best, below, candidates)
+            if doubtful:
+                settle_tile(
+                    *(doubtful, blocks, book, offsets, again, t * ALL_TILE, 0, y, 0, ALL_TILE),
+                    *(best, below, candidates, difference, codes),
+                )
             for lane in range(min(ALL_TILE, listed - t * ALL_TILE)):
                 out_codes[again[t * ALL_TILE + lane]] = codes[lane]
         store(out_range[c], 0, low)

@@ -213,22 +213,17 @@ def block_errors(counter, v, weights, group, metric, codebook, codes, chunk, tmp
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _sum_up(least, out_edges):
-    # OUT edges f8: the sums to the end of every chunk of SEED_CHUNK blocks; return that of all
-    total = np.float64(0.0)
-    for c in range(out_edges.size):
-        part = least[c * SEED_CHUNK : min((c + 1) * SEED_CHUNK, least.size)]
-        s0, s1, s2, s3 = np.float64(0.0), np.float64(0.0), np.float64(0.0), np.float64(0.0)
-        for i in range(part.size // 4):  # four chains of additions hide that each takes a while
-            s0 += part[4 * i]
-            s1 += part[4 * i + 1]
-            s2 += part[4 * i + 2]
-            s3 += part[4 * i + 3]
-        for i in range(part.size // 4 * 4, part.size):
-            s0 += part[i]
-        total += (s0 + s1) + (s2 + s3)
-        out_edges[c] = total
-    return total
+def _sum_up(least, first, last):
+    s0, s1, s2, s3 = np.float64(0.0), np.float64(0.0), np.float64(0.0), np.float64(0.0)
+    end = first + (last - first) // 4 * 4
+    for i in range(first, end, 4):  # four chains of additions hide that each takes a while
+        s0 += least[i]
+        s1 += least[i + 1]
+        s2 += least[i + 2]
+        s3 += least[i + 3]
+    for i in range(end, last):
+        s0 += least[i]
+    return (s0 + s1) + (s2 + s3)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -249,75 +244,87 @@ def _block_at(least, edges, target):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _lessen(v, y, half_norm, group, weights, metric, seed, least, tmp_half, tmp_offset, tmp, out_least):
-    # OUT least: the lesser of least and the weighted half distances to the block ``seed``
+def _lessen(v, y, half_norm, group, weights, metric, seed, least, tmp_half, tmp_offset, tmp, out_least, out_edges):
+    # OUT least (N,) f4: the lesser of least and the weighted half distances to the block ``seed``, edges (chunks,) f8:
+    # the sums to the end of every chunk; return that of all
     d, n = y.shape
-    word = v[seed]
+    word, half = v[seed], tmp_half
     for g in range(tmp_offset.size):
-        total = 0.0
+        norm = 0.0
         for a in range(d):
             for b in range(d):
-                total += np.float64(word[a]) * metric[g, a, b] * np.float64(word[b])
-        tmp_offset[g] = 0.5 * total
-    for i in range(n):
-        tmp_half[i] = half_norm[i] + np.float32(tmp_offset[group[i]])
-    for a in range(d):
-        factor, row_of_y = word[a], y[a]
-        for i in range(n):
-            tmp_half[i] -= factor * row_of_y[i]
-    for first in range(0, n, SEED_CHUNK):
-        last = min(first + SEED_CHUNK, n)
+                norm += np.float64(word[a]) * metric[g, a, b] * np.float64(word[b])
+        tmp_offset[g] = 0.5 * norm
+    total = np.float64(0.0)
+    for c in range(out_edges.size):
+        first = c * SEED_CHUNK
+        size = min(SEED_CHUNK, n - first)
+        norms = half_norm[first : first + size]
+        if tmp_offset.size == 1:
+            offset = np.float32(tmp_offset[0])
+            for i in range(size):
+                half[i] = norms[i] + offset
+        else:
+            for i in range(size):
+                half[i] = norms[i] + np.float32(tmp_offset[group[first + i]])
+        for a in range(d):
+            factor, row_of_y = word[a], y[a, first : first + size]
+            for i in range(size):
+                half[i] -= factor * row_of_y[i]
         near = np.int32(0)
-        for i in range(first, last):
-            near |= np.int32(1) if tmp_half[i] < NEAR * half_norm[i] else np.int32(0)
+        for i in range(size):
+            near |= np.int32(half[i] < NEAR * norms[i])
         if near:  # of little, next to what it is the difference of: not so in float64
-            for i in range(first, last):
-                if tmp_half[i] < NEAR * half_norm[i]:
-                    total, g = 0.0, group[i]
+            for i in range(size):
+                if half[i] < NEAR * norms[i]:
+                    g, norm = group[first + i], 0.0
                     for a in range(d):
-                        tmp[a] = np.float64(v[i, a]) - np.float64(word[a])
+                        tmp[a] = np.float64(v[first + i, a]) - np.float64(word[a])
                     for a in range(d):
                         for b in range(d):
-                            total += tmp[a] * metric[g, a, b] * tmp[b]
-                    tmp_half[i] = 0.5 * total
-    for i in range(n):
-        half = tmp_half[i] * weights[i]
-        out_least[i] = min(least[i], half if half > np.float32(0.0) else np.float32(0.0))
+                            norm += tmp[a] * metric[g, a, b] * tmp[b]
+                    half[i] = 0.5 * norm
+        before, after = least[first : first + size], out_least[first : first + size]
+        heavy = weights[first : first + size]
+        for i in range(size):
+            weighted = half[i] * heavy[i]
+            after[i] = min(before[i], weighted if weighted > np.float32(0.0) else np.float32(0.0))
+        total += _sum_up(out_least, first, first + size)
+        out_edges[c] = total
+    return total
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def draw_seeds(
-    v, y, half_norm, group, weights, metric, draws, tmp_least, tmp_half, tmp_offset, tmp_edges, tmp, out_seeds
-):
+def draw_seeds(v, y, half_norm, group, weights, metric, draws, tmp_least, tmp_half, tmp_offset, tmp_edges, tmp, out_seeds):
     # k-means++: each of K blocks drawn with probability proportional to its weighted half distance to those before,
     # the one of several drawn that lowers their sum most.
     # IN v (N, D) f4, y (D, N) f4, half_norm (N,) f4, group (N,) i4, weights (N,) f4, metric (M, D, D) f8, draws
-    # (K, tries) f8 below 1; TMP least (3, N) f4, half (N,) f4, offset (M,) f8, edges (2, chunks of SEED_CHUNK blocks)
-    # f8, tmp (D,) f8; OUT seeds (K,) i8. Return how many were found before all distances were 0.
-    tries = draws.shape[1]
+    # (K, tries) f8 below 1; TMP least (3, N) f4, half (SEED_CHUNK,) f4, offset (M,) f8, edges (3, chunks of SEED_CHUNK
+    # blocks) f8, tmp (D,) f8; OUT seeds (K,) i8. Return how many were found before all distances were 0.
     now, best, tried = 0, 1, 2
     tmp_least[now] = weights
-    total = _sum_up(tmp_least[now], tmp_edges[0])
+    total = np.float64(0.0)
+    for c in range(tmp_edges.shape[1]):
+        total += _sum_up(weights, c * SEED_CHUNK, min((c + 1) * SEED_CHUNK, weights.size))
+        tmp_edges[now, c] = total
     for s in range(out_seeds.size):
         if total <= 0.0:
             return s
         lowest = np.inf
-        for i in range(tries):
-            seed = _block_at(tmp_least[now], tmp_edges[0], draws[s, i] * total)
+        for i in range(draws.shape[1]):
+            seed = _block_at(tmp_least[now], tmp_edges[now], draws[s, i] * total)
+            before = tmp_least[now]
             if s == 0:
-                tmp_least[tried] = np.float32(3.4e38)
-            else:
-                tmp_least[tried] = tmp_least[now]
-            _lessen(
-                *(v, y, half_norm, group, weights, metric, seed, tmp_least[tried], tmp_half, tmp_offset, tmp),
-                tmp_least[tried],
+                before = tmp_least[tried]
+                before[:] = np.float32(3.4e38)
+            left = _lessen(
+                *(v, y, half_norm, group, weights, metric, seed, before, tmp_half, tmp_offset),
+                *(tmp, tmp_least[tried], tmp_edges[tried]),
             )
-            left = _sum_up(tmp_least[tried], tmp_edges[1])
             if left < lowest:
                 lowest, out_seeds[s] = left, seed
                 best, tried = tried, best
-        now, best = best, now
-        total = _sum_up(tmp_least[now], tmp_edges[0])
+        now, best, total = best, now, lowest
     return out_seeds.size
 
 

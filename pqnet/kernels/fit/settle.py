@@ -33,13 +33,15 @@ def measure_tile(x, y, d, tile, out_size, out_norm, at):
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
-def list_doubtful(size, norm, at, tile, share, base, slope, best, out_below, out_lanes):
+def list_doubtful(size, norm, at, tile, doubt, g, best, out_below, out_lanes):
     # List the lanes whose codeword is in doubt, and the half distances below which they are; return how many are.
-    # IN size, norm f4 from ``at``, best (tile,) f4: least h less v' G v / 2
+    # IN size, norm f4 from ``at``, doubt (M, 3) f4, g: the metric of the tile, best (tile,) f4: least h less v' G v / 2;
+    # OUT below (tile,) f4, lanes (tile + WIDTH,) i4
+    share, base, slope = splat(doubt[g, 0]), splat(doubt[g, 1]), splat(doubt[g, 2])
     n = 0
     for p in range(0, tile, WIDTH):
         square = load(size, at + p)
-        below = minimum(multiply(splat(share), square), fma(splat(slope), sqrt(square), splat(base)))
+        below = minimum(multiply(share, square), fma(slope, sqrt(square), base))
         store(out_below, p, below)
         half = fma(splat(np.float32(0.5)), load(norm, at + p), load(best, p))
         n = append_up_to(out_lanes, n, p, subtract(half, below), splat(SURE))
@@ -88,18 +90,14 @@ def settle(blocks, book, offsets, row, group, y, at, step, best, below, code, tm
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
-def settle_tile(
-    blocks, book, offsets, rows, first, group, y, y_at, size, norm, at, tile, best, tmp_below, tmp_ids, tmp, codes
-):
-    # INOUT codes (tile,) i4: what the search of a tile found. IN rows: block of every lane, or of size 0: those from
-    # ``first``; y from y_at, size and norm from ``at``; TMP below (tile,) f4, ids (tile + KP + 2 * WIDTH,) i4
-    share, base, slope = book.doubt[group, 0], book.doubt[group, 1], book.doubt[group, 2]
-    n = list_doubtful(size, norm, at, tile, share, base, slope, best, tmp_below, tmp_ids)
+def settle_tile(n, blocks, book, offsets, rows, first, g, y, y_at, tile, best, below, ids, tmp, codes):
+    # INOUT codes (tile,) i4: what the search of a tile found. IN ids (tile + KP + 2 * WIDTH,) i4: n lanes in doubt,
+    # the rest TMP; rows: block of every lane, or of size 0: those from ``first``; y from y_at
     for i in range(n):
-        lane = tmp_ids[i]
+        lane = ids[i]
         row = rows[first + lane] if rows.size else first + lane
         if 0 <= row < len(blocks.given):
             codes[lane] = settle(
-                *(blocks, book, offsets, row, group, y, y_at + lane, tile, best[lane], tmp_below[lane], codes[lane]),
-                *(tmp_ids, tile + WIDTH, tmp),
+                *(blocks, book, offsets, row, g, y, y_at + lane, tile, best[lane], below[lane], codes[lane]),
+                *(ids, tile + WIDTH, tmp),
             )
