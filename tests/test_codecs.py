@@ -111,7 +111,7 @@ def test_fit_measures_each_position_with_its_own_matrix(layout):
     weight = rng.standard_normal((64, 4)).astype(np.float32)
     metric = np.zeros((2, 2, 2, 2))
     metric[0, 0, 0, 0] = metric[0, 1, 1, 1] = metric[1, 0, 1, 1] = metric[1, 1, 0, 0] = 1.0
-    error = weight - PQ(128, 2, layout, "float32").fit(weight, metric).decode()
+    error = weight - PQ(96, 2, layout, "float32").fit(weight, metric).decode()
     seen = np.concatenate([error[:32, [0, 3]], error[32:, [1, 2]]])
     unseen = np.concatenate([error[:32, [1, 2]], error[32:, [0, 3]]])
     assert np.square(seen).mean() < 0.01 * np.square(unseen).mean()

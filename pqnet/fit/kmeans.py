@@ -17,7 +17,7 @@ INITS = ("k-means++", "random")
 BOUND_WORK = 50_000_000  # multiplications of an iteration, and iterations, below which sorting costs more than it saves
 BOUND_STEPS = 4
 TOLERANCE = 1e-5  # stop when an iteration lowers the error by less than this share
-SEED_WORK = 64  # blocks for each codeword that k-means++ looks at
+SEED_WORK = 64  # blocks for each codeword that k-means++ looks at: fewer blocks are looked at several times
 CANCELLED = 1e-5  # share of the blocks' norm below which an error is no longer a difference of sums
 
 
@@ -122,7 +122,7 @@ def weighted_kmeans(
     groups : integer array, shape (N,), optional
         Which of the M matrices measures a block; needed with a metric of shape (M, D, D).
     init : {None, "k-means++", "random"} or array of shape (K, D)
-        First codebook; None is k-means++ under the metric.
+        First codebook; None is k-means++ under the metric, greedy where there are fewer than 32 blocks a codeword.
     n_iter : int
         Largest number of codebook updates; fewer are made when one lowers the error by less than 0.001 %.
     seed : int
@@ -251,7 +251,9 @@ def _initial(problem: Problem, k: int, init: Any, rng: np.random.Generator) -> n
 def _plus_plus(problem: Problem, k: int, rng: np.random.Generator) -> np.ndarray:
     """k-means++ seeding: every codeword is a block drawn with probability proportional to its weighted error.
 
-    Of many blocks a random 64 for each codeword are looked at: more do not give better seeds.
+    Of many blocks a random 64 for each codeword are looked at: more do not give better seeds. Of few blocks several are
+    drawn for a codeword and the one that lowers the error most is taken ("greedy k-means++"): that many codewords for
+    the blocks would else be up to twice as far from the best.
     """
     n, sample = len(problem.v), SEED_WORK * k
     pick = np.sort(rng.choice(n, sample, replace=False)) if n > sample else np.arange(n)
@@ -260,7 +262,8 @@ def _plus_plus(problem: Problem, k: int, rng: np.random.Generator) -> np.ndarray
     y, half_norm = problem.transformed(v, group)
     if not w.any():  # all the weight is on few blocks outside the sample
         return rng.choice(n, k, p=problem.w.astype(np.float64) / problem.w.sum(dtype=np.float64))
-    seeds, draws = np.empty(k, np.int64), rng.random((k, max(1, min(2 + int(np.log(k)), SEED_WORK * k // len(pick)))))
+    tries = max(1, min(2 + int(np.log(k)), sample // len(pick)))
+    seeds, draws = np.empty(k, np.int64), rng.random((k, tries))
     d, chunks = v.shape[1], -(-len(pick) // rows.SEED_CHUNK)
     least, half = np.empty((3, len(pick)), np.float32), np.empty(rows.SEED_CHUNK, np.float32)
     scratch = least, half, np.empty(problem.n_groups), np.empty((3, chunks)), np.empty(d)

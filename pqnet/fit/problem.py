@@ -164,7 +164,7 @@ class Problem:
     def _doubt(self, codebook: np.ndarray) -> np.ndarray:
         """Return share, base and slope of the half distances that float32 may be wrong about, (M, 3), see `settle`."""
         d = codebook.shape[1]
-        roundings = 2 * d + 4 if self.metric.size else d + 3
+        roundings = 2 * d + 2 if self.metric.size else d + 2
         q = roundings * ROUNDING / 2 * self.rows_of_metric / float(TOLERANCE)
         # With |c| = (1 + x) |v| and x = sqrt(2 H / e) / |v|, the least H that is larger than q |c| (|c| + 2 |v|).
         half = self.least_eigenvalue / 2
@@ -328,4 +328,4 @@ def _check_metric(metric: np.ndarray) -> np.ndarray:
             "metric: expected symmetric positive semi-definite matrices, got one that is not; "
             "a second moment x.T @ x is"
         )
-    return np.maximum(least, 0.0)
+    return np.asarray(least.clip(0.0))

@@ -28,7 +28,7 @@ PAYS, PAUSE = 0.5, 4  # share of the codewords above which bounds do not pay, an
 class Codewords:
     """A codebook (K, D), float64, as the kernels take it: negated, padded, with offsets c' G c / 2 for every group."""
 
-    def __init__(self, codebook: np.ndarray, offset: np.ndarray, doubt: np.ndarray) -> None:
+    def __init__(self, codebook: np.ndarray, offset: np.ndarray, doubt: np.ndarray | None = None) -> None:
         k, d = codebook.shape
         self.exact, self.k, self.padded = codebook, k, (k // LANES + 1) * LANES
         self.words = np.zeros((self.padded, d), np.float32)
@@ -44,7 +44,7 @@ class Codewords:
             interleaved=np.ascontiguousarray(parts.transpose(0, 2, 1)).reshape(-1),
             by_coordinate=np.ascontiguousarray(self.words.T).reshape(-1),
             offset=offsets,
-            doubt=doubt,
+            doubt=np.zeros((len(offset), 3), np.float32) if doubt is None else doubt,
         )
 
 

@@ -151,7 +151,8 @@ def nearest_row_by_row(
                     if h[k] <= best + TOLERANCE * below:
                         ids[found] = k
                         found += 1
-                first = nearest_of(blocks, book, i, g, first, ids, 0, found, difference)
+                if found > 1:
+                    first = nearest_of(blocks, book, i, g, first, ids, 0, found, difference)
             out_codes[i] = first
         c = next_chunk(counter)
 
@@ -295,7 +296,9 @@ def _lessen(v, y, half_norm, group, weights, metric, seed, least, tmp_half, tmp_
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def draw_seeds(v, y, half_norm, group, weights, metric, draws, tmp_least, tmp_half, tmp_offset, tmp_edges, tmp, out_seeds):
+def draw_seeds(
+    v, y, half_norm, group, weights, metric, draws, tmp_least, tmp_half, tmp_offset, tmp_edges, tmp, out_seeds
+):
     # k-means++: each of K blocks drawn with probability proportional to its weighted half distance to those before,
     # the one of several drawn that lowers their sum most.
     # IN v (N, D) f4, y (D, N) f4, half_norm (N,) f4, group (N,) i4, weights (N,) f4, metric (M, D, D) f8, draws

@@ -35,7 +35,7 @@ def measure_tile(x, y, d, tile, out_size, out_norm, at):
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def list_doubtful(size, norm, at, tile, doubt, g, best, out_below, out_lanes):
     # List the lanes whose codeword is in doubt, and the half distances below which they are; return how many are.
-    # IN size, norm f4 from ``at``, doubt (M, 3) f4, g: the metric of the tile, best (tile,) f4: least h less v' G v / 2;
+    # IN size, norm f4 from ``at``, doubt (M, 3) f4, g: metric of the tile, best (tile,) f4: least h less v' G v / 2;
     # OUT below (tile,) f4, lanes (tile + WIDTH,) i4
     share, base, slope = splat(doubt[g, 0]), splat(doubt[g, 1]), splat(doubt[g, 2])
     n = 0
@@ -50,10 +50,8 @@ def list_doubtful(size, norm, at, tile, doubt, g, best, out_below, out_lanes):
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def nearest_of(blocks, book, row, group, code, ids, begin, end, tmp):
-    # The nearest of listed codewords, the first of equals, by (v - c)' G (v - c) in float64; if none is, ``code``.
+    # The nearest of listed codewords, the first of equals, by (v - c)' G (v - c) in float64; ``code`` if none is near.
     # IN ids (begin..end,) i4; TMP (D,) f8
-    if end == begin + 1:
-        return ids[begin]
     d, least = blocks.given.shape[1], np.inf
     for p in range(begin, end):
         for j in range(d):
@@ -74,30 +72,22 @@ def nearest_of(blocks, book, row, group, code, ids, begin, end, tmp):
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
-def settle(blocks, book, offsets, row, group, y, at, step, best, below, code, tmp_ids, ids_at, tmp):
-    # The nearest codeword of a block in doubt, the first of equals, or ``code`` if there is no candidate.
-    # IN y f4: coordinate j is y[at + j * step], offsets: all of the book in a row; TMP ids i4, (KP + WIDTH) from
-    # ids_at, tmp (D,) f8
-    kp, d = book.offset.shape[1], book.exact.shape[1]
-    limit = splat(best + TOLERANCE * below)
-    n = ids_at
-    for k in range(0, kp, WIDTH):
-        half = load(offsets, group * kp + k)
-        for j in range(d):
-            half = fma(splat(y[at + j * step]), load(book.by_coordinate, j * kp + k), half)
-        n = append_up_to(tmp_ids, n, k, half, limit)
-    return nearest_of(blocks, book, row, group, code, tmp_ids, ids_at, n, tmp)
-
-
-@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def settle_tile(n, blocks, book, offsets, rows, first, g, y, y_at, tile, best, below, ids, tmp, codes):
-    # INOUT codes (tile,) i4: what the search of a tile found. IN ids (tile + KP + 2 * WIDTH,) i4: n lanes in doubt,
-    # the rest TMP; rows: block of every lane, or of size 0: those from ``first``; y from y_at
+    # INOUT codes (tile,) i4: what the search of a tile found. IN offsets f4: all of the book in a row, rows: block of
+    # every lane, or of size 0: those from ``first``; y from y_at, ids (tile + KP + 2 * WIDTH,) i4: n lanes in doubt,
+    # the rest TMP, tmp (D,) f8
+    kp, d = book.offset.shape[1], book.exact.shape[1]
+    start = tile + WIDTH
     for i in range(n):
         lane = ids[i]
         row = rows[first + lane] if rows.size else first + lane
         if 0 <= row < len(blocks.given):
-            codes[lane] = settle(
-                *(blocks, book, offsets, row, g, y, y_at + lane, tile, best[lane], below[lane], codes[lane]),
-                *(ids, tile + WIDTH, tmp),
-            )
+            limit = splat(best[lane] + TOLERANCE * below[lane])
+            end = start
+            for k in range(0, kp, WIDTH):
+                half = load(offsets, g * kp + k)
+                for j in range(d):
+                    half = fma(splat(y[y_at + j * tile + lane]), load(book.by_coordinate, j * kp + k), half)
+                end = append_up_to(ids, end, k, half, limit)
+            if end > start + 1:
+                codes[lane] = nearest_of(blocks, book, row, g, codes[lane], ids, start, end, tmp)
