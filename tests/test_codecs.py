@@ -164,6 +164,8 @@ def test_weights_of_any_size_keep_their_digits_in_float16(codec):
         assert np.square(weight - packed.decode() / unit).sum() == pytest.approx(error, rel=0.01, abs=1e-6)
         assert PACKED[codec.name].from_arrays(packed.codec, packed.shape, packed.arrays()) == packed
         assert 0 < packed.nbytes - plain.nbytes <= 4
+    x = np.ones((2, 16), np.float32)
+    assert pqnet.linear(x, packed) == pytest.approx(x @ packed.decode().T, rel=1e-5, abs=float(unit) * 1e-4)
 
 
 def test_scales_of_channels_of_very_different_size_keep_their_digits():

@@ -18,8 +18,8 @@ LOST, LOST_ALONE = 2.0**-10, 2.0**-9  # shares that rounding to float16 alone ma
 def exponent_for(values: np.ndarray, *, alone: bool) -> int:
     """Return the exponent of the power of two by which to divide numbers before they are rounded to float16.
 
-    It is 0 for all but very small ones, for which float16 has few bits left. Numbers that came from `Halves` before give
-    the same exponent again.
+    It is 0 for all but very small ones, for which float16 has few bits left. Numbers that came from `Halves` have the
+    same exponent again.
 
     Parameters
     ----------
