@@ -148,6 +148,25 @@ def lloyd_step(blocks, codebook, weights, metric=None, groups=None):
     return out
 
 
+def greedy_kmeans(blocks, k, rng, tries=8, steps=30):
+    """The error of k-means from greedy k-means++ seeds, float64."""
+    blocks = np.asarray(blocks, float)
+
+    def squares(words):
+        return np.square(blocks[:, None] - words).sum(2)
+
+    words = blocks[rng.integers(len(blocks))][None]
+    for _ in range(k - 1):
+        near = squares(words).min(1)
+        drawn = rng.choice(len(blocks), tries, p=near / near.sum())
+        left = [np.minimum(near, squares(blocks[i])[:, 0]).sum() for i in drawn]
+        words = np.concatenate([words, blocks[drawn[int(np.argmin(left))]][None]])
+    for _ in range(steps):
+        codes = squares(words).argmin(1)
+        words = np.stack([blocks[codes == c].mean(0) if (codes == c).any() else words[c] for c in range(k)])
+    return squares(words).min(1).sum()
+
+
 def second_order_error(target, moments, weights, codes, codebook):
     """sum_o a_o (t_o - w_o)' H (t_o - w_o), w_o made of the codewords; moments (G, Kin, Kin), targets (O, Kin)."""
     total = 0.0

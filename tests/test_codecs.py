@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import pqnet
 from pqnet import PQ, ConfigError, PackedPQ, PQNetError
-from pqnet.codecs import codec_from_attrs
+from pqnet.codecs import PACKED, codec_from_attrs
 from pqnet.codecs.layout import block_columns, from_blocks, to_blocks
 from pqnet.codecs.packing import code_bits, pack_codes, packed_nbytes, unpack_codes
 from pqnet.codecs.pq import clamp_k
@@ -111,7 +111,7 @@ def test_fit_measures_each_position_with_its_own_matrix(layout):
     weight = rng.standard_normal((64, 4)).astype(np.float32)
     metric = np.zeros((2, 2, 2, 2))
     metric[0, 0, 0, 0] = metric[0, 1, 1, 1] = metric[1, 0, 1, 1] = metric[1, 1, 0, 0] = 1.0
-    error = weight - PQ(128, 2, layout, "float32").fit(weight, metric).decode()
+    error = weight - PQ(96, 2, layout, "float32").fit(weight, metric).decode()
     seen = np.concatenate([error[:32, [0, 3]], error[32:, [1, 2]]])
     unseen = np.concatenate([error[:32, [1, 2]], error[32:, [0, 3]]])
     assert np.square(seen).mean() < 0.01 * np.square(unseen).mean()
@@ -138,6 +138,53 @@ def test_fit_gives_the_same_bytes_for_any_thread_count():
     weight = np.random.default_rng(5).standard_normal((512, 64)).astype(np.float32)
     one, two = (PQ(200, 4).fit(weight, threads=t) for t in (1, 2))
     assert one == two
+
+
+NARROW = [
+    PQ(16, 4),
+    pqnet.Scalar(9),
+    pqnet.Fixed("ternary", per="channel"),
+    pqnet.IntN(6),
+    pqnet.IntN(3, "group", symmetric=False, group=8),
+    pqnet.Sparse(fraction=0.5),
+    pqnet.Additive([PQ(8, 2), pqnet.IntN(3)]),
+]
+
+
+@pytest.mark.parametrize("codec", NARROW, ids=str)
+def test_weights_of_any_size_keep_their_digits_in_float16(codec):
+    """Where float16 has no or few bits for them, all numbers are stored with a power of two."""
+    weight = np.random.default_rng(6).standard_normal((24, 16)).astype(np.float32)
+    plain = codec.fit(weight)
+    assert plain.nbytes == codec.nbytes(weight.shape).total or codec.name in ("sparse", "additive")
+    error = np.square(weight - plain.decode()).sum()
+    for power in (-60, -24, -17):
+        unit = np.float32(2.0) ** power
+        packed = codec.fit(unit * weight)
+        assert np.square(weight - packed.decode() / unit).sum() == pytest.approx(error, rel=0.01, abs=1e-6)
+        assert PACKED[codec.name].from_arrays(packed.codec, packed.shape, packed.arrays()) == packed
+        assert 0 < packed.nbytes - plain.nbytes <= 4
+    x = np.ones((2, 16), np.float32)
+    assert pqnet.linear(x, packed) == pytest.approx(x @ packed.decode().T, rel=1e-5, abs=float(unit) * 1e-4)
+
+
+def test_scales_of_channels_of_very_different_size_keep_their_digits():
+    weight = np.random.default_rng(7).standard_normal((3, 64)).astype(np.float32) * np.float32([[1e-7], [1.0], [30.0]])
+    for codec in (pqnet.IntN(8), pqnet.Fixed("pow2", per="channel")):
+        errors = np.square(weight - codec.fit(weight).decode()).mean(1) / np.square(weight).mean(1)
+        alone = [np.square(row - codec.fit(row[None]).decode()[0]).mean() / np.square(row).mean() for row in weight]
+        assert errors == pytest.approx(alone, rel=0.05)
+
+
+def test_exponents_of_files_are_checked():
+    packed = PQ(4, 2).fit(np.full((8, 8), 1e-9) * np.arange(8))
+    arrays = packed.arrays()
+    for bad in (np.int16([0]), np.int16([-300]), np.int16([2]), np.int16([1, 2]), np.float32([3])):
+        with pytest.raises(pqnet.FormatError, match="exponent: expected one int16 number from -180 to 1"):
+            PackedPQ.from_arrays(packed.codec, packed.shape, arrays | {"exponent": bad})
+    wide = PQ(4, 2, codebook_dtype="float32").fit(np.ones((8, 8)))
+    with pytest.raises(pqnet.FormatError, match="expected arrays codes and codebook"):
+        PackedPQ.from_arrays(wide.codec, wide.shape, wide.arrays() | {"exponent": arrays["exponent"]})
 
 
 def test_codebook_beyond_float16_says_the_way_out():

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import pqnet
 from pqnet.fit import kmeans as fit
+from pqnet.fit import problem as shapes
 from pqnet.fit import tiles
 from pqnet.fit.kmeans import _fill_empty, _Sums
 from pqnet.fit.problem import Problem
@@ -116,7 +117,7 @@ def test_bounds_leave_most_codewords_out():
     for _ in range(12):
         store.step(codebook)
         codebook = _Sums(p, store).update(codebook)
-    assert store.settled and store.listed.sum() < 0.3 * 128 * len(store.group)
+    assert store.settled and store.found.listed.sum() < 0.3 * 128 * len(store.tiling.group)
 
 
 @pytest.mark.parametrize("m", [0, 1, 4])
@@ -278,3 +279,84 @@ def test_data_far_from_zero_loses_no_digits():
 def test_given_codebooks_are_not_handed_back():
     init = np.eye(3, dtype=np.float32)
     assert not np.shares_memory(pqnet.weighted_kmeans(np.eye(3), 3, init=init, n_iter=0).codebook, init)
+
+
+KINDS = ("offset", "scale", "columns", "duplicates", "clusters", "lattice")
+
+
+def unusual(kind, rng, n, d):
+    """Blocks whose neighbours are near for the size of their numbers."""
+    blocks = rng.standard_normal((n, d))
+    if kind == "offset":
+        blocks += 1e4 * rng.standard_normal(d)
+    elif kind == "scale":
+        blocks *= 10.0 ** rng.uniform(-20, 6)
+    elif kind == "columns":
+        blocks *= 10.0 ** rng.uniform(-5, 5, d)
+        blocks[:, 0] = 1e4 * np.sign(blocks[:, 0])
+    elif kind == "duplicates":
+        blocks = 100 + blocks[rng.integers(0, max(1, n // 6), n)]
+    elif kind == "clusters":
+        blocks = 0.1 * blocks + rng.choice([-1000.0, 1000.0, 30.0], (n, 1))
+    else:
+        blocks = 500 + np.round(blocks)
+    return blocks.astype(np.float32)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("integers", [False, True])
+@settings(max_examples=6, deadline=None)
+@given(st.integers(1, 9), st.sampled_from([0, 1, 2, 60]), st.integers(0, 2**32 - 1))
+def test_near_codewords_of_unusual_blocks_are_told_apart(kind, integers, d, m, seed):
+    """As in float64, for tiles, 16-bit integers and (60 metrics) single rows."""
+    rng = np.random.default_rng(seed)
+    blocks = unusual(kind, rng, 90, d)
+    codebook = blocks[rng.choice(90, 12, replace=False)] + np.float32(1e-3) * blocks.std(0)
+    options = problem(rng, 90, d, 1, m)[2]
+    before, shapes.INTEGER_WORK = shapes.INTEGER_WORK, 0 if integers else shapes.INTEGER_WORK
+    try:
+        codes = pqnet.assign(blocks, codebook, **options)
+    finally:
+        shapes.INTEGER_WORK = before
+    distances = naive.distances(blocks, codebook, **options)
+    chosen, least = distances[np.arange(90), codes], distances.min(1)
+    assert np.all(chosen <= 1.01 * least + 1e-12 * distances.max())
+    p = Problem(blocks, None, options.get("metric"), options.get("groups"), 1)
+    if tiles.worth_tiles(p.group, p.n_groups):
+        store = tiles.Tiles(p, p.inside(codebook).astype(np.float32), bounds=False)
+        store.step(p.inside(codebook).astype(np.float32))
+        assert np.array_equal(store.to_rows(), p.nearest(p.inside(codebook).astype(np.float32)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kmeans_of_unusual_blocks_is_that_of_float64(kind):
+    rng = np.random.default_rng(15)
+    blocks = unusual(kind, rng, 240, 3)
+    init = blocks[rng.choice(240, 6, replace=False)]
+    want = init.astype(float)
+    for _ in range(12):
+        want = naive.lloyd_step(blocks, want, np.ones(240))
+    result = pqnet.weighted_kmeans(blocks, 6, init=init, n_iter=12)
+    exact = naive.weighted_error(blocks, result.codebook, result.codes, np.ones(240))
+    assert result.error == pytest.approx(exact, rel=1e-4)
+    assert exact <= 1.01 * naive.distances(blocks, want).min(1).sum()
+    assert exact <= 1.001 * naive.distances(blocks, result.codebook).min(1).sum()
+
+
+def test_seeds_within_far_clusters_are_spread():
+    rng = np.random.default_rng(16)
+    blocks = (0.1 * rng.standard_normal((400, 4)) + rng.choice([-1000.0, 1000.0], (400, 1))).astype(np.float32)
+    ours = [pqnet.weighted_kmeans(blocks, 16, seed=s, n_iter=0).error for s in range(6)]
+    alone = [
+        pqnet.weighted_kmeans(blocks[blocks[:, 0] < 0] + np.float32(1000), 8, seed=s, n_iter=0).error for s in range(6)
+    ]
+    assert np.mean(ours) <= 2.4 * np.mean(alone)
+
+
+@pytest.mark.parametrize(("n", "k"), [(66, 64), (90, 64), (160, 64)])
+def test_few_blocks_for_each_codeword(n, k):
+    """As good as greedy k-means++."""
+    blocks = np.random.default_rng(n).standard_normal((n, 4)).astype(np.float32)
+    ours = [pqnet.weighted_kmeans(blocks, k, seed=s).error for s in range(8)]
+    theirs = [naive.greedy_kmeans(blocks, k, np.random.default_rng(s), tries=6) for s in range(3)]
+    assert np.mean(ours) <= 1.1 * np.mean(theirs)

@@ -414,6 +414,19 @@ def test_quantized_models_are_refused():
         pqnet.quantize(small, RECIPE, metric="none", progress=False)
 
 
+@pytest.mark.parametrize(("value", "match"), [(np.nan, "finite"), (1e6, "within float16's 65504")])
+def test_errors_about_a_weight_name_its_layer(value, match):
+    builder = GraphBuilder({"x": ValueInfo(("n", 8))}, {"n": 2})
+    flow = "x"
+    for name in "abc":
+        weight = np.random.default_rng(0).standard_normal((8, 8)).astype(np.float32)
+        weight[3] = value if name == "b" else weight[3]
+        flow = builder.add("linear", flow, name=name, params={"weight": weight})
+    model = Model(builder.build({"y": flow}))
+    with pytest.raises(PQNetError, match=f"layer 'b': weight: .*{match}"):
+        pqnet.quantize(model, {"default": PQ(4, 4)}, metric="none", progress=False)
+
+
 def test_size_counts_as_the_papers_do():
     model = small_net()
     dense = 4 * (8 * 27 + 16 * 36 + 12 * 64 + 120 + 2 * 8 + 2 * 16 + 12 + 10)

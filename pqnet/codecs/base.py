@@ -101,7 +101,8 @@ class Codec(ABC):
     def nbytes(self, shape: tuple[int, ...]) -> StoredSize:
         """Return the bytes that a weight of this shape takes, without packing it; or raise ConfigError.
 
-        They are exact but for sparse weights, whose codes take fewer bytes if the entries are spread: it is the most.
+        They are exact but for sparse weights, whose codes take fewer bytes if the entries are spread: it is the most;
+        and for float16 numbers that need a power of two, see `pqnet.codecs.halves`, which takes two bytes more.
         """
 
     @abstractmethod

@@ -36,7 +36,8 @@ class Fixed(ScalarCodec):
     exponent : int
         Of the least power of two, 0 to 30; ``pow2`` only.
     scale_dtype : {"float16", "float32"}
-        How scales are stored; codes are chosen after rounding.
+        How scales are stored, float16 with a power of two for all if some are too small for float16; codes are chosen
+        after rounding.
 
     Examples
     --------

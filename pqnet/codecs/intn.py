@@ -39,7 +39,8 @@ class IntN(ScalarCodec):
     group : int, optional
         Divides the inputs of a filter, in (C, kh, kw) order.
     scale_dtype : {"float16", "float32"}
-        How scales are stored; codes are chosen after rounding.
+        How scales are stored, float16 with a power of two for all if some are too small for float16; codes are chosen
+        after rounding.
 
     Examples
     --------

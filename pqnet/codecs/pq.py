@@ -11,6 +11,7 @@ import numpy as np
 from pqnet._check import choice, describe, error, float_array, integer
 from pqnet.codecs.base import Codec, Packed, StoredSize
 from pqnet.codecs.decoding import Decoding, Lookup
+from pqnet.codecs.halves import EXPONENT, Halves
 from pqnet.codecs.layout import LAYOUTS, check_blocks
 from pqnet.codecs.packing import check_stream, code_array, code_bits, pack_codes, packed_nbytes, unpack_codes
 from pqnet.errors import ConfigError, FormatError, PQNetError
@@ -61,7 +62,8 @@ class PQ(Codec):
     layout : {"spatial", "channel"}
         Which weights form a block: d consecutive numbers in (C, *kernel) order, or d channels at one tap.
     codebook_dtype : {"float16", "float32", "int8"}
-        How codewords are stored, int8 with one float32 scale for all; fitting accounts for the rounding.
+        How codewords are stored, int8 with one float32 scale for all, float16 with a power of two for all if they are
+        too small for float16; fitting accounts for the rounding.
     clamp : {None, "floor", "strict"}
         Limit on k for small weights, see `clamp_k`.
 
@@ -196,15 +198,20 @@ class PackedPQ(Packed):
         self.shape = tuple(integer(size, "shape", 1) for size in shape)
         self.codec = dataclasses.replace(codec, clamp=None).check(self.shape)
 
-    def _set_arrays(self, stream: np.ndarray, codebook: np.ndarray, scale: float | None) -> None:
+    def _set_arrays(self, stream: np.ndarray, codebook: "np.ndarray | Halves | Integers", scale: float | None) -> None:
         codec = self.codec
-        dtype = np.float16 if codec.codebook_dtype == "float16" else np.float32
-        self._stream = stream
-        self.codebook = float_array(codebook, "codebook", shape=(codec.k, codec.d), dtype=dtype).copy()
-        self._integers = None
-        if codec.codebook_dtype == "int8":
-            self._integers = Integers.nearest(self.codebook, scale)
-            self.codebook = self._integers.floats()
+        given = codebook.floats() if isinstance(codebook, Halves | Integers) else codebook
+        dtype = np.float64 if codec.codebook_dtype == "float16" else np.float32  # to be rounded once
+        values = float_array(given, "codebook", shape=(codec.k, codec.d), dtype=dtype)
+        stored: np.ndarray | Halves | Integers = values.copy()
+        if isinstance(codebook, Halves | Integers):
+            stored = codebook
+        elif codec.codebook_dtype == "float16":
+            stored = Halves.nearest(values, "codebook")
+        elif codec.codebook_dtype == "int8":
+            stored = Integers.nearest(values, scale)
+        self._stream, self._stored = stream, stored
+        self.codebook = stored if isinstance(stored, np.ndarray) else stored.floats()
         for array in (self.codebook, self._stream):
             array.flags.writeable = False
 
@@ -213,7 +220,7 @@ class PackedPQ(Packed):
         """Return a weight that shares packed codes known to be right, with float32 codewords."""
         packed = cls.__new__(cls)
         packed.codec, packed.shape, packed.codebook = codec, shape, codebook
-        packed._stream, packed._integers = stream, None
+        packed._stream, packed._stored = stream, codebook
         return packed
 
     @property
@@ -247,17 +254,20 @@ class PackedPQ(Packed):
         return self, None
 
     def arrays(self) -> dict[str, np.ndarray]:
-        if self._integers is not None:
-            return {"codes": self._stream, "codebook": self._integers.bytes, "scale": self._integers.scale}
+        if isinstance(self._stored, Integers):
+            return {"codes": self._stream, "codebook": self._stored.bytes, "scale": self._stored.scale}
+        if isinstance(self._stored, Halves):
+            return {"codes": self._stream, **self._stored.arrays("codebook")}
         return {"codes": self._stream, "codebook": self.codebook}
 
     @classmethod
     def from_arrays(cls, codec: Codec, shape: tuple[int, ...], arrays: Mapping[str, np.ndarray]) -> "PackedPQ":
-        integers = isinstance(codec, PQ) and codec.codebook_dtype == "int8"
-        names = ["codes", "codebook", *(["scale"] if integers else [])]
-        if not isinstance(codec, PQ) or set(arrays) != set(names):
+        dtype = codec.codebook_dtype if isinstance(codec, PQ) else ""
+        names = ["codes", "codebook", *(["scale"] if dtype == "int8" else [])]
+        optional = {EXPONENT} if dtype == "float16" else set()
+        if not isinstance(codec, PQ) or set(arrays) - optional != set(names):
             raise FormatError(f"packed PQ weight: expected arrays {' and '.join(names)}, got {sorted(arrays)}")
-        codebook, scale = arrays["codebook"], None
+        book = arrays["codebook"]
         packed = cls.__new__(cls)
         try:
             check_blocks(shape, codec.d, codec.layout)
@@ -266,12 +276,14 @@ class PackedPQ(Packed):
             if codec.k == 1 and n > MAX_UNCODED:
                 raise PQNetError(f"shape: expected at most {MAX_UNCODED} blocks of one codeword, got {shape}")
             stream = check_stream(arrays["codes"], n, codec.k)
-            if codebook.dtype != ("uint8" if integers else codec.codebook_dtype):
-                raise PQNetError(f"codebook: expected {codec.codebook_dtype}, got {codebook.dtype}")
-            if integers:
-                stored = Integers(codebook, arrays["scale"])
-                codebook, scale = stored.floats(), float(stored.scale[0])
-            packed._set_arrays(stream, codebook, scale)
+            if book.dtype != ("uint8" if dtype == "int8" else dtype):
+                raise PQNetError(f"codebook: expected {dtype}, got {book.dtype}")
+            stored: np.ndarray | Halves | Integers = book
+            if dtype == "int8":
+                stored = Integers(book, arrays["scale"])
+            elif dtype == "float16":
+                stored = Halves.from_arrays(arrays, "codebook")
+            packed._set_arrays(stream, stored, None)
             return packed
         except PQNetError as reason:
             raise FormatError(str(reason)) from None

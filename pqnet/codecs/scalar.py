@@ -12,6 +12,7 @@ import numpy as np
 from pqnet._check import choice, describe, error, float_array, index_array, integer
 from pqnet.codecs.base import Codec, Packed, StoredSize
 from pqnet.codecs.decoding import Decoding, Lookup
+from pqnet.codecs.halves import EXPONENT, Halves
 from pqnet.codecs.layout import check_blocks, to_blocks
 from pqnet.codecs.packing import check_stream, code_array, code_dtype, pack_codes, packed_nbytes, unpack_codes
 from pqnet.codecs.pq import PQ, PackedPQ
@@ -127,7 +128,8 @@ class Scalar(ScalarCodec):
     method : {"exact", "lloyd"}
         The global optimum by dynamic programming, or Lloyd's algorithm on sorted values, from ``warm`` if given.
     codebook_dtype : {"float16", "float32"}
-        How values are stored; codes are chosen after rounding.
+        How values are stored, float16 with a power of two for all if they are too small for float16; codes are chosen
+        after rounding.
 
     Examples
     --------
@@ -203,19 +205,19 @@ class PackedScalar(Packed, codecs=("scalar", "fixed", "intn")):
             raise error("codec", "a Scalar, Fixed or IntN", describe(codec))
         self.shape = tuple(integer(size, "shape", 1) for size in shape)
         self.codec = codec.check(self.shape)
+        self._stored: dict[str, np.ndarray] = {}
+        self._halves: dict[str, Halves] = {}  # of what is stored as float16
 
-    def _set_arrays(self, stream: np.ndarray, given: Mapping[str, np.ndarray | None]) -> None:
+    def _set_arrays(self, stream: np.ndarray, given: Mapping[str, "np.ndarray | Halves | None"]) -> None:
         codec, dtypes = self.codec, self.codec.stored_dtypes
         for name, array in given.items():
             if (array is not None) != (name in dtypes):
                 raise error(name, "an array" if name in dtypes else "None", describe(array))
-        grid, float_type = codec.scale_grid(self.shape), np.dtype(codec.value_dtype).type
-        self._stored: dict[str, np.ndarray] = {}
-        if "codebook" in dtypes:
-            book = float_array(given["codebook"], "codebook", shape=(codec.k, 1), dtype=float_type)
-            self._stored["codebook"] = book.copy()
+        grid = codec.scale_grid(self.shape)
+        for name, shape in {"codebook": (codec.k, 1), "scales": grid}.items():
+            if name in dtypes:
+                self._stored[name] = self._floats(name, given[name], shape)
         if "scales" in dtypes:
-            self._stored["scales"] = float_array(given["scales"], "scales", shape=grid, dtype=float_type).copy()
             reach = (np.abs(self.codebook).max() + codec.k) * np.abs(self._stored["scales"].astype(np.float64)).max()
             if reach > LARGEST_WEIGHT:
                 raise error("scales", f"products with the values up to {LARGEST_WEIGHT:g}", f"{reach:.3g}")
@@ -225,6 +227,16 @@ class PackedScalar(Packed, codecs=("scalar", "fixed", "intn")):
         for kept in (self._stream, *self._stored.values()):
             kept.flags.writeable = False
         self._words: tuple[PackedPQ, np.ndarray | None] | None = None
+
+    def _floats(self, name: str, given: "np.ndarray | Halves | None", shape: tuple[int, ...]) -> np.ndarray:
+        """Check values or scales, round them as they are stored, and return them."""
+        halves = given if isinstance(given, Halves) else None
+        dtype = np.float64 if self.codec.value_dtype == "float16" else np.float32  # to be rounded once
+        values = float_array(given if halves is None else halves.floats(), name, shape=shape, dtype=dtype)
+        if self.codec.value_dtype == "float32":
+            return values.copy()
+        self._halves[name] = halves or Halves.nearest(values, name, alone=name == "scales")
+        return self._halves[name].floats()
 
     @property
     def codes(self) -> np.ndarray:
@@ -300,7 +312,10 @@ class PackedScalar(Packed, codecs=("scalar", "fixed", "intn")):
         ]
 
     def arrays(self) -> dict[str, np.ndarray]:
-        return {"codes": self._stream, **self._stored}
+        stored = {"codes": self._stream, **self._stored}
+        for name, halves in self._halves.items():
+            stored |= halves.arrays(name)
+        return stored
 
     @classmethod
     def from_arrays(cls, codec: Codec, shape: tuple[int, ...], arrays: Mapping[str, np.ndarray]) -> "PackedScalar":
@@ -310,14 +325,19 @@ class PackedScalar(Packed, codecs=("scalar", "fixed", "intn")):
         try:
             check_blocks(shape, 1, "spatial")
             packed._set_form(codec, shape)
-            if set(arrays) != {"codes", *dtypes}:
+            optional = {EXPONENT} if "float16" in dtypes.values() else set()
+            if set(arrays) - optional != {"codes", *dtypes}:
                 wanted = sorted(["codes", *dtypes])
                 raise PQNetError(f"packed {codec.name} weight: expected arrays {wanted}, got {sorted(arrays)}")
             for name, dtype in dtypes.items():
                 if arrays[name].dtype != dtype:
                     raise PQNetError(f"{name}: expected {dtype}, got {arrays[name].dtype}")
             stream = check_stream(arrays["codes"], prod(packed.shape), codec.k)
-            packed._set_arrays(stream, {name: arrays[name] for name in dtypes})
+            stored: dict[str, np.ndarray | Halves | None] = {
+                name: Halves.from_arrays(arrays, name) if dtype == "float16" else arrays[name]
+                for name, dtype in dtypes.items()
+            }
+            packed._set_arrays(stream, stored)
             return packed
         except PQNetError as reason:
             raise FormatError(str(reason)) from None

@@ -12,6 +12,7 @@ from pqnet._check import choice, describe, error, float_array, index_array, inte
 from pqnet.codecs.base import Codec, Packed, StoredSize
 from pqnet.codecs.decoding import Decoding, Entries
 from pqnet.codecs.gaps import Gaps, most_nbytes
+from pqnet.codecs.halves import EXPONENT, Halves
 from pqnet.codecs.layout import check_blocks
 from pqnet.errors import ConfigError, FormatError, PQNetError
 
@@ -34,6 +35,7 @@ class Sparse(Codec):
     count : int, optional
         Or their number.
     value_dtype : {"float16", "float32"}
+        How values are stored, float16 with a power of two for all if they are too small for float16.
 
     Examples
     --------
@@ -114,11 +116,16 @@ class PackedSparse(Packed):
         self.codec = codec.check(self.shape)
         return self.codec.count or 0
 
-    def _set_arrays(self, gaps: Gaps, values: np.ndarray) -> None:
-        dtype = np.dtype(self.codec.value_dtype).type
-        self.values = float_array(values, "values", shape=(self.codec.count,), dtype=dtype).copy()
+    def _set_arrays(self, gaps: Gaps, values: "np.ndarray | Halves") -> None:
+        halves = values if isinstance(values, Halves) else None
+        dtype = np.float64 if self.codec.value_dtype == "float16" else np.float32  # to be rounded once
+        given = values if halves is None else halves.floats()
+        given = float_array(given, "values", shape=(self.codec.count,), dtype=dtype)
+        if self.codec.value_dtype == "float16":
+            halves = halves or Halves.nearest(given, "values")
+        self._halves, self._gaps = halves, gaps
+        self.values = given.copy() if halves is None else halves.floats()
         self.values.flags.writeable = False
-        self._gaps = gaps
 
     @property
     def codes(self) -> np.ndarray:
@@ -134,11 +141,13 @@ class PackedSparse(Packed):
         return Decoding(self.shape, (), (Entries(self._gaps, self.values),))
 
     def arrays(self) -> dict[str, np.ndarray]:
-        return {"gaps": self._gaps.stream, "values": self.values}
+        values = {"values": self.values} if self._halves is None else self._halves.arrays("values")
+        return {"gaps": self._gaps.stream, **values}
 
     @classmethod
     def from_arrays(cls, codec: Codec, shape: tuple[int, ...], arrays: Mapping[str, np.ndarray]) -> "PackedSparse":
-        if not isinstance(codec, Sparse) or set(arrays) != {"gaps", "values"}:
+        optional = {EXPONENT} if isinstance(codec, Sparse) and codec.value_dtype == "float16" else set()
+        if not isinstance(codec, Sparse) or set(arrays) - optional != {"gaps", "values"}:
             raise FormatError(f"packed sparse weight: expected arrays gaps and values, got {sorted(arrays)}")
         packed, values = cls.__new__(cls), arrays["values"]
         try:
@@ -149,7 +158,7 @@ class PackedSparse(Packed):
             gaps = Gaps(arrays["gaps"], count)
             if gaps.last >= prod(packed.shape):
                 raise error("positions", f"entries in [0, {prod(packed.shape)})", f"one of {gaps.last}")
-            packed._set_arrays(gaps, values)
+            packed._set_arrays(gaps, Halves.from_arrays(arrays, "values") if optional else values)
             return packed
         except PQNetError as reason:
             raise FormatError(str(reason)) from None

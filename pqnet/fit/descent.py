@@ -230,10 +230,10 @@ class _Group:
         c = codebook.astype(np.float64)
         pairs = (c[:, :, None] * c[:, None, :]).reshape(len(c), -1)
         offset = 0.5 * self.diagonal.reshape(-1, d * d).astype(np.float64) @ pairs.T
-        now = Codewords(codebook, offset.astype(np.float32))
-        words, ids = now.interleaved(), np.arange(now.padded, dtype=np.int32)
+        now = Codewords(c, offset.astype(np.float32))
+        words, ids = now.book.interleaved, np.arange(now.padded, dtype=np.int32)
         flat, tiles = np.ascontiguousarray(codebook).reshape(-1), self.codes.shape[1] // ALL_TILE
-        scratch = aligned(tiles, d * ALL_TILE), np.empty((tiles, ALL_TILE), np.int32)
+        scratch = aligned(tiles, (d + 1) * ALL_TILE), np.empty((tiles, ALL_TILE), np.int32)
         step = max(1, BATCH // d) * d
         wide = max(1, PANEL // step) * step
         for start in range(0, inputs, wide):
@@ -246,7 +246,7 @@ class _Group:
                     self.threads,
                     kernels.descend,
                     words,
-                    now.offset[blocks],
+                    now.book.offset[blocks],
                     ids,
                     -(-now.k // ALL_GROUP),
                     flat,

@@ -1,16 +1,17 @@
 """Blocks and codewords as 16-bit integers, with what their rounding can do to half distances."""
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pqnet.kernels.cpu import has
+from pqnet.kernels.fit.kmeans_arguments import IntegerBook
 from pqnet.kernels.fit.kmeans_integers import PAIR_GROUP
 
 if TYPE_CHECKING:
     from pqnet.fit.tiles import Codewords
 
-__all__ = ["Integers", "as_integers"]
+__all__ = ["as_integers"]
 
 MOST_WORDS = 1 << 12  # the numbers of more codewords leave too few bits
 LEAST_SIZE = 5  # of blocks; shorter ones are as fast in float32
@@ -20,26 +21,14 @@ PRODUCT_ROUNDING = 0.51  # largest error of a product of two float32 that is rou
 NORM_MARGIN = 1.1  # norms of blocks may be so many times the largest of the sample
 
 
-class Integers(NamedTuple):
-    """What `kernels.nearest_by_integers` takes."""
-
-    pairs: np.ndarray
-    offset: np.ndarray
-    number: int
-    scale: np.float32
-    largest: np.float32
-    margin: np.float32
-    slope: np.float32
-
-
-def as_integers(now: "Codewords", norm: float, wrong: float) -> Integers | None:
+def as_integers(now: "Codewords", norm: float, wrong: float) -> IntegerBook | None:
     """Round a codebook for blocks of at most this norm, ``y = G v``; None if the processor or the numbers do not suit.
 
     Of ``|y . c|`` rounding changes at most ``E = e_y |c|_1 + e_c |y|_1 + d e_y e_c``, where ``e_y`` and ``e_c`` are
     the errors of a coordinate. Half distances whose difference is more than twice that, and ``wrong`` more, the most
     that float32 errs by, are in the same order as those in float32.
     """
-    words, offset = now.words[: now.k].astype(np.float64), now.offset[0, : now.k].astype(np.float64)
+    words, offset = -now.exact, now.book.offset[0, : now.k].astype(np.float64)
     d = words.shape[1]
     norm *= NORM_MARGIN
     size, biggest = np.sqrt(np.square(words).sum(1)), float(np.abs(words).max())
@@ -64,12 +53,12 @@ def as_integers(now: "Codewords", norm: float, wrong: float) -> Integers | None:
     error_y, error_c = PRODUCT_ROUNDING / float(scale), 0.5 / factor
     margin = both * (2 * error_y * (sums + d * error_c) + wrong) + number + 1024  # rounding offsets, and differences
     slope = 2 * both * error_c * reach
-    return Integers(
-        np.ascontiguousarray(parts).reshape(-1),
-        far,
-        number,
-        scale,
-        np.float32(norm * norm),
-        np.float32(1.0001 * margin),
-        np.float32(1.0001 * slope),
+    return IntegerBook(
+        pairs=np.ascontiguousarray(parts).reshape(-1),
+        offset=far,
+        number=number,
+        scale=scale,
+        largest=np.float32(norm * norm),
+        margin=np.float32(1.0001 * margin),
+        slope=np.float32(1.0001 * slope),
     )

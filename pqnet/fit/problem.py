@@ -8,18 +8,22 @@ import numpy as np
 from pqnet import _check
 from pqnet._threads import default_threads
 from pqnet.errors import PQNetError
-from pqnet.fit.integers import Integers, as_integers
+from pqnet.fit.integers import as_integers
 from pqnet.fit.parallel import run_chunks
 from pqnet.fit.tiles import ROUNDING, Codewords, aligned, group_tiles, worth_tiles
 from pqnet.kernels.fit import kmeans as kernels
 from pqnet.kernels.fit import kmeans_integers as integers
 from pqnet.kernels.fit import kmeans_rows as rows
+from pqnet.kernels.fit.kmeans_arguments import Blocks, IntegerBook, Scratch, Tiling
 from pqnet.kernels.fit.kmeans_search import ALL_GROUP, ALL_TILE
+from pqnet.kernels.fit.settle import TOLERANCE
 from pqnet.kernels.simd import WIDTH
 
 __all__ = ["Problem", "Rows"]
 
 LARGEST = 1e37  # of half distances: far enough from the end of float32
+SMALL = 1e-20  # of half distances, below which all is scaled up: far enough from the other end
+ANY_SHARE = 1e30  # of a squared length: float32 may be wrong about any half distance
 SERIAL_WORK = 2_000_000  # multiplications below which waking other threads costs more than it saves
 INTEGER_WORK = 50_000_000  # multiplications below which rounding codewords costs more than it saves
 SAMPLE = 1 << 11  # blocks that show whether all lie far from zero
@@ -32,7 +36,7 @@ class Problem:
         self, blocks: Any, weights: Any, metric: Any, groups: Any, threads: int | None, *, sample: bool = False
     ) -> None:
         self.threads = default_threads(threads)
-        self.v = _blocks(blocks)
+        self.given = self.v = _blocks(blocks)
         n, d = self.v.shape
         self.sampled = sample and n > 4 * SAMPLE  # `nearest` then looks at the others
         self.chunk = max(1024, -(-n // 256))
@@ -40,13 +44,18 @@ class Problem:
         mean, self.variance, largest = self._survey(
             np.ascontiguousarray(self.v[:: n // SAMPLE]) if self.sampled else self.v
         )
-        # Distances do not change when all is moved, but float32 loses them if blocks lie far from zero.
-        far = bool(4 * self.variance.sum() < mean @ mean < np.inf)
-        self.shift = mean if far else np.zeros(d)
-        if far:
-            self.v = (self.v - mean).astype(np.float32)
-            largest = float(np.abs(self.v).max())
         self._take_metric(metric, groups)
+        # Distances do not change when all is moved, but float32 loses them if blocks lie far from zero. The shift is
+        # in float32, so that differences to blocks of about its size are exact.
+        far = bool(4 * self.variance.sum() < mean @ mean < np.inf)
+        self.shift = mean.astype(np.float32).astype(np.float64) if far else np.zeros(d)
+        if far:
+            largest = max(float(np.abs(self.v - self.shift).max()), 1e-300)
+        self.unit = self._unit(largest)
+        if far or self.unit != 1.0:
+            self.v = self.inside(self.given).astype(np.float32)
+            largest *= self.unit
+        self.blocks = Blocks(self.v.reshape(-1), self.given, self.shift, self.unit, self.metric)
         self.even_weights = True
         if weights is not None:
             self.w = _check.float_array(weights, "weights", shape=(n,))
@@ -56,13 +65,25 @@ class Problem:
             self.even_weights = n * float(self.w.max()) < 2.0**29 * float(self.w[self.w > 0].min())
         self._take_largest(largest)
 
+    def inside(self, given: np.ndarray) -> np.ndarray:
+        """Return blocks or codewords as distances are computed from them, float64."""
+        moved: np.ndarray = (given - self.shift) * self.unit
+        return moved
+
+    def outside(self, words: np.ndarray) -> np.ndarray:
+        """Return codewords as they are given back, float32; the inverse of `inside`, rounded."""
+        return (words / self.unit + self.shift).astype(np.float32)
+
+    def _unit(self, largest: float) -> float:
+        """Return a power of two times which half distances are in the range of float32."""
+        product = float(self.spread.max()) * largest**2
+        return float(np.exp2(-np.rint(np.log2(product) / 2))) if 0 < product < SMALL else 1.0
+
     def _take_largest(self, largest: float) -> None:
         if not np.isfinite(largest):
             _check.float_array(self.v, "blocks")  # raises
         # At most this much times the largest number of a codeword is y . c of any block, for every group.
-        d = self.v.shape[1]
-        spread = np.abs(self.metric).sum((1, 2), dtype=np.float64) if self.metric.size else np.array([float(d)])
-        self.steepest = spread * largest
+        self.steepest = self.spread * largest
         self.check_range("blocks", float(self.steepest.max()) * largest)
 
     def _survey(self, v: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
@@ -87,6 +108,7 @@ class Problem:
                 raise _check.error("groups", "None when metric is None", "an array", "pass metric of shape (M, D, D)")
             self.metric = np.empty((0, d, d), np.float32)
             self.metric64 = np.eye(d).reshape(1, d * d)
+            self.spread, self.rows_of_metric, self.least_eigenvalue = np.array([float(d)]), np.ones(1), np.ones(1)
             return
         metric = _check.float_array(metric, "metric", ndim=(2, 3))
         if metric.shape[-2:] != (d, d):
@@ -97,8 +119,10 @@ class Problem:
                 "one entry a block exactly when metric has shape (M, D, D)",
                 f"metric of shape {metric.shape} and groups {'given' if groups is not None else 'None'}",
             )
-        _check_metric(metric)
+        self.least_eigenvalue = _check_metric(metric).reshape(-1)
         self.metric = metric.reshape(-1, d, d)
+        by_row = np.abs(self.metric).sum(2, dtype=np.float64)
+        self.spread, self.rows_of_metric = by_row.sum(1), by_row.max(1)
         self.metric64 = self.metric.reshape(-1, d * d).astype(np.float64)
         self.n_groups = len(self.metric)
         if groups is not None:
@@ -134,8 +158,23 @@ class Problem:
         else:
             offset = 0.5 * (self.metric64 @ (c[:, :, None] * c[:, None, :]).reshape(len(c), d * d).T)
         steepest = float(self.steepest.max())
-        self.check_range("codebook", max(float(np.abs(offset).max()), steepest * float(np.abs(codebook).max())))
-        return Codewords(codebook, offset.astype(np.float32))
+        self.check_range("codebook", max(float(np.abs(offset).max()), steepest * float(np.abs(c).max())))
+        return Codewords(c, offset.astype(np.float32), self._doubt(c))
+
+    def _doubt(self, codebook: np.ndarray) -> np.ndarray:
+        """Return share, base and slope of the half distances that float32 may be wrong about, (M, 3), see `settle`."""
+        d = codebook.shape[1]
+        roundings = 2 * d + 2 if self.metric.size else d + 2
+        q = roundings * ROUNDING / 2 * self.rows_of_metric / float(TOLERANCE)
+        # With |c| = (1 + x) |v| and x = sqrt(2 H / e) / |v|, the least H that is larger than q |c| (|c| + 2 |v|).
+        half = self.least_eigenvalue / 2
+        room = np.maximum(half - q, half / ANY_SHARE)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            x = (4 * q + np.sqrt(16 * q * q + 12 * q * room)) / (2 * room)
+            share = np.where(half > q, np.minimum(half * x * x, ANY_SHARE), ANY_SHARE)
+        longest = float(np.sqrt(np.square(codebook).sum(1).max()))
+        base = np.array([LARGEST]) if not self.metric.size else q * longest**2
+        return np.stack([share, base, 2 * q * longest], axis=1).astype(np.float32)
 
     def transformed(self, v: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return y = G v and v' G v / 2 of some blocks."""
@@ -165,7 +204,7 @@ class Problem:
             self.check_range("codebook", float(self.steepest.max()) * now.largest)
         return codes
 
-    def _as_integers(self, now: Codewords) -> Integers | None:
+    def _as_integers(self, now: Codewords) -> IntegerBook | None:
         n, d = self.v.shape
         if self.n_groups > 1 or n * d * now.padded < INTEGER_WORK:
             return None
@@ -180,55 +219,40 @@ class Problem:
         found: np.ndarray = 8 * (self.v.shape[1] + 4) * ROUNDING * np.max(largest, axis=0)
         return found
 
-    def _nearest_by_integers(self, now: Codewords, whole: Integers, chunk: int, codes: np.ndarray) -> np.ndarray:
+    def scratch(self, chunks: int, tile: int, padded: int) -> Scratch:
+        """Return memory for so many chunks of tiles."""
+        d = self.v.shape[1]
+        return Scratch(
+            x=aligned(chunks, 2, d * tile),
+            lanes=aligned(chunks, 4, tile),
+            starts=np.empty((chunks, tile), np.uintp),
+            codes=np.empty((chunks, tile), np.int32),
+            listed=np.empty((chunks, tile + padded + 2 * WIDTH), np.int32),
+            difference=np.empty((chunks, d)),
+        )
+
+    def _nearest_by_integers(self, now: Codewords, whole: IntegerBook, chunk: int, codes: np.ndarray) -> np.ndarray:
         n, d = self.v.shape
         chunks = -(-n // (chunk * ALL_TILE))
-        scratch = (
-            aligned(chunks, 4, d * ALL_TILE),
-            aligned(chunks, (d + 1) // 2 * ALL_TILE).view(np.int32),
-            np.empty((chunks, ALL_TILE), np.uintp),
-            np.empty((chunks, ALL_TILE), np.int32),
-            np.empty((chunks, (chunk + 1) * ALL_TILE), np.int32),
-        )
-        seen = np.empty((chunks, 3 * WIDTH), np.float32)
-        ids, groups = np.arange(now.padded, dtype=np.int32), -(-now.k // ALL_GROUP)
-        self.run_chunks(
-            self.v.size * now.padded,
-            integers.nearest_by_integers,
-            self.v.reshape(-1),
-            self.metric,
-            now.interleaved(),
-            now.offset.reshape(-1),
-            whole.pairs,
-            whole.offset,
-            ids,
-            groups,
-            *whole[2:],
-            chunk,
-            *scratch,
-            codes,
-            seen,
-        )
+        pairs = aligned(chunks, (d + 1) // 2 * ALL_TILE).view(np.int32)
+        again = np.empty((chunks, (chunk + 1) * ALL_TILE), np.int32)
+        seen, scratch = np.empty((chunks, 3 * WIDTH), np.float32), self.scratch(chunks, ALL_TILE, now.padded)
+        words = now.book, whole, np.arange(now.padded, dtype=np.int32), -(-now.k // ALL_GROUP)
+        work, kernel = self.v.size * now.padded, integers.nearest_by_integers
+        self.run_chunks(work, kernel, self.blocks, *words, chunk, scratch, pairs, again, codes, seen)
         return seen
 
     def _nearest_in_tiles(self, now: Codewords, chunk: int, codes: np.ndarray) -> np.ndarray:
-        n, d = self.v.shape
-        slots, tile_group = np.empty(0, np.int32), np.zeros(-(-n // ALL_TILE), np.int32)
+        n = len(self.v)
+        tiling = Tiling(np.empty(0, np.int32), np.zeros(-(-n // ALL_TILE), np.int32))
         if self.n_groups > 1:
-            slots, tile_group = group_tiles(self.group, self.n_groups, np.arange(n, dtype=np.int32), ALL_TILE)
-            chunk = max(8, -(-len(tile_group) // 64))
-        shape = (-(-len(tile_group) // chunk), ALL_TILE)
-        scratch = (
-            aligned(shape[0], 2, d * ALL_TILE),
-            np.empty(shape, np.uintp),
-            np.empty(shape, np.int32),
-        )
-        seen = np.empty((shape[0], 3 * WIDTH), np.float32)
-        ids, groups = np.arange(now.padded, dtype=np.int32), -(-now.k // ALL_GROUP)
-        blocks = self.v.reshape(-1), slots, tile_group, self.metric
-        words = now.interleaved(), now.offset, ids, groups
-        work = self.v.size * now.padded
-        self.run_chunks(work, kernels.nearest_in_tiles, *blocks, *words, chunk, *scratch, codes, seen)
+            tiling = group_tiles(self.group, self.n_groups, np.arange(n, dtype=np.int32), ALL_TILE)
+            chunk = max(8, -(-len(tiling.group) // 64))
+        chunks = -(-len(tiling.group) // chunk)
+        seen, scratch = np.empty((chunks, 3 * WIDTH), np.float32), self.scratch(chunks, ALL_TILE, now.padded)
+        words = now.book, np.arange(now.padded, dtype=np.int32), -(-now.k // ALL_GROUP)
+        work, kernel = self.v.size * now.padded, kernels.nearest_in_tiles
+        self.run_chunks(work, kernel, self.blocks, tiling, *words, chunk, scratch, codes, seen)
         return seen
 
     def errors(self, codebook: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray, float]:
@@ -250,16 +274,17 @@ class Rows:
         n = len(problem.v)
         self.codes, self.group = np.empty(n, np.int32), problem.group_of_block
         self.y, self.half_norm = problem.transformed(problem.v, self.group)
+        self.size: np.ndarray = np.einsum("nd,nd->n", problem.v, problem.v)
         self.norm = float(2 * (problem.w * self.half_norm.astype(np.float64)).sum())
 
     def nearest(self, now: Codewords, codes: np.ndarray) -> None:
         """Fill ``codes``."""
-        problem = self.problem
-        scratch, half = np.empty((problem.n_chunks, now.padded), np.float32), np.empty(len(codes), np.float32)
-        by_coordinate, bits = np.ascontiguousarray(-now.words.T), scratch.view(np.int32)
-        blocks, words = (self.y, self.half_norm, self.group), (by_coordinate, now.offset)
+        problem, chunks = self.problem, self.problem.n_chunks
+        scratch, ids = np.empty((chunks, now.padded), np.float32), np.empty((chunks, now.k), np.int32)
+        memory = scratch, scratch.view(np.int32), ids, np.empty((chunks, self.y.shape[1]))
+        blocks = problem.blocks, now.book, self.y, self.half_norm, self.size, self.group
         work = problem.v.size * now.padded
-        problem.run_chunks(work, rows.nearest_row_by_row, *blocks, *words, problem.chunk, scratch, bits, codes, half)
+        problem.run_chunks(work, rows.nearest_row_by_row, *blocks, problem.chunk, *memory, codes)
 
     def step(self, codebook: np.ndarray) -> None:
         """E-step, see `Tiles`."""
@@ -294,10 +319,13 @@ def _blocks(value: Any) -> np.ndarray:
     return _check.float_array(value, "blocks", ndim=2)
 
 
-def _check_metric(metric: np.ndarray) -> None:
+def _check_metric(metric: np.ndarray) -> np.ndarray:
+    """Return the least eigenvalue of every matrix, 0 if it is negative by rounding."""
     symmetric = np.abs(metric - np.swapaxes(metric, -1, -2)).max() <= 1e-5 * np.abs(metric).max()
-    if not symmetric or np.linalg.eigvalsh(metric.astype(np.float64)).min() < -1e-5 * np.abs(metric).max():
+    least: np.ndarray = np.linalg.eigvalsh(metric.astype(np.float64))[..., 0]
+    if not symmetric or least.min() < -1e-5 * np.abs(metric).max():
         raise PQNetError(
             "metric: expected symmetric positive semi-definite matrices, got one that is not; "
             "a second moment x.T @ x is"
         )
+    return np.asarray(least.clip(0.0))

@@ -7,6 +7,7 @@ import numpy as np
 from pqnet import _check
 from pqnet._threads import default_threads
 from pqnet.codecs import Codec, Packed
+from pqnet.codecs.halves import Halves
 from pqnet.codecs.layout import FILTER_AXES
 from pqnet.codecs.scalar import ScalarCodec
 from pqnet.fit.parallel import run_chunks
@@ -69,18 +70,23 @@ def input_importance(shape: tuple[int, ...], metric: Any, row_weights: Any) -> n
 
 
 def stored_scales(scales: np.ndarray, codec: ScalarCodec) -> np.ndarray:
-    """Return scales as they are stored, or raise if they leave float16."""
-    return stored_floats(
-        scales, codec.value_dtype, "scales", "codebook_dtype" if codec.levels is None else "scale_dtype"
-    )
+    """Return scales, or the values of a codec that learns them, as they are stored, or raise if they leave float16."""
+    learned = codec.levels is None
+    option = "codebook_dtype" if learned else "scale_dtype"
+    return stored_floats(scales, codec.value_dtype, "scales", option, alone=not learned)
 
 
-def stored_floats(values: np.ndarray, dtype: str, what: str, option: str) -> np.ndarray:
-    """Return numbers found for a weight in the dtype that stores them, or raise if they leave float16."""
+def stored_floats(values: np.ndarray, dtype: str, what: str, option: str, *, alone: bool = False) -> np.ndarray:
+    """Return numbers found for a weight in the dtype that stores them, or raise if they leave float16.
+
+    Those that are too small for float16 are stored with a power of two; ``alone``: see `pqnet.codecs.halves`.
+    """
+    if dtype != "float16":
+        return values.astype(dtype)
     largest = np.abs(values).max()
-    if dtype == "float16" and largest > float(np.finfo(np.float16).max):
+    if largest > float(np.finfo(np.float16).max):
         raise _check.error("weight", f"{what} within float16's 65504", f"{largest:.3g}", f"use {option}='float32'")
-    return values.astype(dtype)
+    return Halves.nearest(values, what, alone=alone).floats()
 
 
 def nearest_codes(weights: np.ndarray, levels: np.ndarray, scales: Any, offset: Any = 0.0) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 from pqnet import _check
 from pqnet._threads import blas_limit, default_threads
 from pqnet.codecs import PQ, Codec, Packed
-from pqnet.errors import ConfigError
+from pqnet.errors import ConfigError, of_layer
 from pqnet.graph import Node
 from pqnet.graph.affine import FreeAffine
 from pqnet.graph.passes import separate_norm_statistics
@@ -250,7 +250,8 @@ def measure(
                 second_order=second_order,
                 corrected=name in corrected,
             )
-            options[name] = rates[name].choices()
+            with of_layer(name):
+                options[name] = rates[name].choices()
             bar.update()
 
         def perturb(node: Node) -> np.ndarray:

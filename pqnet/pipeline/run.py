@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pqnet.codecs import Codec, Packed
+from pqnet.errors import of_layer
 from pqnet.graph import Graph, Node
 from pqnet.graph.passes import fold_norm_statistics
 from pqnet.pipeline.moments import relative, row_weights, token_error
@@ -59,14 +60,15 @@ class Run:
         """Fit the codec of a layer to a target, by default its weight, and put the codes into the graph."""
         codec, weight = self.codecs[node.name], self.weight(node)
         digest = hashlib.sha256(f"{self.options.seed}/{node.name}".encode()).digest()
-        fit = codec.search(
-            target,
-            metric,
-            row_weights=row_weights,
-            seed=int.from_bytes(digest[:6], "big"),
-            threads=self.threads,
-            **self.search,
-        )
+        with of_layer(node.name):
+            fit = codec.search(
+                target,
+                metric,
+                row_weights=row_weights,
+                seed=int.from_bytes(digest[:6], "big"),
+                threads=self.threads,
+                **self.search,
+            )
         self.graph.params[node.params["weight"]] = fit.packed
         error, energy = (float(np.square(w, dtype=np.float64).sum()) for w in (weight - fit.packed.decode(), weight))
         self.done(node, layer_report(fit.packed, relative(error, energy), fit.n_iter))

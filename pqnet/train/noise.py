@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from pqnet.codecs import PACKED, Codec
-from pqnet.errors import ConfigError, PQNetError
+from pqnet.errors import ConfigError, PQNetError, of_layer
 from pqnet.train.checks import check_integer
 from pqnet.train.packed import check_codec, check_plain, own_class, parametrize_places
 from pqnet.train.stored import Stored, make_stored
@@ -272,7 +272,8 @@ class _Noisy:
         """Return the codec's state with codes for a weight, fitted anew when it is time."""
         if self.stored is None or self.noise.step - self.fitted >= self.noise.refresh:
             warm = None if self.stored is None else self.stored.packed()
-            packed = self.codec.fit(filters.cpu().numpy(), warm=warm, seed=self.noise.seed)
+            with of_layer(self.weight.name):
+                packed = self.codec.fit(filters.cpu().numpy(), warm=warm, seed=self.noise.seed)
             self.stored, self.fitted = make_stored(packed, "sum").eval(), self.noise.step
         self.stored.to(filters.device).reassign(filters, None)
         return self.stored

@@ -20,6 +20,7 @@ from pqnet.codecs import (
     ScalarCodec,
     Sparse,
 )
+from pqnet.codecs.halves import exponent_for
 from pqnet.codecs.layout import to_blocks
 from pqnet.errors import PQNetError
 from pqnet.fit.descent import SecondOrder
@@ -50,9 +51,10 @@ class _Gather(torch.autograd.Function):  # type: ignore[misc]
         return out, None, None
 
 
-def _as_stored(values: Tensor, dtype: str) -> Tensor:
+def _as_stored(values: Tensor, dtype: str, *, alone: bool = False) -> Tensor:
     """Return values as a file holds them. The gradient is that of the values: what is added is exactly 0."""
-    stored = values.detach().to(DTYPES[dtype]).to(values.dtype)
+    unit = 2.0 ** exponent_for(_numpy(values), alone=alone) if dtype == "float16" else 1.0
+    stored = ((values.detach().double() / unit).to(DTYPES[dtype]).double() * unit).to(values.dtype)
     return stored + (values - values.detach())
 
 
@@ -160,7 +162,8 @@ class StoredScalar(Stored):
         return self.levels if self.codec.levels is not None else self._as_stored(self.codebook)
 
     def _as_stored(self, values: Tensor) -> Tensor:
-        return values if self.training else _as_stored(values, self.codec.value_dtype)
+        alone = values is self.scales
+        return values if self.training else _as_stored(values, self.codec.value_dtype, alone=alone)
 
     def _grid(self, values: Tensor) -> Tensor:
         """Return one number for each weight with those of one scale along the last axis."""

@@ -55,8 +55,8 @@ def descend(
     # codewords interleaved, offset (positions, KP) f4: c' G c / 2, ids: 0, 1, ... i4, codebook (K * d,) f4, diagonal
     # (positions * d * d,) f4: G, within (rows, rows) f4: H among the batch's rows = positions * d, residual (rows,
     # width) f4: the rows of H e, where e = target - current, changed along the way; INOUT current (rows, width) f4,
-    # codes (positions, width) i4; OUT change (rows, width) f4: current before less after; TMP x (tiles, d * ALL_TILE)
-    # f4, codes (tiles, ALL_TILE) i4
+    # codes (positions, width) i4; OUT change (rows, width) f4: current before less after; TMP x (tiles, (d + 1) *
+    # ALL_TILE) f4, codes (tiles, ALL_TILE) i4
     positions, width = codes.shape
     rows = positions * d
     flat_residual, flat_current, flat_change = residual.reshape(-1), current.reshape(-1), out_change.reshape(-1)
@@ -64,10 +64,10 @@ def descend(
     chunks = width // ALL_TILE
     t = next_chunk(counter)
     while t < chunks:
-        at, x, found = t * ALL_TILE, tmp_x[t], tmp_codes[t]
+        at, x, least, found = t * ALL_TILE, tmp_x[t], tmp_x[t, d * ALL_TILE :], tmp_codes[t]
         for m in range(positions):
             _pull(flat_residual, flat_current, diagonal, m, d, width, at, x)
-            search_all(x, words, d, flat_offset, m * padded, ids, groups, found)
+            search_all(x, words, d, flat_offset, m * padded, ids, groups, least, found)
             for lane in range(ALL_TILE):
                 codes[m, at + lane] = found[lane]
                 word = found[lane] * d

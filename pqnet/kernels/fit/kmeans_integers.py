@@ -23,6 +23,7 @@ from pqnet.kernels.fit.kmeans_search import (
     search_all,
     splat_at,
 )
+from pqnet.kernels.fit.settle import list_doubtful, measure_tile, settle_tile
 from pqnet.kernels.llvm import INDEX, LONG, WORD, call, compiled_or, constant, element, offset
 from pqnet.kernels.llvm import splat as emit_splat
 from pqnet.kernels.llvm import store as emit_store
@@ -135,7 +136,7 @@ search_pairs = compiled_or(_search_pairs_reference, _search_pairs)
 pack_pair = compiled_or(_pack_pair_reference, _pack_pair)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def _round_tile(y, d, scale, out_x, out_norm):
     # OUT x (pairs * ALL_TILE) i4: coordinates 2 p and 2 p + 1 times scale, rounded, in the halves of a lane, 0 where
     # there is none; norm (ALL_TILE,) f4: sum y^2. What does not fit becomes some number: its norm tells.
@@ -155,87 +156,72 @@ def _round_tile(y, d, scale, out_x, out_norm):
         store(out_norm, p, norm)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def nearest_by_integers(
-    counter,
-    flat,
-    metric,
-    words,
-    offset,
-    pairs,
-    pair_offset,
-    ids,
-    groups,
-    number,
-    scale,
-    largest,
-    margin,
-    slope,
-    chunk,
-    tmp_x,
-    tmp_pairs,
-    tmp_start,
-    tmp_codes,
-    tmp_rows,
-    out_codes,
-    out_range,
+    counter, blocks, book, whole, ids, groups, chunk, scratch, tmp_pairs, tmp_rows, out_codes, out_range
 ):
-    # IN as nearest_in_tiles, all blocks in their order and of one metric or none; pairs (KP * P) i4: the codewords as
-    # integers, interleaved, pair_offset (KP,) i4, number: 2^bits - 1, scale: of the blocks, largest: sum y^2 up to
-    # which they fit, margin + slope |y|: difference of integers that decides;
-    # TMP x (chunks, 4, D * ALL_TILE) f4, pairs (chunks, P * ALL_TILE) i4, start (chunks, ALL_TILE) u8, codes the same
-    # i4, rows (chunks, (chunk + 1) * ALL_TILE) i4; OUT as nearest_in_tiles
+    # IN as nearest_in_tiles, all blocks in their order and of one metric or none, whole: IntegerBook;
+    # TMP pairs (chunks, P * ALL_TILE) i4, rows (chunks, (chunk + 1) * ALL_TILE) i4; OUT as nearest_in_tiles
+    flat, metric = blocks.flat, blocks.metric
     d, n = metric.shape[2], out_codes.size
-    matrices, none = metric.reshape(-1), tmp_rows[0, :0]
+    matrices, offsets, none = metric.reshape(-1), book.offset.reshape(-1), tmp_rows[0, :0]
     tiles = (n + ALL_TILE - 1) // ALL_TILE
     chunks = (tiles + chunk - 1) // chunk
     c = next_chunk(counter)
     while c < chunks:
-        codes, x, y, again = tmp_codes[c], tmp_x[c, 0], tmp_x[c, 0], tmp_rows[c]
-        norm, gap = tmp_x[c, 2, :ALL_TILE], tmp_x[c, 3, :ALL_TILE]
+        codes, x, y, again = scratch.codes[c], scratch.x[c, 0], scratch.x[c, 0], tmp_rows[c]
+        best, below, size, norm = scratch.lanes[c, 0], scratch.lanes[c, 1], scratch.lanes[c, 2], scratch.lanes[c, 3]
+        starts, candidates, difference = scratch.starts[c], scratch.listed[c], scratch.difference[c]
         if metric.size:
-            y = tmp_x[c, 1]
+            y = scratch.x[c, 1]
         zero = splat(np.float32(0.0))
         low, high, bad = zero, zero, zero
         listed = 0
         for t in range(c * chunk, min((c + 1) * chunk, tiles)):
             first = t * ALL_TILE
-            gather_tile(flat, d, none, t, ALL_TILE, tmp_start[c], x)
+            gather_tile(flat, d, none, t, ALL_TILE, starts, x)
             for p in range(0, d * ALL_TILE, WIDTH):
                 a = load(x, p)
                 low, high, bad = select_less(a, low, a, low), select_less(high, a, a, high), fma(a, zero, bad)
             if metric.size:
                 transform_tile(matrices, 0, d, x, ALL_TILE, y)
             if 4 * listed > first - c * chunk * ALL_TILE + 2 * ALL_TILE:  # too many are not told apart
-                search_all(y, words, d, offset, 0, ids, groups, codes)
+                search_all(y, book.interleaved, d, offsets, 0, ids, groups, best, codes)
+                measure_tile(x, y, d, ALL_TILE, size, norm, 0)
+                doubtful = list_doubtful(size, norm, 0, ALL_TILE, book.doubt, 0, best, below, candidates)
+                if doubtful:
+                    settle_tile(
+                        *(doubtful, blocks, book, offsets, none, first, 0, y, 0, ALL_TILE),
+                        *(best, below, candidates, difference, codes),
+                    )
             else:
-                _round_tile(y, d, scale, tmp_pairs[c], norm)
+                _round_tile(y, d, whole.scale, tmp_pairs[c], norm)
                 search_pairs(
-                    tmp_pairs[c],
-                    pairs,
-                    (d + 1) // 2,
-                    pair_offset,
-                    ids,
-                    ALL_GROUP // PAIR_GROUP * groups,
-                    number,
-                    codes,
-                    gap,
+                    *(tmp_pairs[c], whole.pairs, (d + 1) // 2, whole.offset, ids, ALL_GROUP // PAIR_GROUP * groups),
+                    *(whole.number, codes, best),
                 )
-                for p in range(0, ALL_TILE, WIDTH):
+                for p in range(0, ALL_TILE, WIDTH):  # best: by how much the second least is larger than the least
                     square = load(norm, p)
-                    known = fma(splat(-slope), sqrt(square), load(gap, p))
-                    known = select_less(square, splat(largest), known, zero)  # not so if NaN either
-                    listed = append_up_to(again, listed, first + p, known, splat(margin))
+                    known = fma(splat(-whole.slope), sqrt(square), load(best, p))
+                    known = select_less(square, splat(whole.largest), known, zero)  # not so if NaN either
+                    listed = append_up_to(again, listed, first + p, known, splat(whole.margin))
             for lane in range(min(ALL_TILE, n - first)):
                 out_codes[first + lane] = codes[lane]
         while listed > 0 and again[listed - 1] >= n:
             listed -= 1
         again[listed : listed + ALL_TILE] = -1
         for t in range((listed + ALL_TILE - 1) // ALL_TILE):
-            gather_tile(flat, d, again, t, ALL_TILE, tmp_start[c], x)
+            gather_tile(flat, d, again, t, ALL_TILE, starts, x)
             if metric.size:
                 transform_tile(matrices, 0, d, x, ALL_TILE, y)
-            search_all(y, words, d, offset, 0, ids, groups, codes)
+            search_all(y, book.interleaved, d, offsets, 0, ids, groups, best, codes)
+            measure_tile(x, y, d, ALL_TILE, size, norm, 0)
+            doubtful = list_doubtful(size, norm, 0, ALL_TILE, book.doubt, 0, best, below, candidates)
+            if doubtful:
+                settle_tile(
+                    *(doubtful, blocks, book, offsets, again, t * ALL_TILE, 0, y, 0, ALL_TILE),
+                    *(best, below, candidates, difference, codes),
+                )
             for lane in range(min(ALL_TILE, listed - t * ALL_TILE)):
                 out_codes[again[t * ALL_TILE + lane]] = codes[lane]
         store(out_range[c], 0, low)

@@ -4,9 +4,11 @@ import numpy as np
 from numba import njit
 
 from pqnet.kernels.fit.chunks import next_chunk
+from pqnet.kernels.fit.settle import TOLERANCE, nearest_of
 from pqnet.kernels.simd import WIDTH, add, fma, load, maximum, splat, store, subtract
 
 SEED_CHUNK = 512  # blocks that k-means++ sums at once
+NEAR = np.float32(1 / 256)  # share of half v' G v below which k-means++ takes differences of blocks
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -79,7 +81,7 @@ def number_cells(counter, flat, d, codes, codebook, axes, chunk, out_keys):
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def transform_rows(counter, v, group, metric, chunk, out_y, out_half_norm):
-    # IN v (N, D) f4, group (N,) i4, metric (M, D, D) f4; OUT y (N, D) f4, half_norm (N,) f4
+    # IN v (N, D) f4, group (N,) i4, metric (M, D, D) f4; OUT y = G v (N, D) f4, half_norm = v' G v / 2 (N,) f4
     n, d = v.shape
     chunks = (n + chunk - 1) // chunk
     c = next_chunk(counter)
@@ -98,35 +100,38 @@ def transform_rows(counter, v, group, metric, chunk, out_y, out_half_norm):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def nearest_row_by_row(counter, y, half_norm, group, codebook_t, offset, chunk, tmp, tmp_bits, out_codes, out_half):
+def nearest_row_by_row(
+    counter, blocks, book, y, half_norm, size, group, chunk, tmp, tmp_bits, tmp_ids, tmp_difference, out_codes
+):
     # For metrics of so few blocks each that tiles would be mostly empty: here the lanes are codewords.
-    # IN y (N, D) f4, codebook_t (D, KP) f4, offset (M, KP) f4 with KP = K padded by +inf offsets;
-    # TMP tmp (chunks, KP) f4 and tmp_bits, the same memory as i4; OUT codes (N,) i4, half (N,) f4
+    # IN y (N, D) f4, half_norm, size = |v|^2 (N,) f4, group (N,) i4; TMP tmp (chunks, KP) f4 and tmp_bits, the same
+    # memory as i4, ids (chunks, K) i4, difference (chunks, D) f8; OUT codes (N,) i4
     n, d = y.shape
-    kp = codebook_t.shape[1]
+    kp, k_all = book.offset.shape[1], len(book.exact)
+    words = book.by_coordinate.reshape(d, kp)
     top = np.int32(0x7FFFFFFF)
     chunks = (n + chunk - 1) // chunk
     c = next_chunk(counter)
     while c < chunks:
-        h = tmp[c]
-        bits = tmp_bits[c]
+        h, bits, ids, difference = tmp[c], tmp_bits[c], tmp_ids[c], tmp_difference[c]
         for i in range(c * chunk, min((c + 1) * chunk, n)):
-            base = offset[group[i]]
+            g = group[i]
+            base = book.offset[g]
             norm = half_norm[i]
             for k in range(kp):
                 h[k] = base[k] + norm
             j = 0
             while j + 4 <= d:  # four coordinates a pass: a fourth of the traffic on h
                 y0, y1, y2, y3 = y[i, j], y[i, j + 1], y[i, j + 2], y[i, j + 3]
-                c0, c1, c2, c3 = codebook_t[j], codebook_t[j + 1], codebook_t[j + 2], codebook_t[j + 3]
+                c0, c1, c2, c3 = words[j], words[j + 1], words[j + 2], words[j + 3]
                 for k in range(kp):
-                    h[k] -= (y0 * c0[k] + y1 * c1[k]) + (y2 * c2[k] + y3 * c3[k])
+                    h[k] += (y0 * c0[k] + y1 * c1[k]) + (y2 * c2[k] + y3 * c3[k])
                 j += 4
             while j < d:
                 y0 = y[i, j]
-                c0 = codebook_t[j]
+                c0 = words[j]
                 for k in range(kp):
-                    h[k] -= y0 * c0[k]
+                    h[k] += y0 * c0[k]
                 j += 1
             # Non-negative floats order like their bits, and integer reductions vectorise in strict arithmetic.
             least = top
@@ -137,8 +142,18 @@ def nearest_row_by_row(counter, y, half_norm, group, codebook_t, offset, chunk, 
             for k in range(kp):
                 where = np.int32(k) if max(bits[k], np.int32(0)) == least else top
                 first = min(first, where)
+            share, start, slope = book.doubt[g, 0], book.doubt[g, 1], book.doubt[g, 2]
+            below = min(share * size[i], start + slope * np.sqrt(size[i]))
+            best = max(h[first], np.float32(0.0))
+            if best < below:
+                found = 0
+                for k in range(k_all):
+                    if h[k] <= best + TOLERANCE * below:
+                        ids[found] = k
+                        found += 1
+                if found > 1:
+                    first = nearest_of(blocks, book, i, g, first, ids, 0, found, difference)
             out_codes[i] = first
-            out_half[i] = max(h[first], np.float32(0.0))
         c = next_chunk(counter)
 
 
@@ -199,61 +214,120 @@ def block_errors(counter, v, weights, group, metric, codebook, codes, chunk, tmp
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def draw_seeds(v, y, half_norm, group, weights, metric, draws, tmp_least, tmp_half, tmp_offset, tmp_edges, out_seeds):
-    # k-means++: each of K blocks drawn with probability proportional to its weighted half distance to those before.
-    # IN v (N, D) f4, y (D, N) f4, half_norm (N,) f4, group (N,) i4, weights (N,) f4, metric (M, D, D) f8, draws (K,) f8
-    # below 1; TMP least, half (N,) f4, offset (M,) f8, edges (chunks of SEED_CHUNK blocks,) f8; OUT seeds (K,) i8.
-    # Return how many were found before all distances were 0.
+def _sum_up(least, first, last):
+    s0, s1, s2, s3 = np.float64(0.0), np.float64(0.0), np.float64(0.0), np.float64(0.0)
+    end = first + (last - first) // 4 * 4
+    for i in range(first, end, 4):  # four chains of additions hide that each takes a while
+        s0 += least[i]
+        s1 += least[i + 1]
+        s2 += least[i + 2]
+        s3 += least[i + 3]
+    for i in range(end, last):
+        s0 += least[i]
+    return (s0 + s1) + (s2 + s3)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _block_at(least, edges, target):
+    # The block at which the running sum passes the target
+    c = 0
+    while c + 1 < edges.size and edges[c] <= target:
+        c += 1
+    sum_to = edges[c - 1] if c else 0.0
+    found = c * SEED_CHUNK
+    for i in range(c * SEED_CHUNK, min((c + 1) * SEED_CHUNK, least.size)):
+        if least[i] > 0:
+            found = i  # the last of any weight, if rounding leads past it
+            sum_to += np.float64(least[i])
+            if sum_to > target:
+                break
+    return found
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _lessen(v, y, half_norm, group, weights, metric, seed, least, tmp_half, tmp_offset, tmp, out_least, out_edges):
+    # OUT least (N,) f4: the lesser of least and the weighted half distances to the block ``seed``, edges (chunks,) f8:
+    # the sums to the end of every chunk; return that of all
     d, n = y.shape
-    tmp_least[:] = weights
+    word, half = v[seed], tmp_half
+    for g in range(tmp_offset.size):
+        norm = 0.0
+        for a in range(d):
+            for b in range(d):
+                norm += np.float64(word[a]) * metric[g, a, b] * np.float64(word[b])
+        tmp_offset[g] = 0.5 * norm
+    total = np.float64(0.0)
+    for c in range(out_edges.size):
+        first = c * SEED_CHUNK
+        size = min(SEED_CHUNK, n - first)
+        norms = half_norm[first : first + size]
+        if tmp_offset.size == 1:
+            offset = np.float32(tmp_offset[0])
+            for i in range(size):
+                half[i] = norms[i] + offset
+        else:
+            for i in range(size):
+                half[i] = norms[i] + np.float32(tmp_offset[group[first + i]])
+        for a in range(d):
+            factor, row_of_y = word[a], y[a, first : first + size]
+            for i in range(size):
+                half[i] -= factor * row_of_y[i]
+        near = np.int32(0)
+        for i in range(size):
+            near |= np.int32(half[i] < NEAR * norms[i])
+        if near:  # of little, next to what it is the difference of: not so in float64
+            for i in range(size):
+                if half[i] < NEAR * norms[i]:
+                    g, norm = group[first + i], 0.0
+                    for a in range(d):
+                        tmp[a] = np.float64(v[first + i, a]) - np.float64(word[a])
+                    for a in range(d):
+                        for b in range(d):
+                            norm += tmp[a] * metric[g, a, b] * tmp[b]
+                    half[i] = 0.5 * norm
+        before, after = least[first : first + size], out_least[first : first + size]
+        heavy = weights[first : first + size]
+        for i in range(size):
+            weighted = half[i] * heavy[i]
+            after[i] = min(before[i], weighted if weighted > np.float32(0.0) else np.float32(0.0))
+        total += _sum_up(out_least, first, first + size)
+        out_edges[c] = total
+    return total
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def draw_seeds(
+    v, y, half_norm, group, weights, metric, draws, tmp_least, tmp_half, tmp_offset, tmp_edges, tmp, out_seeds
+):
+    # k-means++: each of K blocks drawn with probability proportional to its weighted half distance to those before,
+    # the one of several drawn that lowers their sum most.
+    # IN v (N, D) f4, y (D, N) f4, half_norm (N,) f4, group (N,) i4, weights (N,) f4, metric (M, D, D) f8, draws
+    # (K, tries) f8 below 1; TMP least (3, N) f4, half (SEED_CHUNK,) f4, offset (M,) f8, edges (3, chunks of SEED_CHUNK
+    # blocks) f8, tmp (D,) f8; OUT seeds (K,) i8. Return how many were found before all distances were 0.
+    now, best, tried = 0, 1, 2
+    tmp_least[now] = weights
+    total = np.float64(0.0)
+    for c in range(tmp_edges.shape[1]):
+        total += _sum_up(weights, c * SEED_CHUNK, min((c + 1) * SEED_CHUNK, weights.size))
+        tmp_edges[now, c] = total
     for s in range(out_seeds.size):
-        total = np.float64(0.0)
-        for c in range(tmp_edges.size):
-            part = tmp_least[c * SEED_CHUNK : min((c + 1) * SEED_CHUNK, n)]
-            s0, s1, s2, s3 = np.float64(0.0), np.float64(0.0), np.float64(0.0), np.float64(0.0)
-            for i in range(part.size // 4):  # four chains of additions hide that each takes a while
-                s0 += part[4 * i]
-                s1 += part[4 * i + 1]
-                s2 += part[4 * i + 2]
-                s3 += part[4 * i + 3]
-            for i in range(part.size // 4 * 4, part.size):
-                s0 += part[i]
-            total += (s0 + s1) + (s2 + s3)
-            tmp_edges[c] = total
         if total <= 0.0:
             return s
-        target = draws[s] * total
-        c = 0
-        while c + 1 < tmp_edges.size and tmp_edges[c] <= target:
-            c += 1
-        sum_to = tmp_edges[c - 1] if c else 0.0
-        row = c * SEED_CHUNK
-        seed = row
-        for i in range(row, min(row + SEED_CHUNK, n)):
-            if tmp_least[i] > 0:
-                seed = i  # the last of any weight, if rounding leads past it
-                sum_to += np.float64(tmp_least[i])
-                if sum_to > target:
-                    break
-        out_seeds[s] = seed
-        if s == 0:
-            tmp_least[:] = np.float32(3.4e38)
-        word = v[seed]
-        for g in range(tmp_offset.size):
-            total = 0.0
-            for a in range(d):
-                for b in range(d):
-                    total += np.float64(word[a]) * metric[g, a, b] * np.float64(word[b])
-            tmp_offset[g] = 0.5 * total
-        for i in range(n):
-            tmp_half[i] = half_norm[i] + np.float32(tmp_offset[group[i]])
-        for a in range(d):
-            factor, row_of_y = word[a], y[a]
-            for i in range(n):
-                tmp_half[i] -= factor * row_of_y[i]
-        for i in range(n):
-            half = tmp_half[i] * weights[i]
-            tmp_least[i] = min(tmp_least[i], half if half > np.float32(0.0) else np.float32(0.0))
+        lowest = np.inf
+        for i in range(draws.shape[1]):
+            seed = _block_at(tmp_least[now], tmp_edges[now], draws[s, i] * total)
+            before = tmp_least[now]
+            if s == 0:
+                before = tmp_least[tried]
+                before[:] = np.float32(3.4e38)
+            left = _lessen(
+                *(v, y, half_norm, group, weights, metric, seed, before, tmp_half, tmp_offset),
+                *(tmp, tmp_least[tried], tmp_edges[tried]),
+            )
+            if left < lowest:
+                lowest, out_seeds[s] = left, seed
+                best, tried = tried, best
+        now, best, total = best, now, lowest
     return out_seeds.size
 
 

@@ -102,17 +102,18 @@ def _least(b, vectors, groups, compare):
     return new_best, new_code
 
 
-def _search_all_reference(x, words, d, offset, offset_at, ids, groups, code_out):
+def _search_all_reference(x, words, d, offset, offset_at, ids, groups, best_out, code_out):
     tile = x[: d * ALL_TILE].reshape(d, ALL_TILE).astype(np.float64)
     rows = words[: groups * ALL_GROUP * d].reshape(groups, d, ALL_GROUP).transpose(0, 2, 1).reshape(-1, d)
     sums = offset[offset_at : offset_at + len(rows), None] + rows.astype(np.float64) @ tile
+    best_out[:ALL_TILE] = sums.min(0)
     code_out[:ALL_TILE] = ids[sums.astype(np.float32).argmin(0)]
 
 
-def _search_all(context, x, words, d, offsets, offset_at, ids, groups, code_out):
+def _search_all(context, x, words, d, offsets, offset_at, ids, groups, best_out, code_out):
     def codegen(context, b, signature, values):
         at = partial(element, context, b, signature, values)
-        x, words, d, offsets, offset_at, ids, groups, code_out = range(8)
+        x, words, d, offsets, offset_at, ids, groups, best_out, code_out = range(9)
 
         def compare(q):
             first = b.mul(q, LONG(ALL_GROUP))
@@ -127,12 +128,13 @@ def _search_all(context, x, words, d, offsets, offset_at, ids, groups, code_out)
             sums = multiply_add(b, at(x, LONG(0)), ALL_TILE, factors, initial, values[d])
             return [(offset(b, id_of, w), sums[w]) for w in range(ALL_GROUP)]
 
-        _, codes = _least(b, ALL_VECTORS, values[groups], compare)
+        best, codes = _least(b, ALL_VECTORS, values[groups], compare)
         for v in range(ALL_VECTORS):
+            store(b, best[v], at(best_out, LONG(v * WIDTH)))
             store(b, codes[v], at(code_out, LONG(v * WIDTH)))
         return context.get_dummy_value()
 
-    return types.void(x, words, INDEX, offsets, INDEX, ids, INDEX, code_out), codegen
+    return types.void(x, words, INDEX, offsets, INDEX, ids, INDEX, best_out, code_out), codegen
 
 
 def _search_reference(x, at, words, d, offset, offset_at, ids, groups, kept, kept_step, best_out, code_out):
@@ -292,8 +294,8 @@ def _transpose(context, source, at, step, columns, out, to, out_step):
 
 # h = offset[offset_at + k] + sum_j c[j] * x[at + j * tile + lane] for codewords c: the least of every lane and its k.
 #
-# search_all(x, words, d, offset, offset_at, ids, groups, code_out): ALL_GROUP * groups codewords in order, ALL_GROUP of
-# them interleaved in words, ids[k] = k; a tile of ALL_TILE.
+# search_all(x, words, d, offset, offset_at, ids, groups, best_out, code_out): ALL_GROUP * groups codewords in order,
+# ALL_GROUP of them interleaved in words, ids[k] = k; a tile of ALL_TILE.
 #
 # search(x, at, words, d, offset, offset_at, ids, groups, kept, kept_step, best_out, code_out): the GROUP * groups
 # codewords of the list ids, words row by row; a tile of TILE. All h of the p-th listed go to kept[p * kept_step:]
