@@ -294,3 +294,28 @@ def test_layers_of_a_graph_are_packed_in_place():
     small = to_model(module)
     assert isinstance(small, Model) and isinstance(small.graph.params["layer1.0.conv1.weight"], Packed)
     assert not isinstance(small.graph.params["fc.weight"], Packed)
+
+
+@pytest.mark.parametrize("statistics", [False, True])
+def test_batch_norms_with_an_eps_of_zero_train(monkeypatch, statistics):
+    """Folded norms have one, and PyTorch refuses it: 2.11 in every call, 2.13 of statistics of the batch."""
+
+    def strict(*args, _batch_norm=torch.batch_norm):
+        assert args[7] > 0
+        return _batch_norm(*args)
+
+    monkeypatch.setattr(torch, "batch_norm", strict)
+    b = GraphBuilder({"input": ValueInfo(("batch", 3, 4))}, {"batch": 2})
+    rng = np.random.default_rng(0)
+    roles = ("weight", "bias", "mean", "var") if statistics else ("weight", "bias")
+    params = {role: rng.uniform(0.5, 2, 3).astype(np.float32) for role in roles}
+    module = to_module(b.build({"y": b.add("batch_norm", "input", name="bn", params=params, eps=0.0)}))
+    x = rng.standard_normal((8, 3, 4)).astype(np.float32)
+    column = {role: values[:, None] for role, values in params.items()}
+    if statistics:
+        want = (x - column["mean"]) / np.sqrt(column["var"]) * column["weight"] + column["bias"]
+    else:
+        want = x * column["weight"] + column["bias"]
+    np.testing.assert_allclose(module(torch.from_numpy(x)).detach(), want, rtol=1e-6, atol=1e-6)
+    module.train()(torch.from_numpy(x)).square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())

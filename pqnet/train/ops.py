@@ -26,6 +26,8 @@ Params = Mapping[str, Tensor]
 TorchOp = Callable[[Sequence[Tensor], Params, Attrs], Any]
 
 MOMENTUM = 0.1  # of running statistics, PyTorch's default; graphs do not record it
+# Instead of an eps of 0, which newer versions of PyTorch refuse: any variance above 1e-22 is the same number with it.
+LEAST_EPS = 1e-30
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in GRAPH_DTYPES}
 
 
@@ -215,7 +217,7 @@ def _full(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
 def _batch_norm(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
     like = x[0].new_ones(x[0].shape[1])
     mean, var = p.get("mean", torch.zeros_like(like)), p.get("var", like)
-    return F.batch_norm(x[0], mean, var, p.get("weight"), p.get("bias"), eps=a["eps"])
+    return F.batch_norm(x[0], mean, var, p.get("weight"), p.get("bias"), eps=a["eps"] or LEAST_EPS)
 
 
 def _batch_norm_of_batch(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
@@ -226,7 +228,7 @@ def _batch_norm_of_batch(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
             raise PQNetError(
                 "batch: expected more than one number for each channel of a batch norm that trains, got one"
             )
-        return F.batch_norm(x[0], mean, var, weight, bias, True, MOMENTUM, a["eps"])
+        return F.batch_norm(x[0], mean, var, weight, bias, True, MOMENTUM, a["eps"] or LEAST_EPS)
     axes, column = [0, *range(2, x[0].dim())], (-1, *(1,) * (x[0].dim() - 2))
     count = x[0].new_tensor([x[0].numel() / len(mean)])
     *_, size = sums = _SumOfProcesses.apply(torch.cat([x[0].sum(axes), count]))
