@@ -307,6 +307,17 @@ def test_recipes_match_by_the_longest_pattern():
     assert resolve_recipe({"fc": PQ(5, 2)}, graph)["up"] is None
 
 
+def test_a_recipe_for_all_that_leaves_most_in_float_says_so():
+    b = GraphBuilder({"x": ValueInfo(("batch", 8))}, {"batch": 2})
+    y = b.add("linear", "x", name="small", params={"weight": np.ones((4, 8), np.float32)})
+    y = b.add("linear", y, name="large", params={"weight": np.ones((64, 4), np.float32)})
+    graph = b.build({"y": y})
+    with pytest.warns(UserWarning, match="89% of the network's numbers stay float, the most in large.weight"):
+        resolve_recipe({"default": PQ(4, 4), "large": None}, graph)
+    resolve_recipe({"small": PQ(4, 4)}, graph)  # one layer is what was asked for
+    resolve_recipe({"default": PQ(4, 4), "small": None}, graph)
+
+
 def test_recipe_yaml_round_trip(tmp_path):
     recipe = Recipe({"default": PQ(16, 4, "channel"), "a.*": None, "b": PQ(3, 2, clamp="strict")})
     (tmp_path / "r.yaml").write_text(recipe.to_yaml())

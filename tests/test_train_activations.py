@@ -119,8 +119,8 @@ def test_projections_of_other_sizes_have_their_own_ranges():
 
 def test_with_noise_on_weights_and_in_copies():
     net = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
-    QuantNoise(net, {"default": IntN(4)}, p=0.5)
-    ActivationNoise(net, {"default": 8})
+    QuantNoise(net, {"*": IntN(4)}, p=0.5)
+    ActivationNoise(net, {"*": 8})
     x = draw(2, 2, 6, 6)
     twin = copy.deepcopy(net)
     assert torch.equal(net(x), twin(x))

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -75,14 +76,15 @@ class TorchGraph(nn.Module):  # type: ignore[misc]
         """Return the outputs and, by their names in the graph, some of the values that nodes write."""
         symbols = self.graph.bind_symbols(self._check(inputs))
         values = dict(zip(self.graph.inputs, inputs, strict=True))
-        with torch.device(inputs[0].device):  # for the operations that make values from nothing
-            for node in self.graph.nodes:
-                attrs = resolve_attrs(get_op(node.op), node.attrs, symbols)
-                params = {role: getattr(self, self._keys[name]) for role, name in node.params.items()}
-                live = self.training and node.op == "batch_norm" and {"mean", "var"} <= params.keys()
-                run = _batch_norm_of_batch if live else TABLE[node.op]
+        for node in self.graph.nodes:
+            attrs = resolve_attrs(get_op(node.op), node.attrs, symbols)
+            params = {role: getattr(self, self._keys[name]) for role, name in node.params.items()}
+            live = self.training and node.op == "batch_norm" and {"mean", "var"} <= params.keys()
+            run = _batch_norm_of_batch if live else TABLE[node.op]
+            # Values made from nothing need to know where; for all others such a context would cost more than they do.
+            with nullcontext() if node.inputs else torch.device(inputs[0].device):
                 result = run([values[v] for v in node.inputs], params, attrs)
-                values.update(zip(node.outputs, (result,) if isinstance(result, Tensor) else result, strict=True))
+            values.update(zip(node.outputs, (result,) if isinstance(result, Tensor) else result, strict=True))
         return [values[value] for value in self.graph.outputs.values()], [values[value] for value in inside]
 
     def _check(self, inputs: Sequence[Tensor]) -> dict[str, tuple[int, ...]]:
@@ -182,7 +184,7 @@ def _binary(function: Callable[[Tensor, Tensor], Tensor], meet: str | None = Non
         dtype = meet or _meeting(x, [scalar])
         operands = [tensor.to(DTYPES[dtype]) for tensor in x]
         if scalar is not None:
-            number = torch.tensor(as_scalar(scalar, dtype), dtype=DTYPES[dtype])
+            number = torch.tensor(as_scalar(scalar, dtype), dtype=DTYPES[dtype])  # without axes: it fits any device
             operands.insert(0 if a.get("reverse") else 1, number)
         return function(*operands)
 
@@ -215,7 +217,7 @@ def _full(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
 
 
 def _batch_norm(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
-    like = x[0].new_ones(x[0].shape[1])
+    like = x[0].new_ones(x[0].shape[1], dtype=torch.float32)  # as parameters are, whatever autocast makes of inputs
     mean, var = p.get("mean", torch.zeros_like(like)), p.get("var", like)
     return F.batch_norm(x[0], mean, var, p.get("weight"), p.get("bias"), eps=a["eps"] or LEAST_EPS)
 
@@ -336,7 +338,7 @@ def _slice(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
     if a["step"] > 0:
         return x[0][(slice(None),) * a["axis"] + (taken,)]
     positions = range(x[0].shape[a["axis"]])[taken]  # PyTorch has no negative steps
-    return x[0].index_select(a["axis"], torch.tensor(list(positions), dtype=torch.int64))
+    return x[0].index_select(a["axis"], torch.tensor(list(positions), dtype=torch.int64, device=x[0].device))
 
 
 def _pad(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:

@@ -72,7 +72,10 @@ class Schedule:
             size = float(p.detach().square().mean().sqrt()) if self.optimizer == "adam" else 1.0
             groups.append({"params": [p], "first": self.lr * max(size, 1e-3)})
         if self.optimizer == "adam":
-            return torch.optim.Adam(groups, lr=self.lr, weight_decay=self.weight_decay)
+            fused = all(
+                p.device.type in ("cpu", "cuda") for p in parameters
+            )  # each is a group, and costs a step's calls
+            return torch.optim.Adam(groups, lr=self.lr, weight_decay=self.weight_decay, fused=fused)
         return torch.optim.SGD(groups, lr=self.lr, momentum=MOMENTUM, weight_decay=self.weight_decay)
 
 
