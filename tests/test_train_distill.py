@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -423,11 +424,8 @@ def test_wrong_arguments_are_refused(nets, change, message):
 
 
 def test_other_teachers_are_refused(nets):
-    other = pqnet.Model(
-        nets[1].graph.__class__(
-            **{**vars(nets[1].graph), "outputs": {"other": next(iter(nets[1].graph.outputs.values()))}}
-        )
-    )
+    graph = nets[1].graph
+    other = pqnet.Model(replace(graph, outputs={"other": next(iter(graph.outputs.values()))}))
     with pytest.raises(PQNetError, match="teacher: expected the student's inputs and outputs"):
         distill(nets[0], other, DATA, steps=1, **OPTIONS)
     assert to_model(to_module(nets[0])).size().total == nets[0].size().total
@@ -540,3 +538,14 @@ def test_constants_stay():
 def test_wrong_images_are_refused(change, message):
     with pytest.raises(PQNetError, match=message):
         image_batches(**{"images": DATA, **change})
+
+
+def test_kl_of_embeddings_is_noticed():
+    b = GraphBuilder({"x": ValueInfo(("batch", 4))}, {"batch": 2})
+    y = b.add("linear", "x", name="fc", params={"weight": np.eye(4, dtype=np.float32)})
+    scores = to_module(b.build({"y": b.add("reshape", y, shape=("batch", 4))}))
+    features = to_module(b.build({"y": b.add("layer_norm", y, axes=1)}))
+    Objective(scores, scores)
+    Objective(features, features, loss="mse")
+    with pytest.warns(UserWarning, match="'y' comes from 'layer_norm' .*; use loss='mse'"):
+        Objective(features, features)

@@ -135,7 +135,7 @@ def resolve_recipe(recipe: "Recipe | Mapping[str, Codec | None] | str", graph: G
 
 
 def choose_by_name(
-    names: Iterable[str], patterns: Mapping[str, X], stem: str | None
+    names: Iterable[str], patterns: Mapping[str, X | None], stem: str | None
 ) -> tuple[dict[str, X | None], list[str]]:
     """Return what patterns choose for each name, and which of them match none; see `Recipe` for the rule.
 

@@ -14,10 +14,9 @@ from pqnet.codecs import Packed, PackedPQ
 from pqnet.errors import ConfigError, PQNetError
 from pqnet.graph import Graph, Node
 from pqnet.graph.passes import fold_norm_statistics
-from pqnet.io import graph_content
+from pqnet.io import add_content, graph_content
 from pqnet.pipeline import calibrate, quantize
 from pqnet.pipeline.batches import iterate_batches
-from pqnet.pipeline.checkpoint import add_content
 from pqnet.pipeline.moments import channel_statistics, layer_metric
 from pqnet.pipeline.sweep import Values, sweep
 from pqnet.runtime import Model
