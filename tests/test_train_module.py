@@ -319,3 +319,48 @@ def test_batch_norms_with_an_eps_of_zero_train(monkeypatch, statistics):
     np.testing.assert_allclose(module(torch.from_numpy(x)).detach(), want, rtol=1e-6, atol=1e-6)
     module.train()(torch.from_numpy(x)).square().mean().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
+
+
+def gradients(module, x, run):
+    """Outputs, and gradients of all parameters, of one step in training."""
+    module.zero_grad()
+    out = run(x)
+    out.float().square().mean().backward()
+    return out.detach().float(), {name: p.grad.clone() for name, p in module.named_parameters()}
+
+
+@pytest.fixture
+def tiny():
+    """A packed convolution with a folded norm, and a packed linear layer, in training."""
+    b, rng = GraphBuilder({"input": ValueInfo(("batch", 2, 4, 4))}, {"batch": 2}), np.random.default_rng(0)
+    scale, conv, fc = (rng.uniform(-1, 1, shape).astype(np.float32) for shape in ((8,), (8, 2, 3, 3), (4, 32)))
+    y = b.add("conv2d", "input", name="conv", params={"weight": conv})
+    y = b.add("relu", b.add("batch_norm", y, params={"weight": scale, "bias": scale}, eps=0.0))
+    y = b.add("linear", b.add("reshape", y, shape=("batch", 32)), name="fc", params={"weight": fc})
+    recipe = {"conv": PQ(8, 9), "fc": PQ(8, 4)}
+    module = to_module(pqnet.quantize(Model(b.build({"y": y})), recipe, metric="none", progress=False))
+    for weight in packed_weights(module).values():
+        weight.train()
+    return module, torch.from_numpy(rng.standard_normal((6, 2, 4, 4), np.float32))
+
+
+def test_students_train_in_mixed_precision(tiny):
+    module, x = tiny
+    want, wanted = gradients(module, x, module)
+    with torch.autocast("cpu", torch.bfloat16):
+        got, found = gradients(module, x, module)
+    assert (got - want).abs().max() < 0.03 * want.abs().max()
+    for name, gradient in found.items():
+        assert gradient.dtype == torch.float32
+        assert (gradient - wanted[name]).norm() <= 0.1 * wanted[name].norm()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # of PyTorch about itself
+def test_students_compile_as_one_graph(tiny):
+    """Down to what a code generator is given; C++ takes minutes."""
+    module, x = tiny
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    want, wanted = gradients(module, x, module)
+    got, found = gradients(module, x, compiled)
+    assert torch.allclose(got, want, atol=1e-6)
+    assert all(torch.allclose(gradient, wanted[name], atol=1e-6) for name, gradient in found.items())
