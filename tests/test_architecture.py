@@ -39,7 +39,7 @@ TABLE: dict[str, set[str]] = {
     "pqnet/pipeline": DATA
     | {f"pqnet.{name}" for name in ("_threads", "fit", "graph", "io", "kernels", "runtime")}
     | {"tqdm", "yaml"},
-    "pqnet/train": PUBLIC | {"numpy", "torch"},
+    "pqnet/train": PUBLIC | {"pqnet._threads", "numpy", "torch"},
     "pqnet/cli": PUBLIC | {"pqnet.demo", "pqnet.report", "numpy", "tqdm"},
     "pqnet/report.py": PUBLIC | {"jinja2", "matplotlib", "numpy"},
     "pqnet/demo": PUBLIC | {"numpy"},

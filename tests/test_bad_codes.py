@@ -1,6 +1,7 @@
 """Models of every codec: recipes, files and what a forger may write into them."""
 
 import json
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 
@@ -70,7 +71,7 @@ def test_networks_of_all_codecs(metric, statistics, tmp_path):
             assert again.graph.params[node.params["weight"]] == weight
             assert report[name]["bytes"] == weight.nbytes and report[name]["codec"] == weight.codec.to_attrs()
         dense = {n: p.decode() if isinstance(p, pqnet.Packed) else p for n, p in small.graph.params.items()}
-        plain = Model(type(small.graph)(**{**vars(small.graph), "params": dense}))
+        plain = Model(replace(small.graph, params=dense))
         assert small(IDS) == pytest.approx(plain(IDS), abs=1e-4)
 
 

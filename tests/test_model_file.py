@@ -192,7 +192,7 @@ def test_graphs_that_cannot_be_saved(tmp_path: Path) -> None:
         ({"meta": None}, "header.meta: expected dict"),
     ]:
         with pytest.raises(PQNetError, match=message):
-            save_graph(tmp_path / "a.h5", Graph(**(vars(graph) | change)))  # type: ignore[arg-type]
+            save_graph(tmp_path / "a.h5", replace(graph, **change))  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
 
 

@@ -1,5 +1,7 @@
 """Padding of texts counts for nothing: padded batches give what the same texts give one by one, each in its length."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -80,3 +82,40 @@ def test_a_batch_of_nothing_but_padding_is_refused(model, texts):
     for use in (pqnet.calibrate, lambda m, b: pqnet.quantize(m, RECIPE, b, progress=False)):
         with pytest.raises(PQNetError, match="attention_mask.*batch of zeros"):
             use(model, [batch])
+
+
+def renamed(model, name):
+    """The network with another name for its mask."""
+    graph, mask = model.graph, "attention_mask"
+    inputs = {name if n == mask else n: info for n, info in graph.inputs.items()}
+    nodes = [replace(n, inputs=tuple(name if v == mask else v for v in n.inputs)) for n in graph.nodes]
+    return Model(replace(graph, inputs=inputs, nodes=nodes))
+
+
+def test_a_mask_by_another_name_is_noticed(model, texts):
+    alone, padded = ([{"ids": b["ids"], "mask": b["attention_mask"]} for b in batches] for batches in texts)
+    other = renamed(model, "mask")
+    with pytest.warns(UserWarning, match="input 'mask' looks like the mask of padded texts"):
+        pqnet.calibrate(other, padded)
+    pqnet.calibrate(other, alone)  # no zeros, nothing to leave out
+    pairs = [{"ids": b["ids"], "token_type_ids": b["mask"]} for b in padded]
+    pqnet.calibrate(renamed(model, "token_type_ids"), pairs)
+
+
+def test_golden_texts_are_words_without_padding(model):
+    """They were zeros, mask included: a network that was ruined gave what was recorded."""
+    golden = model.draw_golden()
+    inputs = golden.inputs()
+    assert (inputs["attention_mask"] == 1).all() and len(np.unique(inputs["ids"])) > 5 and inputs["ids"].max() < 50
+    again = model.draw_golden()
+    assert all(np.array_equal(again.inputs()[name], a) for name, a in inputs.items())
+    ruined = pqnet.quantize(model, {"*": PQ(1, 2)}, metric="none", progress=False)
+    assert golden.largest_difference(ruined.run(inputs)) > 0.1
+
+
+def test_golden_integers_that_a_network_refuses_are_zero():
+    b = GraphBuilder({"ids": ValueInfo(("batch",), "int64")}, {"batch": 64})
+    moved = b.add("add", "ids", scalar=9)
+    picked = b.add("embedding", moved, params={"weight": rand(10, 3)})
+    golden = Model(b.build({"output": picked})).draw_golden()
+    assert not golden.inputs()["ids"].any()

@@ -5,7 +5,8 @@ import pytest
 
 import pqnet
 from pqnet import PQ, Model, PQNetError
-from pqnet.graph import GraphBuilder, ValueInfo
+from pqnet.graph import Graph, GraphBuilder, ValueInfo
+from pqnet.graph.affine import norm_behind
 from pqnet.graph.passes import fold_norm_statistics, merge_batch_norm, separate_norm_statistics
 from pqnet.runtime.execute import run_graph, values_to_free
 
@@ -154,3 +155,30 @@ def test_large_golden_records_are_left_out():
     assert golden.outputs["y"].shape == (2, 3, 64, 64) and model.with_golden(golden).golden is None
     small = Model(builder(3).build({"y": "x"}))
     assert small.with_golden(small.draw_golden()).golden is not None
+
+
+def test_norms_behind_layers_are_found_in_one_pass(monkeypatch):
+    """The search once went over the whole network, shapes included, for every layer."""
+    b = builder(4)
+    y = "x"
+    for i in range(6):
+        y = b.add("linear", y, name=f"fc{i}", params={"weight": rand(4, 4)})
+        y = b.add("batch_norm", y, name=f"bn{i}", params=stats(4))
+    graph = b.build({"y": y})
+    calls = []
+    monkeypatch.setattr(
+        Graph, "infer_shapes", lambda self, symbols, f=Graph.infer_shapes: calls.append(0) or f(self, symbols)
+    )
+    found = [norm_behind(graph, layer) for layer in graph.layers().values()]
+    assert [norm.name for norm in found] == [f"bn{i}" for i in range(6)]
+    assert len(calls) == 1
+
+
+def test_layers_that_share_a_weight_keep_norms_of_their_own():
+    b = builder(4)
+    y = b.add("linear", "x", name="fc", params={"weight": rand(4, 4)})
+    y = b.add("batch_norm", y, name="bn0", params=stats(4))
+    y = b.add("batch_norm", b.add("linear", y, params={"weight": "fc.weight"}), name="bn1", params=stats(4, seed=5))
+    graph = b.build({"y": y})
+    assert not any(norm_behind(graph, node) for node in graph.nodes)
+    assert merge_batch_norm(graph).nodes == graph.nodes

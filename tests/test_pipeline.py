@@ -309,6 +309,42 @@ def test_recipes_match_by_the_longest_pattern():
     assert resolve_recipe({"fc": PQ(5, 2)}, graph)["up"] is None
 
 
+def test_a_recipe_for_all_that_leaves_most_in_float_says_so():
+    b = GraphBuilder({"x": ValueInfo(("batch", 8))}, {"batch": 2})
+    y = b.add("linear", "x", name="small", params={"weight": np.ones((4, 8), np.float32)})
+    y = b.add("linear", y, name="large", params={"weight": np.ones((64, 4), np.float32)})
+    graph = b.build({"y": y})
+    with pytest.warns(UserWarning, match="89% of the network's numbers stay float, the most in large.weight"):
+        resolve_recipe({"default": PQ(4, 4), "large": None}, graph)
+    resolve_recipe({"small": PQ(4, 4)}, graph)  # one layer is what was asked for
+    resolve_recipe({"default": PQ(4, 4), "small": None}, graph)
+
+
+def test_statistics_of_another_checkpoint_are_refused(tmp_path):
+    """Their shapes fit, and the codes would be wrong without a word."""
+
+    def build(seed):
+        b = GraphBuilder({"x": ValueInfo(("batch", 8))}, {"batch": 2})
+        y = b.add("linear", "x", name="a", params={"weight": rand(8, 8, seed=seed)})
+        return Model(b.build({"y": b.add("linear", y, name="b", params={"weight": rand(8, 8, seed=9)})}))
+
+    model, other, x = build(0), build(1), rand(40, 8)
+    found = pqnet.calibrate(model, x)
+    found.save(tmp_path / "s.h5")
+    back, recipe = pqnet.load_statistics(tmp_path / "s.h5"), {"*": PQ(4, 4)}
+    pqnet.quantize(model, recipe, back, progress=False)
+    for use in (lambda s: pqnet.quantize(other, recipe, s, progress=False), lambda s: pqnet.plan(other, s, 500)):
+        with pytest.raises(
+            PQNetError, match="expected statistics of this network, got those of one with other weights"
+        ):
+            use(back)
+    with pytest.raises(PQNetError, match="statistics of the same network to merge"):
+        found.merge(pqnet.calibrate(other, x))
+    assert found.merge(back).network == found.network
+    Statistics(found.layers).save(tmp_path / "old.h5")  # as files were before
+    pqnet.quantize(other, recipe, pqnet.load_statistics(tmp_path / "old.h5"), progress=False)
+
+
 def test_recipe_yaml_round_trip(tmp_path):
     recipe = Recipe({"default": PQ(16, 4, "channel"), "a.*": None, "b": PQ(3, 2, clamp="strict")})
     (tmp_path / "r.yaml").write_text(recipe.to_yaml())
@@ -382,7 +418,7 @@ def test_unused_tokens_and_dead_inputs_do_not_break_metrics():
 
 def test_statistics_must_fit_the_network():
     model, other = small_net(), embedding_net()
-    stats = pqnet.calibrate(other, np.zeros((2, 6), np.int64))
+    stats = Statistics(pqnet.calibrate(other, np.zeros((2, 6), np.int64)).layers)
     with pytest.raises(PQNetError, match="expected moments of shape .* for layer 'grouped', got none; calibrate"):
         pqnet.quantize(model, RECIPE, stats, progress=False)
     wrong = Statistics({**pqnet.calibrate(model, DATA[:3]).layers, "fc": Moments(np.eye(3, dtype=np.float32)[None], 3)})

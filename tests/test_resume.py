@@ -21,7 +21,7 @@ from pqnet.graph import Graph
 MODEL, IMAGES = small_net(), DATA
 LAYERS = list(MODEL.graph.layers())
 RECIPE = {"default": PQ(16, 4), "stem": PQ(16, 3)}
-STATISTICS = pqnet.calibrate(MODEL, IMAGES)
+STATISTICS = pqnet.Statistics(pqnet.calibrate(MODEL, IMAGES).layers)  # for networks with other weights too
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ from torch import nn  # noqa: E402
 from pqnet import IntN, load  # noqa: E402
 from pqnet.demo import model_path  # noqa: E402
 from pqnet.errors import ConfigError  # noqa: E402
-from pqnet.train import ActivationNoise, QuantNoise, to_module  # noqa: E402
+from pqnet.train import ActivationNoise, QuantNoise, to_model, to_module  # noqa: E402
+from pqnet_converters import from_torch  # noqa: E402
 
 
 def draw(*shape, seed=0):
@@ -153,8 +154,8 @@ def test_projections_of_other_sizes_have_their_own_ranges():
 
 def test_with_noise_on_weights_and_in_copies():
     net = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
-    QuantNoise(net, {"default": IntN(4)}, p=0.5)
-    ActivationNoise(net, {"default": 8})
+    QuantNoise(net, {"*": IntN(4)}, p=0.5)
+    ActivationNoise(net, {"*": 8})
     x = draw(2, 2, 6, 6)
     twin = copy.deepcopy(net)
     assert torch.equal(net(x), twin(x))
@@ -206,3 +207,15 @@ def test_one_noise_for_each_layer():
     ActivationNoise(layer, {"weight": 8})
     with pytest.raises(ConfigError, match="weight 'weight': expected a layer without noise on its inputs, got one"):
         ActivationNoise(layer, {"weight": 8})
+
+
+def test_a_model_without_the_ranges_of_its_inputs_says_so():
+    net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    model = from_torch(net, torch.zeros(1, 4))
+    noise = ActivationNoise(net, {"2": 4})
+    to_model(net, model)  # no range yet
+    net(draw(8, 4))
+    with pytest.warns(UserWarning, match=r"the inputs of \['2'\] are integers in the module"):
+        to_model(net, model)
+    noise.remove()
+    to_model(net, model)

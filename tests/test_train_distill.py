@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +18,13 @@ import pqnet  # noqa: E402
 from pqnet import PQ, ConfigError, FormatError, Packed, PQNetError  # noqa: E402
 from pqnet.cli.main import main  # noqa: E402
 from pqnet.graph import GraphBuilder, ValueInfo  # noqa: E402
-from pqnet.train import distill, image_batches, packed_weights, to_model, to_module  # noqa: E402
+from pqnet.train import distill, image_batches, packed_weights, parallel, to_model, to_module  # noqa: E402
 from pqnet.train.data import Batches  # noqa: E402
 from pqnet.train.distill import _Reassign, with_norm_statistics  # noqa: E402
 from pqnet.train.objective import Objective, kl_divergence, relative_error  # noqa: E402
 
 LABELS = np.arange(150) % 10
-OPTIONS = {"batch_size": 16, "every": 10, "progress": False}
+OPTIONS = {"batch_size": 16, "every": 10, "threads": 1, "progress": False}
 
 
 @pytest.fixture(scope="module")
@@ -423,11 +424,8 @@ def test_wrong_arguments_are_refused(nets, change, message):
 
 
 def test_other_teachers_are_refused(nets):
-    other = pqnet.Model(
-        nets[1].graph.__class__(
-            **{**vars(nets[1].graph), "outputs": {"other": next(iter(nets[1].graph.outputs.values()))}}
-        )
-    )
+    graph = nets[1].graph
+    other = pqnet.Model(replace(graph, outputs={"other": next(iter(graph.outputs.values()))}))
     with pytest.raises(PQNetError, match="teacher: expected the student's inputs and outputs"):
         distill(nets[0], other, DATA, steps=1, **OPTIONS)
     assert to_model(to_module(nets[0])).size().total == nets[0].size().total
@@ -448,7 +446,7 @@ def files(nets, tmp_path):
 
 
 def command(line):
-    return main(f"finetune student.h5 --teacher teacher.h5 --data x.npy --batch 16 {line}".split())
+    return main(f"finetune student.h5 --teacher teacher.h5 --data x.npy --batch 16 --threads 1 {line}".split())
 
 
 @pytest.mark.parametrize("more", ["", "--augment", "--labels y.npy --label-weight 0.1", "--augment --labels y.npy"])
@@ -540,3 +538,48 @@ def test_constants_stay():
 def test_wrong_images_are_refused(change, message):
     with pytest.raises(PQNetError, match=message):
         image_batches(**{"images": DATA, **change})
+
+
+def test_kl_of_embeddings_is_noticed():
+    b = GraphBuilder({"x": ValueInfo(("batch", 4))}, {"batch": 2})
+    y = b.add("linear", "x", name="fc", params={"weight": np.eye(4, dtype=np.float32)})
+    scores = to_module(b.build({"y": b.add("reshape", y, shape=("batch", 4))}))
+    features = to_module(b.build({"y": b.add("layer_norm", y, axes=1)}))
+    Objective(scores, scores)
+    Objective(features, features, loss="mse")
+    with pytest.warns(UserWarning, match="'y' comes from 'layer_norm' .*; use loss='mse'"):
+        Objective(features, features)
+
+
+def test_threads_by_default_are_no_more_than_free_cpus(monkeypatch):
+    """Of two processes with two threads each on two CPUs every one took ten times as long as with one thread."""
+    before = torch.get_num_threads()
+    monkeypatch.setattr(parallel, "default_threads", lambda: 8)
+    monkeypatch.setattr(parallel, "free_cpus", lambda: 0)
+    with parallel.torch_threads(None):
+        assert torch.get_num_threads() == 1
+    with parallel.torch_threads(2):
+        assert torch.get_num_threads() == 2
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="free CPUs are known on Linux")
+@pytest.mark.parametrize(("busy", "free"), [((0, 0, 0), 3), ((9, 2, 0), 2), ((10, 10, 4), 0), ((5, 0, 0), 2)])
+def test_free_cpus_are_counted(monkeypatch, busy, free):
+    """Tenths of a second that others have used of three CPUs; a fourth is not ours."""
+    rows = iter([np.zeros((3, 8), int), np.array([[b, 0, 0, 8 - b // 2, 2 - b + b // 2, 0, 0, 0] for b in busy])])
+    monkeypatch.setattr(parallel, "_ticks", lambda names: next(rows))
+    assert parallel.free_cpus(0) == free
+
+
+def test_a_stopped_run_goes_on_with_its_threads(nets, tmp_path):
+    student, teacher = nets
+    options = {**OPTIONS, "steps": 20, "checkpoint": tmp_path / "state.pt"}
+    want = distill(student, teacher, DATA, **options)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    torch.save({**state, "threads": 3}, tmp_path / "state.pt")
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "set_num_threads", lambda n, f=torch.set_num_threads: seen.append(n) or f(n))
+        assert arrays(distill(student, teacher, DATA, **{**options, "threads": None})).keys() == arrays(want).keys()
+    assert seen[1] == 3

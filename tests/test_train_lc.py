@@ -450,3 +450,13 @@ def test_errors_of_weights_and_states():
     assert torch.equal(lc.state_dict()["theta"][0]["codes"], state["theta"][0]["codes"])
     with pytest.raises(ConfigError, match="weight '0': expected float32, got torch.float64"):
         LC(net.double(), {"0": EXACT})
+
+
+def test_one_layer_far_from_its_codes_is_not_feasible():
+    """Large weights that fit their codes once hid small ones that did not."""
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    with torch.no_grad():
+        net[0].weight.copy_(1000 * torch.eye(4))
+    lc = LC(net, {"0": Scalar(2), "1": Scalar(2)})
+    assert list(lc.gaps) == ["0", "1"]
+    assert lc.gaps["0"] < 1e-6 and lc.gap == lc.gaps["1"] > 0.1 and not lc.feasible(0.05)

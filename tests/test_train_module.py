@@ -294,3 +294,73 @@ def test_layers_of_a_graph_are_packed_in_place():
     small = to_model(module)
     assert isinstance(small, Model) and isinstance(small.graph.params["layer1.0.conv1.weight"], Packed)
     assert not isinstance(small.graph.params["fc.weight"], Packed)
+
+
+@pytest.mark.parametrize("statistics", [False, True])
+def test_batch_norms_with_an_eps_of_zero_train(monkeypatch, statistics):
+    """Folded norms have one, and PyTorch refuses it: 2.11 in every call, 2.13 of statistics of the batch."""
+
+    def strict(*args, _batch_norm=torch.batch_norm):
+        assert args[7] > 0
+        return _batch_norm(*args)
+
+    monkeypatch.setattr(torch, "batch_norm", strict)
+    b = GraphBuilder({"input": ValueInfo(("batch", 3, 4))}, {"batch": 2})
+    rng = np.random.default_rng(0)
+    roles = ("weight", "bias", "mean", "var") if statistics else ("weight", "bias")
+    params = {role: rng.uniform(0.5, 2, 3).astype(np.float32) for role in roles}
+    module = to_module(b.build({"y": b.add("batch_norm", "input", name="bn", params=params, eps=0.0)}))
+    x = rng.standard_normal((8, 3, 4)).astype(np.float32)
+    column = {role: values[:, None] for role, values in params.items()}
+    if statistics:
+        want = (x - column["mean"]) / np.sqrt(column["var"]) * column["weight"] + column["bias"]
+    else:
+        want = x * column["weight"] + column["bias"]
+    np.testing.assert_allclose(module(torch.from_numpy(x)).detach(), want, rtol=1e-6, atol=1e-6)
+    module.train()(torch.from_numpy(x)).square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
+
+
+def gradients(module, x, run):
+    """Outputs, and gradients of all parameters, of one step in training."""
+    module.zero_grad()
+    out = run(x)
+    out.float().square().mean().backward()
+    return out.detach().float(), {name: p.grad.clone() for name, p in module.named_parameters()}
+
+
+@pytest.fixture
+def tiny():
+    """A packed convolution with a folded norm, and a packed linear layer, in training."""
+    b, rng = GraphBuilder({"input": ValueInfo(("batch", 2, 4, 4))}, {"batch": 2}), np.random.default_rng(0)
+    scale, conv, fc = (rng.uniform(-1, 1, shape).astype(np.float32) for shape in ((8,), (8, 2, 3, 3), (4, 32)))
+    y = b.add("conv2d", "input", name="conv", params={"weight": conv})
+    y = b.add("relu", b.add("batch_norm", y, params={"weight": scale, "bias": scale}, eps=0.0))
+    y = b.add("linear", b.add("reshape", y, shape=("batch", 32)), name="fc", params={"weight": fc})
+    recipe = {"conv": PQ(8, 9), "fc": PQ(8, 4)}
+    module = to_module(pqnet.quantize(Model(b.build({"y": y})), recipe, metric="none", progress=False))
+    for weight in packed_weights(module).values():
+        weight.train()
+    return module, torch.from_numpy(rng.standard_normal((6, 2, 4, 4), np.float32))
+
+
+def test_students_train_in_mixed_precision(tiny):
+    module, x = tiny
+    want, wanted = gradients(module, x, module)
+    with torch.autocast("cpu", torch.bfloat16):
+        got, found = gradients(module, x, module)
+    assert (got - want).abs().max() < 0.03 * want.abs().max()
+    for name, gradient in found.items():
+        assert gradient.dtype == torch.float32
+        assert (gradient - wanted[name]).norm() <= 0.1 * wanted[name].norm()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # of PyTorch about itself
+def test_students_compile(tiny):
+    """Down to what a code generator is given; C++ takes minutes."""
+    module, x = tiny
+    compiled = torch.compile(module, backend="aot_eager")
+    want, wanted = gradients(module, x, module)
+    got, found = gradients(module, x, compiled)
+    assert torch.allclose(got, want, atol=1e-6)
+    assert all(torch.allclose(gradient, wanted[name], atol=1e-6) for name, gradient in found.items())

@@ -414,3 +414,26 @@ def test_packed_weights_refuse_what_they_cannot_do():
     values = PackedWeight(draw(Scalar(3), (16, 8)), FilterForm((16, 8)))
     with pytest.raises(PQNetError, match="metric: expected None for Scalar"):
         values.reassign(torch.zeros(16, 8), np.eye(4))
+
+
+@pytest.mark.parametrize("codec", [PQ(8, 4), PQ(6, 2, codebook_dtype="int8")])
+def test_the_padding_row_of_an_embedding_stays_zero(codec):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Embedding(40, 8, padding_idx=3), nn.Flatten(), nn.Linear(16, 2))
+    packed = attach(net, {"0": codec})["0"]
+    optimizer = torch.optim.Adam(net.parameters(), 0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        net(torch.tensor([[3, 1], [2, 3]])).square().sum().backward()
+        optimizer.step()
+    stored = packed.packed()
+    assert stored.codec.k == codec.k and len(np.unique(stored.codes)) == codec.k
+    assert not stored.decode()[3].any() and stored.decode()[[2, 4]].any(1).all()
+    assert not net[0](torch.tensor([3])).any()
+
+
+def test_a_codec_that_moves_the_padding_row_says_so():
+    net = nn.Embedding(40, 8, padding_idx=0)
+    with pytest.warns(UserWarning, match="weight 'weight': row 0, its padding_idx, is no longer zero"):
+        attach(net, {"*": Scalar(2)})
+    attach(nn.Embedding(40, 8, padding_idx=0), {"*": IntN(4)})

@@ -8,10 +8,12 @@ import pytest
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
-from pqnet import ConfigError, PQNetError  # noqa: E402
+from pqnet import PQ, ConfigError, PQNetError  # noqa: E402
 from pqnet.graph import GraphBuilder, ValueInfo  # noqa: E402
 from pqnet.graph.op import complete_attrs, get_op  # noqa: E402
-from pqnet.train import FilterForm, TorchGraph, find_weights, match  # noqa: E402
+from pqnet.pipeline.recipe import resolve_recipe  # noqa: E402
+from pqnet.train import FilterForm, TorchGraph, find_weights, match, to_module  # noqa: E402
+from pqnet_converters import from_torch  # noqa: E402
 
 
 class Tied(nn.Module):
@@ -142,6 +144,17 @@ def test_the_longest_pattern_wins():
     net = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2)))
     assert match(net, {"1.*": "inner", "1.0": "first", "1.2": None}) == {"1.0": "first", "1.1": "inner"}
     assert match(net, {"default": "rest", "1.[01]": "two"}) == {"0": "rest", "1.0": "two", "1.1": "two", "1.2": "rest"}
+
+
+def test_default_spares_the_first_convolution_in_modules_as_in_recipes():
+    net = nn.Sequential(nn.ConvTranspose2d(2, 2, 1), nn.Conv2d(2, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.Flatten())
+    model = from_torch(net, torch.zeros(2, 2, 1, 1))
+    for recipe in ({"default": PQ(2, 1)}, {"default": PQ(2, 1), "1": PQ(4, 1)}, {"[01]": PQ(2, 1), "default": None}):
+        wanted = {name: codec for name, codec in resolve_recipe(recipe, model.graph).items() if codec is not None}
+        assert match(net, recipe) == match(to_module(model), recipe) == wanted
+        assert ("1" in wanted) == any(name in recipe for name in ("1", "[01]"))
+    with pytest.raises(ConfigError, match="the first convolution only by its name or a glob"):
+        match(nn.Sequential(nn.Conv2d(1, 1, 1)), {"default": 1})
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """What is done to the outputs of a layer: scales and shifts that cost no bytes, and the shortcut that they join."""
 
-from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,16 +9,22 @@ from pqnet.graph.graph import Graph, Node
 from pqnet.graph.layers import weight_op
 from pqnet.graph.op import get_op
 
-__all__ = ["FreeAffine", "norm_takes_products", "shortcut_of"]
+__all__ = ["FreeAffine", "norm_behind", "shortcut_of"]
 
 
-def norm_takes_products(layer: Node, ndim: int) -> bool:
-    """Tell whether a batch norm that reads a node's output of ``ndim`` axes scales and shifts each filter's products.
+def norm_behind(graph: Graph, layer: Node) -> Node | None:
+    """Return the batch norm that scales and shifts what each filter of a layer gives, and that alone; None without one.
 
-    A norm works on axis 1; a linear layer writes its last axis: they meet if there are two.
+    It is the only reader of the layer's output, and works on the axis of the filters: a norm works on axis 1, a linear
+    layer writes its last axis. The layer shares no parameter, so that no other layer has a norm of its own behind them.
     """
     rule = get_op(layer.op).weight
-    return rule is not None and rule.is_product and not rule.looked_up and rule.channel_axis(ndim) == 1
+    if rule is None or not rule.is_product or rule.looked_up:
+        return None
+    norm = _only_reader(graph, layer.outputs[0])
+    if norm is None or norm.op != "batch_norm" or any(graph.readers.params[p] > 1 for p in layer.params.values()):
+        return None
+    return norm if rule.channel_axis(graph.readers.axes[layer.outputs[0]]) == 1 else None
 
 
 @dataclass(frozen=True)
@@ -45,10 +50,10 @@ class FreeAffine:
     @classmethod
     def find(cls, graph: Graph, layer: Node) -> "FreeAffine | None":
         """Return it, or None if there is no such parameter, or others share it or the weight."""
-        users = Counter(p for node in graph.nodes for p in node.params.values())
+        users = graph.readers.params
         if users[layer.params["weight"]] > 1:
             return None
-        norm = _norm_after(graph, layer)
+        norm = norm_behind(graph, layer)
         ones = np.ones(graph.params[layer.params["weight"]].shape[0])
         if norm is None or any(users[p] > 1 for p in norm.params.values()):
             own = "bias" in layer.params and users[layer.params["bias"]] == 1
@@ -86,17 +91,8 @@ class FreeAffine:
 
 
 def _only_reader(graph: Graph, value: str) -> Node | None:
-    readers = [node for node in graph.nodes if value in node.inputs]
+    readers = graph.readers.values.get(value, [])
     return readers[0] if len(readers) == 1 and value not in graph.outputs.values() else None
-
-
-def _norm_after(graph: Graph, layer: Node) -> Node | None:
-    """Return the batch norm that alone reads a layer's output and works on its filters' products."""
-    norm = _only_reader(graph, layer.outputs[0])
-    if norm is None or norm.op != "batch_norm":
-        return None
-    ndim = len(graph.infer_shapes(graph.symbols)[layer.outputs[0]].shape)
-    return norm if norm_takes_products(layer, ndim) else None
 
 
 def shortcut_of(graph: Graph, layer: Node, affine: FreeAffine | None) -> str | None:

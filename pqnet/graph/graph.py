@@ -1,8 +1,10 @@
 """A network as plain data: typed operations in order, and the parameters that they use."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,6 +39,14 @@ class Node:
     outputs: tuple[str, ...]
     attrs: Mapping[str, Any] = field(default_factory=dict)
     params: Mapping[str, str] = field(default_factory=dict)
+
+
+class Readers(NamedTuple):
+    """Who reads what in a graph: ``values``, nodes by value; ``params``, how often each; ``axes`` of every value."""
+
+    values: Mapping[str, list[Node]]
+    params: Mapping[str, int]
+    axes: Mapping[str, int]
 
 
 @dataclass
@@ -177,6 +187,16 @@ class Graph:
                     where = f" ({dim!r} is {expected} in another input)" if free and size > 0 else ""
                     raise PQNetError(f"input {name!r}: expected shape {_readable(want)}, got {shape}{where}")
         return symbols
+
+    @cached_property
+    def readers(self) -> Readers:
+        """Who reads each value and parameter, found once: nodes do not change, and parameters keep their shapes."""
+        values: dict[str, list[Node]] = {}
+        for node in self.nodes:
+            for value in dict.fromkeys(node.inputs):
+                values.setdefault(value, []).append(node)
+        params = Counter(name for node in self.nodes for name in node.params.values())
+        return Readers(values, params, {v: len(info.shape) for v, info in self.infer_shapes(self.symbols).items()})
 
     def layers(self) -> dict[str, Node]:
         """Return the nodes whose weight a codec may replace, by name.

@@ -8,7 +8,7 @@ from itertools import chain, count
 import numpy as np
 
 from pqnet.codecs import Packed
-from pqnet.graph.affine import norm_takes_products
+from pqnet.graph.affine import norm_behind
 from pqnet.graph.graph import Graph, Node, Param, used_params
 
 __all__ = ["fold_norm_statistics", "merge_batch_norm", "separate_norm_statistics"]
@@ -84,19 +84,11 @@ def merge_batch_norm(graph: Graph) -> Graph:
 
     A norm after a packed layer stays: its scale cannot enter the codes.
     """
-    users = Counter(v for node in graph.nodes for v in node.inputs) + Counter(graph.outputs.values())
-    shared, shapes = _users(graph), graph.infer_shapes(graph.symbols)
-    producers = {node.outputs[0]: i for i, node in enumerate(graph.nodes)}
     params, nodes, renamed = dict(graph.params), list(graph.nodes), {}
     dropped = set()
-    for i, norm in enumerate(graph.nodes):
-        if norm.op != "batch_norm" or users[norm.inputs[0]] != 1 or norm.inputs[0] not in producers:
-            continue
-        at = producers[norm.inputs[0]]
-        layer = nodes[at]
-        if not norm_takes_products(layer, len(shapes[norm.inputs[0]].shape)) or any(
-            shared[p] > 1 or isinstance(graph.params[p], Packed) for p in layer.params.values()
-        ):
+    for at, layer in enumerate(graph.nodes):
+        norm = norm_behind(graph, layer)
+        if norm is None or any(isinstance(graph.params[p], Packed) for p in layer.params.values()):
             continue
         scale, shift = _affine(graph, norm)
         weight = np.asarray(graph.params[layer.params["weight"]], np.float64)
@@ -109,9 +101,7 @@ def merge_batch_norm(graph: Graph) -> Graph:
         params[names["bias"]] = np.broadcast_to(bias * scale + shift, len(weight)).astype(np.float32)
         nodes[at] = replace(layer, params=names)
         renamed[norm.outputs[0]] = layer.outputs[0]
-        dropped.add(i)
-    kept = [
-        replace(n, inputs=tuple(renamed.get(v, v) for v in n.inputs)) for i, n in enumerate(nodes) if i not in dropped
-    ]
+        dropped.add(norm.name)
+    kept = [replace(n, inputs=tuple(renamed.get(v, v) for v in n.inputs)) for n in nodes if n.name not in dropped]
     outputs = {name: renamed.get(v, v) for name, v in graph.outputs.items()}
     return _prune(replace(graph, nodes=kept, params=params, outputs=outputs))

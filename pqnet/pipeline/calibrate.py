@@ -14,6 +14,7 @@ from pqnet.errors import PQNetError
 from pqnet.graph import Graph, Info, Node, weight_op
 from pqnet.graph.graph import param_info
 from pqnet.graph.op import get_op
+from pqnet.io import network_digest
 from pqnet.pipeline.batches import Batch, iterate_batches
 from pqnet.pipeline.moments import input_rows, operand, positions_needed, row_moments, token_counts
 from pqnet.pipeline.padding import real_positions
@@ -79,7 +80,8 @@ class _Accumulator:
             return None if sums is None else (sums / self.counts[name]).astype(np.float32)
 
         return Statistics(
-            {n: Moments(mean(self.sums[n], n), self.counts[n], mean(self.firsts.get(n), n)) for n in self.layers}
+            {n: Moments(mean(self.sums[n], n), self.counts[n], mean(self.firsts.get(n), n)) for n in self.layers},
+            network_digest(self.graph),
         )
 
 

@@ -8,7 +8,6 @@ changed, and none ever has to be deleted for a result to be right.
 """
 
 import hashlib
-import json
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -22,12 +21,12 @@ from pqnet import _check, kernels
 from pqnet.errors import FormatError
 from pqnet.graph import Node
 from pqnet.graph.graph import Param
-from pqnet.io import graph_content, params_content, params_from, read_container, write_container
+from pqnet.io import add_content, graph_content, params_content, params_from, read_container, write_container
 from pqnet.pipeline.batches import Batch
 from pqnet.pipeline.run import Run
 from pqnet.pipeline.statistics import Statistics
 
-__all__ = ["add_content", "checkpoint_folder", "resumable"]
+__all__ = ["checkpoint_folder", "resumable"]
 
 
 def checkpoint_folder(value: Any) -> Path:
@@ -84,14 +83,6 @@ def resumable(
                 entries.store(node, key, before)
 
     return once
-
-
-def add_content(digest: Any, header: Any, arrays: Mapping[str, np.ndarray]) -> None:
-    """Take plain data and named arrays into a fingerprint."""
-    index = [(name, array.dtype.str, array.shape) for name, array in arrays.items()]
-    digest.update(json.dumps([header, index]).encode())
-    for array in arrays.values():
-        digest.update(np.ascontiguousarray(array).data)
 
 
 class _Entries:

@@ -227,6 +227,8 @@ def measure(
         if isinstance(weight, Packed):
             raise ConfigError(f"layer {name!r}: expected a float weight, got a packed one; plan for the float model")
     only_statistics = isinstance(calibration, Statistics)
+    if only_statistics:
+        calibration.check(graph)
     samples = [] if only_statistics else some_samples(graph, calibration, MOMENT_SAMPLES)
     statistics = calibration if only_statistics else calibrate(model, samples, seed=seed, threads=threads)
     moments = {name: statistics.for_layer(node, weights[name].shape) for name, node in layers.items()}  # before work

@@ -176,6 +176,8 @@ def quantize(
     options = choose_options(mode, metric, target, correct_bias, permute, reestimate_norm, seed)
     codecs = resolve_recipe(recipe, model.graph)
     _check_float(model.graph, codecs)
+    if isinstance(calibration, Statistics):
+        calibration.check(model.graph)
     chosen = {name: codec for name, codec in codecs.items() if codec is not None}
     check_calibration(options, calibration)
     if finetune is not None and (calibration is None or isinstance(calibration, Statistics)):

@@ -1,10 +1,14 @@
 """Which codec for which layer: recipes by name pattern."""
 
-from collections.abc import Mapping
+import math
+import warnings
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import numpy as np
 
 from pqnet import _check
 from pqnet.codecs import Codec, codec_from_attrs
@@ -12,7 +16,10 @@ from pqnet.errors import ConfigError, FormatError, PQNetError
 from pqnet.graph import Graph
 from pqnet.pipeline.presets import PRESETS, first_conv
 
-__all__ = ["Recipe", "resolve_recipe"]
+__all__ = ["Recipe", "choose_by_name", "resolve_recipe"]
+
+X = TypeVar("X")
+MOSTLY = 0.5  # share of a network's weights below which it is hardly quantized
 
 
 @dataclass(frozen=True)
@@ -22,9 +29,9 @@ class Recipe:
     Parameters
     ----------
     layers : dict of str to Codec or None
-        Keys are layer names or globs (``*``, ``?``, ``[..]``); of several that match a layer the longest wins; None
-        keeps the layer in float. ``"default"`` is for layers that no other key matches, but for the first
-        convolution, which then stays float as in the papers; without it they stay float.
+        Keys are layer names or globs (``*``, ``?``, ``[..]``); of several that match a layer the longest wins, and a
+        whole name over a glob of its length; None keeps the layer in float. ``"default"`` is for layers that no other
+        key matches, but for the first convolution, which then stays float as in the papers; without it they stay float.
 
     Examples
     --------
@@ -101,31 +108,70 @@ def resolve_recipe(recipe: "Recipe | Mapping[str, Codec | None] | str", graph: G
 
     Patterns that match no layer and codecs that do not fit their layer are errors.
     """
+    is_preset = isinstance(recipe, str)
     if isinstance(recipe, str):
         recipe = Recipe(PRESETS[_check.choice(recipe, "recipe", tuple(PRESETS))](graph))
     elif not isinstance(recipe, Recipe):
         recipe = Recipe(recipe)
     layers = graph.layers()
-    patterns = {p: c for p, c in recipe.layers.items() if p != "default"}
-    stem = first_conv(layers)
+    found, lost = choose_by_name(layers, recipe.layers, first_conv(layers))
+    if lost:
+        raise ConfigError(f"recipe: pattern {lost[0]!r} matches no layer; the layers are {_some(list(layers))}")
     chosen: dict[str, Codec | None] = {}
-    used: set[str] = set()
     for name, node in layers.items():
-        matching = [p for p in patterns if fnmatchcase(name, p)]
-        used.update(matching)
-        codec = patterns[max(matching, key=len)] if matching else None if name == stem else recipe.layers.get("default")
-        shape = tuple(graph.params[node.params["weight"]].shape)
+        codec, shape = found[name], tuple(graph.params[node.params["weight"]].shape)
         try:
             chosen[name] = codec and codec.check(shape)
         except ConfigError as reason:
             raise ConfigError(f"layer {name!r}: {reason}") from None
-    if lost := [p for p in patterns if p not in used]:
-        raise ConfigError(f"recipe: pattern {lost[0]!r} matches no layer; the layers are {_some(list(layers))}")
     if not any(chosen.values()):
         raise ConfigError(
-            f"recipe: expected a codec for at least one layer, got none; layers are {_some(list(layers))}"
+            f"recipe: expected a codec for at least one layer, got none; layers are {_some(list(layers))} (the first "
+            "convolution only by its name or a glob)"
         )
+    if is_preset or recipe.layers.get("default") or recipe.layers.get("*"):
+        _warn_if_mostly_float(graph, chosen)
     return chosen
+
+
+def choose_by_name(
+    names: Iterable[str], patterns: Mapping[str, X | None], stem: str | None
+) -> tuple[dict[str, X | None], list[str]]:
+    """Return what patterns choose for each name, and which of them match none; see `Recipe` for the rule.
+
+    ``stem`` is the name that ``"default"`` spares, of the first convolution. Names that nothing is chosen for get None.
+    """
+    names = list(names)
+    globs = [pattern for pattern in patterns if pattern != "default"]
+    chosen: dict[str, X | None] = {}
+    used: set[str] = set()
+    for name in names:
+        matching = [glob for glob in globs if fnmatchcase(name, glob)]
+        used.update(matching)
+        if matching:
+            chosen[name] = patterns[max(matching, key=lambda glob: (len(glob), glob in names))]
+        else:
+            chosen[name] = None if name == stem else patterns.get("default")
+    return chosen, [glob for glob in globs if glob not in used]
+
+
+def _warn_if_mostly_float(graph: Graph, chosen: Mapping[str, Codec | None]) -> None:
+    """Say so where a recipe for the whole network quantizes less than half of it."""
+    sizes = {name: math.prod(p.shape) for name, p in graph.params.items() if not _is_integer(p)}
+    layers = graph.layers()
+    packed = {layers[name].params["weight"] for name, codec in chosen.items() if codec is not None}
+    share = sum(sizes[name] for name in packed) / max(1, sum(sizes.values()))
+    if share < MOSTLY:
+        left = sorted((name for name in sizes if name not in packed), key=lambda name: -sizes[name])
+        warnings.warn(
+            f"recipe: {1 - share:.0%} of the network's numbers stay float, the most in {_some(left[:3])}; name their "
+            "layers in the recipe, or see pqnet.plan",
+            stacklevel=3,
+        )
+
+
+def _is_integer(param: Any) -> bool:
+    return isinstance(param, np.ndarray) and param.dtype.kind != "f"
 
 
 def _some(names: list[str]) -> str:

@@ -8,8 +8,8 @@ import numpy as np
 
 from pqnet import _check
 from pqnet.errors import FormatError, PQNetError
-from pqnet.graph import Node, weight_op
-from pqnet.io import read_container, write_container
+from pqnet.graph import Graph, Node, weight_op
+from pqnet.io import network_digest, read_container, write_container
 
 __all__ = ["Moments", "Statistics", "load_statistics"]
 
@@ -56,6 +56,8 @@ class Statistics:
     Parameters
     ----------
     layers : dict of str to Moments
+    network : str, optional
+        Fingerprint of the network that they are of, see `pqnet.io.network_digest`. None fits every network.
 
     Examples
     --------
@@ -67,15 +69,26 @@ class Statistics:
     100
     """
 
-    def __init__(self, layers: Mapping[str, Moments]) -> None:
+    def __init__(self, layers: Mapping[str, Moments], network: str | None = None) -> None:
         if not isinstance(layers, Mapping) or not all(isinstance(m, Moments) for m in layers.values()):
             raise _check.error("layers", "a dict of Moments by layer name", _check.describe(layers))
-        self.layers = dict(layers)
+        self.layers, self.network = dict(layers), network
+
+    def check(self, graph: Graph) -> None:
+        """Raise PQNetError unless they are of a network: of another checkpoint moments may fit and mislead."""
+        if self.network is not None and self.network != network_digest(graph):
+            raise PQNetError(
+                "calibration: expected statistics of this network, got those of one with other weights or nodes; "
+                "calibrate this network again, or pass Statistics(statistics.layers) to use them all the same"
+            )
 
     def merge(self, other: "Statistics") -> "Statistics":
         """Return the statistics of both calibration sets together; they must be of the same network."""
         if not isinstance(other, Statistics) or self._shapes() != other._shapes():
             raise PQNetError("statistics: expected statistics of the same layers and shapes to merge, got others")
+        networks = {s.network for s in (self, other) if s.network is not None}
+        if len(networks) > 1:
+            raise PQNetError("statistics: expected statistics of the same network to merge, got those of two")
         merged = {}
         for name, a in self.layers.items():
             b = other.layers[name]
@@ -84,12 +97,15 @@ class Statistics:
             means = ((x * np.float64(a.count) + y * np.float64(b.count)) / count for x, y in pairs)
             mean, *first = (x.astype(np.float32) for x in means)
             merged[name] = Moments(mean, count, *first)
-        return Statistics(merged)
+        known = None not in (self.network, other.network)
+        return Statistics(merged, self.network if known else None)
 
     def save(self, path: str | Path) -> None:
         """Write to one HDF5 file; symmetric matrices are stored as their lower triangles, first moments behind them."""
         header = {name: [int(m.count), *m.mean.shape] for name, m in self.layers.items()}
-        write_container(path, "statistics", {"layers": header}, {n: _stored(m) for n, m in self.layers.items()})
+        known = {} if self.network is None else {"network": self.network}
+        arrays = {n: _stored(m) for n, m in self.layers.items()}
+        write_container(path, "statistics", {"layers": header, **known}, arrays)
 
     def for_layer(self, node: Node, shape: tuple[int, ...]) -> Moments:
         """Return the moments of a layer whose weight has ``shape``, or raise PQNetError."""
@@ -135,6 +151,9 @@ def load_statistics(path: str | Path) -> Statistics:
     """
     header, arrays = read_container(path, "statistics")
     layers, described = {}, header.get("layers")
+    network = header.pop("network", None)  # older files have none
+    if not isinstance(network, str | None):
+        raise FormatError(f"{path}: expected the fingerprint of a network, got {_check.describe(network)}")
     if set(header) != {"layers"} or not isinstance(described, dict) or set(described) != set(arrays):
         raise FormatError(f"{path}: expected one array for every layer of the header, got {sorted(arrays)[:5]}")
     for name, numbers in described.items():
@@ -151,4 +170,4 @@ def load_statistics(path: str | Path) -> Statistics:
                 f"{path}: layer {name!r}: expected finite float32 of shape {want}, got {stored.dtype} {stored.shape}"
             )
         layers[name] = _restored(stored, tuple(shape), count)
-    return Statistics(layers)
+    return Statistics(layers, network)

@@ -12,6 +12,7 @@ from pqnet._threads import default_threads
 from pqnet.codecs import Packed
 from pqnet.errors import PQNetError
 from pqnet.graph import Graph, ValueInfo
+from pqnet.graph.indices import index_limits
 from pqnet.graph.passes import merge_batch_norm
 from pqnet.graph.size import SizeReport, measure_size
 from pqnet.graph.symbols import Signature, output_signature
@@ -136,13 +137,26 @@ class Model:
     def draw_golden(self, seed: int = 0) -> Golden:
         """Return a golden pair: seeded inputs, and what this model gives for them now.
 
-        On one thread and by the algorithms of the cost rule: files do not depend on measurements.
+        Floats are normal; integers that pick rows of a table are drawn among these, so that texts are words; others
+        are 1, as masks of texts without padding are, and booleans True. Where a network refuses these integers, they
+        are 0. On one thread and by the algorithms of the cost rule: files do not depend on measurements.
         """
         _check.rng_seed(seed)
         infos = self.graph.infer_shapes(self.graph.symbols)
         shapes = {name: ValueInfo(infos[name].shape, infos[name].dtype) for name in self.graph.inputs}
-        golden = Golden.draw(shapes, seed)
-        return golden.with_outputs(Engine(self._engine.graph, rule, self.compute).run(golden.inputs(), 1))
+        limits, rng = index_limits(self.graph, infos), np.random.default_rng((seed, 1))
+        integers = {
+            name: rng.integers(0, limits[name], infos[name].shape) if name in limits else np.ones(infos[name].shape)
+            for name in shapes
+            if infos[name].dtype not in ("float32", "bool")
+        }
+        engine = Engine(self._engine.graph, rule, self.compute)
+        golden = Golden.draw(shapes, seed, {name: a.astype(shapes[name].dtype) for name, a in integers.items()})
+        try:
+            return golden.with_outputs(engine.run(golden.inputs(), 1))
+        except PQNetError:  # the network counts with its indices before it uses them
+            golden = Golden.draw(shapes, seed)
+            return golden.with_outputs(engine.run(golden.inputs(), 1))
 
     def with_golden(self, golden: Golden) -> "Model":
         """Return the model with a golden pair for its file; one of over 8 KiB is left out: files stay small."""

@@ -112,6 +112,12 @@ class ActivationNoise(Draws):
         self._added = []
 
 
+def layers_with_ranges(module: nn.Module) -> list[str]:
+    """Return the names of the layers whose inputs are integers of some range."""
+    parts = module.named_modules()
+    return [name.rpartition(".")[0] for name, part in parts if isinstance(part, _Range) and bool(part.seen)]
+
+
 def _label(attribute: str) -> str:
     """Return the name under which a layer has the range of the inputs of a weight."""
     return f"{attribute.removesuffix('weight')}input_range"

@@ -14,10 +14,9 @@ from pqnet.codecs import Packed, PackedPQ
 from pqnet.errors import ConfigError, PQNetError
 from pqnet.graph import Graph, Node
 from pqnet.graph.passes import fold_norm_statistics
-from pqnet.io import graph_content
+from pqnet.io import add_content, graph_content
 from pqnet.pipeline import calibrate, quantize
 from pqnet.pipeline.batches import iterate_batches
-from pqnet.pipeline.checkpoint import add_content
 from pqnet.pipeline.moments import channel_statistics, layer_metric
 from pqnet.pipeline.sweep import Values, sweep
 from pqnet.runtime import Model
@@ -120,7 +119,8 @@ def distill(
     seed : int
         Of the order of samples.
     threads : int, optional
-        Of PyTorch. The last digits of its sums depend on it.
+        Of PyTorch. The last digits of its sums depend on it. Default: no more than CPUs that nothing else is using when
+        the call begins; a call that goes on from a checkpoint takes as many as before.
     device : str
         Where PyTorch computes.
     progress : bool
@@ -191,7 +191,7 @@ def distill(
     with torch_threads(threads):
         if stage == "layerwise":
             return _layer_by_layer(task, student, checkpoint)
-        return _all_together(task, student, tuple(train), norm_statistics, checkpoint)
+        return _all_together(task, student, tuple(train), norm_statistics, checkpoint, threads)
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,12 @@ class _Task:
 
 
 def _all_together(
-    task: _Task, student: Model, parts: tuple[str, ...], norm_statistics: bool, checkpoint: str | Path | None
+    task: _Task,
+    student: Model,
+    parts: tuple[str, ...],
+    norm_statistics: bool,
+    checkpoint: str | Path | None,
+    threads: int | None,
 ) -> Model:
     graph = student.graph
     if norm_statistics:
@@ -233,6 +238,7 @@ def _all_together(
         reassign=_Reassign(module, student, task.teacher.graph, task.data) if task.schedule.reassign else None,
         checkpoint=checkpoint,
         norm_statistics=norm_statistics,
+        any_threads=threads is None,
     )
     trained = to_model(module)
     return Model(fold_norm_statistics(trained.graph)) if norm_statistics else trained

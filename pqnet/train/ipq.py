@@ -9,7 +9,7 @@ from torch import nn
 
 from pqnet.codecs import PACKED, Codec
 from pqnet.errors import ConfigError, PQNetError, of_layer
-from pqnet.train.packed import PackedWeight, attach, check_codec, packed_weights
+from pqnet.train.packed import PackedWeight, attach, check_codec, fit_weight, packed_weights
 from pqnet.train.stored import Gradient
 from pqnet.train.weights import find_weights, match
 
@@ -135,7 +135,7 @@ class IterativePQ:
             if name in metrics:
                 dense = weights[name].form.to_filters(weights[name].tensor.detach()).float().cpu().numpy()
                 with of_layer(name):
-                    what[name] = codec.fit(dense, metric=metrics[name], seed=self.seed)
+                    what[name] = fit_weight(weights[name], codec, dense, metric=metrics[name], seed=self.seed)
         made = attach(self.module, what, gradient=self.gradient, seed=self.seed)
         self.stage += 1
         return made

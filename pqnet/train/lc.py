@@ -150,12 +150,18 @@ class LC:
         self._aim()
 
     @property
-    def gap(self) -> float:
-        """``||w - Delta(Theta)|| / ||w||`` over all weights: how far the constraint is from being met."""
+    def gaps(self) -> dict[str, float]:
+        """``||w - Delta(Theta)|| / ||w||`` of each weight, by name: how far its constraint is from being met."""
         with torch.no_grad():
-            tensors = self._tensors()
-            apart = math.hypot(*(float((w - self._delta[name]).norm()) for name, w in tensors.items()))
-            return apart / (math.hypot(*(float(w.norm()) for w in tensors.values())) or 1.0)
+            return {
+                name: float((w - self._delta[name]).norm()) / (float(w.norm()) or 1.0)
+                for name, w in self._tensors().items()
+            }
+
+    @property
+    def gap(self) -> float:
+        """The largest of `gaps`: large weights that are what is stored say nothing about small ones that are not."""
+        return max(self.gaps.values())
 
     def feasible(self, tol: float = 1e-3) -> bool:
         """Tell whether `gap` is at most ``tol``: the weights are what is stored, further steps change little."""

@@ -1,6 +1,7 @@
 """From a network to a PyTorch module that trains its codebooks, and back."""
 
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,6 +14,7 @@ from pqnet.codecs import Packed
 from pqnet.errors import PQNetError
 from pqnet.graph import Graph
 from pqnet.runtime import Model
+from pqnet.train.activations import layers_with_ranges
 from pqnet.train.ops import TorchGraph
 from pqnet.train.packed import PackedWeight, packed_weights, register
 from pqnet.train.stored import Gradient
@@ -80,7 +82,8 @@ def to_model(module: nn.Module, model: Model | None = None) -> Model:
     Returns
     -------
     Model
-        Without golden pair and without the errors of layers in ``graph.meta["quantization"]``, which were those of the
+        Inputs of layers are floats, also where `ActivationNoise` made integers of them, which a warning says. Without
+        golden pair and without the errors of layers in ``graph.meta["quantization"]``, which were those of the
         weights before.
 
     Raises
@@ -105,6 +108,12 @@ def to_model(module: nn.Module, model: Model | None = None) -> Model:
     if not isinstance(module, nn.Module) or own != (model is None) or not isinstance(model, Model | None):
         wanted = "a TorchGraph alone, or another torch.nn.Module and the Model that from_torch made of it"
         raise PQNetError(f"module, model: expected {wanted}, got {type(module).__name__}, {type(model).__name__}")
+    if ranges := layers_with_ranges(module):
+        warnings.warn(
+            f"to_model: the inputs of {ranges[:5]} are integers in the module, by ActivationNoise, and floats in the "
+            "model: files hold no ranges of activations",
+            stacklevel=2,
+        )
     graph = module.graph if model is None else model.graph
     with _evaluating(module):
         params = _graph_params(module) if model is None else _named_params(module, graph)

@@ -1,5 +1,6 @@
 """What distillation minimises: how far a student's outputs, and values inside it, are from the teacher's."""
 
+import warnings
 from collections.abc import Callable, Sequence
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from pqnet.errors import ConfigError, PQNetError
 from pqnet.graph import Graph, Node
+from pqnet.graph.op import get_op
 from pqnet.pipeline.padding import MASK, masked
 from pqnet.train.ops import TorchGraph
 from pqnet.train.parallel import mean_of_all
@@ -74,6 +76,8 @@ class Objective(nn.Module):  # type: ignore[misc]
         if callable(loss):
             self.loss = loss
         elif loss == "kl":
+            if labels == 0:
+                _warn_of_outputs_without_classes(teacher.graph)
             self.loss = lambda s, t: kl_divergence(s, t, temperature)
         elif loss == "mse":
             self.loss = relative_error
@@ -114,6 +118,41 @@ class Objective(nn.Module):  # type: ignore[misc]
             ]
             total = total + self.hints * torch.stack(errors).mean()
         return total
+
+
+# What class scores may pass through behind the layer that makes them.
+BEHIND_SCORES = (
+    *(
+        "adaptive_avg_pool2d",
+        "add",
+        "avg_pool2d",
+        "batch_norm",
+        "cast",
+        "clamp",
+        "concat",
+        "div",
+        "expand",
+        "interpolate",
+    ),
+    *("log_softmax", "maximum", "mean", "minimum", "mul", "permute", "reshape", "slice", "split", "sub", "sum"),
+)
+
+
+def _warn_of_outputs_without_classes(graph: Graph) -> None:
+    """Say so where an output cannot be logits: class scores come from a layer with weights, or a product."""
+    producers = {value: node for node in graph.nodes for value in node.outputs}
+    for name, value in graph.outputs.items():
+        node = producers.get(value)
+        while node is not None and node.op in BEHIND_SCORES:
+            node = producers.get(node.inputs[0])
+        rule = None if node is None else get_op(node.op).weight
+        if node is None or not (node.op == "matmul" or (rule is not None and rule.is_product and not rule.looked_up)):
+            source = "an input" if node is None else f"{node.op!r} ({node.name})"
+            warnings.warn(
+                f"loss: 'kl' takes outputs for the logits of classes, but {name!r} comes from {source}, as embeddings "
+                "and features do; use loss='mse' for these",
+                stacklevel=3,
+            )
 
 
 def _seen(graph: Graph) -> dict[str, tuple[str, tuple[int, ...]]]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -26,6 +27,8 @@ Params = Mapping[str, Tensor]
 TorchOp = Callable[[Sequence[Tensor], Params, Attrs], Any]
 
 MOMENTUM = 0.1  # of running statistics, PyTorch's default; graphs do not record it
+# Instead of an eps of 0, which newer versions of PyTorch refuse: any variance above 1e-22 is the same number with it.
+LEAST_EPS = 1e-30
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in GRAPH_DTYPES}
 
 
@@ -73,14 +76,15 @@ class TorchGraph(nn.Module):  # type: ignore[misc]
         """Return the outputs and, by their names in the graph, some of the values that nodes write."""
         symbols = self.graph.bind_symbols(self._check(inputs))
         values = dict(zip(self.graph.inputs, inputs, strict=True))
-        with torch.device(inputs[0].device):  # for the operations that make values from nothing
-            for node in self.graph.nodes:
-                attrs = resolve_attrs(get_op(node.op), node.attrs, symbols)
-                params = {role: getattr(self, self._keys[name]) for role, name in node.params.items()}
-                live = self.training and node.op == "batch_norm" and {"mean", "var"} <= params.keys()
-                run = _batch_norm_of_batch if live else TABLE[node.op]
+        for node in self.graph.nodes:
+            attrs = resolve_attrs(get_op(node.op), node.attrs, symbols)
+            params = {role: getattr(self, self._keys[name]) for role, name in node.params.items()}
+            live = self.training and node.op == "batch_norm" and {"mean", "var"} <= params.keys()
+            run = _batch_norm_of_batch if live else TABLE[node.op]
+            # Values made from nothing need to know where; for all others such a context would cost more than they do.
+            with nullcontext() if node.inputs else torch.device(inputs[0].device):
                 result = run([values[v] for v in node.inputs], params, attrs)
-                values.update(zip(node.outputs, (result,) if isinstance(result, Tensor) else result, strict=True))
+            values.update(zip(node.outputs, (result,) if isinstance(result, Tensor) else result, strict=True))
         return [values[value] for value in self.graph.outputs.values()], [values[value] for value in inside]
 
     def _check(self, inputs: Sequence[Tensor]) -> dict[str, tuple[int, ...]]:
@@ -180,7 +184,7 @@ def _binary(function: Callable[[Tensor, Tensor], Tensor], meet: str | None = Non
         dtype = meet or _meeting(x, [scalar])
         operands = [tensor.to(DTYPES[dtype]) for tensor in x]
         if scalar is not None:
-            number = torch.tensor(as_scalar(scalar, dtype), dtype=DTYPES[dtype])
+            number = torch.tensor(as_scalar(scalar, dtype), dtype=DTYPES[dtype])  # without axes: it fits any device
             operands.insert(0 if a.get("reverse") else 1, number)
         return function(*operands)
 
@@ -213,9 +217,9 @@ def _full(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
 
 
 def _batch_norm(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
-    like = x[0].new_ones(x[0].shape[1])
+    like = x[0].new_ones(x[0].shape[1], dtype=torch.float32)  # as parameters are, whatever autocast makes of inputs
     mean, var = p.get("mean", torch.zeros_like(like)), p.get("var", like)
-    return F.batch_norm(x[0], mean, var, p.get("weight"), p.get("bias"), eps=a["eps"])
+    return F.batch_norm(x[0], mean, var, p.get("weight"), p.get("bias"), eps=a["eps"] or LEAST_EPS)
 
 
 def _batch_norm_of_batch(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
@@ -226,7 +230,7 @@ def _batch_norm_of_batch(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
             raise PQNetError(
                 "batch: expected more than one number for each channel of a batch norm that trains, got one"
             )
-        return F.batch_norm(x[0], mean, var, weight, bias, True, MOMENTUM, a["eps"])
+        return F.batch_norm(x[0], mean, var, weight, bias, True, MOMENTUM, a["eps"] or LEAST_EPS)
     axes, column = [0, *range(2, x[0].dim())], (-1, *(1,) * (x[0].dim() - 2))
     count = x[0].new_tensor([x[0].numel() / len(mean)])
     *_, size = sums = _SumOfProcesses.apply(torch.cat([x[0].sum(axes), count]))
@@ -334,7 +338,7 @@ def _slice(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
     if a["step"] > 0:
         return x[0][(slice(None),) * a["axis"] + (taken,)]
     positions = range(x[0].shape[a["axis"]])[taken]  # PyTorch has no negative steps
-    return x[0].index_select(a["axis"], torch.tensor(list(positions), dtype=torch.int64))
+    return x[0].index_select(a["axis"], torch.tensor(list(positions), dtype=torch.int64, device=x[0].device))
 
 
 def _pad(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:

@@ -1,18 +1,23 @@
 """Packed weights inside PyTorch modules: decoded wherever the module uses them, their codebooks trained."""
 
+import warnings
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from pqnet.codecs import Codec, Packed
+from pqnet.codecs import PQ, Codec, Packed, PackedPQ
 from pqnet.errors import ConfigError, PQNetError
 from pqnet.train.stored import Gradient, make_stored
 from pqnet.train.weights import FilterForm, Weight, find_weights, match
 
 __all__ = ["PackedWeight", "attach", "detach", "packed_weights"]
+
+TABLES = (nn.Embedding, nn.EmbeddingBag)
 
 
 class PackedWeight(nn.Module):  # type: ignore[misc]
@@ -117,7 +122,8 @@ def attach(
     ----------
     module : Module
     what : dict of str to Codec, Packed or None
-        By name pattern, see `match`. A codec is fitted to the present weight.
+        By name pattern, see `match`. A codec is fitted to the present weight; of an embedding whose row of its
+        ``padding_idx`` is zero, `PQ` keeps it so.
     gradient : {"mean", "sum"}
         Of codewords, see `PackedWeight`.
     seed : int
@@ -153,11 +159,38 @@ def attach(
     for name, choice in chosen.items():
         weight = weights[name]
         dense = weight.form.to_filters(weight.tensor.detach()).cpu().numpy()
-        packed = choice.fit(dense, seed=seed) if isinstance(choice, Codec) else choice
+        packed = fit_weight(weight, choice, dense, seed=seed) if isinstance(choice, Codec) else choice
         made[name] = PackedWeight(packed, weight.form, gradient)
     for name, parametrization in made.items():
         register(weights[name], parametrization)
     return made
+
+
+def fit_weight(weight: Weight, codec: Codec, filters: np.ndarray, **options: Any) -> Packed:
+    """Pack a weight, given in filter form. A row of zeros at the ``padding_idx`` of an embedding stays zero.
+
+    `PQ` keeps a codeword for it alone, which `nn.Embedding` gives no gradient.
+    """
+    row = next((owner.padding_idx for owner, _ in weight.places if isinstance(owner, TABLES)), None)
+    if row is None or filters[row].any():
+        return codec.fit(filters, **options)
+    found = codec.check(filters.shape)
+    if isinstance(found, PQ) and found.k > 1 and len(filters) > 1:
+        rest = replace(found, k=found.k - 1).fit(np.delete(filters, row, 0), **options)
+        assert isinstance(rest, PackedPQ)
+        zero = np.zeros_like(rest.codebook[:1])
+        codes = np.insert(rest.codes.astype(np.int64), row, rest.codec.k, axis=0)
+        scale = float(rest.arrays()["scale"][0]) if found.codebook_dtype == "int8" else None
+        words = np.concatenate([rest.codebook, zero])
+        return PackedPQ(replace(found, k=len(words)), filters.shape, codes, words, scale)
+    packed = codec.fit(filters, **options)
+    if packed.decode()[row].any():
+        warnings.warn(
+            f"weight {weight.name!r}: row {row}, its padding_idx, is no longer zero, which only PQ keeps; leave the "
+            "weight out with None if the network counts on it",
+            stacklevel=3,
+        )
+    return packed
 
 
 def check_choice(weight: Weight, choice: Codec | Packed) -> None:

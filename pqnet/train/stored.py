@@ -47,7 +47,9 @@ class _Gather(torch.autograd.Function):  # type: ignore[misc]
         # scatter_add is 2 to 9 times as fast as index_add or an embedding's backward where blocks are short
         out = grad.new_zeros(ctx.k, grad.shape[1]).scatter_add_(0, codes[:, None].expand_as(grad), grad)
         if ctx.gradient == "mean":
-            out /= torch.bincount(codes, minlength=ctx.k).clamp(min=1)[:, None]
+            # not bincount, for which a GPU has to wait
+            members = grad.new_zeros(ctx.k).scatter_add_(0, codes, grad.new_ones(1).expand_as(codes))
+            out /= members.clamp(min=1)[:, None]
         return out, None, None
 
 

@@ -72,7 +72,10 @@ class Schedule:
             size = float(p.detach().square().mean().sqrt()) if self.optimizer == "adam" else 1.0
             groups.append({"params": [p], "first": self.lr * max(size, 1e-3)})
         if self.optimizer == "adam":
-            return torch.optim.Adam(groups, lr=self.lr, weight_decay=self.weight_decay)
+            fused = all(
+                p.device.type in ("cpu", "cuda") for p in parameters
+            )  # each is a group, and costs a step's calls
+            return torch.optim.Adam(groups, lr=self.lr, weight_decay=self.weight_decay, fused=fused)
         return torch.optim.SGD(groups, lr=self.lr, momentum=MOMENTUM, weight_decay=self.weight_decay)
 
 
@@ -127,11 +130,12 @@ class _State:
             "best": self.best,
             "module": self.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "threads": torch.get_num_threads(),
         }
         with replaced(self.path) as beside:
             torch.save(content, beside)
 
-    def load(self) -> None:
+    def load(self, any_threads: bool) -> None:
         if self.path is None or not self.path.exists():
             return
         try:
@@ -144,6 +148,8 @@ class _State:
             self.module.load_state_dict(content["module"])
             self.optimizer.load_state_dict(content["optimizer"])
             self.step, self.best_loss, self.best = content["step"], content["best_loss"], content["best"]
+            if any_threads:
+                torch.set_num_threads(content.get("threads", torch.get_num_threads()))
         except PQNetError:
             raise
         except Exception as reason:  # whatever a damaged file makes of torch.load
@@ -174,16 +180,18 @@ def run_training(
     device: torch.device,
     only: str | None = None,
     norm_statistics: bool = False,
+    any_threads: bool = False,
 ) -> None:
     """Train the student of an objective and leave it with the best parameters seen, by the loss of held out samples.
 
-    With ``only``, of packed weights no other than that of this layer.
+    With ``only``, of packed weights no other than that of this layer. With ``any_threads``, a run goes on with as many
+    threads of PyTorch as the checkpoint was made with.
     """
     student = objective.student
     parameters = choose_parameters(student, parts, only)
     optimizer = schedule.make_optimizer(parameters)
     state = _State(checkpoint, student, optimizer, f"{key} {parts}")
-    state.load()
+    state.load(any_threads)
     model: Any = objective if world() == 1 else DistributedDataParallel(objective, broadcast_buffers=False)
     if state.step == 0:
         state.judge(judge(objective, batches.held_out, device))

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
 import torch
@@ -11,6 +10,7 @@ from torch.nn.parameter import is_lazy
 
 from pqnet.errors import ConfigError, PQNetError
 from pqnet.graph import weight_op
+from pqnet.pipeline.recipe import choose_by_name
 from pqnet.train.ops import TorchGraph
 
 __all__ = ["FilterForm", "Weight", "find_weights", "match"]
@@ -85,12 +85,15 @@ class Weight:
     form : FilterForm
     kind : {"linear", "conv", "embedding", "recurrent"}
         Of the layer that ``name`` names.
+    transposed : bool
+        Whether that is the transpose of a convolution.
     """
 
     name: str
     places: tuple[Place, ...]
     form: FilterForm
     kind: str
+    transposed: bool = False
 
     @property
     def tensor(self) -> Tensor:
@@ -135,7 +138,7 @@ def find_weights(module: nn.Module) -> dict[str, Weight]:
     found: dict[str, Weight] = {}
     seen: set[int] = set()
     for path, owner in module.named_modules():
-        for label, attribute, kind, form in _layer_weights(path, owner):
+        for label, attribute, kind, transposed, form in _layer_weights(path, owner):
             here, holder = (owner, attribute), _holders(owner).get(attribute)
             if id(holder) in seen:
                 continue
@@ -144,7 +147,7 @@ def find_weights(module: nn.Module) -> dict[str, Weight]:
                 seen.add(id(holder))
                 others = [place for place in places[id(holder)] if place != here]
             name = ".".join(part for part in (path, label) if part) or attribute
-            found[name] = Weight(name, (here, *others), form, kind)
+            found[name] = Weight(name, (here, *others), form, kind, transposed)
     return found
 
 
@@ -155,24 +158,25 @@ def _holders(owner: nn.Module) -> dict[str, Any]:
     return {**holders, **dict(parametrizations.items())} if isinstance(parametrizations, nn.ModuleDict) else holders
 
 
-def _layer_weights(path: str, owner: nn.Module) -> Iterator[tuple[str, str, str, FilterForm]]:
-    """Yield label below the path, attribute, kind and form of the weights that a module itself computes with."""
+def _layer_weights(path: str, owner: nn.Module) -> Iterator[tuple[str, str, str, bool, FilterForm]]:
+    """Yield label below the path and the fields of `Weight`, of the weights that a module itself computes with."""
     if isinstance(owner, TorchGraph):
         for name, node in owner.graph.layers().items():
             attribute = owner.key(node.params["weight"])
-            yield name, attribute, weight_op(node.op).kind, _form(path, owner, attribute)
+            rule = weight_op(node.op)
+            yield name, attribute, rule.kind, rule.transposed, _form(path, owner, attribute)
     elif isinstance(owner, nn.Linear):
-        yield "", "weight", "linear", _form(path, owner, "weight")
+        yield "", "weight", "linear", False, _form(path, owner, "weight")
     elif isinstance(owner, CONVS):
-        yield "", "weight", "conv", _form(path, owner, "weight")
+        yield "", "weight", "conv", False, _form(path, owner, "weight")
     elif isinstance(owner, TRANSPOSED):
-        yield "", "weight", "conv", _form(path, owner, "weight", owner.groups)
+        yield "", "weight", "conv", True, _form(path, owner, "weight", owner.groups)
     elif isinstance(owner, nn.Embedding | nn.EmbeddingBag):
-        yield "", "weight", "embedding", _form(path, owner, "weight")
+        yield "", "weight", "embedding", False, _form(path, owner, "weight")
     elif isinstance(owner, nn.MultiheadAttention):
         for attribute in ATTENTION:
             if getattr(owner, attribute, None) is not None:
-                yield attribute, attribute, "linear", _form(path, owner, attribute)
+                yield attribute, attribute, "linear", False, _form(path, owner, attribute)
 
 
 def _form(path: str, owner: nn.Module, attribute: str, transposed_groups: int = 0) -> FilterForm:
@@ -190,8 +194,8 @@ def match(module: nn.Module, patterns: Mapping[str, X | None]) -> dict[str, X]:
     module : Module
     patterns : dict of str to anything
         Keys are names of `find_weights` or globs (``*``, ``?``, ``[..]``); of several that match a weight the longest
-        wins, and a whole name over a glob of its length. ``"default"`` is for weights that no other key matches.
-        None leaves a weight out.
+        wins, and a whole name over a glob of its length. ``"default"`` is for weights that no other key matches, but
+        for the first convolution, as in a `pqnet.Recipe`. None leaves a weight out.
 
     Returns
     -------
@@ -207,24 +211,23 @@ def match(module: nn.Module, patterns: Mapping[str, X | None]) -> dict[str, X]:
     --------
     >>> from torch import nn
     >>> net = nn.Sequential(nn.Conv1d(2, 4, 3), nn.ReLU(), nn.Linear(5, 6), nn.Linear(6, 6))
-    >>> match(net, {"default": 8, "3": 4, "0": None})
+    >>> match(net, {"default": 8, "3": 4})
     {'2': 8, '3': 4}
+    >>> match(net, {"default": 8, "0": 4})
+    {'0': 4, '2': 8, '3': 8}
     """
     if not isinstance(patterns, Mapping) or not all(isinstance(pattern, str) for pattern in patterns):
         raise ConfigError(f"patterns: expected a dict with name patterns as keys, got {type(patterns).__name__}")
-    names = list(find_weights(module))
-    globs = [pattern for pattern in patterns if pattern != "default"]
-    matching = {name: [glob for glob in globs if fnmatchcase(name, glob)] for name in names}
-    listed = ", ".join(names[:8]) + (f", ... ({len(names)} in all)" if len(names) > 8 else "")
-    if lost := [glob for glob in globs if not any(glob in found for found in matching.values())]:
+    weights = find_weights(module)
+    stem = next((name for name, weight in weights.items() if weight.kind == "conv" and not weight.transposed), None)
+    chosen, lost = choose_by_name(weights, patterns, stem)
+    listed = ", ".join(list(weights)[:8]) + (f", ... ({len(weights)} in all)" if len(weights) > 8 else "")
+    if lost:
         raise ConfigError(f"pattern {lost[0]!r} matches no weight of the module; they are: {listed or 'none'}")
-    chosen = {}
-    for name, found in matching.items():
-        glob = max(found, key=lambda glob: (len(glob), glob in names), default="default")
-        chosen[name] = patterns.get(glob)
     kept = {name: choice for name, choice in chosen.items() if choice is not None}
     if not kept:
         raise ConfigError(
-            f"patterns: expected a choice for at least one weight, got none; they are: {listed or 'none'}"
+            f"patterns: expected a choice for at least one weight, got none; they are: {listed or 'none'} (the first "
+            "convolution only by its name or a glob)"
         )
     return kept

@@ -1,0 +1,45 @@
+"""Which inputs of a network are indices, and into how many rows: word ids into a vocabulary, say."""
+
+from collections.abc import Mapping
+
+from pqnet.graph.graph import Graph
+from pqnet.graph.op import Info, get_op
+
+__all__ = ["index_limits"]
+
+# What hands integers on as they are.
+PASSING = ("cast", "concat", "expand", "permute", "reshape", "slice", "split")
+
+
+def index_limits(graph: Graph, infos: Mapping[str, Info]) -> dict[str, int]:
+    """Return the number of rows that each input picks from, of inputs that pick rows of tables.
+
+    Parameters
+    ----------
+    graph : Graph
+    infos : dict of str to Info
+        Of its values.
+
+    Returns
+    -------
+    dict of str to int
+        By name of the input: the least of all tables that it goes to unchanged.
+    """
+    producers = {value: node for node in graph.nodes for value in node.outputs}
+    limits: dict[str, int] = {}
+    for node in graph.nodes:
+        rule = get_op(node.op).weight
+        if rule is not None and rule.looked_up:
+            ids, rows = node.inputs[0], graph.params[node.params["weight"]].shape[0]
+        elif node.op == "index_select":
+            ids, rows = node.inputs[1], infos[node.inputs[0]].shape[node.attrs["axis"]]
+        else:
+            continue
+        waiting = [ids]
+        while waiting:
+            value = waiting.pop()
+            if value in graph.inputs:
+                limits[value] = min(rows, limits.get(value, rows))
+            elif (source := producers[value]).op in PASSING:
+                waiting += source.inputs
+    return limits
