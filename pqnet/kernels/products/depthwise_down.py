@@ -25,22 +25,23 @@ from pqnet.kernels.simd import WIDTH, add, load, splat, store, store_head
 
 HALF = WIDTH // 2 if WIDTH == 16 else WIDTH  # lanes for narrow images
 CHANNELS = 2  # that go down together
-ROWS_AHEAD = 4  # of outputs, whose input is prefetched
+BAND = 6144  # floats of the input of both that stay in the first-level cache
 
 # What the kernels below take, each a tuple of positions and sizes: where the windows of the first channel begin, the
 # distance to the next channel and of rows, how many rows of the padded image lie above it, its height, the column of
-# the first window (negative: of padding), the width of the image, the distance of taps; then where the results go, the
+# the first window (negative: of padding), the width of the image, the distance of taps, that of
+# what is needed next; then where the results go, the
 # distance to those of the next channel and of rows, the rows, how many rows may be stored by whole vectors, the columns
 # left; then the filter, the factor and the term of the first channel, whether there is a second, and the taps along an
 # axis.
-SOURCE, RESULT, FILTERS = 8, 6, 5
+SOURCE, RESULT, FILTERS = 9, 6, 5
 
 
 def _downwards(taps, stride, lanes):
     ages = -(-taps // stride)  # rows of outputs whose sums wait
 
     def reference(data, const, source, result, filters, limits):
-        x0, x_step, row, top, height, column, width, dx = source
+        x0, x_step, row, top, height, column, width, dx, _ = source
         o0, o_step, out_row, rows, safe, count = result
         w0, scale, shift, second, _ = filters
         lane = np.arange(lanes) * stride
@@ -73,7 +74,7 @@ def _downwards(taps, stride, lanes):
         def times(number, by):
             return builder.mul(number, LONG(by))
 
-        x0, x_step, row, top, height, column, width, dx = unpack(2)
+        x0, x_step, row, top, height, column, width, dx, ahead = unpack(2)
         o0, o_step, out_row, rows, safe, count = unpack(3)
         w0, scale, shift, second, across = unpack(4)
         low, high = (emit_splat(builder, limit, kind) for limit in unpack(5))
@@ -84,6 +85,12 @@ def _downwards(taps, stride, lanes):
             [spread(place(1, builder.add(first, times(second, v)))) for v in channels] for first in (scale, shift)
         )
         widths = emit_splat(builder, builder.trunc(width, WORD), words)
+
+        def weights_at(at):
+            return [spread(offset(builder, pointer, at)) for pointer in weights]
+
+        # Those of a small filter stay in registers; LLVM would load them again after every store.
+        held = [weights_at(LONG(tap)) for tap in range(taps * taps)] if taps == 3 else []
 
         def load_columns(at, further):
             # Of each channel: the vector ``further`` columns behind the first window, zeros for columns of padding
@@ -101,19 +108,22 @@ def _downwards(taps, stride, lanes):
                 if ky >= taps:
                     results.append(sums[age])
                     continue
-                at = builder.add(kx, LONG(ky * taps))
-                spreads = [spread(offset(builder, pointer, at)) for pointer in weights]
+                spreads = held[ky * taps + kx.constant] if held else weights_at(builder.add(kx, LONG(ky * taps)))
                 results.append([emit_fma(builder, spreads[v], inputs[v], sums[age][v]) for v in channels])
             return results
 
         def add_row(r, at, sums):
             if stride == 2:
-                for kx in range(0, taps, 2):
-                    left, right = load_columns(at, LONG(kx)), load_columns(at, LONG(kx + lanes))
-                    for odd in range(min(2, taps - kx)):
-                        every = range(odd, 2 * lanes, 2)
-                        inputs = [shuffle(builder, left[v], right[v], every) for v in channels]
-                        sums = add_tap(r, LONG(kx + odd), inputs, sums)
+                # Even and odd columns of two vectors; those of the taps behind them end with columns of a third one.
+                first, middle, last = (load_columns(at, LONG(n * lanes)) for n in range(3))
+                pairs = list(zip(first, middle, strict=True))
+                apart = [[shuffle(builder, *pair, range(odd, 2 * lanes, 2)) for pair in pairs] for odd in (0, 1)]
+                for kx in range(taps):
+                    inputs, by = apart[kx % 2], kx // 2
+                    if by:
+                        lane = [*range(by, lanes), *range(lanes + kx % 2, lanes + kx, 2)]
+                        inputs = [shuffle(builder, inputs[v], last[v], lane) for v in channels]
+                    sums = add_tap(r, LONG(kx), inputs, sums)
                 return sums
             if taps == 3:
                 for kx in range(taps):
@@ -139,12 +149,12 @@ def _downwards(taps, stride, lanes):
         builder.position_at_end(head)
         i, old = builder.phi(LONG), [[builder.phi(kind) for _ in channels] for _ in range(ages - 1)]
         done = builder.sub(i, LONG(ages - 1))
-        for v in channels:
-            ahead = builder.mul(builder.add(i, LONG(ROWS_AHEAD)), times(row, stride))
-            emit_prefetch(builder, offset(builder, sources[v], ahead), locality=2)
         sums = [*old, [zeros] * CHANNELS]
         for r in range(stride):
             y = builder.add(times(i, stride), LONG(r))
+            for v in channels:
+                further = builder.add(builder.mul(y, row), ahead)
+                emit_prefetch(builder, offset(builder, sources[v], further), locality=2)
             inside = builder.icmp_unsigned("<", builder.sub(y, top), height)
             before, inner, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
             builder.cbranch(inside, inner, after)
@@ -275,6 +285,7 @@ def depthwise_down(task, g, data, const, codes, index, scratch):
         limits = np.float32(-np.inf), np.float32(np.inf)
     narrow = width <= HALF < WIDTH and taps < 7
     lanes = HALF if narrow else WIDTH
+    band = max(BAND // (CHANNELS * stride * row), 4 * taps)  # rows of outputs
     last = min((task + 1) * g.per_task, g.channels)
     for c in range(task * g.per_task, last, CHANNELS):
         second = np.int64(c + 1 < last)  # the last one of an odd number goes down twice
@@ -282,21 +293,24 @@ def depthwise_down(task, g, data, const, codes, index, scratch):
             x = g.x + c * g.channel_step + b * g.image_step - g.top * row - g.left
             at = e.out + c * e.out_step + b * rows * width
             filters = g.filters + c * taps * taps, g.scale + c, g.shift + c, second, taps
-            # From right to left: what runs over the end of a row is overwritten later, but for the last rows.
-            for j in range((width - 1) // lanes * lanes, -1, -lanes):
-                source = (
-                    x + j * stride,
-                    second * g.channel_step,
-                    row,
-                    g.top,
-                    g.height,
-                    j * stride - g.left,
-                    g.width,
-                    g.dilation_x,
-                )
-                safe = rows - max(j + lanes - 1, 0) // width
-                result = at + j, second * e.out_step, width, rows, safe, width - j
-                _go_down(data, const, taps, stride, narrow, source, result, filters, limits)
+            for y in range(0, rows, band):
+                ahead = band * stride * row if y + band < rows else second * CHANNELS * g.channel_step
+                # From right to left: what runs over the end of a row is overwritten later, but for the last rows.
+                for j in range((width - 1) // lanes * lanes, -1, -lanes):
+                    source = (
+                        x + y * stride * row + j * stride,
+                        second * g.channel_step,
+                        row,
+                        g.top - y * stride,
+                        g.height,
+                        j * stride - g.left,
+                        g.width,
+                        g.dilation_x,
+                        ahead,
+                    )
+                    safe = rows - y - (j + lanes - 1) // width
+                    result = at + y * width + j, second * e.out_step, width, min(band, rows - y), safe, width - j
+                    _go_down(data, const, taps, stride, narrow, source, result, filters, limits)
             for v in range(second + 1):
                 beside = e.residual + (c + v) * e.residual_step + b * rows * width
                 _finish_plane(at + v * e.out_step, beside, rows * width, e, data, const)
