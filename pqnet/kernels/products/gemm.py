@@ -212,6 +212,46 @@ def pack_task(layer, cut, group, p, n, k_first, rows, index, data, scratch):
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def _multiply_tile(straight, a, a0, a_step, data, x, index, i0, k, scratch, x0, s, wide, add):
+    # OUT scratch from s: sums of ``wide`` positions, which lie in data from x on if ``straight``, else packed in scratch
+    # from x0 on; ``add``: to what is there
+    if straight and wide > 2 * WIDTH:
+        multiply_listed_3(a, a0, a_step, data, x, index, i0, k, scratch, s, LANES, add)
+    elif straight and wide > WIDTH:
+        multiply_listed_2(a, a0, a_step, data, x, index, i0, k, scratch, s, LANES, add)
+    elif straight:
+        multiply_listed_1(a, a0, a_step, data, x, index, i0, k, scratch, s, LANES, add)
+    elif wide > 2 * WIDTH:
+        multiply_3(a, a0, a_step, 1, scratch, x0, k, scratch, s, LANES, add)
+    elif wide > WIDTH:
+        multiply_2(a, a0, a_step, 1, scratch, x0, k, scratch, s, LANES, add)
+    else:
+        multiply_1(a, a0, a_step, 1, scratch, x0, k, scratch, s, LANES, add)
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def _finish_tile(straight, a, a0, a_step, data, x, index, i0, k, scratch, x0, row, at, e, const):
+    # OUT data: the results of ROWS outputs from ``row`` on at LANES positions from ``at`` on, as an EPILOGUE e says
+    place = (
+        e.out + row * e.out_step + at,
+        e.out_step,
+        e.scale + row if e.scale >= 0 else -1,
+        e.shift + row if e.shift >= 0 else -1,
+        e.residual + row * e.residual_step + at if e.residual >= 0 else -1,
+        e.residual_step,
+        e.parameters,
+    )
+    limits = clamp_limits(e, const)
+    if straight:
+        multiply_listed_and_finish(a, a0, a_step, data, x, index, i0, k, data, const, place, limits)
+    else:
+        multiply_and_finish(a, a0, a_step, scratch, x0, index, i0, k, data, const, place, limits)
+    if e.activation > 2:
+        for r in range(ROWS):
+            activate_row(e.activation, data, place[0] + r * e.out_step, LANES, const, e.parameters)
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def multiply_panel(
     layer, end, cut, a, a0, a_step, group, o, first, last, p, n, k_first, rows, data, const, index, scratch
 ):
@@ -220,9 +260,9 @@ def multiply_panel(
     piece, tiles, column = cut.piece, cut.tiles, cut.column
     k, outputs = layer.reduction, layer.outputs
     few, add, x = few_of(n), np.int64(k_first > 0), layer.x + group * layer.group_step + p
-    limits = clamp_limits(end, const)
+    first_row = group * outputs + o
     for t in range((n + LANES - 1) // LANES):
-        tile = min(LANES, n - t * LANES)
+        tile, at = min(LANES, n - t * LANES), p + t * LANES
         s = cut.sums + ((o - first if k > piece else 0) * tiles + t * ROWS) * LANES
         x0, from_data, i0 = t * (piece + 1) * LANES, x + t * LANES, layer.offsets + k_first
         wide = tile
@@ -230,44 +270,15 @@ def multiply_panel(
             wide -= few
             _dots(a, a0, a_step, scratch, column, piece + 16, few, rows, scratch, s + wide, LANES, k_first == 0)
         if wide == LANES and rows == k and last - o >= ROWS:
-            row, at = group * outputs + o, p + t * LANES
-            place = (
-                end.out + row * end.out_step + at,
-                end.out_step,
-                end.scale + row if end.scale >= 0 else -1,
-                end.shift + row if end.shift >= 0 else -1,
-                end.residual + row * end.residual_step + at if end.residual >= 0 else -1,
-                end.residual_step,
-                end.parameters,
+            _finish_tile(
+                cut.straight, a, a0, a_step, data, from_data, index, i0, rows, scratch, x0, first_row, at, end, const
             )
-            if cut.straight:
-                multiply_listed_and_finish(
-                    a, a0, a_step, data, from_data, index, i0, rows, data, const, place, limits
-                )
-            else:
-                multiply_and_finish(a, a0, a_step, scratch, x0, index, i0, rows, data, const, place, limits)
-            if end.activation > 2:
-                for r in range(ROWS):
-                    activate_row(end.activation, data, place[0] + r * end.out_step, LANES, const, end.parameters)
             continue
-        if wide > 2 * WIDTH:
-            if cut.straight:
-                multiply_listed_3(a, a0, a_step, data, from_data, index, i0, rows, scratch, s, LANES, add)
-            else:
-                multiply_3(a, a0, a_step, 1, scratch, x0, rows, scratch, s, LANES, add)
-        elif wide > WIDTH:
-            if cut.straight:
-                multiply_listed_2(a, a0, a_step, data, from_data, index, i0, rows, scratch, s, LANES, add)
-            else:
-                multiply_2(a, a0, a_step, 1, scratch, x0, rows, scratch, s, LANES, add)
-        elif wide > 0:
-            if cut.straight:
-                multiply_listed_1(a, a0, a_step, data, from_data, index, i0, rows, scratch, s, LANES, add)
-            else:
-                multiply_1(a, a0, a_step, 1, scratch, x0, rows, scratch, s, LANES, add)
+        if wide > 0:
+            _multiply_tile(cut.straight, a, a0, a_step, data, from_data, index, i0, rows, scratch, x0, s, wide, add)
         if k_first + piece >= k:
             used = min(ROWS, last - o)
-            finish_rows(scratch, s, LANES, used, group * outputs + o, p + t * LANES, tile, end, data, const)
+            finish_rows(scratch, s, LANES, used, first_row, at, tile, end, data, const)
 
 
 @step(GEMM)
@@ -301,5 +312,22 @@ def gemm(task, g, data, const, codes, index, scratch):
                 a, a0, a_step = const, w.weight + row * k + k_first, k
             n = p_last - p
             multiply_panel(
-                g.layer, g.end, cut, a, a0, a_step, group, o, first, last, p, n, k_first, rows, data, const, index, scratch
+                g.layer,
+                g.end,
+                cut,
+                a,
+                a0,
+                a_step,
+                group,
+                o,
+                first,
+                last,
+                p,
+                n,
+                k_first,
+                rows,
+                data,
+                const,
+                index,
+                scratch,
             )

@@ -133,7 +133,7 @@ def _finish_reference(total, data, const, place, limits):
 
 
 def _finish(context, builder, signature, values, sums, data):
-    """Emit scale, shift, residual, bounds and the store of ROWS x VECTORS sums; arguments from ``data`` on say where."""
+    """Emit scale, shift, residual, bounds and the store of ROWS x VECTORS sums; ``data`` is the number of that argument."""
 
     def number(first, r, default):
         some = builder.icmp_signed(">=", first, LONG(0))
@@ -155,7 +155,9 @@ def _finish(context, builder, signature, values, sums, data):
                 store(builder, value, offset(builder, row, v * WIDTH))
 
     place, limits = values[data + 2 : data + 4]
-    out, out_step, scale, shift, residual, residual_step, spare = (builder.extract_value(place, i) for i in range(PLACE))
+    out, out_step, scale, shift, residual, residual_step, spare = (
+        builder.extract_value(place, i) for i in range(PLACE)
+    )
     low, high = (splat(builder, builder.extract_value(limits, i), FLOATS.llvm) for i in range(2))
     target = element(context, builder, signature, values, data, out)
     with builder.if_else(builder.icmp_signed(">=", residual, LONG(0))) as (adding, writing):
