@@ -213,8 +213,8 @@ def pack_task(layer, cut, group, p, n, k_first, rows, index, data, scratch):
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def _multiply_tile(straight, a, a0, a_step, data, x, index, i0, k, scratch, x0, s, wide, add):
-    # OUT scratch from s: sums of ``wide`` positions, which lie in data from x on if ``straight``, else packed in scratch
-    # from x0 on; ``add``: to what is there
+    # OUT scratch from s: sums of ``wide`` positions, which lie in data from x on if ``straight``, else packed in
+    # scratch from x0 on; ``add``: to what is there
     if straight and wide > 2 * WIDTH:
         multiply_listed_3(a, a0, a_step, data, x, index, i0, k, scratch, s, LANES, add)
     elif straight and wide > WIDTH:

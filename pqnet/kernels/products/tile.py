@@ -133,7 +133,7 @@ def _finish_reference(total, data, const, place, limits):
 
 
 def _finish(context, builder, signature, values, sums, data):
-    """Emit scale, shift, residual, bounds and the store of ROWS x VECTORS sums; ``data`` is the number of that argument."""
+    """Emit the end of ROWS x VECTORS sums up to their store; ``data`` is the number of that argument."""
 
     def number(first, r, default):
         some = builder.icmp_signed(">=", first, LONG(0))
