@@ -54,7 +54,7 @@ def network(batch, channels, size, kernel, attrs, seed, tail, packed=False):
 
 def check(graph, inputs):
     program, space = Program(graph, {}, Store()), GuardedSpace()
-    assert {step.algorithm for _, _, step in program.kernel_steps()} == {"depthwise"}
+    assert {step.algorithm for _, _, step in program.kernel_steps()} <= {"depthwise", "depthwise_down"}
     got = program.run(inputs, space, 1)["y"]
     assert close(got, reference(graph, inputs))
     assert untouched(program, space.arena)
@@ -89,6 +89,23 @@ def test_tasks_in_any_order_give_the_same_bits():
     assert np.array_equal(out, want)
 
 
+def test_which_kernels_go_down_the_columns():
+    for kernel, attrs, down in [
+        ((3, 3), {"stride": (2, 2), "padding": (1, 1, 1, 1)}, True),
+        ((5, 5), {"dilation": (1, 3), "padding": (2, 6, 2, 6)}, True),
+        ((3, 3), {"padding": (100, 3, 100, 3)}, True),
+        ((3, 3), {"dilation": (2, 2)}, False),
+        ((3, 3), {"stride": (2, 1)}, False),
+        ((3, 5), {}, False),
+        ((3, 3), {"padding": (0, 300, 0, 0)}, False),  # what lies beside the values may be read so far, not further
+        ((3, 3), {"padding": (0, 0, 0, 300)}, False),
+    ]:
+        graph, inputs = network(1, 3, (9, 20), kernel, attrs, 3, "all")
+        program = Program(graph, {}, Store())
+        assert ("depthwise_down" in {step.algorithm for _, _, step in program.kernel_steps()}) == down
+        check(graph, inputs)
+
+
 def test_packed_weights_are_decoded_once():
     check(*network(1, 8, (9, 9), (3, 3), {"padding": (1, 1, 1, 1)}, 1, "none", packed=True))
 
@@ -107,7 +124,7 @@ SCRIPT = """
 import sys
 sys.path.insert(0, {tests!r})
 import test_kernel_depthwise as t
-for kernel, stride, width in [(3, 1, 7), (3, 1, 19), (5, 1, 33), (7, 1, 20), (5, 2, 21), (3, 3, 10)]:
+for kernel, stride, width in [(3, 1, 7), (3, 1, 19), (5, 1, 33), (7, 1, 20), (5, 2, 21), (3, 2, 9), (3, 3, 10)]:
     t.check(*t.network(1, 3, (6, width), (kernel, kernel), dict(stride=(stride,) * 2, padding=(1,) * 4), 0, "norm"))
 """
 

@@ -5,7 +5,8 @@ from numba import njit
 
 from pqnet.kernels.abi import CONST, DATA, INDEX, MAYBE_CONST, MAYBE_DATA, SIZE, Arguments
 from pqnet.kernels.ops.activation import activate_row
-from pqnet.kernels.simd import WIDTH, add, fma, load, load_head, maximum, minimum, splat, store, store_head
+from pqnet.kernels.ops.functions import at_least, at_most
+from pqnet.kernels.simd import WIDTH, add, fma, load, load_head, splat, store, store_head
 
 # Sums over windows of the input, one for each output and position. Element i of the window of group g, image b, row y
 # and column j is data[x + g * group_step + b * image_step + y * pitch + j + index[offsets + i]]; a window has
@@ -63,15 +64,18 @@ def finish_rows(sums, s, step, rows, o, at, n, e, data, const):
         shift = splat(const[e.shift + o + r] if e.shift >= 0 else np.float32(0))
         c = s + r * step
         beside = residual + (o + r) * e.residual_step + at
-        for j in range(0, n, WIDTH):
-            v = fma(load(sums, c + j), scale, shift)
-            left = n - j
+        whole = n // WIDTH * WIDTH
+        if residual >= 0:
+            for j in range(0, whole, WIDTH):
+                v = add(fma(load(sums, c + j), scale, shift), load(data, beside + j))
+                store(data, target + j, at_most(at_least(v, low), high))
+        else:
+            for j in range(0, whole, WIDTH):
+                store(data, target + j, at_most(at_least(fma(load(sums, c + j), scale, shift), low), high))
+        if whole < n:
+            v = fma(load(sums, c + whole), scale, shift)
             if residual >= 0:
-                v = add(v, load(data, beside + j) if left >= WIDTH else load_head(data, beside + j, left))
-            v = minimum(maximum(v, low), high)
-            if left >= WIDTH:
-                store(data, target + j, v)
-            else:
-                store_head(data, target + j, v, left)
+                v = add(v, load_head(data, beside + whole, n - whole))
+            store_head(data, target + whole, at_most(at_least(v, low), high), n - whole)
         if kind > 2:
             activate_row(kind, data, target, n, const, parameters)

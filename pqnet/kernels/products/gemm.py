@@ -8,9 +8,21 @@ weight never exists as a whole. Each sum runs over the pieces in their order, wh
 import numpy as np
 from numba import njit
 
-from pqnet.kernels.abi import CONST, MAYBE_CODES, SCRATCH, SIZE, Arguments, step
-from pqnet.kernels.products.epilogue import EPILOGUE, WINDOWS, finish_rows
-from pqnet.kernels.products.tile import LANES, ROWS, multiply_1, multiply_2, multiply_3
+from pqnet.kernels.abi import CONST, FLAG, MAYBE_CODES, SCRATCH, SIZE, Arguments, step
+from pqnet.kernels.ops.activation import activate_row
+from pqnet.kernels.products.epilogue import EPILOGUE, WINDOWS, clamp_limits, finish_rows
+from pqnet.kernels.products.tile import (
+    LANES,
+    ROWS,
+    multiply_1,
+    multiply_2,
+    multiply_3,
+    multiply_and_finish,
+    multiply_listed_1,
+    multiply_listed_2,
+    multiply_listed_3,
+    multiply_listed_and_finish,
+)
 from pqnet.kernels.simd import (
     WIDTH,
     copy4,
@@ -155,6 +167,7 @@ CUT = Arguments(
     panel=SCRATCH,  # the decoded weight: rows ``piece`` + 16 apart
     sums=SCRATCH,
     column=SCRATCH,  # positions that dot products compute
+    straight=FLAG,  # positions are not packed: all of a row of X follow each other, and few outputs need them
 )
 
 GEMM = Arguments(layer=WINDOWS, end=EPILOGUE, weight=WEIGHT, cut=CUT)
@@ -180,9 +193,16 @@ def few_of(n):
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def pack_task(layer, cut, group, p, n, k_first, rows, index, data, scratch):
     # OUT scratch: positions p .. p + n of elements k_first .. k_first + rows in tiles; those of `few_of` in rows, too
+    # or only the latter
     piece, column, i0 = cut.piece, cut.column, layer.offsets + k_first
     x = layer.x + group * layer.group_step
     step = (piece + 1) * LANES
+    if cut.straight:
+        few = few_of(n)
+        for c in range(few):
+            for i in range(rows):
+                scratch[column + c * (piece + 16) + i] = data[x + p + n - few + c + index[i0 + i]]
+        return
     pack(x, layer.image_step, layer.image, layer.pitch, layer.width, p, n, rows, i0, index, data, scratch, 0, step)
     few, last = few_of(n), (n - 1) // LANES
     for c in range(few):
@@ -192,29 +212,73 @@ def pack_task(layer, cut, group, p, n, k_first, rows, index, data, scratch):
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
-def multiply_panel(layer, end, cut, a, a0, a_step, group, o, first, last, p, n, k_first, rows, data, const, scratch):
+def _multiply_tile(straight, a, a0, a_step, data, x, index, i0, k, scratch, x0, s, wide, add):
+    # OUT scratch from s: sums of ``wide`` positions, which lie in data from x on if ``straight``, else packed in
+    # scratch from x0 on; ``add``: to what is there
+    if straight and wide > 2 * WIDTH:
+        multiply_listed_3(a, a0, a_step, data, x, index, i0, k, scratch, s, LANES, add)
+    elif straight and wide > WIDTH:
+        multiply_listed_2(a, a0, a_step, data, x, index, i0, k, scratch, s, LANES, add)
+    elif straight:
+        multiply_listed_1(a, a0, a_step, data, x, index, i0, k, scratch, s, LANES, add)
+    elif wide > 2 * WIDTH:
+        multiply_3(a, a0, a_step, 1, scratch, x0, k, scratch, s, LANES, add)
+    elif wide > WIDTH:
+        multiply_2(a, a0, a_step, 1, scratch, x0, k, scratch, s, LANES, add)
+    else:
+        multiply_1(a, a0, a_step, 1, scratch, x0, k, scratch, s, LANES, add)
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def _finish_tile(straight, a, a0, a_step, data, x, index, i0, k, scratch, x0, row, at, e, const):
+    # OUT data: the results of ROWS outputs from ``row`` on at LANES positions from ``at`` on, as an EPILOGUE e says
+    place = (
+        e.out + row * e.out_step + at,
+        e.out_step,
+        e.scale + row if e.scale >= 0 else -1,
+        e.shift + row if e.shift >= 0 else -1,
+        e.residual + row * e.residual_step + at if e.residual >= 0 else -1,
+        e.residual_step,
+        e.parameters,
+    )
+    limits = clamp_limits(e, const)
+    if straight:
+        multiply_listed_and_finish(a, a0, a_step, data, x, index, i0, k, data, const, place, limits)
+    else:
+        multiply_and_finish(a, a0, a_step, scratch, x0, index, i0, k, data, const, place, limits)
+    if e.activation > 2:
+        for r in range(ROWS):
+            activate_row(e.activation, data, place[0] + r * e.out_step, LANES, const, e.parameters)
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def multiply_panel(
+    layer, end, cut, a, a0, a_step, group, o, first, last, p, n, k_first, rows, data, const, index, scratch
+):
     # IN a: weights of ROWS outputs from o on, a_step apart from a0; scratch: as `pack_task` leaves it. The task has the
     # outputs first .. last; sums of reductions in several pieces wait in scratch, those of the last one are finished
     piece, tiles, column = cut.piece, cut.tiles, cut.column
     k, outputs = layer.reduction, layer.outputs
-    few, add = few_of(n), np.int64(k_first > 0)
+    few, add, x = few_of(n), np.int64(k_first > 0), layer.x + group * layer.group_step + p
+    first_row = group * outputs + o
     for t in range((n + LANES - 1) // LANES):
-        tile = min(LANES, n - t * LANES)
+        tile, at = min(LANES, n - t * LANES), p + t * LANES
         s = cut.sums + ((o - first if k > piece else 0) * tiles + t * ROWS) * LANES
-        x0 = t * (piece + 1) * LANES
+        x0, from_data, i0 = t * (piece + 1) * LANES, x + t * LANES, layer.offsets + k_first
         wide = tile
         if few and (t + 1) * LANES >= n:
             wide -= few
             _dots(a, a0, a_step, scratch, column, piece + 16, few, rows, scratch, s + wide, LANES, k_first == 0)
-        if wide > 2 * WIDTH:
-            multiply_3(a, a0, a_step, 1, scratch, x0, rows, scratch, s, LANES, add)
-        elif wide > WIDTH:
-            multiply_2(a, a0, a_step, 1, scratch, x0, rows, scratch, s, LANES, add)
-        elif wide > 0:
-            multiply_1(a, a0, a_step, 1, scratch, x0, rows, scratch, s, LANES, add)
+        if wide == LANES and rows == k and last - o >= ROWS:
+            _finish_tile(
+                cut.straight, a, a0, a_step, data, from_data, index, i0, rows, scratch, x0, first_row, at, end, const
+            )
+            continue
+        if wide > 0:
+            _multiply_tile(cut.straight, a, a0, a_step, data, from_data, index, i0, rows, scratch, x0, s, wide, add)
         if k_first + piece >= k:
             used = min(ROWS, last - o)
-            finish_rows(scratch, s, LANES, used, group * outputs + o, p + t * LANES, tile, end, data, const)
+            finish_rows(scratch, s, LANES, used, first_row, at, tile, end, data, const)
 
 
 @step(GEMM)
@@ -248,5 +312,22 @@ def gemm(task, g, data, const, codes, index, scratch):
                 a, a0, a_step = const, w.weight + row * k + k_first, k
             n = p_last - p
             multiply_panel(
-                g.layer, g.end, cut, a, a0, a_step, group, o, first, last, p, n, k_first, rows, data, const, scratch
+                g.layer,
+                g.end,
+                cut,
+                a,
+                a0,
+                a_step,
+                group,
+                o,
+                first,
+                last,
+                p,
+                n,
+                k_first,
+                rows,
+                data,
+                const,
+                index,
+                scratch,
             )

@@ -31,11 +31,36 @@ PREPARE = Arguments(
 )
 
 
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def _copy_columns(data, x, row, step, low, high, rows, first, last, to, pitch, safe, left):
+    # OUT data[to + i * pitch ..], i < rows: a vector of columns from x + i * row + j * step in lanes first .. last of
+    # rows low .. high, zeros elsewhere; up to ``left`` lanes of the rows from ``safe`` on, what runs over the end of
+    # the others is overwritten by the next row
+    zero, i = splat(np.float32(0)), 0
+    low = max(low, 0) if first < WIDTH and last > 0 else rows
+    while i < min(low, safe):
+        store(data, to + i * pitch, zero)
+        i += 1
+    while i < min(high, safe):
+        # Loads may run over both ends of a row, into what is or was a value.
+        v = load(data, x + i * row) if step == 1 else load_even(data, x + i * row)
+        store(data, to + i * pitch, keep(v, first, last))
+        i += 1
+    while i < safe:
+        store(data, to + i * pitch, zero)
+        i += 1
+    while i < rows:
+        v = zero
+        if low <= i < high:
+            v = keep(load(data, x + i * row) if step == 1 else load_even(data, x + i * row), first, last)
+        store_head(data, to + i * pitch, v, left)
+        i += 1
+
+
 @step(PREPARE)
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def prepare(task, g, data, const, codes, index, scratch):
     rows, columns, phases, sy, sx, left = g.rows, g.columns, g.phases, g.stride_y, g.stride_x, g.left
-    zero = splat(np.float32(0))
     size = g.batch * phases * rows * columns
     for c in range(task * g.per_task, min((task + 1) * g.per_task, g.channels)):
         to = g.out + c * size
@@ -43,24 +68,22 @@ def prepare(task, g, data, const, codes, index, scratch):
         for b in range(g.batch):
             for phase in range(phases):
                 py, px = index[g.table + 2 * phase], index[g.table + 2 * phase + 1]
-                # Columns first .. last come from the image, the others are padding.
+                # Rows low .. high and columns first .. last come from the image, the others are padding.
+                low, high = -((py - g.top) // sy), (g.height - 1 - (py - g.top)) // sy + 1
                 first = max(-((px - left) // sx), 0)
                 last = min((g.width - 1 - (px - left)) // sx + 1, columns)
-                for i in range(rows):
-                    y = i * sy + py - g.top
-                    inside = 0 <= y < g.height
-                    start = g.x + c * g.channel_step + b * g.image_step + y * g.row_step + px - left
-                    for j in range(0, columns, WIDTH):
-                        v = zero
-                        if inside and sx <= 2 and first < j + WIDTH and j < last:
-                            # Loads may run over both ends of a row, into what is or was a value.
-                            v = load(data, start + j) if sx == 1 else load_even(data, start + 2 * j)
-                            v = keep(v, first - j, last - j)
-                        if to + j + WIDTH <= end:
-                            store(data, to + j, v)  # what runs over the end of the row is overwritten by the next
-                        else:
-                            store_head(data, to + j, v, columns - j)
-                    if inside and sx > 2:
+                start = g.x + c * g.channel_step + b * g.image_step + (py - g.top) * g.row_step + px - left
+                row = sy * g.row_step
+                for j in range((columns - 1) // WIDTH * WIDTH, -1, -WIDTH):
+                    safe = min(rows, (end - to - j - WIDTH + columns) // columns)
+                    begin, stop = (first - j, last - j) if sx <= 2 else (0, 0)
+                    at, n = start + j * sx, columns - j
+                    if sx == 1:
+                        _copy_columns(data, at, row, 1, low, high, rows, begin, stop, to + j, columns, safe, n)
+                    else:
+                        _copy_columns(data, at, row, 2, low, high, rows, begin, stop, to + j, columns, safe, n)
+                if sx > 2:
+                    for i in range(max(low, 0), min(high, rows)):
                         for j in range(first, last):
-                            data[to + j] = data[start + j * sx]
-                    to += columns
+                            data[to + i * columns + j] = data[start + i * row + j * sx]
+                to += rows * columns

@@ -153,5 +153,6 @@ def sums(task, g, data, const, codes, index, scratch):
                 rows,
                 data,
                 const,
+                index,
                 scratch,
             )

@@ -21,6 +21,7 @@ PIECE = 384  # of the reduction: a panel and three lines of each packed row stay
 PACKED = 96 * 1024  # floats of packed positions a task: 384 KiB of the second-level cache
 # Cycles for each element of the reduction: packing a tile, decoding a panel in blocks of one, a register tile; a task.
 PACK, DECODE, MULTIPLY, START = 10.0, 16.0, 12.5, 8000.0
+STRAIGHT = 32, 32 * 1024  # outputs of a task, or outputs times positions, that do not repay packing
 SUMS = 48 * 1024  # floats of unfinished sums a task
 PARTS = (1, 2, 3, 4, 6, 8, 12, 16)  # of the outputs
 
@@ -171,11 +172,20 @@ def emit_gemm(
     scratch: int = 0,
 ) -> None:
     """Append the step; ``order`` is that of a window's elements in the weight, ``scratch`` floats are needed beside."""
+    windows = call.windows
+    one_run = windows.batch == windows.height == 1
+    outputs = min(cut.arguments["o_block"], call.layer.outputs)
+    straight = int(one_run and outputs <= max(STRAIGHT[0], STRAIGHT[1] // call.layer.positions))
     b.emit(
         kernel,
         call.layer.node.name,
         cut.tasks,
-        {"layer": call.windows.arguments(b, order), "end": call.end.arguments(b), "cut": cut.arguments, **weight},
+        {
+            "layer": windows.arguments(b, order),
+            "end": call.end.arguments(b),
+            "cut": {**cut.arguments, "straight": straight},
+            **weight,
+        },
         reads=call.reads,
         writes=[call.end.out],
         scratch=cut.scratch + scratch,

@@ -6,7 +6,7 @@ import numpy as np
 
 from pqnet.kernels.products.lut import lut
 from pqnet.runtime.algorithms.base import Algorithm, Call, Host, block_order, codeword_step
-from pqnet.runtime.algorithms.lut_plan import Sizes, Tiles, choose_tiles, lut_codes, plan_lut, table_rows
+from pqnet.runtime.algorithms.lut_plan import VECTORS, Sizes, Tiles, choose_tiles, lut_codes, plan_lut, table_rows
 from pqnet.runtime.builder import Builder
 from pqnet.runtime.layer import Layer
 from pqnet.runtime.memory import View
@@ -84,13 +84,14 @@ def _dense_sizes(layer: Layer) -> Sizes:
 
 
 def _tiles(layer: Layer, sizes: Sizes) -> Tiles:
-    """Return how a layer is cut: as one of nearly its size, with tiles of equal size."""
+    """Return how a layer is cut: into as many tiles as one of nearly its size, so that threads have equal shares."""
     near = _dense_sizes(layer.rounded)
     chosen, _ = choose_tiles(near)
     wide = near.lane_pitches.index(chosen.lane_pitch)
     lane_pitch = sizes.lane_pitches[min(wide, len(sizes.lane_pitches) - 1)]
     total = sizes.vectors(lane_pitch)
-    return chosen._replace(lane_pitch=lane_pitch, vectors=ceil(total / ceil(total / chosen.vectors)))
+    tiles = max(ceil(near.vectors(chosen.lane_pitch) / chosen.vectors), ceil(total / VECTORS[-1]))
+    return chosen._replace(lane_pitch=lane_pitch, vectors=ceil(total / min(tiles, total)))
 
 
 def _sizes(layer: Layer, taps: list[int], batch: int, height: int, width: int, pitch: int) -> Sizes:

@@ -1,0 +1,79 @@
+"""Products of panels and tiles: positions where they lie or packed, tiles in registers or in pieces, any epilogue."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from programs import GuardedSpace, untouched
+from test_engine import close, packed_weight, reference
+
+from pqnet.graph import GraphBuilder, ValueInfo
+from pqnet.runtime.algorithms import gemm
+from pqnet.runtime.memory import Store, Workspace
+from pqnet.runtime.program import Program
+from pqnet.runtime.tune import fixed
+
+# Images of one tile, of a tile and one position more, which dot products compute, and of some tiles and a part.
+SIZES = [(6, 8), (7, 7), (5, 13), (14, 14)]
+
+
+def network(size, outputs, groups, kernel, tail, algorithm, seed=0):
+    """Return a graph of one convolution of 8 channels a group with what may follow it, and its input."""
+    rng = np.random.default_rng(seed)
+    shape = (outputs * groups, 8, kernel, kernel)
+    weight = packed_weight(rng, shape, 8, 16, "channel")
+    if algorithm == "dense":
+        weight = weight.decode()
+    x = rng.standard_normal((1, 8 * groups, *size)).astype(np.float32)
+    b = GraphBuilder({"x": ValueInfo(x.shape), "z": ValueInfo((1, shape[0], *size))})
+    y = b.add("conv2d", "x", params={"weight": weight}, groups=groups, padding=(kernel // 2,) * 4)
+    if tail != "none":
+        norm = {role: rng.random(shape[0]).astype(np.float32) + 0.5 for role in ("weight", "bias", "mean", "var")}
+        y = b.add("batch_norm", y, params=norm)
+        y = b.add("add", y, "z") if tail != "clamp" else y
+        y = b.add("clamp", y, min=-0.5, max=1.0) if tail == "clamp" else b.add(tail, y)
+    z = rng.standard_normal((1, shape[0], *size)).astype(np.float32)
+    return b.build({"y": y}), {"x": x, "z": z}
+
+
+def check(graph, inputs, algorithm):
+    program, space = Program(graph, {}, Store(), fixed(algorithm)), GuardedSpace()
+    assert algorithm in {step.algorithm for _, _, step in program.kernel_steps()}
+    got = program.run(inputs, space, 1)["y"]
+    assert close(got, reference(graph, inputs))
+    assert untouched(program, space.arena)
+    assert np.array_equal(program.run(inputs, Workspace(), 2)["y"], got)
+    return got
+
+
+@pytest.mark.parametrize("algorithm", ["decode", "dense"])
+@pytest.mark.parametrize(("outputs", "groups", "kernel"), [(16, 1, 1), (19, 1, 3), (16, 3, 3)])
+@pytest.mark.parametrize("tail", ["none", "clamp", "relu", "silu"])
+def test_where_positions_lie_changes_no_bit(outputs, groups, kernel, tail, algorithm, monkeypatch):
+    for size in SIZES:
+        graph, inputs = network(size, outputs, groups, kernel, tail, algorithm)
+        monkeypatch.setattr(gemm, "STRAIGHT", (1 << 20, 0))
+        straight = check(graph, inputs, algorithm)
+        monkeypatch.setattr(gemm, "STRAIGHT", (0, 0))
+        assert np.array_equal(check(graph, inputs, algorithm), straight)
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {tests!r})
+import test_kernel_gemm as t
+for size, tail in [((6, 8), "silu"), ((7, 7), "clamp"), ((5, 13), "relu")]:
+    for groups, kernel in [(1, 1), (2, 3)]:
+        t.check(*t.network(size, 9, groups, kernel, tail, "decode"), "decode")
+"""
+
+
+@pytest.mark.parametrize("settings_", [{"PQNET_SIMD": "avx2"}, {"PQNET_SIMD": "generic"}, {"NUMBA_DISABLE_JIT": "1"}])
+def test_the_same_under_each_instruction_set_and_without_a_compiler(settings_):
+    code = SCRIPT.format(tests=os.path.dirname(__file__))
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | settings_, capture_output=True, text=True, timeout=600
+    )
+    assert run.returncode == 0, run.stderr
