@@ -73,5 +73,7 @@ def finish_rows(sums, s, step, rows, o, at, n, e, data, const):
                 store(data, target + j, v)
             else:
                 store_head(data, target + j, v, left)
-        if kind > 2:
+        if kind > 2 and e.out_step != n:
             activate_row(kind, data, target, n, const, parameters)
+    if kind > 2 and e.out_step == n:  # outputs of a few positions each follow each other
+        activate_row(kind, data, e.out + o * n + at, rows * n, const, parameters)

@@ -4,6 +4,7 @@ from pqnet.runtime.algorithms import columns as columns
 from pqnet.runtime.algorithms import depthwise as depthwise
 from pqnet.runtime.algorithms import dots as dots
 from pqnet.runtime.algorithms import gemm as gemm
+from pqnet.runtime.algorithms import lanes as lanes
 from pqnet.runtime.algorithms import lut as lut
 from pqnet.runtime.algorithms import parts as parts
 from pqnet.runtime.algorithms import planes as planes
