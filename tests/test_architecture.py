@@ -295,6 +295,14 @@ def test_loading_and_running_a_network_imports_nothing_that_makes_networks_small
     assert loaded(run, packages) == []
 
 
+def test_running_kernels_that_are_kept_imports_nothing_that_compiling_needs() -> None:
+    run = "import os\nos.environ['PQNET_TUNE'] = '0'\nimport pqnet\nfrom pqnet.demo import model_path\n"
+    run += "pqnet.load(model_path())([[[[0.0] * 8] * 8]])"
+    packages = ["numba.np.arrayobj", "numba.np.linalg", "numpy.f2py", "scipy.linalg"]
+    loaded(run, packages)  # now they are kept
+    assert loaded(run, packages) == []
+
+
 def test_what_is_imported_later_is_there_from_the_start() -> None:
     code = """
 import pqnet

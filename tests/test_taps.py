@@ -17,6 +17,7 @@ from pqnet.runtime.layer import Layer
 from pqnet.runtime.memory import Store
 from pqnet.runtime.program import Program
 from pqnet.runtime.taps import with_taps
+from pqnet.runtime.tune import fixed, rule
 
 RNG = np.random.default_rng(0)
 
@@ -116,6 +117,30 @@ def test_dilated_convolutions_on_small_images_become_pointwise(layout, d, monkey
     check_algorithms(graph, inputs)
 
 
+@pytest.mark.parametrize("batch, stride, groups", [(1, 1, 1), (3, 1, 2), (2, 2, 1)])
+@pytest.mark.parametrize("layout, d", [("channel", 8), ("spatial", 9), (None, 0)])
+def test_taps_are_products_of_the_positions_that_see_the_image(layout, d, batch, stride, groups):
+    shape = (32, 64, 3, 3)
+    weight = RNG.standard_normal(shape, np.float32) if layout is None else packed_weight(RNG, shape, d, 16, layout)
+    x = RNG.standard_normal((batch, 64 * groups, 14, 15)).astype(np.float32)
+    b = GraphBuilder({"x": ValueInfo(x.shape)})
+    attrs = {"dilation": (12, 11), "padding": (12, 11, 11, 10), "stride": (stride, stride), "groups": groups}
+    y, z = (b.add("conv2d", "x", params={"weight": weight, "bias": RNG.random(32, np.float32)}, **attrs) for _ in "yz")
+    graph = b.build({"y": b.add("hardswish", b.add("add", y, z))})
+    program = Program(graph, {}, Store(), rule if stride == 1 else fixed("taps"))
+    assert [step.kernel.name for _, _, step in program.kernel_steps()].count("add_taps") == 2
+    check_algorithms(graph, {"x": x})
+
+
+def test_taps_stay_together_along_an_axis_where_they_see_nearly_everything():
+    graph, inputs = one_layer(
+        RNG.standard_normal((16, 32, 3, 3), np.float32), (8, 40), dilation=(7, 1), padding=(7, 1) * 2
+    )
+    program = Program(graph, {}, Store(), fixed("taps"))
+    assert [step.kernel.name for _, _, step in program.kernel_steps()].count("gemm") == 3
+    check_algorithms(graph, inputs)
+
+
 def spy(function, found):
     def wrapped(cls, *args):
         found.append(function(cls, *args))
@@ -147,7 +172,7 @@ from test_lowered_ops import check, floats
 from pqnet.graph import GraphBuilder, ValueInfo
 weight = t.packed_weight(t.RNG, (5, 4, 3, 3), 4, 16, "channel")
 t.check_algorithms(*t.one_layer(weight, (3, 4), "conv_transpose2d", stride=(2, 2), padding=(1, 1, 1, 1)))
-t.check_algorithms(*t.one_layer(weight, (3, 4), dilation=(5, 5), padding=(5, 5, 5, 5)))
+t.check_algorithms(*t.one_layer(weight, (6, 7), dilation=(5, 5), padding=(5, 5, 5, 5)))
 m.product((2, 9, 5), (2, 5, 18))
 m.product((1, 5), (5, 18))
 m.product((7, 5), (5, 1))

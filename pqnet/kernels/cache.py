@@ -30,6 +30,7 @@ from numba.core.caching import Cache
 from numba.core.compiler import CompileResult
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.errors import NumbaWarning
+from numba.core.runtime import rtsys
 from numba.core.serialize import dumps, loads
 from numba.misc import appdirs
 
@@ -201,12 +202,21 @@ class KernelCache(Cache):
         return f"{self._prefix}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.kernel", key
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        """Return the compiled kernel for a signature, None if it is not there."""
-        target_context.refresh()
+        """Return the compiled kernel for a signature, None if it is not there.
+
+        Unlike Numba's own cache it does not load first what compiling needs, 50 MB of modules: kernels call nothing of
+        it when they run. Whoever compiles loads it.
+        """
         if not self._enabled:
             return None
         name, key = self._entry(sig, target_context.codegen())
-        return _load(name, key, lambda code: CompileResult._rebuild(target_context, *loads(code)))
+
+        def rebuild(code: bytes) -> Any:
+            if b"NRT_" in code:  # it names functions of Numba's memory
+                rtsys.initialize(target_context)
+            return CompileResult._rebuild(target_context, *loads(code))
+
+        return _load(name, key, rebuild)
 
     def save_overload(self, sig: Any, data: Any) -> None:
         """Keep a compiled kernel."""

@@ -18,7 +18,7 @@ import os
 import platform
 
 from llvmlite import ir
-from numba import carray, njit, types
+from numba import njit, types
 
 from pqnet.kernels.abi import signature_of
 from pqnet.kernels.atomic import fetch_add, load_word, store_word, swap_word
@@ -117,14 +117,22 @@ def _set_control_register(context, value):
     return types.void(types.int64), codegen
 
 
-def _pointer_to(kind):
-    def pointer(context, address):
+def _array_of(kind, itemsize):
+    def array_at(context, address, size):
+        array_type = types.Array(kind, 1, "C")
+
         def codegen(context, builder, signature, values):
-            return builder.inttoptr(values[0], context.get_value_type(signature.return_type))
+            from numba.np.arrayobj import populate_array  # loads what only compiling needs
 
-        return types.CPointer(kind)(INDEX), codegen
+            array = context.make_array(array_type)(context, builder)
+            data = builder.inttoptr(values[0], context.get_data_type(kind).as_pointer())
+            shape, strides = [values[1]], [LONG(itemsize)]
+            populate_array(array, data=data, shape=shape, strides=strides, itemsize=LONG(itemsize), meminfo=None)
+            return array._getvalue()
 
-    return compiled_or(_ignore, pointer)
+        return array_type(INDEX, INDEX), codegen
+
+    return compiled_or(_ignore, array_at)
 
 
 call_kernel = compiled_or(_call_reference, _call)
@@ -132,10 +140,11 @@ pause = compiled_or(_nothing, _pause)  # leaves the core's units to others for s
 give_way = compiled_or(_nothing, _give_way)  # lets another thread have the core
 get_control_register = compiled_or(_control_register, _get_control_register)
 set_control_register = compiled_or(_ignore, _set_control_register)
-_longs, _floats, _bytes = (_pointer_to(kind) for kind in (types.int64, types.float32, types.uint8))
+# (address, size): the array there
+_longs, _floats, _bytes = _array_of(types.int64, 8), _array_of(types.float32, 4), _array_of(types.uint8, 1)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def run_steps(kernels, tasks, numbers, records, last, data, const, codes, index, scratch, state):
     # IN kernels (S,): addresses; tasks (S,) i8 >= 1; numbers (S,) i8: by which kernels call the first task of a step;
     #    records (S,): addresses; steps state[TICKET] >> 32 .. last are run
@@ -162,30 +171,30 @@ def run_steps(kernels, tasks, numbers, records, last, data, const, codes, index,
             give_way()
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def _work(address, place):
     # IN address of a job, place: number of this thread's scratch in it
-    job = carray(_longs(address), (SCRATCH + place + 1,))
+    job = _longs(address, SCRATCH + place + 1)
     steps = job[STEPS]
     control = get_control_register()
     set_control_register(control | FLUSH_DENORMALS)
     run_steps(
-        carray(_longs(job[KERNELS]), (steps,)),
-        carray(_longs(job[TASKS]), (steps,)),
-        carray(_longs(job[NUMBERS]), (steps,)),
-        carray(_longs(job[RECORDS]), (steps,)),
+        _longs(job[KERNELS], steps),
+        _longs(job[TASKS], steps),
+        _longs(job[NUMBERS], steps),
+        _longs(job[RECORDS], steps),
         job[LAST],
-        carray(_floats(job[DATA]), (job[DATA_SIZE],)),
-        carray(_floats(0), (EVERYTHING,)),
-        carray(_bytes(0), (EVERYTHING,)),
-        carray(_longs(job[INDEX_AT]), (job[INDEX_SIZE],)),
-        carray(_floats(job[SCRATCH + place]), (job[SCRATCH_SIZE],)),
+        _floats(job[DATA], job[DATA_SIZE]),
+        _floats(0, EVERYTHING),
+        _bytes(0, EVERYTHING),
+        _longs(job[INDEX_AT], job[INDEX_SIZE]),
+        _floats(job[SCRATCH + place], job[SCRATCH_SIZE]),
         job,
     )
     set_control_register(control)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def _post(job, slots, workers, free, posted, extra):
     # Post the job to workers that are ``free`` (IDLE or ASLEEP) until ``extra`` have it; returns how many have
     for i in range(workers):
@@ -199,7 +208,7 @@ def _post(job, slots, workers, free, posted, extra):
     return posted
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def finish_job(job, slots, workers):
     # Run a job that is posted; returns whether a worker is still about to leave it
     _work(job[SELF], 0)
@@ -219,7 +228,7 @@ def finish_job(job, slots, workers):
     return late
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def run_job(job, slots, workers, extra):
     # INOUT job, slots (workers * SLOT_WORDS,) i8. Returns 2 if the job has yet to be run, by `finish_job`, after
     # workers have been woken; else it is done, and the result is that of `finish_job`
@@ -231,7 +240,7 @@ def run_job(job, slots, workers, extra):
     return 1 if finish_job(job, slots, workers) else 0
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def serve_jobs(slots, worker, patience):
     # Run the jobs that come to a slot, until none has come for ``patience`` looks
     at = worker * SLOT_WORDS
@@ -248,7 +257,7 @@ def serve_jobs(slots, worker, patience):
             return
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def retire(slots, worker):
     # Tell whether a worker was asleep; it will find no job when it wakes
     return swap_word(slots, worker * SLOT_WORDS + DOES, ASLEEP, IDLE)

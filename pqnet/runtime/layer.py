@@ -152,6 +152,13 @@ class Layer:
         top, left = (self.padding[i] - taps[0] * self.dilation[i] for i, taps in enumerate((rows, columns)))
         return replace(layer, padding=(top, left))
 
+    def seeing(self, axis: int, tap: int) -> range:
+        """Return the rows (or columns) of the result whose windows see the image, not padding, by a tap of an axis."""
+        start, stride = tap * self.dilation[axis] - self.padding[axis], self.stride[axis]
+        first = max(-(start // stride), 0)
+        end = min((self.size[axis] - 1 - start) // stride + 1, self.out_size[axis])
+        return range(first, max(first, end))
+
     @cached_property
     def rounded(self) -> "Layer":
         """The layer with sizes rounded: what is chosen for it is chosen once for all layers of nearly its size."""
@@ -258,15 +265,7 @@ def _pair(sizes: Sequence[int], missing: int = 1) -> Pair:
 
 def _seen_taps(layer: Layer, axis: int) -> range:
     """Return the taps of an axis from the first to the last one that sees the image; at least one."""
-    size, stride, dilation = layer.size[axis], layer.stride[axis], layer.dilation[axis]
-    starts = [tap * dilation - layer.padding[axis] for tap in range(layer.kernel[axis])]
-    # The first window whose tap is not before the image: does it see it?
-    windows = [max(-(start // stride), 0) for start in starts]
-    seen = [
-        tap
-        for tap, (start, window) in enumerate(zip(starts, windows, strict=True))
-        if window < layer.out_size[axis] and start + window * stride < size
-    ]
+    seen = [tap for tap in range(layer.kernel[axis]) if layer.seeing(axis, tap)]
     return range(seen[0], seen[-1] + 1) if seen else range(1)
 
 

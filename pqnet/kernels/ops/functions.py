@@ -64,7 +64,7 @@ def _scaler():
 
         return FLOATS(FLOATS, FLOATS), codegen
 
-    @njit(cache=True, nogil=True, error_model="numpy")
+    @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
     def in_two_steps(a, n):  # n passes what one factor can be at both ends
         half = round_even(multiply(n, constant(0.5)))
         return multiply(multiply(a, power_of_two(half)), power_of_two(subtract(n, half)))

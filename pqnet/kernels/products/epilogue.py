@@ -77,5 +77,7 @@ def finish_rows(sums, s, step, rows, o, at, n, e, data, const):
             if residual >= 0:
                 v = add(v, load_head(data, beside + whole, n - whole))
             store_head(data, target + whole, at_most(at_least(v, low), high), n - whole)
-        if kind > 2:
+        if kind > 2 and e.out_step != n:
             activate_row(kind, data, target, n, const, parameters)
+    if kind > 2 and e.out_step == n:  # outputs of a few positions each follow each other
+        activate_row(kind, data, e.out + o * n + at, rows * n, const, parameters)

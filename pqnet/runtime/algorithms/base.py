@@ -23,9 +23,11 @@ __all__ = [
     "Call",
     "Host",
     "block_order",
+    "cheapest",
     "code_arguments",
     "codebook_floats",
     "codeword_step",
+    "fitting",
 ]
 
 ALGORITHMS: dict[str, "Algorithm"] = {}
@@ -95,6 +97,16 @@ class Algorithm(ABC):
         for node in end.nodes:
             b.finish(node, out)
         return out
+
+
+def fitting(layer: Layer, compute: str, host: Host = HOST) -> list[Algorithm]:
+    """Return the algorithms that can compute a layer in this arithmetic on a processor, by default this one."""
+    return [algorithm for algorithm in ALGORITHMS.values() if algorithm.fits(layer, compute, host)]
+
+
+def cheapest(layer: Layer, compute: str) -> Algorithm:
+    """Return the algorithm that the cost rule expects to be fastest for a layer."""
+    return min(fitting(layer, compute), key=lambda algorithm: algorithm.cost(layer))
 
 
 def block_order(weight: PackedPQ) -> np.ndarray:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from pqnet.codecs import PackedAdditive
-from pqnet.runtime.algorithms.base import ALGORITHMS, HOST, Algorithm, Call, Host
+from pqnet.runtime.algorithms.base import Algorithm, Call, Host, cheapest, fitting
 from pqnet.runtime.builder import Builder
 from pqnet.runtime.layer import Layer
 from pqnet.runtime.memory import View
@@ -22,11 +22,11 @@ class Parts(Algorithm):
         if not isinstance(layer.weight, PackedAdditive) or layer.depthwise:
             return False
         words = [part.codewords() for part in layer.weight.parts]
-        return all(words) and all(_fitting(part, compute, host) for part in _layers(layer))
+        return all(words) and all(fitting(part, compute, host) for part in _layers(layer))
 
     def cost(self, layer: Layer) -> float:
         """Return the cost of all parts."""
-        return sum(_cheapest(part, "float32").cost(part) for part in _layers(layer))
+        return sum(cheapest(part, "float32").cost(part) for part in _layers(layer))
 
     def windows(self, b: Builder, layer: Layer, x: View) -> Windows:
         """Take the input as it is: each part has windows of its own."""
@@ -36,7 +36,7 @@ class Parts(Algorithm):
         """Append the steps of all parts: the first takes over what is added to the sum, the last the activation."""
         end, parts = call.end, _layers(call.layer)
         for i, part in enumerate(parts):
-            chosen = _cheapest(part, b.compute)
+            chosen = cheapest(part, b.compute)
             factors = [scale for scale in (part.scale, end.scale) if scale is not None]
             own = replace(
                 end,
@@ -59,11 +59,3 @@ def _layers(layer: Layer) -> list[Layer]:
         assert words is not None
         found.append(replace(layer, weight=words[0], scale=words[1], part=i))
     return found
-
-
-def _fitting(part: Layer, compute: str, host: Host) -> list[Algorithm]:
-    return [algorithm for algorithm in ALGORITHMS.values() if algorithm.fits(part, compute, host)]
-
-
-def _cheapest(part: Layer, compute: str) -> Algorithm:
-    return min(_fitting(part, compute, HOST), key=lambda algorithm: algorithm.cost(part))

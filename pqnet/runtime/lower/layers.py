@@ -3,7 +3,7 @@
 from pqnet.errors import PQNetError
 from pqnet.graph import Node
 from pqnet.runtime.algorithms import ALGORITHMS, HOST
-from pqnet.runtime.algorithms.base import Algorithm
+from pqnet.runtime.algorithms.base import Algorithm, fitting
 from pqnet.runtime.builder import Builder, lowers
 from pqnet.runtime.layer import Layer, near
 from pqnet.runtime.memory import View
@@ -35,7 +35,7 @@ def choose_algorithm(b: Builder, layer: Layer) -> Algorithm:
 def _choose(b: Builder, layer: Layer) -> str:
     """Ask every algorithm that fits for its cost and return the name of the best."""
     node = layer.node
-    fitting = [a for a in ALGORITHMS.values() if a.fits(layer, b.compute, HOST)]
-    if not fitting:
+    possible = fitting(layer, b.compute)
+    if not possible:
         raise PQNetError(f"node {node.name!r} ({node.op}): no algorithm computes it in {b.compute}")
-    return b.choose(layer, b.compute, {a.name: a.cost(layer.rounded) for a in fitting})
+    return b.choose(layer, b.compute, {a.name: a.cost(layer.rounded) for a in possible})
