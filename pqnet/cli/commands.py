@@ -9,7 +9,16 @@ import numpy as np
 
 import pqnet
 from pqnet import Model, Packed, PQNetError, Recipe
-from pqnet.cli.data import check_output, codec_text, read_inputs, run_batches, write_outputs
+from pqnet.cli.data import (
+    accuracies,
+    check_output,
+    codec_text,
+    count_samples,
+    read_inputs,
+    read_labels,
+    run_batches,
+    write_outputs,
+)
 from pqnet.cli.plan import plan_for, read_source
 from pqnet.io import graph_nbytes, relative_differences
 
@@ -60,11 +69,31 @@ def quantize(args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    if args.output is None and args.labels is None:
+        raise PQNetError("run: expected --output, --labels or both, got neither")
     model = pqnet.load(args.model)
-    check_output(args.output, (".npy", ".npz") if len(model.outputs) == 1 else (".npz",))
-    outputs = run_batches(model, read_inputs(args.input, list(model.inputs)), args.batch, args.threads)
+    if args.output is not None:
+        check_output(args.output, (".npy", ".npz") if len(model.outputs) == 1 else (".npz",))
+    inputs = read_inputs(args.input, list(model.inputs))
+    labels = None if args.labels is None else read_labels(args.labels, count_samples(inputs))
+    outputs = run_batches(model, inputs, args.batch, args.threads)
+    if labels is not None:
+        _print_accuracy(outputs, labels)
+    if args.output is None:
+        return
     write_outputs(args.output, outputs)
     print(f"{args.output}: " + ", ".join(f"{name} {a.dtype} {a.shape}" for name, a in outputs.items()))
+
+
+def _print_accuracy(outputs: dict[str, np.ndarray], labels: np.ndarray) -> None:
+    """Print the share of right answers of every output that is of classes."""
+    of_classes = {n: y for n, y in outputs.items() if y.dtype.kind == "f" and y.ndim == 2 and y.shape[1] > 1}
+    if not of_classes:
+        got = ", ".join(f"{n} {y.dtype} {y.shape}" for n, y in outputs.items())
+        raise PQNetError(f"--labels: expected an output of shape (samples, classes), got {got}")
+    for name, logits in of_classes.items():
+        shares = ", ".join(f"{what} {share:.2%}" for what, share in accuracies(logits, labels).items())
+        print(f"output {name}: {shares} of {len(labels)} samples")
 
 
 def _report(model: Model) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -168,12 +169,13 @@ def _run(sub: Any) -> None:
         "run",
         commands.run,
         "run a model from its codes on NumPy arrays",
-        "pqnet run small.h5 --input x.npy -o y.npy",
+        "pqnet run small.h5 --input x.npy -o y.npy\n  pqnet run small.h5 --input x.npy --labels labels.npy",
     )
     p.add_argument("model", help="pqnet model file")
     add_data(p, "--input", "input")
+    p.add_argument("--labels", metavar="FILE", help=".npy of class numbers: print the share of right answers")
     _add_batch(p)
-    p.add_argument("-o", "--output", required=True, help=".npy file to write; .npz for several outputs")
+    p.add_argument("-o", "--output", help=".npy file to write; .npz for several outputs")
     add_common(p)
 
 
@@ -239,8 +241,14 @@ def _demo(sub: Any) -> None:
     add_common(p)
 
 
+def _print_warning(message: Warning | str, *_: Any) -> None:
+    """Print a warning as what it is to who types commands: a message, without a place in the source."""
+    print(f"pqnet: warning: {message}", file=sys.stderr)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return 0, 2 after bad input, 130 after an interrupt."""
+    warnings.showwarning = _print_warning
     try:
         args = build_parser().parse_args(argv)
         args.run(args)

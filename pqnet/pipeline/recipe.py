@@ -1,6 +1,7 @@
 """Which codec for which layer: recipes by name pattern, and the presets of the papers."""
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -12,6 +13,7 @@ from pqnet.codecs import PQ, Codec, codec_from_attrs
 from pqnet.errors import ConfigError, FormatError, PQNetError
 from pqnet.graph import Graph, Node, weight_op
 from pqnet.graph.op import get_op
+from pqnet.pipeline.adapt import adaptation_table, adapted, fits
 
 __all__ = ["PRESETS", "Recipe", "resolve_recipe"]
 
@@ -25,7 +27,9 @@ class Recipe:
     layers : dict of str to Codec or None
         Keys are layer names or globs (``*``, ``?``, ``[..]``); of several that match a layer the longest wins; None
         keeps the layer in float. ``"default"`` is for layers that no other key matches, but for the first
-        convolution, which then stays float as in the papers; without it they stay float.
+        convolution, which then stays float as in the papers; without it they stay float. Where it does not fit a layer
+        it is adapted, with a warning that lists what such layers have: the nearest divisor for d, the other layout, a
+        smaller K, float for the smallest. Codecs of other keys have to fit.
 
     Examples
     --------
@@ -100,7 +104,8 @@ class Recipe:
 def resolve_recipe(recipe: "Recipe | Mapping[str, Codec | None] | str", graph: Graph) -> dict[str, Codec | None]:
     """Return the codec of every layer of a graph, clamped to it, or raise ConfigError.
 
-    Patterns that match no layer and codecs that do not fit their layer are errors.
+    Patterns that match no layer and codecs that do not fit the layers that they name are errors; the default is adapted
+    to each layer, with a warning.
     """
     if isinstance(recipe, str):
         recipe = PRESETS[_check.choice(recipe, "recipe", tuple(PRESETS))](graph)
@@ -108,25 +113,41 @@ def resolve_recipe(recipe: "Recipe | Mapping[str, Codec | None] | str", graph: G
         recipe = Recipe(recipe)
     layers = graph.layers()
     patterns = {p: c for p, c in recipe.layers.items() if p != "default"}
-    stem = _first_conv(layers)
+    stem, default = _first_conv(layers), recipe.layers.get("default")
     chosen: dict[str, Codec | None] = {}
     used: set[str] = set()
+    named: set[str] = set()
     for name, node in layers.items():
         matching = [p for p in patterns if fnmatchcase(name, p)]
         used.update(matching)
-        codec = patterns[max(matching, key=len)] if matching else None if name == stem else recipe.layers.get("default")
+        named.update([name] if matching else ())
         shape = tuple(graph.params[node.params["weight"]].shape)
+        if not matching:
+            chosen[name] = None if default is None or name == stem else adapted(default, shape)
+            continue
+        codec = patterns[max(matching, key=len)]
         try:
             chosen[name] = codec and codec.check(shape)
         except ConfigError as reason:
             raise ConfigError(f"layer {name!r}: {reason}") from None
     if lost := [p for p in patterns if p not in used]:
         raise ConfigError(f"recipe: pattern {lost[0]!r} matches no layer; the layers are {_some(list(layers))}")
+    if default is not None:
+        _tell_adapted(default, graph, {n: c for n, c in chosen.items() if n not in named and n != stem})
     if not any(chosen.values()):
         raise ConfigError(
             f"recipe: expected a codec for at least one layer, got none; layers are {_some(list(layers))}"
         )
     return chosen
+
+
+def _tell_adapted(default: Codec, graph: Graph, chosen: Mapping[str, Codec | None]) -> None:
+    """Warn of layers that have another codec than the default."""
+    layers = graph.layers()
+    shapes = {name: tuple(graph.params[layers[name].params["weight"]].shape) for name in chosen}
+    changed = {name: (shapes[name], codec) for name, codec in chosen.items() if not fits(default, shapes[name])}
+    if changed:
+        warnings.warn(adaptation_table(default, changed), stacklevel=4)
 
 
 def _some(names: list[str]) -> str:
