@@ -19,8 +19,10 @@ from pqnet.cli.data import (
     run_batches,
     write_outputs,
 )
-from pqnet.cli.plan import plan_for, read_source
+from pqnet.cli.plan import check_curve, outputs_for, plans_for, read_source, write_curve
 from pqnet.io import graph_nbytes, relative_differences
+from pqnet.pipeline import Agreement, Plan, Statistics
+from pqnet.pipeline.batches import iterate_batches
 
 __all__ = ["calibrate", "inspect", "quantize", "run", "verify"]
 
@@ -38,14 +40,28 @@ def calibrate(args: argparse.Namespace) -> None:
 
 
 def quantize(args: argparse.Namespace) -> None:
-    check_output(args.output, (".h5",))
+    outputs = outputs_for(args, (".h5",))
+    check_curve(args)
     recipe: Any = args.preset or (Recipe.read(args.recipe) if args.recipe else None)
     model = pqnet.load(args.model)
     source = read_source(args, model, "quantize")
-    made = None
-    if recipe is None:
-        made = plan_for(args, model, source)
-        recipe = made.recipe
+    plans: list[Plan | None] = [None] if recipe is not None else [*plans_for(args, model, source)]
+    rows = []
+    for made, output in zip(plans, outputs, strict=True):
+        small = _quantized(args, model, recipe if made is None else made.recipe, source)
+        if made is not None and (got := graph_nbytes(small.graph, small.golden)) > made.target:
+            raise PQNetError(f"target-size: expected a file of at most {made.target} bytes, got {got}; report this")
+        small.save(output)
+        _print_layers(small)
+        print(f"{output}: {os.path.getsize(output)} bytes")
+        if made is not None:
+            rows.append(
+                {"bytes": os.path.getsize(output), "predicted_error": made.error, **_kept(args, model, small, source)}
+            )
+    write_curve(args, rows)
+
+
+def _quantized(args: argparse.Namespace, model: Model, recipe: Any, source: Any) -> Model:
     small = pqnet.quantize(
         model,
         recipe,
@@ -60,12 +76,16 @@ def quantize(args: argparse.Namespace) -> None:
         seed=args.seed,
         threads=args.threads,
     )
-    small = small.with_golden(small.draw_golden(args.seed))
-    if made is not None and (got := graph_nbytes(small.graph, small.golden)) > made.target:
-        raise PQNetError(f"target-size: expected a file of at most {made.target} bytes, got {got}; report this")
-    small.save(args.output)
-    _print_layers(small)
-    print(f"{args.output}: {os.path.getsize(args.output)} bytes")
+    return small.with_golden(small.draw_golden(args.seed))
+
+
+def _kept(args: argparse.Namespace, model: Model, small: Model, source: Any) -> dict[str, float]:
+    """Return what is kept of the outputs on calibration data, by their metric; nothing of statistics."""
+    if isinstance(source, Statistics):
+        return {}
+    batches = list(iterate_batches(model.graph, source))
+    agreement = Agreement.of(model, batches, None, args.threads)
+    return {f"kept_{agreement.parts}": float(agreement.scores(small, model, batches, args.threads).mean())}
 
 
 def run(args: argparse.Namespace) -> None:

@@ -109,12 +109,12 @@ def accuracies(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     return {f"top-{n}": float(np.mean(rank < n)) for n in (1, 5) if n < classes}
 
 
-def check_output(path: str, suffixes: tuple[str, ...]) -> None:
+def check_output(path: str, suffixes: tuple[str, ...], option: str = "--output") -> None:
     """Raise before long work if its result could not be written."""
     if Path(path).suffix not in suffixes:
-        raise PQNetError(f"--output: expected a file name ending in {' or '.join(suffixes)}, got {path}")
+        raise PQNetError(f"{option}: expected a file name ending in {' or '.join(suffixes)}, got {path}")
     if not Path(path).resolve().parent.is_dir():
-        raise PQNetError(f"--output: expected an existing folder, got {Path(path).parent}")
+        raise PQNetError(f"{option}: expected an existing folder, got {Path(path).parent}")
 
 
 def write_outputs(path: str, outputs: Mapping[str, Any]) -> None:

@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pqnet import PQNetError, __version__
-from pqnet.cli import bench, commands, convert, demo, finetune, plan
+from pqnet.cli import bench, commands, compress, convert, demo, finetune, plan
 from pqnet.cli.parser import Parser, add_common, add_data, at_least
 
 __all__ = ["build_parser", "main"]
 
 
-_SIZE = "bytes of the file, or text like 5MB, 800kB, 1.5MiB; never exceeded, and used to 99 %%"
+_SIZE = "bytes of the file, or text like 5MB, 800kB, 1.5MiB, 10x (smaller); never exceeded, and used to 99 %%"
+_SIZES = "repeatable: each file then has the size in its name"
 
 
 def _command(
@@ -32,11 +33,12 @@ def build_parser() -> Parser:
     parser = Parser(
         prog="pqnet",
         description="Networks made 10-40x smaller by quantization, and run from their codes on a CPU.",
-        epilog="example:\n  pqnet quantize model.h5 --calibration x.npy --preset small-blocks -o small.h5",
+        epilog="example:\n  pqnet compress model.h5 --calibration x.npy --keep 99%% -o small.h5",
     )
     parser.add_argument("--version", action="version", version=f"pqnet {__version__}")
     sub = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
-    for add in (_convert, _calibrate, _plan, _quantize, _finetune, _run, _inspect, _verify, _bench, _warmup, _demo):
+    making = (_convert, _compress, _calibrate, _plan, _quantize, _finetune)
+    for add in (*making, _run, _inspect, _verify, _bench, _warmup, _demo):
         add(sub)
     return parser
 
@@ -79,7 +81,8 @@ def _plan(sub: Any) -> None:
         "  pqnet plan model.h5 --calibration x.npy --target-size 5MB -o recipe.yaml",
     )
     _add_source(p, "samples, also to measure how much of a layer's error reaches the outputs")
-    p.add_argument("--target-size", required=True, help=_SIZE)
+    p.add_argument("--target-size", required=True, action="append", help=f"{_SIZE}; {_SIZES}")
+    _add_curve(p, "bytes and predicted error")
     _add_prefer(p)
     _add_metric(p, "full")
     p.add_argument("--dry-run", action="store_true", help="print the plan, write nothing")
@@ -93,13 +96,15 @@ def _quantize(sub: Any) -> None:
         "quantize",
         commands.quantize,
         "replace the weights of a model by codes",
-        "pqnet quantize model.h5 --calibration x.npy --preset small-blocks -o small.h5",
+        "pqnet quantize model.h5 --calibration x.npy --preset small-blocks -o small.h5\n"
+        "  pqnet quantize model.h5 --calibration x.npy --target-size 10x --target-size 20x --curve sizes.csv -o s.h5",
     )
     _add_source(p, "calibration samples, for layer after layer")
     which = p.add_mutually_exclusive_group(required=True)
     which.add_argument("--preset", help="small-blocks, large-blocks or transformer")
     which.add_argument("--recipe", help="YAML file: name pattern to codec, or null to keep float")
-    which.add_argument("--target-size", help=f"{_SIZE}; plans the codecs, see pqnet plan")
+    which.add_argument("--target-size", action="append", help=f"{_SIZE}; plans the codecs, see pqnet plan; {_SIZES}")
+    _add_curve(p, "bytes, predicted error, and, with --calibration, what is kept of the outputs on these samples")
     _add_prefer(p)
     p.add_argument("--mode", help="a published algorithm: bgd, pqf or ipq; instead of the next four")
     _add_metric(p, None)
@@ -107,6 +112,26 @@ def _quantize(sub: Any) -> None:
     p.add_argument("--no-correct-bias", action="store_true", help="leave biases and norms as they are")
     p.add_argument("--permute", action="store_true", help="first put channels into an order that suits the codes")
     p.add_argument("--reestimate-norm", action="store_true", help="measure batch norm statistics again")
+    p.add_argument("--checkpoint", metavar="DIR", help="folder of finished layers: run again to go on after a stop")
+    p.add_argument("-o", "--output", required=True, help="model file to write")
+    add_common(p)
+
+
+def _compress(sub: Any) -> None:
+    p = _command(
+        sub,
+        "compress",
+        compress.compress,
+        "make the smallest file whose outputs agree with the float model's on samples that it was not made from",
+        "pqnet compress model.h5 --calibration x.npy --keep 99% -o small.h5".replace("%", "%%"),
+    )
+    p.add_argument("model", help="pqnet model file with float weights")
+    add_data(p, "--calibration", "samples like those of later use, 400 or more, without labels; a part is held out")
+    p.add_argument("--keep", type=compress.share, default=0.99, help="share of the outputs to keep (default 99%%)")
+    p.add_argument("--metric", help="top1, cosine or error (default: by what the outputs are, see pqnet.compress)")
+    add_data(p, "--held-out", "samples to judge by, instead of a part of the others", required=False)
+    _add_prefer(p)
+    _add_curve(p, "bytes, predicted error, what is kept, of every size tried", "try")
     p.add_argument("--checkpoint", metavar="DIR", help="folder of finished layers: run again to go on after a stop")
     p.add_argument("-o", "--output", required=True, help="model file to write")
     add_common(p)
@@ -151,6 +176,10 @@ def _add_source(parser: argparse.ArgumentParser, data: str) -> None:
 
 def _add_prefer(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prefer", default="error", help="of a plan: least error (default), or latency: fast layouts")
+
+
+def _add_curve(parser: argparse.ArgumentParser, what: str, each: str = "--target-size") -> None:
+    parser.add_argument("--curve", metavar="FILE", help=f".csv to write, a row for each {each}: {what}")
 
 
 def _add_metric(parser: argparse.ArgumentParser, default: str | None) -> None:
