@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pqnet import PQNetError, __version__
-from pqnet.cli import bench, commands, compress, convert, demo, finetune, plan
+from pqnet.cli import bench, commands, compress, convert, demo, plan, train
 from pqnet.cli.parser import Parser, add_common, add_data, at_least
 
 __all__ = ["build_parser", "main"]
@@ -37,7 +37,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"pqnet {__version__}")
     sub = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
-    making = (_convert, _compress, _calibrate, _plan, _quantize, _finetune)
+    making = (_convert, _compress, _calibrate, _plan, _quantize, _train, _finetune)
     for add in (*making, _run, _inspect, _verify, _bench, _warmup, _demo):
         add(sub)
     return parser
@@ -141,31 +141,71 @@ def _finetune(sub: Any) -> None:
     p = _command(
         sub,
         "finetune",
-        finetune.finetune,
+        train.train,
         "train the codebooks of a quantized model to give the float model's outputs; needs PyTorch",
         "pqnet finetune small.h5 --teacher model.h5 --data images.npy --augment -o better.h5\n"
         "  torchrun --nproc-per-node 2 -m pqnet finetune small.h5 --teacher model.h5 --data images.npy -o better.h5",
     )
-    p.add_argument("student", help="quantized model file")
-    p.add_argument("--teacher", required=True, help="float model file")
-    add_data(p, "--data", "samples to train on; a tenth, at most 1000, is held out to judge by")
-    p.add_argument("--labels", metavar="FILE", help=".npy of class numbers, to train by as well")
-    p.add_argument("--label-weight", type=float, default=0.5, help="of the labels against the teacher (default 0.5)")
-    p.add_argument("--augment", action="store_true", help="move and mirror images at random")
-    p.add_argument("--steps", type=at_least(1), default=1000, help="for layerwise, of every layer (default 1000)")
-    p.add_argument("--stage", default="global", help="global (default), or layerwise: quantize anew, train each layer")
-    p.add_argument("--loss", default="kl", help="kl (default) for logits, or mse for other outputs")
-    p.add_argument("--temperature", type=float, default=1.0, help="of kl (default 1)")
-    p.add_argument("--hints", type=float, default=0.0, help="weight of the errors of all layers' outputs (default 0)")
-    p.add_argument("--norm-statistics", action="store_true", help="batch norms by statistics of their batch")
-    p.add_argument("--batch", type=at_least(1), default=128, help="samples of a step (default 128)")
-    p.add_argument("--lr", type=float, default=0.01, help="size of the first steps, see pqnet.train.distill")
-    p.add_argument("--optimizer", default="adam", help="adam (default) or sgd")
-    p.add_argument("--every", type=at_least(1), default=250, help="steps between judging and saving (default 250)")
-    p.add_argument("--checkpoint", metavar="FILE", help="state of the run (layerwise: a folder): run again to go on")
-    p.add_argument("--device", default="cpu", help="where PyTorch computes (default cpu)")
-    p.add_argument("-o", "--output", required=True, help="model file to write")
-    add_common(p)
+    p.set_defaults(command="finetune", method="distill")
+    p.add_argument("model", metavar="student", help="quantized model file")
+    _add_distill(p)
+    _add_training(p)
+
+
+def _train(sub: Any) -> None:
+    p = _command(
+        sub,
+        "train",
+        train.train,
+        "train a model by distillation, learning-compression, quantization noise or in stages; needs PyTorch",
+        "pqnet train model.h5 --method lc --preset small-blocks --data x.npy --labels y.npy -o small.h5\n"
+        "  pqnet train model.h5 --method noise --recipe recipe.yaml --data x.npy -o small.h5\n"
+        "  pqnet train small.h5 --method distill --teacher model.h5 --data x.npy -o better.h5",
+    )
+    p.set_defaults(command="train")
+    p.add_argument("model", help="float model file; for distill, a quantized one")
+    p.add_argument("--method", required=True, help="distill (as pqnet finetune), lc, noise or ipq")
+    which = p.add_mutually_exclusive_group()
+    which.add_argument("--preset", help="small-blocks, large-blocks or transformer; for all but distill")
+    which.add_argument("--recipe", help="or a YAML file, see pqnet quantize")
+    _add_distill(p)
+    p.add_argument("--mu", type=float, help="of lc: weight of the penalty at first (default 1e-4)")
+    p.add_argument("--growth", type=float, help="of lc: factor of mu at each C step (default 1.2)")
+    p.add_argument("--rounds", type=at_least(1), help="of lc: C steps (default 50)")
+    p.add_argument("--p", type=float, help="of noise: share of the blocks that is quantized in a step (default 0.1)")
+    p.add_argument("--phi", help="of noise: proxy (default), zeros, or exact, codewords")
+    p.add_argument("--stages", type=at_least(1), help="of ipq: groups of layers, from the input on (default 4)")
+    _add_training(p)
+
+
+def _add_distill(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--teacher", help="float model file, of distill")
+    parser.add_argument("--stage", help="of distill: global (default), or layerwise: quantize anew, train each layer")
+    parser.add_argument("--hints", type=float, help="of distill: weight of the errors of all layers (default 0)")
+    parser.add_argument("--reassign", type=at_least(1), help="of distill: steps between choices of new codes")
+
+
+def _add_training(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add_data(parser, "--data", "samples to train on; a tenth, at most 1000, is held out to judge by")
+    add("--labels", metavar="FILE", help=".npy of class numbers, to train by as well")
+    add("--label-weight", type=float, default=0.5, help="of the labels against the teacher (default 0.5)")
+    add("--train", action="append", metavar="PART", help="codebooks, norms, biases, weights (default all); repeatable")
+    add("--augment", action="store_true", help="move and mirror images at random")
+    add("--steps", type=at_least(1), default=1000, help="in all; for layerwise, of every layer (default 1000)")
+    add("--loss", default="kl", help="kl (default) for logits, or mse for other outputs")
+    add("--temperature", type=float, default=1.0, help="of kl (default 1)")
+    add("--norm-statistics", action="store_true", help="batch norms by statistics of their batch")
+    add("--gradient", default="mean", help="of a codeword: mean (default) or sum over its blocks")
+    add("--batch", type=at_least(1), default=128, help="samples of a step (default 128)")
+    add("--lr", type=float, default=0.01, help="size of the first steps, see pqnet.train.distill")
+    add("--optimizer", default="adam", help="adam (default) or sgd")
+    add("--weight-decay", type=float, default=0.0, help="of the optimizer (default 0)")
+    add("--every", type=at_least(1), default=250, help="steps between judging and saving (default 250)")
+    add("--checkpoint", metavar="FILE", help="state of the run (layerwise: a folder): run again to go on")
+    add("--device", default="cpu", help="where PyTorch computes (default cpu)")
+    add("-o", "--output", required=True, help="model file to write")
+    add_common(parser)
 
 
 def _add_source(parser: argparse.ArgumentParser, data: str) -> None:
@@ -270,7 +310,7 @@ def _demo(sub: Any) -> None:
     add_common(p)
 
 
-def _print_warning(message: Warning | str, *_: Any) -> None:
+def _print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     """Print a warning as what it is to who types commands: a message, without a place in the source."""
     print(f"pqnet: warning: {message}", file=sys.stderr)
 

@@ -58,8 +58,8 @@ def _nearest(codec: Codec, shape: Shape) -> Codec | None:
         k = clamp_k(codec.k, numbers // d, "floor")
         return None if k < FEWEST else replace(codec, k=k, d=d, layout=layout)  # type: ignore[arg-type]
     if isinstance(codec, Additive):
-        parts = [adapted(part, shape) for part in codec.parts]
-        return None if None in parts else replace(codec, parts=parts)
+        parts = [part for part in (adapted(part, shape) for part in codec.parts) if part is not None]
+        return replace(codec, parts=parts) if len(parts) == len(codec.parts) else None
     if isinstance(codec, Sparse):
         return replace(codec, count=numbers)
     if not isinstance(codec, ScalarCodec):

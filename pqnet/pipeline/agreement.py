@@ -96,7 +96,8 @@ class Agreement:
             axis = 1 if theirs.ndim in (2, 4) else -1
             equal = ours == theirs if kind == "same" else ours.argmax(axis) == theirs.argmax(axis)
             if mask is None or equal.shape[: mask.ndim] != mask.shape:
-                return equal.reshape(len(equal), -1).mean(1)
+                share: np.ndarray = equal.reshape(len(equal), -1).mean(1)
+                return share
             weights = mask.astype(np.float64)
             each: np.ndarray = (equal * weights).sum(1) / np.maximum(weights.sum(1), 1)
             return each
@@ -106,10 +107,12 @@ class Agreement:
             a, b = a * keep, b * keep
         a, b = a.reshape(len(a), -1), b.reshape(len(b), -1)
         if kind == "error":
-            return np.nan_to_num(1 - np.square(a - b).sum(1) / self.spread[name], nan=-math.inf)
+            kept: np.ndarray = np.nan_to_num(1 - np.square(a - b).sum(1) / self.spread[name], nan=-math.inf)
+            return kept
         length = np.sqrt(np.square(a).sum(1) * np.square(b).sum(1))
         cosine = np.where(length > 0, (a * b).sum(1) / np.maximum(length, 1e-300), (a == b).all(1))
-        return np.nan_to_num(cosine, nan=-1.0)
+        alike: np.ndarray = np.nan_to_num(cosine, nan=-1.0)
+        return alike
 
 
 def _metric_for(y: np.ndarray) -> str:

@@ -47,12 +47,14 @@ def float_weights(model: Any) -> dict[str, np.ndarray]:
     """Return the weights of a float model's layers by layer name, or raise PQNetError."""
     if not isinstance(model, Model):
         raise _check.error("model", "a pqnet.Model", _check.describe(model))
-    weights = {name: model.graph.params[node.params["weight"]] for name, node in model.graph.layers().items()}
-    if not weights:
-        raise ConfigError("model: expected layers with weights to quantize, got none")
-    for name, weight in weights.items():
+    weights: dict[str, np.ndarray] = {}
+    for name, node in model.graph.layers().items():
+        weight = model.graph.params[node.params["weight"]]
         if isinstance(weight, Packed):
             raise ConfigError(f"layer {name!r}: expected a float weight, got a packed one; plan for the float model")
+        weights[name] = weight
+    if not weights:
+        raise ConfigError("model: expected layers with weights to quantize, got none")
     return weights
 
 
