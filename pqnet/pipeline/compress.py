@@ -180,10 +180,10 @@ def compress(
 
     found, tries = _search(measured, attempt, keep, STEEPNESS.get(judge.metric, 1.0), golden)
     if found is None:
-        best = max(tries, key=lambda t: t.kept)
+        kept = [f"{t.nbytes} bytes keep {t.kept:.4f}" for t in sorted(tries, key=lambda t: t.kept)[-1:]]
         raise ConfigError(
-            f"keep: expected a share that a quantized network keeps, got {keep:g}; {best.nbytes} bytes keep "
-            f"{best.kept:.4f} ({judge.metric}); ask for less, or give more samples"
+            f"keep: expected a share that a quantized network keeps, got {keep:g}; "
+            f"{''.join(kept) or 'no plan is smaller'} ({judge.metric}); ask for less, or give more samples"
         )
     return Compressed(found, judge.metric, tuple(tries))
 
@@ -327,11 +327,13 @@ def _next_size(tries: Sequence[Try], keep: float, steepness: float, low: float, 
 
 
 def _plan_near(measured: Measured, size: float, low: float, high: float, golden: bool) -> Plan | None:
-    """Return a plan of about a size between two others; near the float network's there are gaps between plans."""
-    for factor in (1.0, 1.02, 0.98, 1.05, 0.95):
+    """Return a plan of about a size, larger than what does not keep enough; of small networks there are few."""
+    for factor in (1.0, 1.03, 1.06, 0.97, 1.12, 1.25, 1.5, 2.0):
         if low < size * factor < high:
             try:
-                return measured.plan(int(size * factor), golden=golden)
+                plan = measured.plan(int(size * factor), golden=golden, share=0.0)
             except ConfigError:
                 continue
+            if low < plan.nbytes < high:
+                return plan
     return None

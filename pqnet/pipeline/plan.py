@@ -185,11 +185,11 @@ class Measured:
             self._files[golden] = FileSizes(self.model, golden, self.seed)
         return self._files[golden]
 
-    def plan(self, target_size: int | str, *, golden: bool = False) -> Plan:
-        """Return what `pqnet.plan` decides, with its predictions."""
+    def plan(self, target_size: int | str, *, golden: bool = False, share: float = LEAST_SHARE) -> Plan:
+        """Return what `pqnet.plan` decides, with its predictions; ``share`` of the target at least is used."""
         files = self.files(_check.choice(golden, "golden", (False, True)))
         target = files.target(target_size, self.fast)
-        chosen, nbytes = _choose(self.options, self.gains, files, target)
+        chosen, nbytes = _choose(self.options, self.gains, files, target, share)
         layers = {n: PlannedLayer(files.shape(n), c.codec, c.nbytes, c.error, self.gains[n]) for n, c in chosen.items()}
         return Plan(layers, nbytes, target)
 
@@ -253,9 +253,9 @@ def _is_fast(prefer: str) -> bool:
 
 
 def _choose(
-    options: dict[str, list[Choice]], gains: dict[str, float], files: FileSizes, target: int
+    options: dict[str, list[Choice]], gains: dict[str, float], files: FileSizes, target: int, share: float
 ) -> tuple[dict[str, Choice], int]:
-    """Return the choices of least error whose file fits the target, and its size."""
+    """Return the choices of least error whose file takes a share of the target at least, and its size."""
     names = list(options)
     useful = {n: _useful(o) for n, o in options.items()}
     smallest = {n: min(o, key=lambda c: (c.nbytes, c.error)) for n, o in useful.items()}
@@ -264,10 +264,12 @@ def _choose(
     sizes = [np.array([c.nbytes for c in useful[n]]) for n in names]
     errors = [np.array([gains[n] * c.error for c in useful[n]]) for n in names]
     # The size is an upper bound; what reports may take less is left in the first place, where that can be.
-    firm = min(LEAST_SHARE * target + 10 * len(names) + 16, AIM * target)
-    for start, enough in ((firm, firm), ((LEAST_SHARE - 0.02) * target, LEAST_SHARE * target)):
+    firm = min(share * target + 10 * len(names) + 16, AIM * target)
+    for start, enough in ((firm, firm), ((share - 0.02) * target, share * target)):
         for _ in range(4):
             low, high = max(0, int(start) - overhead), target - overhead
+            if high < low:
+                break
             choices = allocations(sizes, errors, low, high, max(CELLS, 400 * len(names)))
             choice = next((c for c in choices if any(useful[n][i].codec for n, i in zip(names, c, strict=True))), None)
             if choice is None:
@@ -277,7 +279,9 @@ def _choose(
             if enough <= nbytes <= target:
                 return chosen, nbytes
             overhead = nbytes - sum(c.nbytes for c in chosen.values())
-    raise ConfigError(f"target_size: no plan takes between 99 % and 100 % of {target} bytes; choose another size")
+    raise ConfigError(
+        f"target_size: no plan takes between {share:.0%} and 100 % of {target} bytes; choose another size"
+    )
 
 
 def _useful(options: list[Choice]) -> list[Choice]:
