@@ -44,11 +44,14 @@ class Method(Protocol):
     def penalty(self) -> Tensor | None:
         """Return what is added to the loss of a batch."""
 
+    def position(self, step: int) -> int:
+        """Return at which step of the schedule of learning rates a step is."""
+
     def before(self, step: int, optimizer: torch.optim.Optimizer) -> None:
         """Prepare a step."""
 
     def after(self, step: int) -> bool:
-        """Go on after so many steps; return whether parameters have taken the place of others."""
+        """Go on after so many steps; return whether the optimizer has to start anew, with other parameters perhaps."""
 
     def state(self) -> dict[str, Any]:
         """Return numbers and tensors to go on from."""
@@ -70,13 +73,19 @@ class _Learning:
     def penalty(self) -> Tensor | None:
         return self.lc.penalty()
 
+    def position(self, step: int) -> int:
+        """Every L step has a schedule of its own: in the last one, weights still have to reach their codes."""
+        return step * self.rounds % self.steps
+
     def before(self, step: int, optimizer: torch.optim.Optimizer) -> None:
-        self.lc.clip_lr(optimizer)
+        if isinstance(optimizer, torch.optim.SGD):  # Adam's steps do not grow with mu
+            self.lc.clip_lr(optimizer)
 
     def after(self, step: int) -> bool:
-        if step * self.rounds // self.steps > (step - 1) * self.rounds // self.steps:
+        due = step * self.rounds // self.steps > max(0, step - 1) * self.rounds // self.steps
+        if due:
             self.lc.compress()
-        return False
+        return due  # what an optimizer has learned of the gradients before does not hold for another mu and target
 
     def state(self) -> dict[str, Any]:
         return self.lc.state_dict()
@@ -100,6 +109,9 @@ class _Noisy:
 
     def penalty(self) -> Tensor | None:
         return None
+
+    def position(self, step: int) -> int:
+        return step
 
     def before(self, step: int, optimizer: torch.optim.Optimizer) -> None:
         self.noise.draw()
@@ -131,6 +143,9 @@ class _Iterative:
 
     def penalty(self) -> Tensor | None:
         return None
+
+    def position(self, step: int) -> int:
+        return step
 
     def before(self, step: int, optimizer: torch.optim.Optimizer) -> None:
         pass
@@ -326,7 +341,7 @@ class _Loop:
                 module.train()
                 module.training = self.norm_statistics
                 for group in optimizer.param_groups:
-                    group["lr"] = group["first"] * self.schedule.factor(self.step)
+                    group["lr"] = group["first"] * self.schedule.factor(self.method.position(self.step))
                 self.method.before(self.step, optimizer)
                 loss = self.objective(*self.data.at(self.step).tensors(device))
                 more = self.method.penalty()
