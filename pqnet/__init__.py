@@ -33,13 +33,14 @@ if TYPE_CHECKING:
     from pqnet.pipeline import Statistics as Statistics
     from pqnet.pipeline import load_statistics as load_statistics
     from pqnet.pipeline.calibrate import calibrate as calibrate
+    from pqnet.pipeline.compress import compress as compress
     from pqnet.pipeline.plan import plan as plan
     from pqnet.pipeline.quantize import quantize as quantize
 
 __version__ = "0.1.0"
 
 _FIT = ("KMeansResult", "assign", "weighted_kmeans")
-_PIPELINE = ("Recipe", "Statistics", "calibrate", "load_statistics", "plan", "quantize")
+_PIPELINE = ("Recipe", "Statistics", "calibrate", "compress", "load_statistics", "plan", "quantize")
 
 __all__ = [
     *("PQ", "Additive", "Fixed", "IntN", "Packed", "PackedPQ", "Scalar", "Sparse"),

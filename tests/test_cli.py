@@ -16,6 +16,7 @@ from realdata import DATA, needs_data
 import pqnet
 from pqnet import Packed, Recipe
 from pqnet.cli import commands
+from pqnet.cli.data import accuracies
 from pqnet.cli.main import build_parser, main
 from pqnet.demo import load_images, model_path
 from pqnet.graph import GraphBuilder, ValueInfo
@@ -98,6 +99,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.savez(folder / "ab.npz", a=np.ones((3, 4), np.float32), b=np.ones((3, 4), np.int64))
     np.save(folder / "six.npy", np.arange(24, dtype=np.float32).reshape(6, 4))
     np.save(folder / "seven.npy", np.ones((7, 4), np.float32))
+    np.save(folder / "sevens.npy", np.full(7, 7))
+    np.save(folder / "ids.npy", np.zeros((2, 3), np.int64))
     np.savez(folder / "a4.npz", a=np.ones((4, 4), np.float32))
     np.savez(folder / "b3.npz", b=np.ones((3, 4), np.int64))
     data = (folder / "model.h5").read_bytes()
@@ -125,6 +128,24 @@ def run(line: str) -> int:
 
 
 # -- the whole way ---------------------------------------------------------------------------------------------
+
+
+def test_run_prints_the_share_of_right_answers(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, images, labels = load_images()
+    np.save("held_out.npy", images[:100])
+    np.save("labels.npy", labels[:100].astype(np.uint8))
+    assert run("run model.h5 --input held_out.npy --labels labels.npy") == 0
+    logits = pqnet.load("model.h5")(images[:100])
+    order = np.argsort(-logits, 1)
+    shares = [np.mean([label in row[:n] for row, label in zip(order, labels, strict=False)]) for n in (1, 5)]
+    assert capsys.readouterr().out == f"output logits: top-1 {shares[0]:.2%}, top-5 {shares[1]:.2%} of 100 samples\n"
+    assert run("run model.h5 --input held_out.npy --labels labels.npy -o y.npy") == 0
+    assert np.allclose(np.load("y.npy"), logits, atol=1e-4) and "y.npy" in capsys.readouterr().out
+
+
+def test_accuracy_of_ties_and_what_is_no_number() -> None:
+    logits = np.float32([[0, 0, 1], [2, 2, 1], [np.nan, 0, 0], [0, np.nan, 0], [3, 1, 2]])
+    assert accuracies(logits, np.array([2, 0, 0, 0, 0])) == {"top-1": 0.4}
 
 
 def test_calibrate_quantize_run_inspect_verify(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -386,7 +407,11 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 BAD = [
     ("", "the following arguments are required: COMMAND"),
     ("squash model.h5", "invalid choice: 'squash'"),
-    ("run model.h5 --input x.npy", "the following arguments are required: -o/--output"),
+    ("run model.h5 --input x.npy", "run: expected --output, --labels or both, got neither"),
+    ("run model.h5 --input x.npy --labels seven.npy", r"--labels: expected one integer for each of 120 samples, got f"),
+    ("run model.h5 --input x.npy --labels x.npz", r"x.npz: expected an array for|inputs: expected arrays for"),
+    ("run total.h5 --input seven.npy --labels sevens.npy", "expected class numbers below 4, .* got 7 for sample 0"),
+    ("run onerow.h5 --input ids.npy --labels none.npy", "--labels: expected one integer for each of 2 samples, got f"),
     ("run model.h5 -o y.npy", "the following arguments are required: --input"),
     ("run model.h5 --input x.npy -o y.npy --fast", "unrecognized arguments: --fast"),
     ("run model.h5 --input x.npy -o y.npy --thr 1", "unrecognized arguments: --thr 1"),

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 import pqnet
-from pqnet import PQ, ConfigError, Model, Packed, PackedPQ, PQNetError, Recipe
+from pqnet import PQ, Additive, ConfigError, IntN, Model, Packed, PackedPQ, PQNetError, Recipe, Scalar, Sparse
 from pqnet.graph import GraphBuilder, Node, ValueInfo
 from pqnet.graph.op import complete_attrs, get_op
 from pqnet.pipeline import sweep as sweep_module
+from pqnet.pipeline.adapt import adapted
 from pqnet.pipeline.moments import input_rows, output_energies, positions_needed, row_moments
 from pqnet.pipeline.presets import PRESETS
 from pqnet.pipeline.recipe import resolve_recipe
@@ -343,6 +344,58 @@ def test_statistics_of_another_checkpoint_are_refused(tmp_path):
     assert found.merge(back).network == found.network
     Statistics(found.layers).save(tmp_path / "old.h5")  # as files were before
     pqnet.quantize(other, recipe, pqnet.load_statistics(tmp_path / "old.h5"), progress=False)
+
+
+def test_the_default_of_a_recipe_adapts_to_each_layer():
+    b = GraphBuilder({"x": ValueInfo(("n", 3, 8, 8))}, {"n": 2})
+    shapes = {"stem": (12, 3, 3, 3), "depth": (12, 1, 3, 3), "rows": (12, 1, 5, 5), "wide": (96, 12, 1, 1)}
+    x = "x"
+    for name, shape in shapes.items():
+        pad, groups = shape[2] // 2, 12 if shape[1] == 1 else 1
+        x = b.add("conv2d", x, name=name, params={"weight": rand(*shape)}, groups=groups, padding=(pad,) * 4)
+    for name, shape in {"fits": (64, 96), "head": (64, 64), "few": (2, 64)}.items():
+        x = x if name != "fits" else b.add("mean", x, axes=(2, 3))
+        x = b.add("linear", x, name=name, params={"weight": rand(*shape)})
+    model = Model(b.build({"y": x}))
+    with pytest.warns(UserWarning) as told:
+        chosen = resolve_recipe({"default": PQ(256, 8, "channel"), "head": None}, model.graph)
+    assert chosen == {
+        "stem": None,
+        "depth": PQ(2, 9),
+        "rows": PQ(8, 5),
+        "wide": PQ(32, 6, "channel"),
+        "fits": PQ(256, 8, "channel"),
+        "head": None,
+        "few": PQ(4, 8, "channel"),
+    }
+    (warning,) = told
+    lines = str(warning.message).splitlines()
+    assert "does not fit 4 layers" in lines[0]
+    assert [line.split()[0] for line in lines[2:-1]] == ["depth", "rows", "wide", "few"]
+    with pytest.raises(ConfigError, match="layer 'depth': d: expected a divisor of 1"):
+        resolve_recipe({"depth": PQ(256, 8, "channel")}, model.graph)
+    small = pqnet.quantize(model, chosen, rand(20, 3, 8, 8), progress=False)
+    assert np.isfinite(small(rand(2, 3, 8, 8))).all()
+
+
+@pytest.mark.parametrize(
+    ("codec", "shape", "wanted"),
+    [
+        (PQ(256, 8), (2, 5), None),
+        (PQ(16, 8, "channel", "int8"), (40, 97), PQ(16, 1, "channel", "int8")),
+        (IntN(4, per="group", group=32), (8, 48), IntN(4, per="group", group=24)),
+        (IntN(4), (8, 48), IntN(4)),
+        (Scalar(16), (2, 5), Scalar(2)),
+        (Scalar(16), (1, 3), None),
+        (Sparse(count=50), (4, 10), Sparse(count=40)),
+        (Additive([PQ(16, 8), Sparse(fraction=0.1)]), (64, 10), Additive([PQ(16, 10), Sparse(count=64)])),
+        (Additive([PQ(16, 8), Sparse(fraction=0.1)]), (2, 5), None),
+    ],
+)
+def test_codecs_nearest_to_one_that_does_not_fit(codec, shape, wanted):
+    assert adapted(codec, shape) == wanted
+    if wanted is not None:
+        wanted.fit(rand(*shape))
 
 
 def test_recipe_yaml_round_trip(tmp_path):

@@ -9,9 +9,20 @@ import numpy as np
 
 import pqnet
 from pqnet import Model, Packed, PQNetError, Recipe
-from pqnet.cli.data import check_output, codec_text, read_inputs, run_batches, write_outputs
-from pqnet.cli.plan import plan_for, read_source
+from pqnet.cli.data import (
+    accuracies,
+    check_output,
+    codec_text,
+    count_samples,
+    read_inputs,
+    read_labels,
+    run_batches,
+    write_outputs,
+)
+from pqnet.cli.plan import check_curve, outputs_for, plans_for, read_source, write_curve
 from pqnet.io import graph_nbytes, relative_differences
+from pqnet.pipeline import Agreement, Plan, Statistics
+from pqnet.pipeline.batches import iterate_batches
 
 __all__ = ["calibrate", "inspect", "quantize", "run", "verify"]
 
@@ -29,14 +40,28 @@ def calibrate(args: argparse.Namespace) -> None:
 
 
 def quantize(args: argparse.Namespace) -> None:
-    check_output(args.output, (".h5",))
+    outputs = outputs_for(args, (".h5",))
+    check_curve(args)
     recipe: Any = args.preset or (Recipe.read(args.recipe) if args.recipe else None)
     model = pqnet.load(args.model)
     source = read_source(args, model, "quantize")
-    made = None
-    if recipe is None:
-        made = plan_for(args, model, source)
-        recipe = made.recipe
+    plans: list[Plan | None] = [None] if recipe is not None else [*plans_for(args, model, source)]
+    rows = []
+    for made, output in zip(plans, outputs, strict=True):
+        small = _quantized(args, model, recipe if made is None else made.recipe, source)
+        if made is not None and (got := graph_nbytes(small.graph, small.golden)) > made.target:
+            raise PQNetError(f"target-size: expected a file of at most {made.target} bytes, got {got}; report this")
+        small.save(output)
+        _print_layers(small)
+        print(f"{output}: {os.path.getsize(output)} bytes")
+        if made is not None:
+            rows.append(
+                {"bytes": os.path.getsize(output), "predicted_error": made.error, **_kept(args, model, small, source)}
+            )
+    write_curve(args, rows)
+
+
+def _quantized(args: argparse.Namespace, model: Model, recipe: Any, source: Any) -> Model:
     small = pqnet.quantize(
         model,
         recipe,
@@ -51,20 +76,44 @@ def quantize(args: argparse.Namespace) -> None:
         seed=args.seed,
         threads=args.threads,
     )
-    small = small.with_golden(small.draw_golden(args.seed))
-    if made is not None and (got := graph_nbytes(small.graph, small.golden)) > made.target:
-        raise PQNetError(f"target-size: expected a file of at most {made.target} bytes, got {got}; report this")
-    small.save(args.output)
-    _print_layers(small)
-    print(f"{args.output}: {os.path.getsize(args.output)} bytes")
+    return small.with_golden(small.draw_golden(args.seed))
+
+
+def _kept(args: argparse.Namespace, model: Model, small: Model, source: Any) -> dict[str, float]:
+    """Return what is kept of the outputs on calibration data, by their metric; nothing of statistics."""
+    if isinstance(source, Statistics):
+        return {}
+    batches = list(iterate_batches(model.graph, source))
+    agreement = Agreement.of(model, batches, None, args.threads)
+    return {f"kept_{agreement.parts}": float(agreement.scores(small, model, batches, args.threads).mean())}
 
 
 def run(args: argparse.Namespace) -> None:
+    if args.output is None and args.labels is None:
+        raise PQNetError("run: expected --output, --labels or both, got neither")
     model = pqnet.load(args.model)
-    check_output(args.output, (".npy", ".npz") if len(model.outputs) == 1 else (".npz",))
-    outputs = run_batches(model, read_inputs(args.input, list(model.inputs)), args.batch, args.threads)
+    if args.output is not None:
+        check_output(args.output, (".npy", ".npz") if len(model.outputs) == 1 else (".npz",))
+    inputs = read_inputs(args.input, list(model.inputs))
+    labels = None if args.labels is None else read_labels(args.labels, count_samples(inputs))
+    outputs = run_batches(model, inputs, args.batch, args.threads)
+    if labels is not None:
+        _print_accuracy(outputs, labels)
+    if args.output is None:
+        return
     write_outputs(args.output, outputs)
     print(f"{args.output}: " + ", ".join(f"{name} {a.dtype} {a.shape}" for name, a in outputs.items()))
+
+
+def _print_accuracy(outputs: dict[str, np.ndarray], labels: np.ndarray) -> None:
+    """Print the share of right answers of every output that is of classes."""
+    of_classes = {n: y for n, y in outputs.items() if y.dtype.kind == "f" and y.ndim == 2 and y.shape[1] > 1}
+    if not of_classes:
+        got = ", ".join(f"{n} {y.dtype} {y.shape}" for n, y in outputs.items())
+        raise PQNetError(f"--labels: expected an output of shape (samples, classes), got {got}")
+    for name, logits in of_classes.items():
+        shares = ", ".join(f"{what} {share:.2%}" for what, share in accuracies(logits, labels).items())
+        print(f"output {name}: {shares} of {len(labels)} samples")
 
 
 def _report(model: Model) -> dict[str, Any]:

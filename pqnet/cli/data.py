@@ -12,7 +12,16 @@ from pqnet import Model, PQNetError
 from pqnet.codecs import codec_from_attrs
 from pqnet.io import read_arrays, replaced
 
-__all__ = ["check_output", "codec_text", "read_inputs", "run_batches", "write_outputs"]
+__all__ = [
+    "accuracies",
+    "check_output",
+    "codec_text",
+    "count_samples",
+    "read_inputs",
+    "read_labels",
+    "run_batches",
+    "write_outputs",
+]
 
 
 def _read(path: str) -> dict[str, np.ndarray] | np.ndarray:
@@ -52,14 +61,19 @@ def read_inputs(items: Sequence[str], names: Sequence[str]) -> dict[str, np.ndar
     return out
 
 
+def count_samples(arrays: Mapping[str, np.ndarray]) -> int:
+    """Return how many samples all arrays have along axis 0."""
+    lengths = {a.shape[0] if a.ndim else 0 for a in arrays.values()}
+    if len(lengths) != 1 or 0 in lengths:
+        raise PQNetError(f"inputs: expected equally many samples, at least one, got {sorted(lengths)}")
+    return lengths.pop()
+
+
 def run_batches(
     model: Model, arrays: Mapping[str, np.ndarray], size: int, threads: int | None = None
 ) -> dict[str, np.ndarray]:
     """Run a model on samples along axis 0, ``size`` at a time or as many as it takes, and join its outputs."""
-    lengths = {a.shape[0] if a.ndim else 0 for a in arrays.values()}
-    if len(lengths) != 1 or 0 in lengths:
-        raise PQNetError(f"inputs: expected equally many samples, at least one, got {sorted(lengths)}")
-    samples = lengths.pop()
+    samples = count_samples(arrays)
     size = next((shape[0] for shape, _ in model.inputs.values() if shape and shape[0] is not None), size)
     parts = []
     for start in range(0, samples, size):
@@ -75,12 +89,32 @@ def run_batches(
     return parts[0] if len(parts) == 1 else {n: np.concatenate([part[n] for part in parts]) for n in parts[0]}
 
 
-def check_output(path: str, suffixes: tuple[str, ...]) -> None:
+def read_labels(path: str, samples: int) -> np.ndarray:
+    """Return class numbers from a file, one for each sample."""
+    labels = read_inputs([path], ["labels"])["labels"]
+    if labels.dtype.kind not in "iu" or labels.shape != (samples,):
+        got = f"{labels.dtype} of shape {labels.shape}"
+        raise PQNetError(f"--labels: expected one integer for each of {samples} samples, got {got} in {path}")
+    return labels.astype(np.int64)
+
+
+def accuracies(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Return the shares of samples whose label is the class of the largest number, and among the five largest."""
+    classes = logits.shape[1]
+    if outside := np.flatnonzero((labels < 0) | (labels >= classes)).tolist():
+        got = f"{labels[outside[0]]} for sample {outside[0]}"
+        raise PQNetError(f"--labels: expected class numbers below {classes}, as many as the output has, got {got}")
+    theirs = np.take_along_axis(logits, labels[:, None], 1)
+    rank = (~(logits < theirs)).sum(1) - 1  # of equal numbers the label's comes last, and NaN is never right
+    return {f"top-{n}": float(np.mean(rank < n)) for n in (1, 5) if n < classes}
+
+
+def check_output(path: str, suffixes: tuple[str, ...], option: str = "--output") -> None:
     """Raise before long work if its result could not be written."""
     if Path(path).suffix not in suffixes:
-        raise PQNetError(f"--output: expected a file name ending in {' or '.join(suffixes)}, got {path}")
+        raise PQNetError(f"{option}: expected a file name ending in {' or '.join(suffixes)}, got {path}")
     if not Path(path).resolve().parent.is_dir():
-        raise PQNetError(f"--output: expected an existing folder, got {Path(path).parent}")
+        raise PQNetError(f"{option}: expected an existing folder, got {Path(path).parent}")
 
 
 def write_outputs(path: str, outputs: Mapping[str, Any]) -> None:

@@ -3,17 +3,19 @@
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from pqnet import PQNetError, __version__
-from pqnet.cli import bench, commands, convert, demo, finetune, plan
+from pqnet.cli import bench, commands, compress, convert, demo, plan, train
 from pqnet.cli.parser import Parser, add_common, add_data, at_least
 
 __all__ = ["build_parser", "main"]
 
 
-_SIZE = "bytes of the file, or text like 5MB, 800kB, 1.5MiB; never exceeded, and used to 99 %%"
+_SIZE = "bytes of the file, or text like 5MB, 800kB, 1.5MiB, 10x (smaller); never exceeded, and used to 99 %%"
+_SIZES = "repeatable: each file then has the size in its name"
 
 
 def _command(
@@ -31,11 +33,12 @@ def build_parser() -> Parser:
     parser = Parser(
         prog="pqnet",
         description="Networks made 10-40x smaller by quantization, and run from their codes on a CPU.",
-        epilog="example:\n  pqnet quantize model.h5 --calibration x.npy --preset small-blocks -o small.h5",
+        epilog="example:\n  pqnet compress model.h5 --calibration x.npy --keep 99%% -o small.h5",
     )
     parser.add_argument("--version", action="version", version=f"pqnet {__version__}")
     sub = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
-    for add in (_convert, _calibrate, _plan, _quantize, _finetune, _run, _inspect, _verify, _bench, _warmup, _demo):
+    making = (_convert, _compress, _calibrate, _plan, _quantize, _train, _finetune)
+    for add in (*making, _run, _inspect, _verify, _bench, _warmup, _demo):
         add(sub)
     return parser
 
@@ -78,7 +81,8 @@ def _plan(sub: Any) -> None:
         "  pqnet plan model.h5 --calibration x.npy --target-size 5MB -o recipe.yaml",
     )
     _add_source(p, "samples, also to measure how much of a layer's error reaches the outputs")
-    p.add_argument("--target-size", required=True, help=_SIZE)
+    p.add_argument("--target-size", required=True, action="append", help=f"{_SIZE}; {_SIZES}")
+    _add_curve(p, "bytes and predicted error")
     _add_prefer(p)
     _add_metric(p, "full")
     p.add_argument("--dry-run", action="store_true", help="print the plan, write nothing")
@@ -92,13 +96,15 @@ def _quantize(sub: Any) -> None:
         "quantize",
         commands.quantize,
         "replace the weights of a model by codes",
-        "pqnet quantize model.h5 --calibration x.npy --preset small-blocks -o small.h5",
+        "pqnet quantize model.h5 --calibration x.npy --preset small-blocks -o small.h5\n"
+        "  pqnet quantize model.h5 --calibration x.npy --target-size 10x --target-size 20x --curve sizes.csv -o s.h5",
     )
     _add_source(p, "calibration samples, for layer after layer")
     which = p.add_mutually_exclusive_group(required=True)
     which.add_argument("--preset", help="small-blocks, large-blocks, transformer, or a paper's: bgd-resnet50-large ...")
     which.add_argument("--recipe", help="YAML file: name pattern to codec, or null to keep float")
-    which.add_argument("--target-size", help=f"{_SIZE}; plans the codecs, see pqnet plan")
+    which.add_argument("--target-size", action="append", help=f"{_SIZE}; plans the codecs, see pqnet plan; {_SIZES}")
+    _add_curve(p, "bytes, predicted error, and, with --calibration, what is kept of the outputs on these samples")
     _add_prefer(p)
     p.add_argument("--mode", help="a published algorithm: bgd, pqf or ipq; instead of the next four")
     _add_metric(p, None)
@@ -111,35 +117,95 @@ def _quantize(sub: Any) -> None:
     add_common(p)
 
 
+def _compress(sub: Any) -> None:
+    p = _command(
+        sub,
+        "compress",
+        compress.compress,
+        "make the smallest file whose outputs agree with the float model's on samples that it was not made from",
+        "pqnet compress model.h5 --calibration x.npy --keep 99% -o small.h5".replace("%", "%%"),
+    )
+    p.add_argument("model", help="pqnet model file with float weights")
+    add_data(p, "--calibration", "samples like those of later use, 400 or more, without labels; a part is held out")
+    p.add_argument("--keep", type=compress.share, default=0.99, help="share of the outputs to keep (default 99%%)")
+    p.add_argument("--metric", help="top1, cosine or error (default: by what the outputs are, see pqnet.compress)")
+    add_data(p, "--held-out", "samples to judge by, instead of a part of the others", required=False)
+    _add_prefer(p)
+    _add_curve(p, "bytes, predicted error, what is kept, of every size tried", "try")
+    p.add_argument("--checkpoint", metavar="DIR", help="folder of finished layers: run again to go on after a stop")
+    p.add_argument("-o", "--output", required=True, help="model file to write")
+    add_common(p)
+
+
 def _finetune(sub: Any) -> None:
     p = _command(
         sub,
         "finetune",
-        finetune.finetune,
+        train.train,
         "train the codebooks of a quantized model to give the float model's outputs; needs PyTorch",
         "pqnet finetune small.h5 --teacher model.h5 --data images.npy --augment -o better.h5\n"
         "  torchrun --nproc-per-node 2 -m pqnet finetune small.h5 --teacher model.h5 --data images.npy -o better.h5",
     )
-    p.add_argument("student", help="quantized model file")
-    p.add_argument("--teacher", required=True, help="float model file")
-    add_data(p, "--data", "samples to train on; a tenth, at most 1000, is held out to judge by")
-    p.add_argument("--labels", metavar="FILE", help=".npy of class numbers, to train by as well")
-    p.add_argument("--label-weight", type=float, default=0.5, help="of the labels against the teacher (default 0.5)")
-    p.add_argument("--augment", action="store_true", help="move and mirror images at random")
-    p.add_argument("--steps", type=at_least(1), default=1000, help="for layerwise, of every layer (default 1000)")
-    p.add_argument("--stage", default="global", help="global (default), or layerwise: quantize anew, train each layer")
-    p.add_argument("--loss", default="kl", help="kl (default) for logits, or mse for other outputs")
-    p.add_argument("--temperature", type=float, default=1.0, help="of kl (default 1)")
-    p.add_argument("--hints", type=float, default=0.0, help="weight of the errors of all layers' outputs (default 0)")
-    p.add_argument("--norm-statistics", action="store_true", help="batch norms by statistics of their batch")
-    p.add_argument("--batch", type=at_least(1), default=128, help="samples of a step (default 128)")
-    p.add_argument("--lr", type=float, default=0.01, help="size of the first steps, see pqnet.train.distill")
-    p.add_argument("--optimizer", default="adam", help="adam (default) or sgd")
-    p.add_argument("--every", type=at_least(1), default=250, help="steps between judging and saving (default 250)")
-    p.add_argument("--checkpoint", metavar="FILE", help="state of the run (layerwise: a folder): run again to go on")
-    p.add_argument("--device", default="cpu", help="where PyTorch computes (default cpu)")
-    p.add_argument("-o", "--output", required=True, help="model file to write")
-    add_common(p)
+    p.set_defaults(command="finetune", method="distill")
+    p.add_argument("model", metavar="student", help="quantized model file")
+    _add_distill(p)
+    _add_training(p)
+
+
+def _train(sub: Any) -> None:
+    p = _command(
+        sub,
+        "train",
+        train.train,
+        "train a model by distillation, learning-compression, quantization noise or in stages; needs PyTorch",
+        "pqnet train model.h5 --method lc --preset small-blocks --data x.npy --labels y.npy -o small.h5\n"
+        "  pqnet train model.h5 --method noise --recipe recipe.yaml --data x.npy -o small.h5\n"
+        "  pqnet train small.h5 --method distill --teacher model.h5 --data x.npy -o better.h5",
+    )
+    p.set_defaults(command="train")
+    p.add_argument("model", help="float model file; for distill, a quantized one")
+    p.add_argument("--method", required=True, help="distill (as pqnet finetune), lc, noise or ipq")
+    which = p.add_mutually_exclusive_group()
+    which.add_argument("--preset", help="small-blocks, large-blocks or transformer; for all but distill")
+    which.add_argument("--recipe", help="or a YAML file, see pqnet quantize")
+    _add_distill(p)
+    p.add_argument("--mu", type=float, help="of lc: weight of the penalty at first (default 1e-4)")
+    p.add_argument("--growth", type=float, help="of lc: factor of mu at each C step (default 1.2)")
+    p.add_argument("--rounds", type=at_least(1), help="of lc: C steps (default 50)")
+    p.add_argument("--p", type=float, help="of noise: share of the blocks that is quantized in a step (default 0.1)")
+    p.add_argument("--phi", help="of noise: proxy (default), zeros, or exact, codewords")
+    p.add_argument("--stages", type=at_least(1), help="of ipq: groups of layers, from the input on (default 4)")
+    _add_training(p)
+
+
+def _add_distill(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--teacher", help="float model file, of distill")
+    parser.add_argument("--stage", help="of distill: global (default), or layerwise: quantize anew, train each layer")
+    parser.add_argument("--hints", type=float, help="of distill: weight of the errors of all layers (default 0)")
+    parser.add_argument("--reassign", type=at_least(1), help="of distill: steps between choices of new codes")
+
+
+def _add_training(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add_data(parser, "--data", "samples to train on; a tenth, at most 1000, is held out to judge by")
+    add("--labels", metavar="FILE", help=".npy of class numbers, to train by as well")
+    add("--label-weight", type=float, default=0.5, help="of the labels against the teacher (default 0.5)")
+    add("--train", action="append", metavar="PART", help="codebooks, norms, biases, weights (default all); repeatable")
+    add("--augment", action="store_true", help="move and mirror images at random")
+    add("--steps", type=at_least(1), default=1000, help="in all; for layerwise, of every layer (default 1000)")
+    add("--loss", default="kl", help="kl (default) for logits, or mse for other outputs")
+    add("--temperature", type=float, default=1.0, help="of kl (default 1)")
+    add("--norm-statistics", action="store_true", help="batch norms by statistics of their batch")
+    add("--gradient", default="mean", help="of a codeword: mean (default) or sum over its blocks")
+    add("--batch", type=at_least(1), default=128, help="samples of a step (default 128)")
+    add("--lr", type=float, default=0.01, help="size of the first steps, see pqnet.train.distill")
+    add("--optimizer", default="adam", help="adam (default) or sgd")
+    add("--weight-decay", type=float, default=0.0, help="of the optimizer (default 0)")
+    add("--every", type=at_least(1), default=250, help="steps between judging and saving (default 250)")
+    add("--checkpoint", metavar="FILE", help="state of the run (layerwise: a folder): run again to go on")
+    add("--device", default="cpu", help="where PyTorch computes (default cpu)")
+    add("-o", "--output", required=True, help="model file to write")
+    add_common(parser)
 
 
 def _add_source(parser: argparse.ArgumentParser, data: str) -> None:
@@ -150,6 +216,10 @@ def _add_source(parser: argparse.ArgumentParser, data: str) -> None:
 
 def _add_prefer(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prefer", default="error", help="of a plan: least error (default), or latency: fast layouts")
+
+
+def _add_curve(parser: argparse.ArgumentParser, what: str, each: str = "--target-size") -> None:
+    parser.add_argument("--curve", metavar="FILE", help=f".csv to write, a row for each {each}: {what}")
 
 
 def _add_metric(parser: argparse.ArgumentParser, default: str | None) -> None:
@@ -168,12 +238,13 @@ def _run(sub: Any) -> None:
         "run",
         commands.run,
         "run a model from its codes on NumPy arrays",
-        "pqnet run small.h5 --input x.npy -o y.npy",
+        "pqnet run small.h5 --input x.npy -o y.npy\n  pqnet run small.h5 --input x.npy --labels labels.npy",
     )
     p.add_argument("model", help="pqnet model file")
     add_data(p, "--input", "input")
+    p.add_argument("--labels", metavar="FILE", help=".npy of class numbers: print the share of right answers")
     _add_batch(p)
-    p.add_argument("-o", "--output", required=True, help=".npy file to write; .npz for several outputs")
+    p.add_argument("-o", "--output", help=".npy file to write; .npz for several outputs")
     add_common(p)
 
 
@@ -239,8 +310,14 @@ def _demo(sub: Any) -> None:
     add_common(p)
 
 
+def _print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    """Print a warning as what it is to who types commands: a message, without a place in the source."""
+    print(f"pqnet: warning: {message}", file=sys.stderr)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return 0, 2 after bad input, 130 after an interrupt."""
+    warnings.showwarning = _print_warning
     try:
         args = build_parser().parse_args(argv)
         args.run(args)

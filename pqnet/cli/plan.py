@@ -1,7 +1,9 @@
 """The command ``plan``, and what ``quantize --target-size`` shares with it."""
 
 import argparse
+import csv
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +12,9 @@ import pqnet
 from pqnet import Model, PQNetError
 from pqnet.cli.data import check_output, codec_text, read_inputs
 from pqnet.io import replaced
-from pqnet.pipeline import Plan, measure, parse_size
+from pqnet.pipeline import FileSizes, Plan, measure
 
-__all__ = ["plan", "plan_for", "read_source"]
+__all__ = ["check_curve", "outputs_for", "plan", "plans_for", "read_source", "write_csv", "write_curve"]
 
 
 def read_source(args: argparse.Namespace, model: Model, command: str) -> Any:
@@ -24,29 +26,69 @@ def read_source(args: argparse.Namespace, model: Model, command: str) -> Any:
     return read_inputs(args.calibration, list(model.inputs)) if args.calibration else None
 
 
-def plan_for(args: argparse.Namespace, model: Model, source: Any) -> Plan:
-    """Plan for the file that `pqnet quantize` writes, which holds a golden record."""
+def plans_for(args: argparse.Namespace, model: Model, source: Any) -> list[Plan]:
+    """Plan for the files that `pqnet quantize` writes, which hold a golden record: one for each size asked for."""
     if source is None:
         raise PQNetError("target-size: expected --calibration or --statistics with it, got neither")
-    target = parse_size(args.target_size)  # before work
+    files = FileSizes(model, True, args.seed)
+    targets = [files.target(size, args.prefer == "latency") for size in args.target_size]  # before work
     options = {"prefer": args.prefer, "seed": args.seed, "threads": args.threads}
     published = getattr(args, "mode", None) is not None  # no mode has a search of second order
     measured = measure(model, source, metric=args.metric or ("block" if published else "full"), **options)
-    return measured.plan(target, golden=True)
+    return [measured.plan(target, golden=True) for target in targets]
+
+
+def outputs_for(args: argparse.Namespace, suffixes: tuple[str, ...]) -> list[str]:
+    """Return the checked names of the files to write: with several sizes each has its own in its name."""
+    sizes = args.target_size or []
+    path = Path(args.output)
+    names = [str(path.with_name(f"{path.stem}-{size.replace(' ', '')}{path.suffix}")) for size in sizes]
+    if len(set(names)) < len(names):
+        raise PQNetError(f"--target-size: expected every size once, got {', '.join(sizes)}")
+    paths = names if len(names) > 1 else [args.output]
+    for name in paths:
+        check_output(name, suffixes)
+    return paths
 
 
 def plan(args: argparse.Namespace) -> None:
     if (args.output is None) != args.dry_run:
         raise PQNetError("plan: expected one of --output and --dry-run, got " + ("both" if args.dry_run else "neither"))
-    if args.output:
-        check_output(args.output, (".yaml", ".yml"))
+    outputs = outputs_for(args, (".yaml", ".yml")) if args.output else []
+    check_curve(args)
     model = pqnet.load(args.model)
-    made = plan_for(args, model, read_source(args, model, "plan"))
-    _print_plan(made)
-    if args.output:
-        with replaced(args.output) as temporary, open(temporary, "w", encoding="utf-8") as file:
-            file.write(made.recipe.to_yaml())
-        print(f"{args.output}: {os.path.getsize(args.output)} bytes; pqnet quantize --recipe {args.output}")
+    plans = plans_for(args, model, read_source(args, model, "plan"))
+    for i, made in enumerate(plans):
+        _print_plan(made)
+        if outputs:
+            with replaced(outputs[i]) as temporary, open(temporary, "w", encoding="utf-8") as file:
+                file.write(made.recipe.to_yaml())
+            print(f"{outputs[i]}: {os.path.getsize(outputs[i])} bytes; pqnet quantize --recipe {outputs[i]}")
+    write_curve(args, [{"bytes": made.nbytes, "predicted_error": made.error} for made in plans])
+
+
+def check_curve(args: argparse.Namespace) -> None:
+    """Raise before work if there is no curve to write, or no place for it."""
+    if args.curve is not None:
+        if not args.target_size:
+            raise PQNetError("curve: expected --target-size with it, got none")
+        check_output(args.curve, (".csv",), "--curve")
+
+
+def write_curve(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
+    """Write what was found for every size, a row each, if asked for."""
+    if args.curve is None:
+        return
+    write_csv(args.curve, [{"target_size": size, **row} for size, row in zip(args.target_size, rows, strict=True)])
+
+
+def write_csv(path: str, rows: list[dict[str, Any]]) -> None:
+    """Write rows with the same keys as a table."""
+    with replaced(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    print(f"{path}: {len(rows)} rows")
 
 
 def _print_plan(made: Plan) -> None:
@@ -63,5 +105,5 @@ def _print_plan(made: Plan) -> None:
     weights = sum(layer.nbytes for layer in made.layers.values())
     print(
         f"weights {weights} bytes; file at most {made.nbytes} bytes, {made.nbytes / made.target:.2%} of {made.target}; "
-        f"predicted error of the outputs {made.error:.5f} (relative, squared; layers repair nothing)"
+        f"predicted error of the outputs {made.error:.5f} (relative, squared)"
     )

@@ -5,23 +5,27 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pqnet.codecs import PQ, Codec, IntN
+from pqnet.codecs import PQ, Additive, Codec, Fixed, IntN, Sparse
 from pqnet.codecs.layout import block_columns, from_blocks, to_blocks
 from pqnet.codecs.pq import Integers
 from pqnet.fit import assign, weighted_kmeans
 from pqnet.graph import Node, weight_op
 from pqnet.pipeline.moments import build_metric, diagonal_blocks, output_squares, relative, row_weights
+from pqnet.pipeline.noise import quantized_alike
 from pqnet.pipeline.statistics import Moments
 
-__all__ = ["Choice", "LayerRates", "codec_nbytes"]
+__all__ = ["Choice", "LayerRates", "codec_nbytes", "smallest_codec"]
 
 SAMPLE = 16384  # blocks of a layer that codewords are tried on; more where few outputs have most of the energy:
 UNEVEN = 0.1  # by how much the mean energy of a sample may be off
 ANCHORS = (8, 64, 512)  # K at which errors are measured; between them log error is linear in log K
-MIDDLE = 64  # K at which int8 is tried, and which perturbs a layer for its sensitivity
+MIDDLE = 64  # K at which int8 is tried, and which without the second-order search perturbs a layer
+PERTURBED = 0.06  # relative squared error of the outputs of a layer at which its sensitivity is measured, with it
 STEPS = 6  # of k-means at an anchor
 LARGEST_K = 4096
-BITS = (8, 7, 6, 5, 4)
+BITS = (8, 7, 6, 5, 4, 3, 2)
+LISTS = ("binary", "ternary")  # one scale for all weights, for those that are too few for a codebook
+CORRECTED = (0.005, 0.02)  # share of the weights that are stored beside their codewords
 GROUPS = (32, 8, 2)  # inputs that share a scale of 8-bit integers: 8.5, 10 and 16 bits a weight
 # Of moments, as a share of their mean diagonal, where the gain of the second-order search is predicted: on six layers
 # of two networks (d = 4 to 18, K = 16 to 256) that comes within 0.19 of the factor, which is 0.14 to 0.77.
@@ -47,12 +51,40 @@ def block_sizes(shape: tuple[int, ...], fast: bool) -> list[tuple[int, str]]:
     """Return the blocks (d, layout) to try on a weight; with ``fast`` only those that kernels run fastest."""
     channels, taps = shape[1], math.prod(shape[2:])
     found = [(d, "channel") for d in ((8, 16) if fast else (2, 4, 8, 16)) if channels % d == 0]
+    found += [] if fast else [(1, "spatial")]  # what `Scalar` stores, found under the whole metric
     if taps > 1 and not (fast and found):
         spatial = [shape[-1], taps, *([2 * taps] if channels % 2 == 0 and taps <= 16 else [])]
         found += [(d, "spatial") for d in dict.fromkeys(spatial) if d > 1]
     if not found:
         found = [(next(d for d in range(8, 0, -1) if channels % d == 0), "channel")]
     return found
+
+
+def codebook_sizes(n_blocks: int) -> list[int]:
+    """Return the K to try on a weight of so many blocks, of which a codeword serves four at least; none below 4."""
+    most = min(LARGEST_K, n_blocks // 4)
+    grid = sorted({round(2 ** (i / 4)) for i in range(8, 49)} | {most})
+    return [k for k in grid if 4 <= k <= most]
+
+
+def plain_codecs(shape: tuple[int, ...], fast: bool) -> list[Codec]:
+    """Return the candidates without a codebook: integers, fixed lists, and all numbers as float16."""
+    inputs = math.prod(shape[1:])
+    found: list[Codec] = [IntN(bits) for bits in BITS]
+    if not fast:
+        found += [IntN(8, per="group", group=g) for g in GROUPS if inputs % g == 0 and inputs > g]
+        found += [Fixed(values) for values in LISTS]  # type: ignore[arg-type]
+        found.append(Sparse(fraction=1.0))
+    return found
+
+
+def smallest_codec(shape: tuple[int, ...], fast: bool) -> Codec | None:
+    """Return the candidate for a weight of this shape that takes least."""
+    found: list[Codec | None] = [None, *plain_codecs(shape, fast)]
+    for d, layout in block_sizes(shape, fast):
+        ks = codebook_sizes(math.prod(shape) // d)[:1]
+        found += [PQ(k, d, layout, dtype) for k in ks for dtype in ("float16", "int8")]  # type: ignore[arg-type]
+    return min(found, key=lambda codec: codec_nbytes(codec, shape))
 
 
 class LayerRates:
@@ -96,7 +128,8 @@ class LayerRates:
             self.share = weights.astype(np.float64) / weights.sum(dtype=np.float64)
             self.moment = self.whole = np.eye(weight.shape[1], dtype=np.float32)[None]
         else:
-            full = build_metric("full", (moments.centred() if corrected else moments.mean)[:, None])
+            seen = _without_rounding(moments) if corrected else moments.mean
+            full = build_metric("full", seen[:, None])
             assert full is not None
             self.moment, self.whole = full[:, 0], moments.mean
             self.energies = output_squares(self.moment, weight)
@@ -108,29 +141,34 @@ class LayerRates:
         for d, layout in block_sizes(shape, self.fast):
             found += self._pq(d, layout)
         self._factors.clear()  # large
-        return found + self._integers()
+        return found + self._plain()
 
-    def _integers(self) -> list[Choice]:
-        """Return the candidates of integers: measured at 4 and 5 bits, which is quick, and continued to 8."""
-        shape, inputs = self.weight.shape, math.prod(self.weight.shape[1:])
-        target = self.weight[self._rows(inputs)]
+    def _plain(self) -> list[Choice]:
+        """Return the candidates without a codebook: integers are measured at 2 to 5 bits, and continued to 8."""
+        shape, target = self.weight.shape, self.weight[self._rows(math.prod(self.weight.shape[1:]))]
 
-        def error(codec: IntN) -> float:
+        def error(codec: Codec) -> float:
             packed = codec.fit(target, threads=self.threads)
             return max(self._error(packed.decode(), target), LEAST)
 
-        coarse, finer = (error(IntN(bits)) for bits in (4, 5))
-        ratio = min(finer / coarse, 0.5)
-        found = {IntN(bits): coarse * ratio ** (bits - 4) for bits in BITS}
-        for group in () if self.fast else GROUPS:
-            if inputs % group == 0 and inputs > group:
-                share = min(1.0, error(IntN(4, per="group", group=group)) / coarse)
-                found[IntN(8, per="group", group=group)] = share * coarse * ratio**4
+        measured = {bits: error(IntN(bits)) for bits in (5, 4, 3, 2)}
+        ratio = min(measured[5] / measured[4], 0.5)
+        found: dict[Codec, float] = {}
+        for codec in plain_codecs(shape, self.fast):
+            if isinstance(codec, IntN) and codec.group is None:
+                found[codec] = measured.get(codec.bits, measured[4] * ratio ** (codec.bits - 4))
+            elif isinstance(codec, IntN):
+                share = min(1.0, error(IntN(4, per="group", group=codec.group)) / measured[4])
+                found[codec] = share * measured[4] * ratio**4
+            else:
+                found[codec] = error(codec)
         return [Choice(codec, codec_nbytes(codec, shape), e) for codec, e in found.items()]
 
     def perturbed(self) -> np.ndarray:
-        """Return the whole weight from a coarse codebook: an error of the kind that quantization makes."""
+        """Return the whole weight with an error of the kind that quantization makes."""
         shape = self.weight.shape
+        if self.second_order and not self.embedding:
+            return quantized_alike(self.weight, self.moment, PERTURBED, self.seed)
         d, layout = min(block_sizes(shape, self.fast), key=lambda s: abs(s[0] - 8))
         words = self._kmeans(d, layout, min(MIDDLE, max(1, self._blocks(d) // 4)))[0]
         blocks = to_blocks(self.weight, d, layout)
@@ -144,28 +182,31 @@ class LayerRates:
 
     def _pq(self, d: int, layout: str) -> list[Choice]:
         """Return the candidates with these blocks: their errors from a few anchors."""
-        most = min(LARGEST_K, self._blocks(d) // 4)
-        anchors = sorted({k for k in ANCHORS if k <= most / 2} | ({most} if most < 2 * ANCHORS[-1] else set()))
-        if most < 4:
+        ks = codebook_sizes(self._blocks(d))
+        if not ks:
             return []
-        errors, rounding = [], 0.0
+        most = ks[-1]
+        anchors = sorted({k for k in ANCHORS if k <= most / 2} | ({most} if most < 2 * ANCHORS[-1] else set()))
+        errors, rounding, left = [], 0.0, dict.fromkeys(CORRECTED, 1.0)
         for k in anchors:
             words, codes, target = self._kmeans(d, layout, k)
-            error = self._error(from_blocks(words[codes], target.shape, layout), target)
+            decoded = from_blocks(words[codes], target.shape, layout)
+            error = self._error(decoded, target)
             errors.append(error)
             if k == min(anchors, key=lambda a: abs(a - MIDDLE)):
                 stored = Integers.nearest(words).floats()
                 rounded = self._error(from_blocks(stored[codes], target.shape, layout), target)
                 rounding = max(0.0, rounded - error)
-        grid = sorted({round(2 ** (i / 4)) for i in range(8, 49)} | {most})
-        ks = [k for k in grid if k <= most]
+                left = {f: self._error(_corrected(decoded, target, f), target) / max(error, LEAST) for f in left}
         logs = _interpolate(np.log2(ks), np.log2(anchors), np.log(np.maximum(errors, LEAST)))
-        found = []
+        found: dict[Codec, float] = {}
         for k, error in zip(ks, np.exp(logs) * self._shaping(d, layout), strict=True):
-            for dtype, more in (("float16", 0.0), ("int8", rounding)):
-                codec = PQ(k, d, layout, dtype)  # type: ignore[arg-type]
-                found.append(Choice(codec, codec_nbytes(codec, self.weight.shape), float(error) + more))
-        return found
+            plain, small = PQ(k, d, layout), PQ(k, d, layout, "int8")  # type: ignore[arg-type]
+            found |= {plain: float(error), small: float(error) + rounding}
+            if not self.fast and d > 1 and k & (k - 1) == 0:
+                for fraction, share in left.items():
+                    found[Additive([small, Sparse(fraction=fraction)], 1)] = min(1.0, share) * (float(error) + rounding)
+        return [Choice(codec, codec_nbytes(codec, self.weight.shape), e) for codec, e in found.items()]
 
     def _rows(self, blocks_in_row: int) -> np.ndarray:
         """Return outputs of about SAMPLE blocks, or more: of an embedding by use, else as many of each group."""
@@ -238,6 +279,24 @@ class LayerRates:
         """Return the relative squared error of the outputs of some rows."""
         error, energy = output_squares(self.moment, target - decoded), output_squares(self.whole, target)
         return relative(float(error.sum()), float(energy.sum()))
+
+
+def _without_rounding(moments: Moments) -> np.ndarray:
+    """Return centred moments, and so much on their diagonal that what rounding took from small ones is made up for.
+
+    Of inputs far from zero, second moments hold in float32 little of how these vary.
+    """
+    n = moments.mean.shape[1]
+    lost = np.finfo(np.float32).eps * np.sqrt(n) * np.abs(moments.mean).max(axis=(1, 2))
+    centred: np.ndarray = moments.centred() + lost[:, None, None] * np.eye(n, dtype=np.float32)
+    return centred
+
+
+def _corrected(decoded: np.ndarray, target: np.ndarray, fraction: float) -> np.ndarray:
+    """Return decoded weights of which a share, those that are most wrong, are right."""
+    wrong = np.abs(target - decoded)
+    limit = np.quantile(wrong, 1 - fraction)
+    return np.where(wrong > limit, target, decoded)
 
 
 def _interpolate(x: np.ndarray, known: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ from pqnet import _check
 from pqnet.codecs import Codec, codec_from_attrs
 from pqnet.errors import ConfigError, FormatError, PQNetError
 from pqnet.graph import Graph
+from pqnet.pipeline.adapt import adaptation_table, adapted, fits
 from pqnet.pipeline.presets import PRESETS, first_conv
 
 __all__ = ["Recipe", "choose_by_name", "resolve_recipe"]
@@ -32,6 +33,8 @@ class Recipe:
         Keys are layer names or globs (``*``, ``?``, ``[..]``); of several that match a layer the longest wins, and a
         whole name over a glob of its length; None keeps the layer in float. ``"default"`` is for layers that no other
         key matches, but for the first convolution, which then stays float as in the papers; without it they stay float.
+        Where it does not fit a layer it is adapted, with a warning that lists what such layers have: the nearest
+        divisor for d, the other layout, a smaller K, float for the smallest. Codecs of other keys have to fit.
 
     Examples
     --------
@@ -106,7 +109,8 @@ class Recipe:
 def resolve_recipe(recipe: "Recipe | Mapping[str, Codec | None] | str", graph: Graph) -> dict[str, Codec | None]:
     """Return the codec of every layer of a graph, clamped to it, or raise ConfigError.
 
-    Patterns that match no layer and codecs that do not fit their layer are errors.
+    Patterns that match no layer and codecs that do not fit the layers that they name are errors; the default is adapted
+    to each layer, with a warning.
     """
     is_preset = isinstance(recipe, str)
     if isinstance(recipe, str):
@@ -114,16 +118,24 @@ def resolve_recipe(recipe: "Recipe | Mapping[str, Codec | None] | str", graph: G
     elif not isinstance(recipe, Recipe):
         recipe = Recipe(recipe)
     layers = graph.layers()
-    found, lost = choose_by_name(layers, recipe.layers, first_conv(layers))
+    stem, default = first_conv(layers), recipe.layers.get("default")
+    found, lost = choose_by_name(layers, recipe.layers, stem)
     if lost:
         raise ConfigError(f"recipe: pattern {lost[0]!r} matches no layer; the layers are {_some(list(layers))}")
+    shapes = {name: tuple(graph.params[node.params["weight"]].shape) for name, node in layers.items()}
+    globs = [pattern for pattern in recipe.layers if pattern != "default"]
+    others = [name for name in layers if name != stem and not any(fnmatchcase(name, glob) for glob in globs)]
     chosen: dict[str, Codec | None] = {}
-    for name, node in layers.items():
-        codec, shape = found[name], tuple(graph.params[node.params["weight"]].shape)
+    for name, codec in found.items():
+        if codec is not None and name in others:
+            chosen[name] = adapted(codec, shapes[name])
+            continue
         try:
-            chosen[name] = codec and codec.check(shape)
+            chosen[name] = codec and codec.check(shapes[name])
         except ConfigError as reason:
             raise ConfigError(f"layer {name!r}: {reason}") from None
+    if default is not None:
+        _tell_adapted(default, {name: (shapes[name], chosen[name]) for name in others})
     if not any(chosen.values()):
         raise ConfigError(
             f"recipe: expected a codec for at least one layer, got none; layers are {_some(list(layers))} (the first "
@@ -172,6 +184,12 @@ def _warn_if_mostly_float(graph: Graph, chosen: Mapping[str, Codec | None]) -> N
 
 def _is_integer(param: Any) -> bool:
     return isinstance(param, np.ndarray) and param.dtype.kind != "f"
+
+
+def _tell_adapted(default: Codec, chosen: Mapping[str, tuple[tuple[int, ...], Codec | None]]) -> None:
+    """Warn of layers, given by shape and codec, that have another codec than the default."""
+    if changed := {name: found for name, found in chosen.items() if not fits(default, found[0])}:
+        warnings.warn(adaptation_table(default, changed), stacklevel=4)
 
 
 def _some(names: list[str]) -> str:

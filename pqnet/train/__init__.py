@@ -6,6 +6,7 @@ from pqnet.train.data import image_batches as image_batches
 from pqnet.train.distill import distill as distill
 from pqnet.train.ipq import IterativePQ as IterativePQ
 from pqnet.train.lc import LC as LC
+from pqnet.train.methods import train as train
 from pqnet.train.module import to_model as to_model
 from pqnet.train.module import to_module as to_module
 from pqnet.train.noise import LayerDrop as LayerDrop

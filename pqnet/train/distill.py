@@ -27,9 +27,10 @@ from pqnet.train.objective import Loss, Objective
 from pqnet.train.ops import TorchGraph
 from pqnet.train.packed import packed_weights
 from pqnet.train.parallel import is_main, torch_threads
+from pqnet.train.stored import Gradient
 from pqnet.train.trainer import PARTS, Schedule, run_training
 
-__all__ = ["distill"]
+__all__ = ["CALIBRATION", "distill", "find_device"]
 
 CALIBRATION = 1000  # samples, of batches, that layers are quantized by
 NORM_EPS = 1e-5
@@ -51,6 +52,7 @@ def distill(
     train: Sequence[str] = PARTS,
     norm_statistics: bool = False,
     reassign: int = 0,
+    gradient: Gradient = "mean",
     batch_size: int = 128,
     lr: float = 0.01,
     optimizer: str = "adam",
@@ -104,6 +106,8 @@ def distill(
         Choose all codes of `PQ` weights anew every so many steps: the codewords nearest to the teacher's weight under
         the student's metric, of what the layer now sees. 0: never. For students of ``mode="bgd"`` and others whose
         codes stand for weights; those of the default stand for what gives the teacher's outputs.
+    gradient : {"mean", "sum"}
+        Of codewords, see `PackedWeight`.
     batch_size : int
         Of samples; batches come as they are.
     lr, optimizer, weight_decay
@@ -154,6 +158,8 @@ def distill(
         raise PQNetError("teacher: expected the student's inputs and outputs, got others")
     if not any(isinstance(p, Packed) for p in student.graph.params.values()):
         raise ConfigError("student: expected a quantized network, got one without packed weights; quantize it first")
+    if gradient not in ("mean", "sum"):
+        raise ConfigError(f"gradient: expected 'mean' or 'sum', got {gradient!r}")
     if stage not in ("global", "layerwise"):
         raise ConfigError(f"stage: expected 'global' or 'layerwise', got {stage!r}")
     if check_number("labels", labels) >= 1:
@@ -184,8 +190,12 @@ def distill(
         data,
         schedule,
         partial(Objective, loss=loss, temperature=temperature, hints=hints, labels=labels),
-        [getattr(loss, "__qualname__", str(loss)), temperature, hints, labels, batch_size, seed, norm_statistics],
-        _device(device),
+        [
+            *(getattr(loss, "__qualname__", str(loss)), temperature, hints, labels, batch_size, seed),
+            *(norm_statistics, gradient),
+        ],
+        find_device(device),
+        gradient,
         progress,
     )
     with torch_threads(threads):
@@ -202,6 +212,7 @@ class _Task:
     objective: Callable[..., Objective]
     settings: list[Any]
     device: torch.device
+    gradient: Gradient
     progress: bool
 
     def key(self, *graphs: Graph) -> str:
@@ -230,7 +241,7 @@ def _all_together(
     graph = student.graph
     if norm_statistics:
         graph = with_norm_statistics(graph, task.data.some(CALIBRATION))
-    module = to_module(graph)
+    module = to_module(graph, gradient=task.gradient)
     task.run(
         module,
         parts,
@@ -268,7 +279,7 @@ class _LayerTrainer:
     writes: bool
 
     def __call__(self, graph: Graph, layer: str) -> Packed:
-        module = to_module(graph)
+        module = to_module(graph, gradient=self.task.gradient)
         self.task.run(module, ("codebooks",), "", only=layer, progress=False)
         return packed_weights(module)[layer].packed()
 
@@ -296,7 +307,8 @@ class _Reassign:
             weights[name].reassign(torch.from_numpy(target), metric)
 
 
-def _device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
+    """Return a device by its name, or raise ConfigError."""
     try:
         return torch.zeros(1, device=name).device
     except (RuntimeError, AssertionError, TypeError) as reason:

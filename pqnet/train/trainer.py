@@ -20,7 +20,7 @@ from pqnet.train.ops import TorchGraph
 from pqnet.train.packed import packed_weights
 from pqnet.train.parallel import is_main, rank, world
 
-__all__ = ["PARTS", "Schedule", "run_training"]
+__all__ = ["PARTS", "Schedule", "choose_parameters", "judge", "run_training"]
 
 PARTS = ("codebooks", "norms", "biases", "weights")
 JUDGED = 250  # samples at a time
