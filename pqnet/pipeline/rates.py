@@ -10,7 +10,7 @@ from pqnet.codecs.layout import block_columns, from_blocks, to_blocks
 from pqnet.codecs.pq import Integers
 from pqnet.fit import assign, weighted_kmeans
 from pqnet.graph import Node, weight_op
-from pqnet.pipeline.moments import build_metric, diagonal_blocks, output_squares, relative, row_weights
+from pqnet.pipeline.moments import build_metric, diagonal_blocks, output_squares, relative, row_weights, share_to_doubt
 from pqnet.pipeline.statistics import Moments
 
 __all__ = ["Choice", "LayerRates", "codec_nbytes"]
@@ -96,7 +96,8 @@ class LayerRates:
             self.share = weights.astype(np.float64) / weights.sum(dtype=np.float64)
             self.moment = self.whole = np.eye(weight.shape[1], dtype=np.float32)[None]
         else:
-            full = build_metric("full", (moments.centred() if corrected else moments.mean)[:, None])
+            second = moments.centred() if corrected else moments.mean
+            full = build_metric("full", second[:, None], share_to_doubt(second.shape[1], moments.count))
             assert full is not None
             self.moment, self.whole = full[:, 0], moments.mean
             self.energies = output_squares(self.moment, weight)
