@@ -243,7 +243,7 @@ class PackedPQ(Packed):
             if len(codes) < codec.k:  # it keeps the codewords that it uses
                 used, codes = np.unique(codes, return_inverse=True)
                 codec, book = dataclasses.replace(codec, k=len(used)), book[used]
-            scale = None if self._integers is None else float(self._integers.scale[0])
+            scale = float(self._stored.scale[0]) if isinstance(self._stored, Integers) else None
             found.append(PackedPQ(codec, shape, codes.reshape(shape[0], -1), book, scale))
         return found
 

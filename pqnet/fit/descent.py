@@ -3,7 +3,7 @@
 Minimises sum_o a_o (t_o - w_o)' H (t_o - w_o) over codes and codebook, w_o made of codewords: given the others, the
 best codeword of block position m is the least of c' G_m c / 2 - c' (G_m w_m + (H e)_m) with e = t - w; given the codes,
 the codebook is a linear least-squares problem, solved by conjugate gradients. Neither lets the error rise; noise on the
-codewords, less in every round, first leads past poor minima.
+codewords, less in every round, then leads past poor minima; where it does not, what was found without is kept.
 """
 
 from collections.abc import Sequence
@@ -25,9 +25,7 @@ COLUMNS = 128  # outputs that a product of matrices takes at a time, whatever th
 CHUNKS = 32  # partial sums over block positions
 STEPS = 4  # of conjugate gradients between two sweeps
 TOLERANCE = 2e-3  # gain of a round, relative, that ends the search
-# Rounds with noise, at most, and multiplications that they may take; less than FEWEST rounds win nothing.
-ROUNDS, WORK, FEWEST = 30, 2e10, 10
-NOISE = 0.4  # in the first of them, as a share of the spread of the errors of weights
+NOISE = 0.2  # in the first round that has it, as a share of the spread of the errors of weights
 
 
 class SecondOrder:
@@ -91,30 +89,42 @@ class SecondOrder:
                 return done + 1
         return sweeps
 
-    def anneal(self, seed: int) -> int:
-        """Choose codes and codebook in turn, with noise on the codewords that fades; return the rounds it took."""
-        k, d = self.codebook.shape
-        multiplied = sum(g.target.size * (2 * k + (STEPS + 1) * len(g.target)) for g in self.groups)
-        rounds = int(min(WORK / multiplied, ROUNDS))
-        if rounds < FEWEST:
-            return 0
+    def anneal(self, rounds: int, seed: int) -> None:
+        """Choose codes and codebook in turn, with noise on the codewords that fades."""
         rng = np.random.default_rng(seed)
         for done in range(rounds):
             spread = NOISE * (1 - done / rounds) * self._spread()
-            self.set_codebook(self.codebook + spread * rng.standard_normal((k, d)))
+            self.set_codebook(self.codebook + spread * rng.standard_normal(self.codebook.shape))
             self.sweep()
             self.update(STEPS)
-        return rounds
+
+    def search(self, sweeps: int, rounds: int, seed: int) -> int:
+        """Do `run`, and again after ``rounds`` with noise; keep the better, and return the rounds it took."""
+        done = self.run(sweeps)
+        if rounds == 0:
+            return done
+        error, codes, codebook = self.error, [group.codes.copy() for group in self.groups], self.codebook
+        self.anneal(rounds, seed)
+        done += rounds + self.run(sweeps)
+        if self.error > error:
+            for group, kept in zip(self.groups, codes, strict=True):
+                group.codes[:] = kept
+            self.set_codebook(codebook)
+        return done
 
     def _spread(self) -> np.ndarray:
-        """Return the standard deviation of the errors of weights, at each place of a block, (d,)."""
+        """Return the standard deviation of the errors of weights, as the metric weighs them, at each place of a block.
+
+        Float64, shape (d,). Of weights that count little, errors are large and of no interest.
+        """
         d = self.codebook.shape[1]
-        squares = np.zeros(d)
+        squares, total = np.zeros(d), np.zeros(d)
         for group in self.groups:
-            e = np.subtract(group.target, group.current, out=group.scratch)[:, : group.outputs]
-            squares += np.square(e, dtype=np.float64).sum(1).reshape(-1, d).sum(0)
-        blocks = sum(len(group.codes) * group.outputs for group in self.groups)
-        spread: np.ndarray = np.sqrt(squares / blocks)
+            e = np.subtract(group.target, group.current, out=group.scratch)
+            weights = np.diagonal(group.diagonal, axis1=1, axis2=2).astype(np.float64)  # (M, d)
+            squares += (weights.reshape(-1) * (np.square(e) @ group.weights)).reshape(-1, d).sum(0)
+            total += weights.sum(0) * group.weights.sum(dtype=np.float64)
+        spread: np.ndarray = np.sqrt(np.divide(squares, total, out=np.zeros(d), where=total > 0))
         return spread
 
     @blas_limit(1)

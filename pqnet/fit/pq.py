@@ -18,6 +18,8 @@ from pqnet.fit.scales import best_scales, stored_floats
 __all__ = ["fit_pq"]
 
 SWEEPS = 12  # at most, of codes and codebook in turn
+# Rounds of these with noise on the codewords, for each effort that a user may ask for.
+EFFORTS = {"low": 0, "normal": 10, "high": 40}
 
 
 def fit_pq(
@@ -31,13 +33,14 @@ def fit_pq(
     init: str | None = None,
     annealed: bool = False,
     n_iter: int = 100,
+    effort: str = "normal",
     threads: int | None = None,
 ) -> Fit:
     """Product-quantize a weight: k-means over its blocks, codebook rounded as stored, blocks assigned once more.
 
     Under whole second moments k-means is the start of a search that sees how the errors of blocks add up: codes are
-    chosen anew block position after block position, then the codebook, in turn, at first with noise on the codewords
-    (not with ``warm``), see `SecondOrder`.
+    chosen anew block position after block position, then the codebook, in turn, then again with noise on the codewords
+    (not with ``warm``), of which the better is kept, see `SecondOrder`.
 
     Parameters
     ----------
@@ -60,6 +63,8 @@ def fit_pq(
         Search by `annealed_kmeans` instead, without a metric, row weights or a first codebook.
     n_iter : int
         Limit on codebook updates; of annealed k-means, their number.
+    effort : {"low", "normal", "high"}
+        Rounds with noise under whole second moments: none, 10 or 40.
     threads : int, optional
         Default: all cores. The result does not depend on it.
 
@@ -77,6 +82,7 @@ def fit_pq(
     """
     dense = _check.float_array(weight, "weight", ndim=FILTER_AXES)
     codec = codec.check(dense.shape)
+    rounds = EFFORTS[_check.choice(effort, "effort", tuple(EFFORTS))]
     blocks = to_blocks(dense, codec.d, codec.layout)
     o, m, d = blocks.shape
     by_block, whole = _split_metric(metric, o, m, d)
@@ -113,8 +119,8 @@ def fit_pq(
     threads = default_threads(threads)
     if whole is not None:
         weights = np.ones(o, np.float32) if row_weights is None else row_weights
-        anneal = seed if warm is None else None  # noise would lead away from what is given
-        return _descend(codec, dense.shape, blocks, whole, weights, found, anneal, threads)
+        rounds = rounds if warm is None else 0  # noise would lead away from what is given
+        return _descend(codec, dense.shape, blocks, whole, weights, found, rounds, seed, threads)
     codebook, scale = _stored(codec, found.codebook, found.codes, threads)
     codes = found.codes
     if codec.codebook_dtype != "float32":
@@ -163,13 +169,14 @@ def _descend(
     whole: np.ndarray,
     weights: np.ndarray,
     start: KMeansResult,
-    anneal: int | None,
+    rounds: int,
+    seed: int,
     threads: int,
 ) -> Fit:
     """Search on from k-means under whole second moments, the last sweep with the codebook as stored."""
     o, m, _ = blocks.shape
     search = SecondOrder(blocks.reshape(o, -1), whole, start.codes.reshape(o, m), start.codebook, weights, threads)
-    updates = (0 if anneal is None else search.anneal(anneal)) + search.run(SWEEPS)
+    updates = search.search(SWEEPS, rounds, seed)
     codebook, scale = _stored(codec, search.codebook, search.codes, threads)
     if codec.codebook_dtype != "float32":
         search.set_codebook(codebook.astype(np.float32))

@@ -10,9 +10,10 @@ from pqnet.errors import PQNetError
 from pqnet.graph import Graph
 from pqnet.runtime.execute import check_inputs
 
-__all__ = ["Batch", "check_samples", "iterate_batches", "named_inputs"]
+__all__ = ["Batch", "check_samples", "hold_out", "iterate_batches", "named_inputs"]
 
 Batch = dict[str, np.ndarray]
+HELD_OUT = 8  # samples, of which one is put aside
 BATCH_BYTES = 8 << 20  # of input a batch: small enough for caches and threads, large enough for BLAS
 
 
@@ -66,3 +67,28 @@ def _cut(graph: Graph, data: Mapping[str, Any]) -> Iterator[Batch]:
     graph.bind_symbols({name: (min(size, n), *a.shape[1:]) for name, a in arrays.items()})
     for start in range(0, n, size):
         yield {name: a[start : start + size] for name, a in arrays.items()}
+
+
+def hold_out(graph: Graph, batches: list[Batch]) -> tuple[list[Batch], int]:
+    """Put aside every eighth sample, from the fifth on, to judge with what the others led to.
+
+    Returns the batches of the others, those put aside behind them, and how many come first. Where the network takes
+    batches of a fixed size only, samples are batches. Nothing is put aside of fewer than eight samples.
+    """
+    first = {info.shape[0] if info.shape else None for info in graph.inputs.values()}
+    free = len(first) == 1 and isinstance(first.pop(), str)
+    sizes = [len(next(iter(batch.values()))) if free else 1 for batch in batches]
+    if sum(sizes) < HELD_OUT:
+        return batches, len(batches)
+    kept: list[Batch] = []
+    aside: list[Batch] = []
+    start = 0
+    for batch, size in zip(batches, sizes, strict=True):
+        held = np.arange(start, start + size) % HELD_OUT == HELD_OUT // 2
+        for side, which in ((kept, ~held), (aside, held)):
+            if which.all():
+                side.append(batch)
+            elif which.any():
+                side.append({name: a[which] for name, a in batch.items()})
+        start += size
+    return kept + aside, len(kept)

@@ -35,8 +35,9 @@ class _Accumulator:
         self.graph, self.seed, self.threads = graph, seed, threads
         self.layers = graph.layers()
         self.uses = {node.name: name for name, nodes in graph.uses().items() for node in nodes}
-        self.sums: dict[str, np.ndarray] = {}
+        self.sums: dict[str, np.ndarray] = {}  # about what is near the means, of which float32 would lose what varies
         self.firsts: dict[str, np.ndarray] = {}
+        self.near: dict[str, np.ndarray] = {}
         self.counts: dict[str, int] = dict.fromkeys(self.layers, 0)
         self.samples = 0
 
@@ -58,12 +59,18 @@ class _Accumulator:
         starts = self.samples + np.cumsum([0, *sizes[:-1]])
         wanted = positions_needed(math.prod(shape[1:]))
 
+        def rows_of(i: int) -> np.ndarray:
+            return input_rows(node, shape, seen(i), int(starts[i]), self.seed, wanted, masks[i])
+
+        if name not in self.near and not rule.looked_up:
+            rows = rows_of(0)
+            self.near[name] = rows.sum(1, dtype=np.float64, keepdims=True) / max(1, rows.shape[1])
+
         def moments_of(i: int) -> tuple[np.ndarray, np.ndarray | None, int]:
-            x = seen(i)
             if rule.looked_up:
-                counts = token_counts(x, shape[0], masks[i])
+                counts = token_counts(seen(i), shape[0], masks[i])
                 return counts, None, int(counts.sum())
-            rows = input_rows(node, shape, x, int(starts[i]), self.seed, wanted, masks[i])
+            rows = rows_of(i) - self.near[name].astype(np.float32)
             n_inputs = rows.shape[2]
             moments = row_moments(rows, np.arange(n_inputs), n_inputs)[:, 0]
             return moments, rows.sum(1, dtype=np.float64), rows.shape[1]
@@ -76,13 +83,16 @@ class _Accumulator:
             self.counts[name] += count
 
     def result(self) -> Statistics:
-        def mean(sums: np.ndarray | None, name: str) -> Any:
-            return None if sums is None else (sums / self.counts[name]).astype(np.float32)
+        def moments(name: str) -> Moments:
+            count = self.counts[name]
+            second = self.sums[name] / count
+            if name not in self.firsts:
+                return Moments(second.astype(np.float32), count)
+            first = self.firsts[name] / count
+            second -= first[:, :, None] * first[:, None, :]
+            return Moments.about(first + self.near[name][:, 0].astype(np.float32), second, count)
 
-        return Statistics(
-            {n: Moments(mean(self.sums[n], n), self.counts[n], mean(self.firsts.get(n), n)) for n in self.layers},
-            network_digest(self.graph),
-        )
+        return Statistics({name: moments(name) for name in self.layers}, network_digest(self.graph))
 
 
 def calibrate(

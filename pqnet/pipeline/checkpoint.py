@@ -112,6 +112,8 @@ class _Entries:
             if self.statistics is not None:
                 moments = self.statistics.layers[node.name]
                 arrays |= {"mean": moments.mean, "count": np.array(moments.count)}
+                known = {"first": moments.first, "covariance": moments.covariance}
+                arrays |= {name: array for name, array in known.items() if array is not None}
             add_content(digest, header, arrays)
         return digest.hexdigest()
 

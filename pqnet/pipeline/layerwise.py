@@ -17,25 +17,26 @@ from pqnet.pipeline.moments import (
     build_metric,
     channel_statistics,
     input_rows,
-    layer_metric,
+    measured_doubt,
     output_energies,
     output_rows,
     positions_needed,
     relative,
     row_moments,
+    share_to_doubt,
     token_counts,
+    with_diagonal,
 )
 from pqnet.pipeline.padding import real_positions
 from pqnet.pipeline.run import Run
+from pqnet.pipeline.scaled import pack_scaled
 from pqnet.pipeline.sweep import Values
 from pqnet.pipeline.uses import Uses
 
 __all__ = ["FromData"]
 
-# Of the moment, as a share of its mean diagonal, where targets are solved for: what the student's inputs cannot express
-# stays with the float weight.
-TARGET_DAMPING = 1e-2
-ROUNDING = 1e-5  # of inputs, as a share of their mean square
+TARGET_DAMPINGS = (1e-2, 1e-1, 1.0)  # of each input's mean square, that are tried where targets are solved for
+ROUNDING = 1e-7  # of inputs, as a share of their mean square
 ROWS = 4096  # that are multiplied at a time
 
 
@@ -62,8 +63,9 @@ class _Rows:
         self.same = values is taught or (len(self.uses) == 1 and all(values[0][v] is taught[0][v] for v in node.inputs))
         sizes = [len(batch[node.inputs[0]]) for batch in values]
         self.starts = np.cumsum([0, *sizes])
-        self.wanted = positions_needed(math.prod(weight.shape[1:]), int(self.starts[-1]) * len(self.uses))
         self.convolution_groups = weight_op(node.op).groups(node.attrs)
+        rows = int(self.starts[-1]) * len(self.uses)
+        self.wanted = positions_needed(math.prod(weight.shape[1:]), rows, self.convolution_groups)
         shapes = run.graph.infer_shapes(run.graph.symbols)
         output = shapes[node.outputs[0]].shape
         self.rows_of_batch = len(self.uses) * max(sizes) * min(weight_op(node.op).positions(output), self.wanted)
@@ -109,10 +111,10 @@ class _Rows:
         lag: np.ndarray = ahead / self.gain
         return lag
 
-    def groups(self) -> list[range]:
-        """Return which batches are multiplied together: sums of few products would only move memory."""
+    def groups(self, batches: range) -> list[range]:
+        """Return which of some batches are multiplied together: sums of few products would only move memory."""
         n = max(1, ROWS // max(1, self.rows_of_batch))
-        return [range(i, min(i + n, len(self.values))) for i in range(0, len(self.values), n)]
+        return [batches[i : i + n] for i in range(0, len(batches), n)]
 
     def together(self, batches: range) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Return of several batches what the student's filters see, what the teacher's see, and the shortcut's lag.
@@ -142,11 +144,12 @@ class _Inputs:
     behind_mean: np.ndarray  # E[u], (G, O / G)
     lag_mean: np.ndarray  # E[r], (G, O / G)
     behind_energy: np.ndarray  # E[u^2], (G, O / G)
+    count: int  # rows
 
     @classmethod
-    def measure(cls, weight: np.ndarray, rows: _Rows, threads: int) -> "_Inputs":
-        """Sum over all batches, in their order."""
-        first = rows.seen(0)
+    def measure(cls, weight: np.ndarray, rows: _Rows, batches: range, threads: int) -> "_Inputs":
+        """Sum over batches, in their order."""
+        first = rows.seen(batches[0])
         near = first.sum(1, keepdims=True) / np.float32(max(1, first.shape[1]))
 
         def one(batches: range) -> tuple[dict[str, np.ndarray], int]:
@@ -164,7 +167,7 @@ class _Inputs:
                 sums[f"{name}_mean"] = y.sum(1, dtype=np.float64)
             return sums, seen.shape[1]
 
-        found = _means(ordered_map(one, rows.groups(), threads))
+        found, count = _means(ordered_map(one, rows.groups(batches), threads))
         groups, n = found["mean"].shape
         outputs = groups, len(weight) // groups
         for name, shape in {"behind": (*outputs, n), "lag": (*outputs, n), "behind_energy": outputs}.items():
@@ -175,36 +178,48 @@ class _Inputs:
         found["behind_energy"] -= np.square(found["behind_mean"])
         found["moment"] -= found["mean"][:, :, None] * found["mean"][:, None, :]
         found["mean"] += near[:, 0]
-        return cls(**found)
+        return cls(**found, count=count)
 
-    def about_zero(self) -> "_Inputs":
-        """Return second moments about zero instead of the means."""
-        means = {"moment": self.mean, "behind": self.behind_mean, "lag": self.lag_mean}
-        found = {name: getattr(self, name) + mean[:, :, None] * self.mean[:, None, :] for name, mean in means.items()}
-        return replace(self, **found)
+    def about(self, affine: FreeAffine | None) -> "_Inputs":
+        """Return second moments about the means, where something makes up for errors of these, or else about zero.
 
-    def with_noise(self) -> "_Inputs":
-        """Return the moments with as much noise on the inputs as rounding leaves of what a network computes."""
-        n = self.mean.shape[1]
-        size = (np.trace(self.moment, axis1=1, axis2=2) + np.square(self.mean).sum(1)) / n
-        return replace(self, moment=self.moment + ROUNDING * size[:, None, None] * np.eye(n))
+        The former with as much noise on each input as rounding leaves of what a network computes.
+        """
+        if affine is None:
+            means = {"moment": self.mean, "behind": self.behind_mean, "lag": self.lag_mean}
+            zero = {name: getattr(self, name) + mean[:, :, None] * self.mean[:, None] for name, mean in means.items()}
+            return replace(self, **zero)
+        energy = np.diagonal(self.moment, axis1=1, axis2=2)
+        noisy = energy + ROUNDING * (energy + np.square(self.mean))
+        return replace(self, moment=self.moment + (noisy - energy)[:, :, None] * np.eye(self.mean.shape[1]))
 
-    def target(self, weight: np.ndarray) -> np.ndarray:
+    def doubt(self, others: "_Inputs | None") -> float:
+        """Return the share of the moments that is chance: what is to be expected, or what samples put aside show."""
+        expected = share_to_doubt(self.mean.shape[1], self.count)
+        return expected if others is None else max(expected, measured_doubt(self.moment, others.moment))
+
+    def target(self, weight: np.ndarray, gain: np.ndarray, others: "_Inputs | None") -> np.ndarray:
         """Return the weight whose outputs from the student's inputs come nearest to the teacher's and the lag.
 
-        T = W + (E[u s'] + E[r s']) E[s s']^-1, damped.
+        T = W + (E[u s'] + E[r s']) E[s s']^-1, damped: as much as suits the others, samples put aside, whose outputs
+        count by the squares of their gains. What the student's inputs cannot express stays with the float weight.
         """
-        n = self.moment.shape[1]
-        scale = np.maximum(np.trace(self.moment, axis1=1, axis2=2) / n, 1e-30)
-        damping = TARGET_DAMPING * scale[:, None, None] * np.eye(n)
-        change = np.linalg.solve(self.moment + damping, (self.behind + self.lag).swapaxes(1, 2)).swapaxes(1, 2)
-        return (weight + change.reshape(weight.shape)).astype(np.float32)
-
-    def products(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """Return a_o' E[s s'] b_o for every output, (O,)."""
-        left, right = (w.reshape(len(self.moment), -1, self.moment.shape[1]) for w in (a, b))
-        total: np.ndarray = np.einsum("goi,goi->go", np.matmul(left, self.moment), right).reshape(-1)
-        return total
+        if not (self.behind.any() or self.lag.any()):
+            return weight
+        best, least, at = np.zeros(self.behind.shape), 0.0, np.arange(self.mean.shape[1])
+        wanted = self.behind + self.lag
+        tried = TARGET_DAMPINGS if others is not None else [max(TARGET_DAMPINGS[0], self.doubt(None))]
+        for damping in tried:
+            moment = with_diagonal(self.moment, (1 + damping) * self.moment[:, at, at])
+            change = np.linalg.solve(moment, wanted.swapaxes(1, 2)).swapaxes(1, 2)
+            if others is None:
+                best = change
+                break
+            saved = (np.matmul(change, others.moment) - 2 * (others.behind + others.lag)) * change
+            error = float(np.square(gain) @ saved.sum(2).reshape(-1))
+            if error < least:
+                best, least = change, error
+        return (weight + best.reshape(weight.shape)).astype(np.float32)
 
     def mean_gap(self, change: np.ndarray) -> np.ndarray:
         """Return by how much the means of the teacher's outputs are ahead if weights differ by a change, (O,)."""
@@ -238,8 +253,11 @@ class _Sides(NamedTuple):
 class FromData:
     """Visits the nodes of a sweep, see `pqnet.pipeline.sweep`."""
 
-    def __init__(self, run: Run, teacher: Graph, data: Sequence[Batch]) -> None:
+    def __init__(self, run: Run, teacher: Graph, data: Sequence[Batch], learned: int) -> None:
+        """Quantize from the first ``learned`` batches, and judge by the others, or by all if there are none."""
         self.run, self.options = run, run.options
+        self.learned = range(learned)
+        self.judged = range(learned, len(data)) or self.learned
         symbols = [run.graph.bind_symbols({name: a.shape for name, a in batch.items()}) for batch in data]
         self.sides = _Sides(Uses(teacher), run.graph, teacher, symbols)
         self.real = [real_positions(batch) for batch in data]
@@ -270,12 +288,12 @@ class FromData:
         if full:
             energy, error = self._second_order(node, weight, rows, affine)
         else:
-            dense = run.pack(node, weight, self._block_metric(node, weight.shape, rows, len(values))).decode()
+            dense = run.pack(node, weight, self._block_metric(node, weight.shape, rows)).decode()
 
             def energies(i: int) -> np.ndarray:
                 return output_energies(rows.seen(i), [weight, weight - dense])
 
-            energy, error = sum(ordered_map(energies, range(len(values)), run.threads), np.zeros(2))
+            energy, error = sum(ordered_map(energies, self.judged, run.threads), np.zeros(2))
         run.report[node.name]["output_error"] = relative(float(error), float(energy))
 
     def _second_order(
@@ -283,28 +301,20 @@ class FromData:
     ) -> tuple[float, float]:
         """Pack a layer; return the energy of its outputs and of their error."""
         run = self.run
-        found = _Inputs.measure(weight, rows, run.threads)
-        about = found.about_zero() if affine is None else found.with_noise()
-        target = about.target(weight) if self.options.target == "teacher" else weight
-        metric = layer_metric("full", about.moment, weight.shape, run.codecs[node.name])
-        if affine is None or not affine.scalable or self.options.reestimate_norm:
-            dense, scale = run.pack(node, target, metric).decode(), np.ones(len(weight))
-        else:
-            # Filters of one size share codewords best; the norm gives each its own back.
-            energy = about.products(target, target)
-            size = np.sqrt(np.maximum(energy, 1e-12 * energy.max())) if energy.max() > 0 else np.ones(len(energy))
-            importance = np.maximum(size**2 / np.mean(size**2), 1e-6)
-            dense = run.pack(node, target / _by_output(size, weight), metric, importance).decode()
-            fitted = about.products(target, dense) / np.maximum(about.products(dense, dense), 1e-30)
-            scale = np.where(fitted > 0, fitted, size)
-            dense = (dense * _by_output(scale, weight)).astype(np.float32)
+        found = _Inputs.measure(weight, rows, self.learned, run.threads)
+        others = _Inputs.measure(weight, rows, self.judged, run.threads) if self.judged != self.learned else None
+        about = found.about(affine)
+        judge = None if others is None else others.about(affine)
+        gain = np.ones(len(weight)) if affine is None else affine.gain
+        target = about.target(weight, gain, judge) if self.options.target == "teacher" else weight
+        dense, scale = pack_scaled(run, node, target, about.moment, about.doubt(judge), affine)
         shift = np.zeros(len(weight))
         if affine is not None:
             shift = found.mean_gap(weight - dense) + found.lag_mean.reshape(-1)
             affine.apply(scale, shift)
-        return found.errors(weight, dense, shift)
+        return (others or found).errors(weight, dense, shift)
 
-    def _block_metric(self, node: Node, shape: tuple[int, ...], rows: _Rows, batches: int) -> np.ndarray | None:
+    def _block_metric(self, node: Node, shape: tuple[int, ...], rows: _Rows) -> np.ndarray | None:
         """Measure no more of the moments than the blocks on the diagonal."""
         if self.options.metric == "none":
             return None
@@ -315,7 +325,7 @@ class FromData:
             seen = rows.seen(i)
             return {"blocks": row_moments(seen, columns, d)}, seen.shape[1]
 
-        found = _means(ordered_map(moments, range(batches), self.run.threads))
+        found, _ = _means(ordered_map(moments, self.learned, self.run.threads))
         return build_metric(self.options.metric, found["blocks"])
 
     def _reestimate(self, node: Node, inputs: list[np.ndarray]) -> None:
@@ -330,8 +340,8 @@ class FromData:
         self.run.graph.params[node.params["var"]] = var.astype(np.float32)
 
 
-def _means(parts: Iterator[tuple[dict[str, np.ndarray], int]]) -> dict[str, np.ndarray]:
-    """Return the sums of named arrays over all parts, divided by how many rows they are of; float64."""
+def _means(parts: Iterator[tuple[dict[str, np.ndarray], int]]) -> tuple[dict[str, np.ndarray], int]:
+    """Return the sums of named arrays over all parts, float64, divided by how many rows they are of, and these."""
     first, count = next(parts)
     total = {name: sums.astype(np.float64) for name, sums in first.items()}
     for more, n in parts:
@@ -340,8 +350,4 @@ def _means(parts: Iterator[tuple[dict[str, np.ndarray], int]]) -> dict[str, np.n
         count += n
     for sums in total.values():
         sums /= count
-    return total
-
-
-def _by_output(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    return values.reshape(-1, *[1] * (weight.ndim - 1))
+    return total, count

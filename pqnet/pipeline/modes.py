@@ -1,19 +1,21 @@
 """What `quantize` is asked for, checked, and the published algorithms as presets of it."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pqnet import _check
-from pqnet.codecs import PQ, Codec
+from pqnet.codecs import PQ, Codec, IntN
 from pqnet.errors import ConfigError
 from pqnet.pipeline.moments import METRICS
 from pqnet.pipeline.run import Options
 from pqnet.pipeline.statistics import Statistics
 
-__all__ = ["MODES", "check_calibration", "choose_options", "mode_search"]
+__all__ = ["MODES", "check_calibration", "choose_options", "integers_instead", "mode_search"]
 
 TARGETS = ("teacher", "weight")
+DEPTHWISE_BITS = 4
 
 
 @dataclass(frozen=True)
@@ -91,3 +93,26 @@ def mode_search(mode: str | None, codecs: Mapping[str, Codec]) -> Mapping[str, A
         got = codecs[others[0]].name
         raise ConfigError(f"layer {others[0]!r}: expected the PQ codec for mode={mode!r}, got {got!r}")
     return MODES[mode].search
+
+
+def integers_instead(codecs: Mapping[str, Codec], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Codec]:
+    """Return for layers too small for a codebook of their own the integers that are worth a try instead.
+
+    Those of the most bits, with a scale for each filter, that take no more bytes than the layer's codewords and codes;
+    of filters that are one block each, as depthwise ones are, at least 4 bits: their errors nothing makes up for.
+    """
+    found: dict[str, Codec] = {}
+    for name, codec in codecs.items():
+        if isinstance(codec, PQ):
+            shape = shapes[name]
+            single = codec.d == math.prod(shape[1:])
+            room = codec.nbytes(shape).total
+            fits = [b for b in range(2, 9) if _per_filter(b).nbytes(shape).total <= room]
+            bits = max([*fits, *([DEPTHWISE_BITS] if single else [])], default=0)
+            if bits:
+                found[name] = _per_filter(bits)
+    return found
+
+
+def _per_filter(bits: int) -> IntN:
+    return IntN(bits, per="channel", observer="output")

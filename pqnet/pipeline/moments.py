@@ -20,8 +20,10 @@ __all__ = [
     "build_metric",
     "channel_statistics",
     "diagonal_blocks",
+    "doubted",
     "input_rows",
     "layer_metric",
+    "measured_doubt",
     "operand",
     "output_energies",
     "output_error",
@@ -31,27 +33,31 @@ __all__ = [
     "relative",
     "row_moments",
     "row_weights",
+    "share_to_doubt",
     "token_counts",
     "token_error",
+    "with_diagonal",
 ]
 
-ROWS, ROWS_OF_INPUT = 1 << 16, 32  # in all, where the number of samples is known
+ROWS, ROWS_OF_GROUP, ROWS_OF_INPUT = 1 << 16, 1 << 13, 32  # in all, where the number of samples is known
 METRICS = ("none", "pooled", "block", "full")
-# Damping of block metrics, as a share of the mean diagonal: directions that calibration never saw cost a little.
+# Share of moments that is never believed, and weight of inputs that calibration never saw beside the median one.
 DAMPING = 1e-4
+DOUBT = 0.5  # of Kin / (Kin + n), for moments over n rows: these are not independent, nor are inputs alike
 # Larger inputs, and NaN, are those of a network that overflows: sums of their products would leave float32.
 LARGEST = 1e12
 
 
-def positions_needed(n_inputs: int, samples: int | None = None) -> int:
+def positions_needed(n_inputs: int, samples: int | None = None, groups: int = 1) -> int:
     """Return how many positions of one sample enter a layer's moments: 256, or half its inputs if that is more.
 
     Neighbouring patches overlap, so a few hundred images at this rate determine the matrix; all positions are used
-    where a sample has no more. With a known number of samples no more are taken than give 65,536 rows, or 32 for each
-    input if that is more.
+    where a sample has no more. With a known number of samples no more are taken than give 65,536 rows, or 8192 of a
+    convolution in groups, which has these many for each; or 32 for each input if that is more.
     """
     most = max(256, n_inputs // 2)
-    return most if samples is None else min(most, -(-max(ROWS, ROWS_OF_INPUT * n_inputs) // samples))
+    rows = ROWS if groups == 1 else ROWS_OF_GROUP
+    return most if samples is None else min(most, -(-max(rows, ROWS_OF_INPUT * n_inputs) // samples))
 
 
 def _pick(available: int, wanted: int, sample: int, seed: int) -> np.ndarray:
@@ -221,29 +227,74 @@ def diagonal_blocks(moment: np.ndarray, shape: tuple[int, ...], d: int, layout: 
     return moment[:, columns[:, :, None], columns[:, None, :]]
 
 
-def layer_metric(kind: str, moment: np.ndarray, shape: tuple[int, ...], codec: Codec) -> np.ndarray | None:
-    """Make the metric of a layer from whole second moments (G, Kin, Kin) in (C, *kernel) order."""
+def layer_metric(
+    kind: str, moment: np.ndarray, shape: tuple[int, ...], codec: Codec, doubt: float = 0.0
+) -> np.ndarray | None:
+    """Make the metric of a layer from whole second moments (G, Kin, Kin) in (C, *kernel) order; see `build_metric`."""
     blocks = codec.metric_blocks(shape, whole=kind == "full")
-    return build_metric(kind, diagonal_blocks(moment, shape, *blocks))
+    return build_metric(kind, diagonal_blocks(moment, shape, *blocks), doubt)
 
 
-def build_metric(kind: str, moments: np.ndarray) -> np.ndarray | None:
+def build_metric(kind: str, moments: np.ndarray, doubt: float = 0.0) -> np.ndarray | None:
     """Turn mean second moments (G, M, d, d) into the metric of `pqnet.fit.fit_pq`.
 
     ``none``: no metric. ``pooled``: their mean, exactly as "And the Bit Goes Down" has it (its E-step over sampled
-    activations is a distance under this one matrix). ``block``: one matrix for each block position and group, damped
-    by 1e-4 of the mean diagonal of all, because one position sees little data and each codeword solves with few.
-    ``full``: alike; there M = 1 and d = Kin.
+    activations is a distance under this one matrix). ``block``: one matrix for each block position and group.
+    ``full``: alike; there M = 1 and d = Kin. These two are made definite by `doubted`.
     """
     if _check.choice(kind, "metric", METRICS) == "none":
         return None
-    size = moments.shape[-1]
-    pooled = moments.mean((0, 1))
-    level = np.trace(pooled) / size
-    if level <= 0:  # a layer that only ever sees zeros
-        pooled, moments, level = np.eye(size), np.zeros_like(moments), 1.0 / DAMPING
-    metric: np.ndarray = pooled if kind == "pooled" else moments + DAMPING * level * np.eye(size)
-    return metric.astype(np.float32)
+    if kind == "pooled":
+        pooled: np.ndarray = moments.mean((0, 1)).astype(np.float32)
+        return pooled if np.trace(pooled) > 0 else np.eye(len(pooled), dtype=np.float32)
+    metric: np.ndarray = doubted(moments, doubt).astype(np.float32)
+    return metric
+
+
+def doubted(moments: np.ndarray, doubt: float) -> np.ndarray:
+    """Return second moments (..., d, d) of which a share is not believed: float64, definite.
+
+    The share of what is off their diagonals is left out, at least `DAMPING`; each input is taken by its own size, for
+    some may be in millions and others of size one. Inputs that calibration never saw weigh a little, as a share of the
+    median of those that it saw; without any, all weigh one.
+    """
+    share = max(DAMPING, doubt)
+    out = (1 - share) * moments.astype(np.float64)
+    return with_diagonal(out, np.diagonal(moments, axis1=-2, axis2=-1).astype(np.float64))
+
+
+def with_diagonal(moments: np.ndarray, energy: np.ndarray) -> np.ndarray:
+    """Return second moments (..., d, d) with another diagonal, (..., d), and a little on it for inputs never seen."""
+    seen = energy[energy > 0]
+    level = DAMPING * float(np.median(seen)) if seen.size else 1.0
+    out, at = moments.copy(), np.arange(moments.shape[-1])
+    out[..., at, at] = np.maximum(energy, 0.0) + level
+    return out
+
+
+def share_to_doubt(inputs: int, rows: int) -> float:
+    """Return the share of second moments of a number of inputs, over a number of rows, that is chance."""
+    return DOUBT * inputs / (inputs + rows)
+
+
+def measured_doubt(moments: np.ndarray, others: np.ndarray) -> float:
+    """Return the share of second moments (G, Kin, Kin) that moments over other samples do not confirm.
+
+    What brings the correlations nearest to the true ones, if each set is right on average: the least squares of
+    ``(1 - share) * moments`` off the diagonal, of which the others are an independent measurement.
+    """
+    at = np.arange(moments.shape[1])
+
+    def correlations(m: np.ndarray) -> np.ndarray:
+        energy = np.diagonal(m, axis1=1, axis2=2)
+        size = np.sqrt(np.where(energy > 0, energy, np.inf))
+        found: np.ndarray = m / (size[:, :, None] * size[:, None, :])
+        found[:, at, at] = 0.0
+        return found
+
+    ours, theirs = correlations(moments), correlations(others)
+    total = float(np.square(ours).sum())
+    return float(np.clip(1 - (ours * theirs).sum() / total, 0.0, 1.0)) if total > 0 else 0.0
 
 
 def row_weights(metric: str, counts: np.ndarray) -> np.ndarray | None:

@@ -114,9 +114,11 @@ class Permutation:
             if len(groups) == shape[0]:
                 groups = self.channels.order(name, 0, shape[0], self.orders)
             inputs = (self._inputs(node)[:, None] * taps + np.arange(taps)).reshape(-1)
-            mean = moments.mean[np.ix_(groups, inputs, inputs)]
             first = None if moments.first is None else moments.first[np.ix_(groups, inputs)]
-            layers[node.name] = Moments(np.ascontiguousarray(mean), moments.count, first)
+            pairs = np.ix_(groups, inputs, inputs)
+            covariance = None if moments.covariance is None else moments.covariance[pairs]
+            mean = np.ascontiguousarray(moments.mean[pairs])
+            layers[node.name] = Moments(mean, moments.count, first, covariance)
         return Statistics(layers)
 
 

@@ -6,21 +6,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pqnet import _check
 from pqnet._threads import blas_limit, default_threads
 from pqnet.codecs import Codec, Packed
 from pqnet.errors import ConfigError
 from pqnet.graph import Graph, Node, weight_op
+from pqnet.graph.affine import FreeAffine
 from pqnet.graph.passes import separate_norm_statistics
-from pqnet.pipeline.batches import iterate_batches
+from pqnet.pipeline.batches import hold_out, iterate_batches
 from pqnet.pipeline.checkpoint import checkpoint_folder, resumable
 from pqnet.pipeline.layerwise import FromData
-from pqnet.pipeline.modes import check_calibration, choose_options, mode_search
-from pqnet.pipeline.moments import layer_metric, output_error
+from pqnet.pipeline.modes import check_calibration, choose_options, integers_instead, mode_search
+from pqnet.pipeline.moments import doubted, layer_metric, output_error, output_squares, relative, share_to_doubt
 from pqnet.pipeline.permute import Permutation
 from pqnet.pipeline.progress import progress_bar
 from pqnet.pipeline.recipe import Recipe, resolve_recipe
 from pqnet.pipeline.run import Run
+from pqnet.pipeline.scaled import pack_scaled
 from pqnet.pipeline.statistics import Statistics
 from pqnet.pipeline.sweep import Values, sweep
 from pqnet.runtime import Model
@@ -48,8 +52,21 @@ def _alone(run: Run, statistics: Statistics | None, node: Node) -> None:
     if weight_op(node.op).looked_up:
         run.pack_tokens(node, moments.mean * moments.count)
         return
-    packed = run.pack(node, weight, layer_metric(metric, moments.mean, weight.shape, run.codecs[node.name]))
-    run.report[node.name]["output_error"] = output_error(moments.mean, weight, packed.decode())
+    doubt = share_to_doubt(moments.mean.shape[1], moments.count)
+    if metric != "full":
+        packed = run.pack(node, weight, layer_metric(metric, moments.mean, weight.shape, run.codecs[node.name], doubt))
+        run.report[node.name]["output_error"] = output_error(moments.mean, weight, packed.decode())
+        return
+    affine = FreeAffine.find(run.graph, node) if run.options.correct_bias and moments.first is not None else None
+    about = (moments.mean if affine is None else moments.centred()).astype(np.float64)
+    dense, scale = pack_scaled(run, node, weight, about, doubt, affine)
+    if affine is not None:
+        assert moments.first is not None
+        change = (weight - dense).reshape(len(about), -1, about.shape[1])
+        affine.apply(scale, np.matmul(change, moments.first.astype(np.float64)[:, :, None]).reshape(-1))
+    # What is chance in the moments does not count as an error that they show.
+    error = output_squares(doubted(about, doubt), weight - dense).sum()
+    run.report[node.name]["output_error"] = relative(float(error), float(output_squares(moments.mean, weight).sum()))
 
 
 def _and_finetune(
@@ -127,7 +144,7 @@ def quantize(
         quantized give it: ``teacher``, the default, those of the float network from its own inputs t, for which codes
         are found for T = W E[t s'] E[s s']^-1 instead of the weight W; ``weight`` those of W.
     correct_bias : bool
-        With data and the full metric: let shifts and scales that the network has anyway, of biases and batch norms,
+        With the full metric: let shifts and scales that the network has anyway, of biases and batch norms,
         make up for the mean error of each output. It costs no bytes. Default True.
     permute : bool
         First put channels into an order in which the blocks of the layers that read them suit one codebook better;
@@ -198,10 +215,14 @@ def quantize(
             data = permutation.statistics(data) if isinstance(data, Statistics) else data
         student = replace(teacher, params=dict(teacher.params))
         run = Run(student, chosen, options, threads, bar, search)
+        if isinstance(recipe, str) and mode is None and finetune is None and options.metric in ("full", "none"):
+            shapes = {name: run.weight(node).shape for name, node in student.layers().items()}
+            run.instead = integers_instead(chosen, shapes)
         if data is None or isinstance(data, Statistics):
             _one_by_one(run, data, folder)
         else:
-            visits = FromData(run, teacher, data)
+            data, learned = hold_out(model.graph, data)
+            visits = FromData(run, teacher, data, learned)
             visit = visits.visit if finetune is None else partial(_and_finetune, run, visits.visit, finetune)
             visit = resumable(
                 visit, folder, run, data, getattr(finetune, "key", None), getattr(finetune, "writes", True)

@@ -44,6 +44,7 @@ class Run:
     threads: int
     bar: "tqdm[Any]"
     search: Mapping[str, Any]  # arguments of the fit, of the mode
+    instead: Mapping[str, Codec] = field(default_factory=dict)  # codecs to take where they leave less error
     report: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def weight(self, node: Node) -> np.ndarray:
@@ -57,7 +58,10 @@ class Run:
         metric: np.ndarray | None = None,
         row_weights: np.ndarray | None = None,
     ) -> Packed:
-        """Fit the codec of a layer to a target, by default its weight, and put the codes into the graph."""
+        """Fit the codec of a layer to a target, by default its weight, and put the codes into the graph.
+
+        Where there is another codec to try, that of the less error is taken.
+        """
         codec, weight = self.codecs[node.name], self.weight(node)
         digest = hashlib.sha256(f"{self.options.seed}/{node.name}".encode()).digest()
         with of_layer(node.name):
@@ -69,6 +73,9 @@ class Run:
                 threads=self.threads,
                 **self.search,
             )
+            if node.name in self.instead:
+                other = self.instead[node.name].search(target, metric, row_weights=row_weights, threads=self.threads)
+                fit = min(fit, other, key=lambda found: found.error)
         self.graph.params[node.params["weight"]] = fit.packed
         error, energy = (float(np.square(w, dtype=np.float64).sum()) for w in (weight - fit.packed.decode(), weight))
         self.done(node, layer_report(fit.packed, relative(error, energy), fit.n_iter))

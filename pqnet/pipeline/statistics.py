@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -10,8 +11,11 @@ from pqnet import _check
 from pqnet.errors import FormatError, PQNetError
 from pqnet.graph import Graph, Node, weight_op
 from pqnet.io import network_digest, read_container, write_container
+from pqnet.pipeline.moments import with_diagonal
 
 __all__ = ["Moments", "Statistics", "load_statistics"]
+
+ROUNDING = 2.0**-23  # of float32, as a share of a number
 
 
 @dataclass(frozen=True)
@@ -27,27 +31,61 @@ class Moments:
         Patches or tokens that the mean is over.
     first : float32 ndarray, optional
         Shape (G, Kin): E[x]. None for an embedding, or where it is not known.
+    covariance : float32 ndarray, optional
+        Shape (G, Kin, Kin): E[(x - E x) (x - E x)'], which the difference of ``mean`` and the product of ``first`` has
+        no digits of where inputs vary little about what they are. None where it is not known.
     """
 
     mean: np.ndarray
     count: int
     first: np.ndarray | None = None
+    covariance: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mean", _check.float_array(self.mean, "Moments.mean", ndim=(1, 3)))
         _check.integer(self.count, "Moments.count", 1)
-        if self.first is not None:
-            object.__setattr__(self, "first", _check.float_array(self.first, "Moments.first", ndim=2))
-            if self.first.shape != self.mean.shape[:-1]:
-                want = f"float32 of shape {self.mean.shape[:-1]}"
-                raise _check.error("Moments.first", want, _check.describe(self.first))
+        for name, shape in (("first", self.mean.shape[:-1]), ("covariance", self.mean.shape)):
+            value = getattr(self, name)
+            if value is not None:
+                array = _check.float_array(value, f"Moments.{name}", ndim=len(shape))
+                object.__setattr__(self, name, array)
+                if array.shape != shape:
+                    raise _check.error(f"Moments.{name}", f"float32 of shape {shape}", _check.describe(array))
+
+    @classmethod
+    def about(cls, first: np.ndarray, covariance: np.ndarray, count: int) -> "Moments":
+        """Return the moments of inputs with these means, (G, Kin), and this covariance, (G, Kin, Kin)."""
+        wide = first.astype(np.float64)
+        mean = covariance + wide[:, :, None] * wide[:, None, :]
+        return cls(mean.astype(np.float32), count, first.astype(np.float32), covariance.astype(np.float32))
 
     def centred(self) -> np.ndarray:
         """Return E[(x - E x) (x - E x)'], or E[x x'] where the means are not known."""
-        if self.first is None:
-            return self.mean
+        if self.covariance is not None or self.first is None:
+            return self.mean if self.covariance is None else self.covariance
         first = self.first.astype(np.float64)
-        return (self.mean - first[:, :, None] * first[:, None, :]).astype(np.float32)
+        difference = self.mean - first[:, :, None] * first[:, None, :]
+        at = np.arange(first.shape[1])
+        # Less than float32 keeps of the mean square is chance, and may be negative.
+        lost = ROUNDING * self.mean[:, at, at]
+        return with_diagonal(difference, np.maximum(difference[:, at, at], 0.0) + len(at) * lost).astype(np.float32)
+
+    def merge(self, other: "Moments") -> "Moments":
+        """Return the moments of the samples of both."""
+        count = self.count + other.count
+        ours, theirs = self.count / count, other.count / count
+
+        def mean(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+            return (a * np.float64(ours) + b * np.float64(theirs)).astype(np.float32)
+
+        first = covariance = None
+        if self.first is not None and other.first is not None:
+            first = mean(self.first, other.first)
+            if self.covariance is not None and other.covariance is not None:
+                apart = self.first.astype(np.float64) - other.first
+                between = ours * theirs * apart[:, :, None] * apart[:, None, :]
+                covariance = (mean(self.covariance, other.covariance) + between).astype(np.float32)
+        return Moments(mean(self.mean, other.mean), count, first, covariance)
 
 
 class Statistics:
@@ -89,22 +127,20 @@ class Statistics:
         networks = {s.network for s in (self, other) if s.network is not None}
         if len(networks) > 1:
             raise PQNetError("statistics: expected statistics of the same network to merge, got those of two")
-        merged = {}
-        for name, a in self.layers.items():
-            b = other.layers[name]
-            count = a.count + b.count
-            pairs = [(a.mean, b.mean)] + ([(a.first, b.first)] if a.first is not None and b.first is not None else [])
-            means = ((x * np.float64(a.count) + y * np.float64(b.count)) / count for x, y in pairs)
-            mean, *first = (x.astype(np.float32) for x in means)
-            merged[name] = Moments(mean, count, *first)
         known = None not in (self.network, other.network)
+        merged = {name: a.merge(other.layers[name]) for name, a in self.layers.items()}
         return Statistics(merged, self.network if known else None)
 
     def save(self, path: str | Path) -> None:
-        """Write to one HDF5 file; symmetric matrices are stored as their lower triangles, first moments behind them."""
+        """Write to one HDF5 file; symmetric matrices are stored as their lower triangles, first moments behind them.
+
+        Of layers whose covariance is known that is stored, and its name.
+        """
         header = {name: [int(m.count), *m.mean.shape] for name, m in self.layers.items()}
-        known = {} if self.network is None else {"network": self.network}
-        arrays = {n: _stored(m) for n, m in self.layers.items()}
+        known: dict[str, Any] = {} if self.network is None else {"network": self.network}
+        if centred := [name for name, m in self.layers.items() if m.covariance is not None]:
+            known["centred"] = centred
+        arrays = {name: _stored(m) for name, m in self.layers.items()}
         write_container(path, "statistics", {"layers": header, **known}, arrays)
 
     def for_layer(self, node: Node, shape: tuple[int, ...]) -> Moments:
@@ -124,19 +160,22 @@ class Statistics:
 def _stored(moments: Moments) -> np.ndarray:
     if moments.mean.ndim == 1:
         return moments.mean
-    triangle = moments.mean[:, *np.tril_indices(moments.mean.shape[1])]
+    matrix = moments.mean if moments.covariance is None else moments.covariance
+    triangle = matrix[:, *np.tril_indices(matrix.shape[1])]
     return np.hstack([triangle] if moments.first is None else [triangle, moments.first])
 
 
-def _restored(stored: np.ndarray, shape: tuple[int, ...], count: int) -> Moments:
+def _restored(stored: np.ndarray, shape: tuple[int, ...], count: int, centred: bool) -> Moments:
     if len(shape) == 1:
         return Moments(stored, count)
-    mean = np.empty(shape, np.float32)
+    matrix = np.empty(shape, np.float32)
     rows, columns = np.tril_indices(shape[1])
     triangle, first = stored[:, : len(rows)], stored[:, len(rows) :]
-    mean[:, rows, columns] = triangle
-    mean[:, columns, rows] = triangle
-    return Moments(mean, count, first if first.size else None)
+    matrix[:, rows, columns] = triangle
+    matrix[:, columns, rows] = triangle
+    if centred and first.size:
+        return Moments.about(first, matrix, count)
+    return Moments(matrix, count, first if first.size else None)
 
 
 def load_statistics(path: str | Path) -> Statistics:
@@ -151,9 +190,11 @@ def load_statistics(path: str | Path) -> Statistics:
     """
     header, arrays = read_container(path, "statistics")
     layers, described = {}, header.get("layers")
-    network = header.pop("network", None)  # older files have none
+    network, centred = header.pop("network", None), header.pop("centred", [])  # older files have neither
     if not isinstance(network, str | None):
         raise FormatError(f"{path}: expected the fingerprint of a network, got {_check.describe(network)}")
+    if not isinstance(centred, list) or not set(map(str, centred)) <= set(arrays):
+        raise FormatError(f"{path}: expected names of layers that are centred, got {_check.describe(centred)}")
     if set(header) != {"layers"} or not isinstance(described, dict) or set(described) != set(arrays):
         raise FormatError(f"{path}: expected one array for every layer of the header, got {sorted(arrays)[:5]}")
     for name, numbers in described.items():
@@ -169,5 +210,5 @@ def load_statistics(path: str | Path) -> Statistics:
             raise FormatError(
                 f"{path}: layer {name!r}: expected finite float32 of shape {want}, got {stored.dtype} {stored.shape}"
             )
-        layers[name] = _restored(stored, tuple(shape), count)
+        layers[name] = _restored(stored, tuple(shape), count, name in centred)
     return Statistics(layers, network)

@@ -16,9 +16,8 @@ from torch import Tensor
 
 from pqnet.codecs import Codec
 from pqnet.errors import ConfigError, FormatError, PQNetError
-from pqnet.io import graph_content, replaced
+from pqnet.io import add_content, graph_content, replaced
 from pqnet.pipeline import Recipe, quantize, resolve_recipe
-from pqnet.pipeline.checkpoint import add_content
 from pqnet.pipeline.progress import progress_bar
 from pqnet.pipeline.target import float_weights
 from pqnet.runtime import Model
@@ -67,7 +66,8 @@ class _Learning:
     """Learning-compression: a C step after each of equal parts of the training."""
 
     def __init__(self, module: TorchGraph, codecs: Mapping[str, Codec], steps: int, options: Mapping[str, Any]) -> None:
-        self.module, self.rounds, self.steps = module, min(options["rounds"], steps), steps
+        self.module, self.steps = module, steps
+        self.rounds: int = min(options["rounds"], steps)
         self.lc = LC(module, codecs, mu=options["mu"], growth=options["growth"], seed=options["seed"])
 
     def penalty(self) -> Tensor | None:
