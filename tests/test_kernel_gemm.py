@@ -23,7 +23,7 @@ def network(size, outputs, groups, kernel, tail, algorithm, seed=0):
     """Return a graph of one convolution of 8 channels a group with what may follow it, and its input."""
     rng = np.random.default_rng(seed)
     shape = (outputs * groups, 8, kernel, kernel)
-    weight = packed_weight(rng, shape, 8, 16, "channel")
+    weight = packed_weight(rng, shape, 8, 8, "channel")
     if algorithm == "dense":
         weight = weight.decode()
     x = rng.standard_normal((1, 8 * groups, *size)).astype(np.float32)

@@ -38,9 +38,10 @@ class Host(NamedTuple):
 
     isa: str
     byte_tables: bool  # permutations of bytes in registers (AVX-512 VBMI)
+    halves: bool  # a cycle does one multiply-add of 512 bits instead of two
 
 
-HOST = Host(cpu.ISA, cpu.BYTE_TABLES)
+HOST = Host(cpu.ISA, cpu.BYTE_TABLES, cpu.ISA == "avx512" and cpu.NAME == "znver4")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import numpy as np
 from pqnet.kernels.products.lut import CHUNK, DEEP, SHORT, WORDS_AT_ONCE
 from pqnet.kernels.products.tile import LANES
 from pqnet.kernels.simd import WIDTH
+from pqnet.runtime.algorithms.base import HOST
 from pqnet.runtime.memory import round_up
 
 __all__ = ["LutPlan", "Sizes", "Tiles", "choose_tiles", "lut_codes", "plan_lut", "table_rows"]
@@ -24,7 +25,7 @@ CACHE = 200 * 1024  # of tables and sums
 # Fitted times, in cycles. Of a vector of a table: a codeword, each of its d numbers, an input. Of sums: a code, each
 # vector of its row, what that costs more from tables outside the cache, a group of shifted codes, a pass over an
 # output's vectors, over each of them in the second-level cache or the third. Of a task.
-WORD, NUMBER, INPUT = 2.1, 0.475, 11.0
+WORD, NUMBER, INPUT = 2.1, 1.3 if HOST.halves else 0.475, 11.0
 CODE, ROW, LARGE, SHIFT, PASS, NEAR, FAR, TASK = 2.2, 1.4, 1.2, 5.0, 4.7, 3.1, 6.5, 2500.0
 
 

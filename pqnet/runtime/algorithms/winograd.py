@@ -9,7 +9,7 @@ from pqnet.kernels.products.tile import LANES, ROWS
 from pqnet.kernels.products.winograd import winograd
 from pqnet.kernels.simd import WIDTH
 from pqnet.runtime.algorithms.base import Algorithm, Call, Host, code_arguments
-from pqnet.runtime.algorithms.gemm import MULTIPLY
+from pqnet.runtime.algorithms.gemm import PRODUCT
 from pqnet.runtime.builder import Builder
 from pqnet.runtime.layer import Layer
 from pqnet.runtime.memory import View, round_up
@@ -50,7 +50,7 @@ class Winograd(Algorithm):
         decode = 0.0
         if weight is not None:
             decode = DECODE_CHANNEL if weight.codec.layout == "channel" else DECODE_SPATIAL
-        inner = panels * (16 * MULTIPLY * STRIDED + ROWS * decode)
+        inner = panels * (16 * PRODUCT * STRIDED + ROWS * decode)
         return tasks * (channels * (inner + PATCHES) + outputs * FINISH)
 
     def windows(self, b: Builder, layer: Layer, x: View) -> Windows:
