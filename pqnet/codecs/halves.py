@@ -26,8 +26,8 @@ def exponent_for(values: np.ndarray, *, alone: bool) -> int:
     values : array
         Within float16's 65504.
     alone : bool
-        Whether each number counts by itself, as scales do, and what is lost is compared with it, in the root mean square;
-        else with the largest one, as for codewords.
+        Whether each number counts by itself, as scales do, and what it loses is compared with it, in the root mean
+        square; else with the largest one, as for codewords.
 
     Examples
     --------
