@@ -101,16 +101,21 @@ for work in (0, 1e9):
 """
 
 
+def run_program(settings):
+    command = [sys.executable, "-c", PROGRAM]
+    return subprocess.run(command, env=os.environ | settings, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture(scope="module")
+def usual_codes():
+    return run_program({})
+
+
 @pytest.mark.parametrize("settings", [{"PQNET_SIMD": "avx2"}, {"PQNET_SIMD": "avx512"}, {"NUMBA_DISABLE_JIT": "1"}])
-def test_every_width_and_the_plain_twin_give_the_same_codes(settings):
+def test_every_width_and_the_plain_twin_give_the_same_codes(settings, usual_codes):
     if settings.get("PQNET_SIMD") == ISA:
         pytest.skip("this is what the processor runs without the setting")
-    command = [sys.executable, "-c", PROGRAM]
-    found = [
-        subprocess.run(command, env=os.environ | extra, check=True, capture_output=True, text=True).stdout
-        for extra in ({}, settings)
-    ]
-    assert found[0] == found[1]
+    assert run_program(settings) == usual_codes
 
 
 @njit

@@ -26,8 +26,8 @@ def exponent_for(values: np.ndarray, *, alone: bool) -> int:
     values : array
         Within float16's 65504.
     alone : bool
-        Whether each number counts by itself, as scales do; else what is lost is compared with the largest one, as for
-        codewords.
+        Whether each number counts by itself, as scales do, and what it loses is compared with it, in the root mean
+        square; else with the largest one, as for codewords.
 
     Examples
     --------
@@ -49,8 +49,10 @@ def exponent_for(values: np.ndarray, *, alone: bool) -> int:
     scaled = np.ldexp(wide, -exponent)
     if np.array_equal(scaled.astype(np.float16).astype(np.float64), scaled):
         return exponent
-    shares = lost / np.where(wide > 0, wide, 1.0) if alone else lost / largest
-    return exponent if shares.max() > (LOST_ALONE if alone else LOST) else 0
+    if alone:  # a few small ones among very many groups are no loss
+        share = float(np.sqrt(np.square(lost / np.where(wide > 0, wide, 1.0)).mean()))
+        return exponent if share > LOST_ALONE else 0
+    return exponent if lost.max() > LOST * largest else 0
 
 
 class Halves:

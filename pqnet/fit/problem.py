@@ -1,5 +1,6 @@
 """What k-means is asked: blocks, weights and metric, checked, and what all of its steps need of them."""
 
+import math
 from functools import cached_property
 from typing import Any
 
@@ -161,20 +162,27 @@ class Problem:
         self.check_range("codebook", max(float(np.abs(offset).max()), steepest * float(np.abs(c).max())))
         return Codewords(c, offset.astype(np.float32), self._doubt(c))
 
-    def _doubt(self, codebook: np.ndarray) -> np.ndarray:
-        """Return share, base and slope of the half distances that float32 may be wrong about, (M, 3), see `settle`."""
-        d = codebook.shape[1]
+    @cached_property
+    def _rounded(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return q = 2 r / (TOLERANCE |c| (|c| + 2 |v|)) and the share for every group, see `settle`."""
+        d = self.v.shape[1]
         roundings = 2 * d + 2 if self.metric.size else d + 2
-        q = roundings * ROUNDING / 2 * self.rows_of_metric / float(TOLERANCE)
+        q: np.ndarray = roundings * ROUNDING / 2 * self.rows_of_metric / float(TOLERANCE)
         # With |c| = (1 + x) |v| and x = sqrt(2 H / e) / |v|, the least H that is larger than q |c| (|c| + 2 |v|).
         half = self.least_eigenvalue / 2
         room = np.maximum(half - q, half / ANY_SHARE)
         with np.errstate(divide="ignore", invalid="ignore"):
             x = (4 * q + np.sqrt(16 * q * q + 12 * q * room)) / (2 * room)
-            share = np.where(half > q, np.minimum(half * x * x, ANY_SHARE), ANY_SHARE)
-        longest = float(np.sqrt(np.square(codebook).sum(1).max()))
-        base = np.array([LARGEST]) if not self.metric.size else q * longest**2
-        return np.stack([share, base, 2 * q * longest], axis=1).astype(np.float32)
+            return q, np.where(half > q, np.minimum(half * x * x, ANY_SHARE), ANY_SHARE)
+
+    def _doubt(self, codebook: np.ndarray) -> np.ndarray:
+        """Return share, base and slope of the half distances that float32 may be wrong about, (M, 3), see `settle`."""
+        q, share = self._rounded
+        longest = math.sqrt(float(np.square(codebook).sum(1).max()))
+        found = np.empty((len(q), 3), np.float32)
+        found[:, 0], found[:, 2] = share, 2 * longest * q
+        found[:, 1] = q * longest**2 if self.metric.size else LARGEST
+        return found
 
     def transformed(self, v: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return y = G v and v' G v / 2 of some blocks."""
