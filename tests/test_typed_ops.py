@@ -14,7 +14,7 @@ import pqnet
 from pqnet import PQNetError
 from pqnet.graph import GraphBuilder, ValueInfo
 from pqnet.kernels import simd
-from pqnet.runtime.builder import HostStep
+from pqnet.runtime.builder import HostStep, Upload
 from pqnet.runtime.execute import run_graph, values_to_free
 from pqnet.runtime.memory import Store, Workspace
 from pqnet.runtime.program import Program
@@ -144,6 +144,18 @@ def test_index_select(shape, dtype, seed):
         b_outputs[f"{axis}"] = b.add("index_select", "x", f"ids{axis}", axis=axis)
         b_outputs[f"{axis} permuted"] = b.add("index_select", permuted, f"ids{axis}", axis=len(shape) - 1 - axis)
     check(b, b_outputs, x)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_known_source_of_index_select_is_not_brought_anew_by_each_run(dtype):
+    rng = np.random.default_rng(0)
+    x = {"ids": rng.integers(0, 6, 9)}
+    b = inputs_of(x)
+    source = b.add("constant", params={"value": values(rng, (6, 5, 6), dtype)})
+    outputs = {f"{axis}": b.add("index_select", source, "ids", axis=axis) for axis in (0, 2)}
+    check(b, outputs, x)
+    program = Program(b.build(outputs), {}, Store())
+    assert [segment.value for segment in program.segments if isinstance(segment, Upload)] == ["ids"]
 
 
 @settings(max_examples=40)

@@ -2,6 +2,8 @@
 
 from math import prod
 
+import numpy as np
+
 from pqnet.graph import Node
 from pqnet.kernels.ops import gather as kernel
 from pqnet.runtime.builder import Builder, Check, lowers
@@ -30,6 +32,9 @@ def index_select(b: Builder, node: Node, x: list[View]) -> View | None:
     """Lower the selection of indices along an axis."""
     source, axis = x[0], b.attrs(node)["axis"]
     shape, dtype = b.info(node.outputs[0])
+    content = b.known.get(node.inputs[0])
+    if content is not None:  # lies row by row where constants are
+        source = View.dense_in(source.buffer, source.shape, range(len(source.shape)), dtype)
     below = source.shape[axis]
     order = [a for a in source.order() if a != axis]
     out = View.dense_in(source.buffer, shape, source.order())  # for its strides
@@ -46,7 +51,7 @@ def index_select(b: Builder, node: Node, x: list[View]) -> View | None:
     rows = prod(sizes[:3]) * n
     per_task = min(max(WORK // sizes[3], -(-rows // TASKS), 1), rows)
     arguments = {
-        "x": source,
+        **_source(b, source, content),
         "out": out,
         "ids": -1 if ids is None else ids,
         "table": -1 if known is None else b.table(known),
@@ -60,6 +65,17 @@ def index_select(b: Builder, node: Node, x: list[View]) -> View | None:
         "element": ITEMSIZE[dtype],
         "per_task": per_task,
     }
-    reads = [source] if ids is None else [source, ids]
+    reads = [view for view in (source if content is None else None, ids) if view is not None]
     b.emit(kernel.gather, node.name, -(-rows // per_task), arguments, reads=reads, writes=[out])
     return out
+
+
+def _source(b: Builder, view: View, content: np.ndarray | None) -> dict[str, View | int]:
+    """Return the arguments that say where the source is, by its content if that is known."""
+    nowhere: dict[str, View | int] = {"x": -1, "floats": -1, "numbers": -1}
+    if content is None:
+        return nowhere | {"x": view}
+    if view.dtype == "float32":
+        key = "constant", content.shape, content.dtype.name, content.tobytes()
+        return nowhere | {"floats": b.constant(key, lambda: content)}
+    return nowhere | {"numbers": b.table(content)}
