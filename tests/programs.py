@@ -1,7 +1,7 @@
 """Programs in guarded memory, and single tasks of their steps."""
 
 import numpy as np
-from numba import carray, njit
+from numba import njit
 
 from pqnet.kernels import driver
 from pqnet.kernels.llvm import COMPILED
@@ -42,8 +42,7 @@ def untouched(program, arena):
 
 @njit
 def _run_compiled(kernel, tasks, record, data, index, scratch):
-    const = carray(driver._floats(0), (driver.EVERYTHING,))
-    codes = carray(driver._bytes(0), (driver.EVERYTHING,))
+    const, codes = driver._floats(0, driver.EVERYTHING), driver._bytes(0, driver.EVERYTHING)
     for task in tasks:
         driver.call_kernel(kernel, task, record, data, const, codes, index, scratch)
 

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from pqnet._cached import cached_property
 from pqnet._check import choice, describe, float_array, integer
 from pqnet.codecs.scalar import SCALE_DTYPES, ScalarCodec
 from pqnet.errors import ConfigError

@@ -1,12 +1,12 @@
 """What k-means is asked: blocks, weights and metric, checked, and what all of its steps need of them."""
 
 import math
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from pqnet import _check
+from pqnet._cached import cached_property
 from pqnet._threads import default_threads
 from pqnet.errors import PQNetError
 from pqnet.fit.integers import as_integers

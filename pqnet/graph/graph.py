@@ -3,11 +3,11 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from pqnet._cached import cached_property
 from pqnet._check import describe, error, integer
 from pqnet.codecs import Packed
 from pqnet.errors import PQNetError

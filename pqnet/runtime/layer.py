@@ -2,12 +2,12 @@
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from math import prod
 from typing import Any
 
 import numpy as np
 
+from pqnet._cached import cached_property
 from pqnet.codecs import Packed, PackedPQ
 from pqnet.graph import Node
 from pqnet.graph.layers import weight_op

@@ -1,12 +1,12 @@
 """Weights that are sums, have scales of groups of inputs, or single entries: a panel is put together from the parts."""
 
 from collections.abc import Hashable, Iterator
-from functools import cached_property
 from math import lcm, prod
 from typing import Any
 
 import numpy as np
 
+from pqnet._cached import cached_property
 from pqnet.codecs import Packed
 from pqnet.codecs.decoding import Decoding, Lookup
 from pqnet.codecs.layout import block_columns
