@@ -33,7 +33,7 @@ def build_parser() -> Parser:
     parser = Parser(
         prog="pqnet",
         description="Networks made 10-40x smaller by quantization, and run from their codes on a CPU.",
-        epilog="example:\n  pqnet compress model.h5 --calibration x.npy --keep 99%% -o small.h5",
+        epilog="example:\n  pqnet compress model.h5 --calibration x.npy --keep 99% -o small.h5",
     )
     parser.add_argument("--version", action="version", version=f"pqnet {__version__}")
     sub = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
@@ -123,7 +123,7 @@ def _compress(sub: Any) -> None:
         "compress",
         compress.compress,
         "make the smallest file whose outputs agree with the float model's on samples that it was not made from",
-        "pqnet compress model.h5 --calibration x.npy --keep 99% -o small.h5".replace("%", "%%"),
+        "pqnet compress model.h5 --calibration x.npy --keep 99% -o small.h5",
     )
     p.add_argument("model", help="pqnet model file with float weights")
     add_data(p, "--calibration", "samples like those of later use, 400 or more, without labels; a part is held out")
