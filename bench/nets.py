@@ -119,32 +119,55 @@ def efficientnet_b3(size: int = 300) -> Graph:
     return b.build({"output": b.add("linear", x, params=head)})
 
 
-def roberta(layers: int = 12, width: int = 768, heads: int = 12, inner: int = 3072, tokens: int = 128) -> Graph:
-    """A RoBERTa-base-shaped encoder from the sum of embeddings on (its input: float hidden states).
+def roberta(
+    layers: int = 12,
+    width: int = 768,
+    heads: int = 12,
+    inner: int = 3072,
+    tokens: int = 128,
+    *,
+    vocabulary: int = 0,
+    share: int = 1,
+) -> Graph:
+    """A RoBERTa-base-shaped encoder. Blocks: feed-forward d = 8, attention d = 4, embeddings d = 8.
 
-    Blocks: feed-forward d = 8, attention d = 4.
+    Without a vocabulary from the sum of embeddings on: its input are float hidden states. ``share`` consecutive layers
+    have the same parameters.
     """
     draw = Draw(2)
-    b = GraphBuilder({"hidden": ValueInfo(("batch", tokens, width))}, {"batch": 1})
+    floats = ValueInfo(("batch", tokens, width))
+    ids = {name: ValueInfo(("batch", tokens), "int64") for name in ("ids", "positions")}
+    b = GraphBuilder(ids if vocabulary else {"hidden": floats}, {"batch": 1})
 
-    def linear(x: str, inputs: int, outputs: int, d: int) -> str:
-        bias = 0.02 * draw.rng.standard_normal(outputs, np.float32)
-        return b.add("linear", x, params={"weight": draw.packed((outputs, inputs), d, "channel", 1), "bias": bias})
+    def linear(x: str, name: str, inputs: int, outputs: int, d: int) -> str:
+        if f"{name}.weight" not in b.params:
+            bias = 0.02 * draw.rng.standard_normal(outputs, np.float32)
+            b.params |= {f"{name}.weight": draw.packed((outputs, inputs), d, "channel", 1), f"{name}.bias": bias}
+        return b.add("linear", x, params={role: f"{name}.{role}" for role in ("weight", "bias")})
 
-    def norm(x: str) -> str:
-        return b.add("layer_norm", x, params=dict(draw.norm(width)), eps=1e-5)
+    def norm(x: str, name: str) -> str:
+        if f"{name}.weight" not in b.params:
+            b.params |= {f"{name}.{role}": array for role, array in draw.norm(width).items()}
+        return b.add("layer_norm", x, params={role: f"{name}.{role}" for role in ("weight", "bias")}, eps=1e-5)
 
-    x = norm("hidden")
-    for _ in range(layers):
+    if vocabulary:
+        tables = {"ids": (vocabulary, width), "positions": (514, width)}
+        rows = [
+            b.add("embedding", x, params={"weight": draw.packed(s, 8, "channel", width)}) for x, s in tables.items()
+        ]
+    x = norm(b.add("add", *rows) if vocabulary else "hidden", "norm")
+    for i in range(layers):
+        own = f"layer{i // share * share}"
         split: list[str] = []
-        for _ in range(3):
-            y = b.add("reshape", linear(x, width, width, 4), shape=("batch", tokens, heads, width // heads))
+        for role in "qkv":
+            y = linear(x, f"{own}.{role}", width, width, 4)
+            y = b.add("reshape", y, shape=("batch", tokens, heads, width // heads))
             split.append(b.add("permute", y, axes=(0, 2, 1, 3)))
         y = b.add("permute", b.add("attention", *split), axes=(0, 2, 1, 3))
-        y = linear(b.add("reshape", y, shape=("batch", tokens, width)), width, width, 4)
-        x = norm(b.add("add", x, y))
-        y = b.add("gelu", linear(x, width, inner, 8))
-        x = norm(b.add("add", x, linear(y, inner, width, 8)))
+        y = linear(b.add("reshape", y, shape=("batch", tokens, width)), f"{own}.out", width, width, 4)
+        x = norm(b.add("add", x, y), f"{own}.norm1")
+        y = b.add("gelu", linear(x, f"{own}.up", width, inner, 8))
+        x = norm(b.add("add", x, linear(y, f"{own}.down", inner, width, 8)), f"{own}.norm2")
     return b.build({"output": x})
 
 

@@ -196,6 +196,32 @@ def spread_of_blocks(rows, width):
     return np.linalg.det(moment / np.trace(moment) * d) ** (1 / d)
 
 
+def determinant_of_blocks(rows, width):
+    """The determinant of the covariance of blocks of ``width`` channels; rows (C, t, n)."""
+    blocks = [rows[i : i + width].reshape(width * rows.shape[1], -1) for i in range(0, len(rows), width)]
+    return np.linalg.det(np.atleast_2d(np.cov(np.concatenate(blocks, 1).astype(float), bias=True)))
+
+
+def published_order(rows, width, swaps):
+    """Channels dealt to positions of blocks, then swapped where that lowers the determinant (PQF); rows (C, t, n)."""
+
+    def spread(channels):
+        return determinant_of_blocks(np.concatenate([rows[c] for c in channels], 1)[None], 1) if channels else 0.0
+
+    positions = [[] for _ in range(width)]
+    for channel in sorted(range(len(rows)), key=lambda c: (-spread([c]), c)):
+        free = [p for p in positions if len(p) < len(rows) // width]
+        min(free, key=spread).append(channel)
+    order = [p[block] for block in range(len(rows) // width) for p in positions]
+    best = determinant_of_blocks(rows[order], width)
+    for i, j in swaps:
+        other = list(order)
+        other[i], other[j] = other[j], other[i]
+        if (found := determinant_of_blocks(rows[other], width)) < best:
+            order, best = other, found
+    return order if best < determinant_of_blocks(rows, width) else list(range(len(rows)))
+
+
 def allocation(sizes: Sequence[np.ndarray], errors: Sequence[np.ndarray], low: int, high: int) -> float | None:
     """Return the least summed error of one option for each item with a total size in [low, high]; None if none is."""
     losses = [

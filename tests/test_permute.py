@@ -11,10 +11,12 @@ import pqnet
 from pqnet import PQ, ConfigError, PQNetError
 from pqnet.cli.main import main
 from pqnet.demo import load_images, model_path
-from pqnet.fit.permutation import Reader, search_order
+from pqnet.fit import permutation
+from pqnet.fit.permutation import Reader, published_order, search_order
 from pqnet.graph import GraphBuilder, ValueInfo
 from pqnet.graph.axes import Tracked, cut, fix, fresh, join, reshape, resolve, unify
 from pqnet.graph.permute import Channels
+from pqnet.pipeline.permute import Permutation
 from pqnet.runtime.execute import run_graph, values_to_free
 
 
@@ -253,6 +255,32 @@ def test_channels_without_numbers_or_company_stay_a_permutation():
     assert sorted(search_order([Reader(rand(4, 1, 1), 4, (0,))], 2).order) == [0, 1]
 
 
+@pytest.mark.parametrize(("channels", "taps", "width"), [(12, 1, 4), (8, 3, 2), (10, 1, 5)])
+def test_the_published_search_is_that_of_its_twin(channels, taps, width, monkeypatch):
+    monkeypatch.setattr(permutation, "PUBLISHED_TRIALS", 60)
+    sizes = np.exp(rand(channels, 1, 1, seed=width))
+    rows = rand(channels, taps, 20) * sizes + 0.3
+    found = published_order(Reader(rows, width, (0,)), channels, seed=5)
+    rng = np.random.default_rng(5)
+    first = rng.integers(0, channels, 60)
+    swaps = np.stack([first, (first + rng.integers(1, channels, 60)) % channels], 1)
+    assert list(found.order) == naive.published_order(rows, width, swaps)
+    for value, order in ((found.before, np.arange(channels)), (found.after, found.order)):
+        determinant = naive.determinant_of_blocks(rows[order], width)
+        assert value == pytest.approx(determinant ** (1 / (width * taps)), rel=1e-6)
+    assert found.after < found.before
+
+
+def test_the_published_search_orders_a_part_of_the_channels_or_none():
+    sizes = np.repeat(np.float32([1, 9]), 6)
+    rows = rand(16, 1, 50)
+    rows[3:15] *= sizes[:, None, None]
+    found = published_order(Reader(rows, 2, (3,)), 12)
+    assert sorted(found.order) == list(range(12)) and found.after < found.before
+    same = published_order(Reader(np.zeros((6, 1, 5), np.float32), 3, (0,)), 6)
+    assert list(same.order) == list(range(6))
+
+
 # ---- quantization
 
 
@@ -268,6 +296,20 @@ def small_network():
     x = b.add("mean", x, axes=(2, 3))
     codecs = {"conv2d_3": None}  # depthwise
     return pqnet.Model(b.build({"y": b.add("linear", x, params={"weight": rand(5, 16)})})), RECIPE | codecs
+
+
+def test_the_published_mode_looks_at_the_first_layer_that_reads_the_channels():
+    b = builder(3, 8, 8)
+    x = b.add("conv2d", "x", params={"weight": rand(16, 3, 3, 3)}, padding=(1, 1, 1, 1))
+    first, second = rand(6, 16, 1, 1) * np.exp(rand(1, 16, 1, 1)), rand(6, 16, 1, 1, seed=1)
+    first_out, second_out = (b.add("conv2d", x, params={"weight": w}) for w in (first, second))
+    graph = b.build({"y": b.add("add", first_out, second_out)})
+    codecs = {name: PQ(4, 4) for name in graph.layers() if name != "conv2d"}
+    found = Permutation(graph, codecs, None, 3, 1, published=True)
+    rows = first.reshape(6, 16, 1).transpose(1, 2, 0)
+    ((number, order),) = found.orders.items()
+    assert list(order) == list(published_order(Reader(rows, 4, (0,)), 16, seed=(3, number)).order)
+    assert list(order) != list(range(16))
 
 
 def test_quantize_permutes_and_takes_the_same_bytes():

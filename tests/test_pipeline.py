@@ -6,14 +6,16 @@ import numpy as np
 import pytest
 
 import pqnet
-from pqnet import PQ, Additive, ConfigError, IntN, Model, Packed, PQNetError, Recipe, Scalar, Sparse
+from pqnet import PQ, Additive, ConfigError, IntN, Model, Packed, PackedPQ, PQNetError, Recipe, Scalar, Sparse
 from pqnet.graph import GraphBuilder, Node, ValueInfo
 from pqnet.graph.op import complete_attrs, get_op
 from pqnet.pipeline import sweep as sweep_module
 from pqnet.pipeline.adapt import adapted
 from pqnet.pipeline.moments import input_rows, output_energies, positions_needed, row_moments
-from pqnet.pipeline.recipe import PRESETS, resolve_recipe
+from pqnet.pipeline.presets import PRESETS
+from pqnet.pipeline.recipe import resolve_recipe
 from pqnet.pipeline.statistics import Moments, Statistics
+from pqnet_converters.resnet import resnet_graph, resnet_layers
 
 
 def rand(*shape, seed=0):
@@ -374,6 +376,34 @@ def test_block_presets_are_the_papers():
     assert small["fc"].d == 4 and small["fc"].k == 4  # 30 blocks: the largest power of two <= 7.5
 
 
+@pytest.mark.parametrize(
+    ("arch", "preset", "nbytes"),
+    [
+        ("resnet18", "bgd-resnet18-small", 1_615_904),
+        ("resnet18", "bgd-resnet18-large", 1_079_328),
+        ("resnet50", "bgd-resnet50-small", 5_338_144),
+        ("resnet50", "bgd-resnet50-large", 3_338_784),
+        ("resnet18", "pqf-resnet18-small", 1_615_904),
+        ("resnet50", "pqf-resnet50-large", 3_339_872),
+    ],
+)
+def test_presets_of_the_papers_have_their_bytes(arch, preset, nbytes):
+    params = {"fc.bias": np.zeros(1000, np.float32)}
+    for name, layer in resnet_layers(arch).items():
+        kernel = (layer.kernel,) * 2 if layer.kernel else ()
+        params[f"{name}.weight"] = np.broadcast_to(np.float32(0), (layer.outputs or 1000, layer.inputs, *kernel))
+        if layer.norm:
+            params |= {f"{layer.norm}.{role}": np.ones(layer.outputs, np.float32) for role in ("weight", "bias")}
+    graph = resnet_graph(arch, params, "zeros")
+    for name, codec in resolve_recipe(preset, graph).items():
+        if codec is not None:
+            weight = graph.layers()[name].params["weight"]
+            shape = graph.params[weight].shape
+            codes = np.zeros((shape[0], math.prod(shape[1:]) // codec.d), np.uint16)
+            graph.params[weight] = PackedPQ(codec, shape, codes, np.zeros((codec.k, codec.d), np.float16))
+    assert Model(graph).size().total == nbytes
+
+
 def test_transformer_preset_tells_attention_from_feed_forward():
     b = GraphBuilder({"x": ValueInfo(("batch", 5, 16))}, {"batch": 2})
 
@@ -387,7 +417,7 @@ def test_transformer_preset_tells_attention_from_feed_forward():
     y = b.add("reshape", b.add("permute", b.add("attention", q, k, v), axes=(0, 2, 1, 3)), shape=("batch", 5, 16))
     y = b.add("relu", project(project(y, "out"), "up", 64))
     graph = b.build({"y": project(y, "down", 16, 64)})
-    chosen = {name: codec.d for name, codec in PRESETS["transformer"](graph).layers.items()}
+    chosen = {name: codec.d for name, codec in PRESETS["transformer"](graph).items()}
     assert chosen == {"q": 4, "k": 4, "v": 4, "out": 4, "up": 8, "down": 8}
 
 

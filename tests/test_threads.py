@@ -16,6 +16,8 @@ from pqnet import PQNetError, _threads
 from pqnet.codecs import PackedPQ
 from pqnet.demo import load_images, model_path
 from pqnet.graph import GraphBuilder, ValueInfo
+from pqnet.kernels.driver import run_job
+from pqnet.runtime import threads
 
 
 def limits():
@@ -232,6 +234,16 @@ def test_sleeping_workers_keep_no_model_alive():
         time.sleep(0.01)
         gc.collect()
     assert program() is None
+
+
+def test_workers_that_have_left_a_job_keep_nothing_of_it(monkeypatch):
+    # A worker that was slow to leave may be gone when its caller hears of it, and the other workers never had the job.
+    model, x, _ = token_model()
+    model(x, threads=2)
+    time.sleep(0.1)  # the workers fall asleep
+    monkeypatch.setattr(threads, "run_job", lambda *args: run_job(*args) or 1)
+    model(x, threads=1)
+    assert not any(worker.leaving for worker in threads.thread_pool()._workers)
 
 
 def test_a_process_that_ends_right_after_a_run_ends_well():

@@ -72,6 +72,40 @@ def test_off_until_data_was_seen_and_saved_with_the_module():
     assert noise.step == 1 and not net._forward_pre_hooks
 
 
+@pytest.mark.parametrize("observer", ["mse", "histogram"])
+@pytest.mark.parametrize("rectified", [False, True])
+def test_ranges_of_the_least_squared_error(observer, rectified):
+    layer, x = nn.Linear(8, 4), draw(500, 8) ** 3  # heavy tails
+    x = x.relu() if rectified else x
+    seen = seen_by(layer)
+    ActivationNoise(layer, {"weight": 4}, observer=observer)
+    layer(x)
+    low, high = (float(end) for end in (layer.input_range.low, layer.input_range.high))
+    assert x.min() <= low <= 0 < high < x.max()
+    torch.testing.assert_close(seen[-1], integers(x, low, high, 4))
+    error = float((seen[-1] - x).square().sum())
+    shares = np.linspace(0.05, 1, 40)
+    pairs = [(low, high) for low in x.min().item() * shares for high in x.max().item() * shares]
+    best = min(float((integers(x, *pair, 4) - x).square().sum()) for pair in pairs)
+    assert error <= 1.1 * best and error < 0.95 * float((integers(x, x.min(), x.max(), 4) - x).square().sum())
+
+
+def test_a_histogram_is_of_all_batches():
+    once, parts = nn.Linear(8, 4), nn.Linear(8, 4)
+    x = draw(400, 8) * torch.linspace(0.2, 3, 400)[:, None]  # wider and wider
+    for layer, batches in ((once, [x]), (parts, x.split(50))):
+        ActivationNoise(layer, {"weight": 4}, observer="histogram")
+        for batch in batches:
+            layer(batch)
+    assert parts.input_range.counts.sum() == x.numel()
+    for end in ("low", "high"):
+        torch.testing.assert_close(getattr(parts.input_range, end), getattr(once.input_range, end), rtol=0.05, atol=0)
+    layer = nn.Linear(8, 4)
+    ActivationNoise(layer, {"weight": 4}, observer="histogram")
+    layer(torch.zeros(3, 8))  # of no width
+    assert layer.input_range.low == 0 and layer.input_range.high == 0
+
+
 def test_gradients_pass_and_the_share_is_p():
     layer = nn.Linear(64, 4)
     seen = seen_by(layer)
@@ -167,6 +201,8 @@ def test_refusals_change_nothing(make, what, text):
 
 def test_one_noise_for_each_layer():
     layer = nn.Linear(2, 2)
+    with pytest.raises(ConfigError, match="observer: expected one of .*'histogram'.*, got 'max'"):
+        ActivationNoise(layer, {"weight": 8}, observer="max")
     ActivationNoise(layer, {"weight": 8})
     with pytest.raises(ConfigError, match="weight 'weight': expected a layer without noise on its inputs, got one"):
         ActivationNoise(layer, {"weight": 8})

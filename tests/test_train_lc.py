@@ -272,11 +272,19 @@ def test_every_codec_ends_feasible_and_better_than_direct(codec):
 
 
 @pytest.mark.parametrize(
-    "codec", [EXACT, Fixed("ternary", "closed"), Fixed("pow2"), IntN(3, "tensor", "minmax", False)]
+    "codec",
+    [
+        EXACT,
+        Fixed("ternary", "closed"),
+        Fixed("pow2"),
+        IntN(3, "tensor", "minmax", False),
+        PQ(3, 4),
+        PQ(40, 4, clamp="floor"),
+    ],
 )
 def test_weights_share_one_codebook(codec):
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(4, 6, 3), nn.Linear(5, 4), nn.Linear(4, 3))
+    net = nn.Sequential(nn.Conv2d(4, 6, 3), nn.Linear(4, 4), nn.Linear(4, 44))
     lc = LC(net, {"*": codec}, joint=[["1", "0"]])
     one = torch.cat([net[0].weight.flatten(), net[1].weight.flatten()]).detach().numpy()
     for _ in range(2):
@@ -291,6 +299,17 @@ def test_weights_share_one_codebook(codec):
     lc.finish()
     x = torch.randn(2, 4, 3, 3)
     torch.testing.assert_close(net.eval()[0](x), F.conv2d(x, torch.from_numpy(packed["0"].decode()), net[0].bias))
+
+
+def test_finish_measures_norms_again():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    x = torch.randn(3, 50, 6)
+    lc = LC(net, {"0": Fixed("binary", "closed")})
+    lc.finish(batches=[(batch, "a label") for batch in x])
+    with torch.no_grad():
+        means = torch.stack([net[0](batch).mean(0) for batch in x]).mean(0)
+    torch.testing.assert_close(net[1].running_mean, means)
 
 
 def test_finish_leaves_what_evaluation_computes():
@@ -397,7 +416,11 @@ def test_two_processes_are_one_on_the_same_batches(tmp_path):
         ({"0": EXACT}, {"joint": [["*"]]}, "joint: expected two weights or more with one codec, got {'0'"),
         ({"0": EXACT, "1": Scalar(3)}, {"joint": [["*"]]}, "with one codec"),
         ({"*": EXACT}, {"joint": [["*"], ["*"]]}, "joint: expected every weight in one group at most, got '0'"),
-        ({"*": PQ(2, 2)}, {"joint": [["*"]]}, "joint: expected a Scalar, Fixed or IntN with per='tensor', got PQ"),
+        (
+            {"*": PQ(2, 2, "channel")},
+            {"joint": [["*"]]},
+            "joint: expected a spatial PQ, or a Scalar, Fixed or IntN with per='tensor', got PQ",
+        ),
         ({"*": Fixed(per="channel")}, {"joint": [["*"]]}, "with per='tensor', got Fixed"),
     ],
 )

@@ -11,9 +11,19 @@ from processes import joined  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn.parallel import DistributedDataParallel  # noqa: E402
 
-from pqnet import PQ, Additive, ConfigError, Fixed, IntN, PackedPQ, PQNetError, Scalar, Sparse, load  # noqa: E402
+from pqnet import PQ, Additive, ConfigError, Fixed, IntN, Packed, PackedPQ, PQNetError, Scalar, Sparse, load  # noqa: E402
 from pqnet.demo import load_images, model_path  # noqa: E402
-from pqnet.train import ActivationNoise, LayerDrop, QuantNoise, attach, find_weights, to_model, to_module  # noqa: E402
+from pqnet.train import (  # noqa: E402
+    ActivationNoise,
+    LayerDrop,
+    QuantNoise,
+    attach,
+    find_weights,
+    share_layers,
+    to_model,
+    to_module,
+)
+from pqnet_converters import from_torch  # noqa: E402
 
 
 def draw(*shape, seed=0):
@@ -457,6 +467,32 @@ def test_layers_are_left_out_with_probability_p():
     ran.clear()
     net.train()(x)
     assert ran == list(range(50)) and "forward" not in vars(layers[0])
+
+
+def test_layers_that_share_parameters_are_stored_once_and_left_out_together():
+    layers = [nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(5)]
+    net = nn.Sequential(*layers)
+    share_layers(layers)
+    assert list(find_weights(net)) == ["0.0", "2.0", "4.0"]
+    x = draw(3, 8)
+    expected = x
+    for i in (0, 0, 2, 2, 4):
+        expected = layers[i](expected)
+    assert torch.equal(net(x), expected)
+    made = from_torch(net.eval(), x)
+    attach(net, {"default": PQ(4, 4)})
+    model = to_model(net, made)
+    packed = [p for p in model.graph.params.values() if isinstance(p, Packed)]
+    assert len(packed) == 3 and np.allclose(model(x.numpy()), net(x).detach().numpy(), atol=1e-5)
+    drop = LayerDrop(net, layers, p=0.5, chunk=2)
+    net.train()
+    for _ in range(10):
+        net(x)
+        left_out = [drop.skips(i) for i in range(5)]
+        assert left_out[0] == left_out[1] and left_out[2] == left_out[3]
+    assert drop.keep_every(2) == [layers[0], layers[1], layers[4]]
+    with pytest.raises(ConfigError, match="layers: expected layer 1 with the parameters of layer 0"):
+        share_layers([nn.Linear(2, 2), nn.Linear(2, 3)])
 
 
 @pytest.mark.parametrize(

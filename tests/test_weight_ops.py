@@ -17,7 +17,7 @@ from pqnet import PQ, Additive, Fixed, IntN, Model, Scalar, Sparse
 from pqnet.graph import Graph, GraphBuilder, ValueInfo, weight_op
 from pqnet.graph.affine import FreeAffine
 from pqnet.graph.layers import weight_ops
-from pqnet.pipeline.recipe import PRESETS
+from pqnet.pipeline.presets import PRESETS
 from pqnet.pipeline.sensitivity import network_gains
 from pqnet.train import QuantNoise, to_model, to_module
 from pqnet_converters import statistics_from_activations
@@ -304,7 +304,7 @@ def test_blocks_of_other_kernels_lie_as_those_of_images_do() -> None:
 
 def test_presets_and_defaults_know_them() -> None:
     graph = mixed_net().graph
-    recipe = PRESETS["small-blocks"](graph).layers
+    recipe = PRESETS["small-blocks"](graph)
     assert recipe["stem"] is None
     assert {n: c.d for n, c in recipe.items() if c} == {
         "conv1": 3,

@@ -101,7 +101,7 @@ def _quantize(sub: Any) -> None:
     )
     _add_source(p, "calibration samples, for layer after layer")
     which = p.add_mutually_exclusive_group(required=True)
-    which.add_argument("--preset", help="small-blocks, large-blocks or transformer")
+    which.add_argument("--preset", help="small-blocks, large-blocks, transformer, or a paper's: bgd-resnet50-large ...")
     which.add_argument("--recipe", help="YAML file: name pattern to codec, or null to keep float")
     which.add_argument("--target-size", action="append", help=f"{_SIZE}; plans the codecs, see pqnet plan; {_SIZES}")
     _add_curve(p, "bytes, predicted error, and, with --calibration, what is kept of the outputs on these samples")

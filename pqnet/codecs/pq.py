@@ -101,6 +101,10 @@ class PQ(Codec):
         return self.k
 
     @property
+    def joint(self) -> bool:
+        return self.layout == "spatial"  # blocks of weights one after another are blocks of their numbers in a row
+
+    @property
     def codeword_nbytes(self) -> int:
         """Bytes of one codeword."""
         return self.d * np.dtype(self.codebook_dtype).itemsize
@@ -221,6 +225,20 @@ class PackedPQ(Packed):
     def codes(self) -> np.ndarray:
         """The codes, unpacked: unsigned integers, shape (O, M)."""
         return unpack_codes(self._stream, self.n_blocks, self.codec.k).reshape(self.shape[0], -1)
+
+    def split(self, shapes: list[tuple[int, ...]]) -> list[Packed]:
+        if not self.codec.joint or sum(map(math.prod, shapes)) != math.prod(self.shape):
+            return super().split(shapes)
+        ends = np.cumsum([math.prod(shape) // self.codec.d for shape in shapes])[:-1]
+        found: list[Packed] = []
+        for shape, codes in zip(shapes, np.split(self.codes.reshape(-1), ends), strict=True):
+            codec, book = self.codec, self.codebook
+            if len(codes) < codec.k:  # it keeps the codewords that it uses
+                used, codes = np.unique(codes, return_inverse=True)
+                codec, book = dataclasses.replace(codec, k=len(used)), book[used]
+            scale = None if self._integers is None else float(self._integers.scale[0])
+            found.append(PackedPQ(codec, shape, codes.reshape(shape[0], -1), book, scale))
+        return found
 
     def decoding(self) -> Decoding:
         return Decoding(self.shape, (Lookup(self._stream, self.codebook, self.codec.layout),))

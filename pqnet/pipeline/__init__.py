@@ -9,8 +9,8 @@ from pqnet.pipeline.compress import compress as compress
 from pqnet.pipeline.plan import Plan as Plan
 from pqnet.pipeline.plan import measure as measure
 from pqnet.pipeline.plan import plan as plan
+from pqnet.pipeline.presets import PRESETS as PRESETS
 from pqnet.pipeline.quantize import quantize as quantize
-from pqnet.pipeline.recipe import PRESETS as PRESETS
 from pqnet.pipeline.recipe import Recipe as Recipe
 from pqnet.pipeline.recipe import resolve_recipe as resolve_recipe
 from pqnet.pipeline.statistics import Statistics as Statistics

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
 from pqnet.codecs import Codec
 from pqnet.errors import PQNetError
-from pqnet.fit.permutation import Reader, search_order
+from pqnet.fit.permutation import Reader, published_order, search_order
 from pqnet.graph import Graph, Node, ValueInfo, weight_op
 from pqnet.graph.permute import Channels
 from pqnet.io import Golden, relative_differences
@@ -38,6 +39,8 @@ class Permutation:
     seed : int
     threads : int
         The result does not depend on it.
+    published : bool
+        As "Permute, Quantize, and Fine-tune": of the layers that read a set of channels only the first counts.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class Permutation:
         data: Sequence[Batch] | Statistics | None,
         seed: int,
         threads: int,
+        published: bool = False,
     ) -> None:
         self.graph, self.codecs, self.channels = graph, codecs, Channels.find(graph)
         self.readers = [n for n in graph.layers().values() if _channels_in_block(graph, n, codecs.get(n.name)) > 1]
@@ -58,8 +62,11 @@ class Permutation:
                 starts = self.channels.starts(node.params["weight"], 1, number)
                 if starts:
                     readers.append(self._reader(node, energies.get(node.name), starts))
+            if published:
+                readers = [reader for reader in readers if len(reader.starts) == 1][:1]
             if readers:
-                self.orders[number] = search_order(readers, size, seed=(seed, number)).order
+                search = partial(published_order, readers[0]) if published else partial(search_order, readers)
+                self.orders[number] = search(size, seed=(seed, number)).order
 
     def _reader(self, node: Node, energy: np.ndarray | None, starts: tuple[int, ...]) -> Reader:
         weight = np.asarray(self.graph.params[node.params["weight"]], np.float32)

@@ -102,7 +102,8 @@ def quantize(
     model : Model
         The float network.
     recipe : str, Recipe or dict
-        A preset (``"small-blocks"``, ``"large-blocks"``, ``"transformer"``), or a codec for each layer, see `Recipe`.
+        A preset (``"small-blocks"``, ``"large-blocks"``, ``"transformer"``, or a paper's, see ``mode``), or a codec for
+        each layer, see `Recipe`.
     calibration : array, dict of arrays, iterable of either, or Statistics
         Data: layers are quantized in graph order, each from the inputs that the layers already quantized give it; the
         whole takes about two forward passes, and memory for the values that later layers still need, of all samples.
@@ -111,11 +112,11 @@ def quantize(
     mode : {None, "bgd", "pqf", "ipq"}
         Find codes as published and no better, for comparison; metric, target, correct_bias and permute are the mode's.
         ``bgd``, "And the Bit Goes Down": at most 100 iterations of k-means from random blocks, under the pooled
-        metric, layer after layer; needs data. ``pqf``, "Permute, Quantize, and Fine-tune": channels in
-        another order, then 1000 iterations of annealed k-means, both on the weights alone. ``ipq``, "Training with
-        Quantization Noise": at most 15 iterations of k-means from random blocks, on the weights alone. All for the PQ
-        codec only and without the papers' finetuning. Codecs are those of the recipe: ``clamp="strict"`` is that of
-        the first paper, ``"floor"`` that of the second.
+        metric, layer after layer; needs data. ``pqf``, "Permute, Quantize, and Fine-tune": channels in another order,
+        by that paper's search, then 1000 iterations of annealed k-means, both on the weights alone. ``ipq``, "Training
+        with Quantization Noise": at most 15 iterations of k-means from random blocks, on the weights alone. All for
+        the PQ codec only and without the papers' finetuning. Codecs are those of the recipe; the presets
+        ``bgd-resnet50-large``, ``pqf-resnet18-small``, ``ipq-efficientnet`` and so on have the papers' blocks.
     metric : {"full", "block", "pooled", "none"}
         What the search of codes minimises: ``none`` the error of the weights; ``pooled`` the output error under one
         d x d second moment for the layer, as "And the Bit Goes Down" does; ``block`` under one for each block position;
@@ -190,7 +191,7 @@ def quantize(
             data = list(iterate_batches(model.graph, data))
         if options.permute:
             moments = None if options.metric == "none" else data
-            permutation = Permutation(teacher, chosen, moments, options.seed, threads)
+            permutation = Permutation(teacher, chosen, moments, options.seed, threads, options.mode == "pqf")
             teacher = permutation.apply()
             data = permutation.statistics(data) if isinstance(data, Statistics) else data
         student = replace(teacher, params=dict(teacher.params))

@@ -1,6 +1,5 @@
-"""Which codec for which layer: recipes by name pattern, and the presets of the papers."""
+"""Which codec for which layer: recipes by name pattern."""
 
-import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from pqnet import _check
-from pqnet.codecs import PQ, Codec, codec_from_attrs
+from pqnet.codecs import Codec, codec_from_attrs
 from pqnet.errors import ConfigError, FormatError, PQNetError
-from pqnet.graph import Graph, Node, weight_op
-from pqnet.graph.op import get_op
+from pqnet.graph import Graph
 from pqnet.pipeline.adapt import adaptation_table, adapted, fits
+from pqnet.pipeline.presets import PRESETS, first_conv
 
-__all__ = ["PRESETS", "Recipe", "resolve_recipe"]
+__all__ = ["Recipe", "resolve_recipe"]
 
 
 @dataclass(frozen=True)
@@ -108,12 +107,12 @@ def resolve_recipe(recipe: "Recipe | Mapping[str, Codec | None] | str", graph: G
     to each layer, with a warning.
     """
     if isinstance(recipe, str):
-        recipe = PRESETS[_check.choice(recipe, "recipe", tuple(PRESETS))](graph)
+        recipe = Recipe(PRESETS[_check.choice(recipe, "recipe", tuple(PRESETS))](graph))
     elif not isinstance(recipe, Recipe):
         recipe = Recipe(recipe)
     layers = graph.layers()
     patterns = {p: c for p, c in recipe.layers.items() if p != "default"}
-    stem, default = _first_conv(layers), recipe.layers.get("default")
+    stem, default = first_conv(layers), recipe.layers.get("default")
     chosen: dict[str, Codec | None] = {}
     used: set[str] = set()
     named: set[str] = set()
@@ -152,82 +151,3 @@ def _tell_adapted(default: Codec, graph: Graph, chosen: Mapping[str, Codec | Non
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:8]) + (f", ... ({len(names)} in all)" if len(names) > 8 else "")
-
-
-def _first_conv(layers: Mapping[str, Node]) -> str | None:
-    rules = {name: weight_op(node.op) for name, node in layers.items()}
-    return next((name for name, rule in rules.items() if rule.kind == "conv" and not rule.transposed), None)
-
-
-def _blocks_preset(graph: Graph, kernels: int, channels: int) -> Recipe:
-    """Presets of "And the Bit Goes Down": whole k x k kernels, a few channels of 1 x 1 and linear weights."""
-    layers = graph.layers()
-    stem, linears = _first_conv(layers), [n for n, node in layers.items() if weight_op(node.op).kind == "linear"]
-    recipe: dict[str, Codec | None] = {}
-    for name, node in layers.items():
-        shape = graph.params[node.params["weight"]].shape
-        taps = math.prod(shape[2:])
-        if name == stem:
-            recipe[name] = None
-        elif name in linears[-1:] and stem is not None:
-            recipe[name] = PQ(2048, _divisor(shape[1], 4), clamp="floor")
-        elif taps > 1:
-            recipe[name] = PQ(256, taps * _divisor(shape[1], kernels), clamp="floor")
-        else:
-            recipe[name] = PQ(256, _divisor(shape[1], channels), clamp="floor")
-    return Recipe(recipe)
-
-
-def _transformer_preset(graph: Graph) -> Recipe:
-    """Preset of "Training with Quantization Noise": feed-forward d=8, attention d=4, embeddings d=8."""
-    layers, attention = graph.layers(), _attention_layers(graph)
-    stem = _first_conv(layers)
-    recipe: dict[str, Codec | None] = {}
-    for name, node in layers.items():
-        width = graph.params[node.params["weight"]].shape[1]
-        recipe[name] = None if name == stem else PQ(256, _divisor(width, 4 if name in attention else 8), clamp="floor")
-    return Recipe(recipe)
-
-
-# What may stand between a projection and the attention it feeds or follows.
-_PASSING = ("reshape", "permute", "slice", "split", "expand", "concat", "mul", "div", "cast")
-
-
-def _attention_layers(graph: Graph) -> set[str]:
-    """Return the linear layers that directly feed an attention (or matmul), or follow one."""
-    producer = {value: node for node in graph.nodes for value in node.outputs}
-    found: set[str] = set()
-    after: set[str] = set()
-    for node in graph.nodes:
-        if node.op in ("attention", "matmul"):
-            after.update(node.outputs)
-            stack = list(node.inputs)
-            while stack:
-                source = producer.get(stack.pop())
-                if source is not None and _is_linear(source):
-                    found.add(source.name)
-                elif source is not None and source.op in _PASSING:
-                    stack.extend(source.inputs)
-        elif after.intersection(node.inputs):
-            if _is_linear(node):
-                found.add(node.name)
-            elif node.op in _PASSING:
-                after.update(node.outputs)
-    return found
-
-
-def _is_linear(node: Node) -> bool:
-    rule = get_op(node.op).weight
-    return rule is not None and rule.kind == "linear"
-
-
-def _divisor(n: int, wanted: int) -> int:
-    """Return the largest divisor of n that is at most ``wanted``."""
-    return next(d for d in range(min(n, wanted), 0, -1) if n % d == 0)
-
-
-PRESETS = {
-    "small-blocks": lambda graph: _blocks_preset(graph, kernels=1, channels=4),
-    "large-blocks": lambda graph: _blocks_preset(graph, kernels=2, channels=8),
-    "transformer": _transformer_preset,
-}

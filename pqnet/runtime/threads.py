@@ -9,6 +9,7 @@ All but the waking is machine code, see `pqnet.kernels.driver`.
 import atexit
 import threading
 from collections import deque
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from pqnet._threads import default_threads, reset_after_fork, until_done
 from pqnet.kernels.driver import (
     ASLEEP,
     DOES,
+    JOB,
+    RUNNING,
     SCRATCH,
     SELF,
     SLOT_WORDS,
@@ -128,12 +131,21 @@ class ThreadPool:
                 self._wake(count)
                 left = finish_job(job, self._slots, count)  # type: ignore[no-untyped-call]
             if left:
-                for worker in self._workers:
-                    worker.leaving.append(keep)
+                self._keep_for_workers(job, keep)
         except BaseException:
             until_done(lambda: self._clear(job, count))
             raise
         return not left
+
+    def _keep_for_workers(self, job: np.ndarray, keep: Any) -> None:
+        """Keep what a job needs alive until the workers that have it are out of it."""
+        slots = self._slots.reshape(-1, SLOT_WORDS)
+        for worker, slot in zip(self._workers, slots, strict=False):
+            worker.leaving.append(keep)
+            # Looked at after the object was kept: a worker that has left by now may have cleared its list before.
+            if slot[DOES] != RUNNING or slot[JOB] != job[SELF]:
+                with suppress(ValueError):
+                    worker.leaving.remove(keep)
 
     def _clear(self, job: np.ndarray, count: int) -> None:
         """Finish a job whose caller was interrupted, until no worker has it."""

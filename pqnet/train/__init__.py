@@ -18,6 +18,7 @@ from pqnet.train.packed import detach as detach
 from pqnet.train.packed import packed_weights as packed_weights
 from pqnet.train.parallel import is_main as is_main
 from pqnet.train.parallel import process_group as process_group
+from pqnet.train.sharing import share_layers as share_layers
 from pqnet.train.weights import FilterForm as FilterForm
 from pqnet.train.weights import Weight as Weight
 from pqnet.train.weights import find_weights as find_weights

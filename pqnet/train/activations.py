@@ -1,20 +1,19 @@
 """Integer inputs of layers in training, with their ranges."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from pqnet.errors import ConfigError
 from pqnet.train.noise import Draws, StraightThrough
-from pqnet.train.parallel import rank, world
+from pqnet.train.observers import OBSERVERS, Observer, to_integers
+from pqnet.train.parallel import rank
 from pqnet.train.weights import CONVS, TRANSPOSED, find_weights, match
 
 __all__ = ["ActivationNoise"]
 
-MOMENTUM = 0.1
 INPUTS = {  # of attention, by the weight that they meet; other layers have one
     "in_proj_weight": ("query", "key", "value"),
     "q_proj_weight": ("query",),
@@ -28,9 +27,9 @@ class ActivationNoise(Draws):
 
     ``x' = (clamp(round(x / s) + z, 0, 2^bits - 1) - z) s`` with ``s = (high - low) / (2^bits - 1)`` and
     ``z = round(-low / s)``, for numbers chosen with probability p in ``train()`` mode, for all in ``eval()`` mode; the
-    gradient passes straight through. ``low <= 0 <= high`` are running means (momentum 0.1, starting with the first
-    batch) of the least and largest input of each batch, with several processes of the batches of all. They are buffers
-    of the layers, and saved with them; a layer that has seen no batch in ``train()`` mode does nothing.
+    gradient passes straight through. ``low <= 0 <= high`` are found by the ``observer``, with several processes from
+    the batches of all. They are buffers of the layers, and saved with them; a layer that has seen no batch in
+    ``train()`` mode does nothing.
 
     Parameters
     ----------
@@ -39,6 +38,10 @@ class ActivationNoise(Draws):
         Bits, 2 to 16, by name pattern, see `pqnet.train.match`: of the inputs that a weight is multiplied with.
     p : float
         May be changed at any time. Which numbers are chosen differs between processes.
+    observer : {"minmax", "mse", "histogram"}
+        ``low`` and ``high`` are running means (momentum 0.1, starting with the first batch) of the ends of each batch,
+        its least and largest input (``minmax``) or those that round it with the least squared error (``mse``); or the
+        ends of the least squared error for all inputs so far (``histogram``).
     seed : int
 
     Raises
@@ -61,7 +64,18 @@ class ActivationNoise(Draws):
     ['0.input_range.low', '0.input_range.high', '0.input_range.seen']
     """
 
-    def __init__(self, module: nn.Module, what: Mapping[str, int | None], p: float = 1.0, *, seed: int = 0) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        what: Mapping[str, int | None],
+        p: float = 1.0,
+        *,
+        observer: Literal["minmax", "mse", "histogram"] = "minmax",
+        seed: int = 0,
+    ) -> None:
+        if observer not in OBSERVERS:
+            raise ConfigError(f"observer: expected one of {OBSERVERS}, got {observer!r}")
+        self.observer = observer
         weights = find_weights(module)
         bypassed = {part.out_proj for part in module.modules() if isinstance(part, nn.MultiheadAttention)}
         layers = (nn.Linear, *CONVS, *TRANSPOSED, nn.MultiheadAttention)
@@ -121,38 +135,21 @@ class _Quantize:
         return (*changed, *args[len(changed) :]), {name: new.get(name, x) for name, x in kwargs.items()}
 
 
-class _Range(nn.Module):  # type: ignore[misc]
+class _Range(Observer):
     """The range of the inputs of a layer."""
 
     def __init__(self, noise: ActivationNoise, index: int, bits: int, device: torch.device) -> None:
-        super().__init__()
-        self.noise, self.index, self.bits = noise, index, bits
-        for name in ("low", "high"):
-            self.register_buffer(name, torch.zeros((), dtype=torch.float32, device=device))
-        self.register_buffer("seen", torch.zeros((), dtype=torch.bool, device=device))
+        super().__init__(noise.observer, bits, device)
+        self.noise, self.index = noise, index
 
     def forward(self, *inputs: Tensor) -> list[Tensor]:
         with torch.no_grad():
             if self.training:
-                self._observe(inputs)
+                self.observe(inputs)
         return [StraightThrough.apply(x, self._integers(x.detach())) for x in inputs]
 
-    def _observe(self, inputs: tuple[Tensor, ...]) -> None:
-        ends = [x.aminmax() for x in inputs]
-        both = torch.stack([*(end.min for end in ends), *(-end.max for end in ends)]).float().clamp(max=0)
-        both = torch.stack([part.min() for part in both.chunk(2)])
-        if world() > 1:
-            dist.all_reduce(both, dist.ReduceOp.MIN)
-        for mine, now in ((self.low, both[0]), (self.high, -both[1])):
-            mine.copy_(torch.where(self.seen, torch.lerp(mine, now, MOMENTUM), now))
-        self.seen.fill_(True)
-
     def _integers(self, x: Tensor) -> Tensor:
-        top = 2**self.bits - 1
-        scale = ((self.high - self.low) / top).clamp(min=torch.finfo(torch.float32).tiny)
-        zero = (-self.low / scale).round()
-        new = (((x / scale).round() + zero).clamp(0, top) - zero) * scale
         chosen = self.seen
         if self.training and self.noise.p < 1:
             chosen = chosen & self.noise.chosen(x.shape, x.device, self.index, rank())
-        return torch.where(chosen, new, x).to(x.dtype)
+        return torch.where(chosen, to_integers(x, self.low, self.high, self.bits), x).to(x.dtype)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
 from pqnet.codecs import PACKED, Additive, Codec, Packed
 from pqnet.errors import ConfigError, PQNetError
@@ -39,8 +40,8 @@ class LC:
     growth : float
         Of mu at every `compress`, at least 1.
     joint : sequence of sequences of str
-        Name patterns of weights that share one list of values or one scale; their codecs must be equal, and one of
-        `Scalar`, `Fixed` and `IntN` with ``per="tensor"``.
+        Name patterns of weights that share one codebook, list of values or scale; their codecs must be equal, and a
+        `PQ` of layout ``spatial`` or one of `Scalar`, `Fixed` and `IntN` with ``per="tensor"``.
     augmented : bool
         False keeps lambda at 0: the quadratic penalty, which needs a larger mu.
     seed : int
@@ -178,15 +179,24 @@ class LC:
         found = zip(self._groups, self._theta, strict=True)
         return {name: packed for group, whole in found for name, packed in group.parts(whole).items()}
 
-    def finish(self) -> dict[str, PackedWeight]:
+    def finish(self, batches: Iterable[Any] | None = None) -> dict[str, PackedWeight]:
         """Pack the weights of the module as the last C step did; see `attach` for what that makes of it.
+
+        Parameters
+        ----------
+        batches : iterable of inputs, or of tuples that begin with them, optional
+            Statistics of batch norms are measured again on these with the packed weights
+            (`torch.optim.swa_utils.update_bn`); without, they are those of the last L step.
 
         Returns
         -------
         dict of str to PackedWeight
             By name. Their codebooks and scales can be trained further.
         """
-        return attach(self._module, self.packed())
+        attached = attach(self._module, self.packed())
+        if batches is not None:
+            update_bn(batches, self._module)
+        return attached
 
     def state_dict(self) -> dict[str, Any]:
         """Return numbers and tensors from which `load_state_dict` goes on as if there had been no break.
@@ -292,7 +302,8 @@ def _members(module: nn.Module, patterns: Iterable[str], chosen: Mapping[str, Co
         got = {name: chosen[name] for name in names}
         raise ConfigError(f"joint: expected two weights or more with one codec, got {got}")
     if not codecs[0].joint:
-        raise ConfigError(f"joint: expected a Scalar, Fixed or IntN with per='tensor', got {codecs[0]!r}")
+        wanted = "a spatial PQ, or a Scalar, Fixed or IntN with per='tensor'"
+        raise ConfigError(f"joint: expected {wanted}, got {codecs[0]!r}")
     return names
 
 

@@ -321,6 +321,8 @@ class LayerDrop(Draws):
         Of the network, a ``ModuleList`` say; the output of each must have the form of its first input.
     p : float
         May be changed at any time.
+    chunk : int
+        So many consecutive layers are left out together: those that share parameters, see `share_layers`.
     seed : int
 
     Examples
@@ -337,8 +339,11 @@ class LayerDrop(Draws):
     True
     """
 
-    def __init__(self, module: nn.Module, layers: Iterable[nn.Module], p: float = 0.2, *, seed: int = 0) -> None:
-        self.layers, self.every = list(layers), 1
+    def __init__(
+        self, module: nn.Module, layers: Iterable[nn.Module], p: float = 0.2, *, chunk: int = 1, seed: int = 0
+    ) -> None:
+        check_integer("chunk", chunk, 1)
+        self.layers, self.chunk, self.every = list(layers), chunk, 1
         parts = set(module.modules())
         if not self.layers or not all(isinstance(layer, nn.Module) and layer in parts for layer in self.layers):
             raise ConfigError("layers: expected at least one, all of them in the module")
@@ -349,17 +354,17 @@ class LayerDrop(Draws):
             layer.forward = _Skip(self, index, layer)
 
     def keep_every(self, n: int) -> list[nn.Module]:
-        """In ``eval()`` mode, run only the first of every n layers from now on, and return these; 1 runs all."""
+        """In ``eval()`` mode, run only the first of every n chunks from now on, and return its layers; 1 runs all."""
         check_integer("n", n, 1)
         self.every = n
-        return self.layers[::n]
+        return [layer for i, layer in enumerate(self.layers) if i // self.chunk % n == 0]
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def skips(self, index: int) -> bool:
         """Tell whether a layer is left out now."""
         if self.layers[index].training:
-            return bool(self.chosen((len(self.layers),), torch.device("cpu"))[index])
-        return index % self.every > 0
+            return bool(self.chosen((len(self.layers),), torch.device("cpu"))[index // self.chunk])
+        return index // self.chunk % self.every > 0
 
     def remove(self) -> None:
         """Make the layers what they were before."""

@@ -79,3 +79,55 @@ def swap_channels(swaps, places, grams, gram_at, at, first_at, widths, taps, ord
                 now = at[first_at[n] : first_at[n + 1]]
                 now[start + i], now[start + j] = now[start + j], now[start + i]
     return before
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def root_of_covariance(total, sums, d, count, damping, matrix, scratch):
+    """Return the d-th root of the determinant of a covariance, from moments and sums over ``count`` blocks."""
+    for i in range(d):
+        for j in range(i + 1):
+            matrix[i, j] = total[i, j] / count - sums[i] / count * (sums[j] / count)
+    return root_determinant(matrix, d, damping, scratch)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def swap_for_covariance(swaps, start, gram, channel_sums, rows, width, taps, at):
+    """Try swaps of channels of one weight; keep each that lowers the determinant of its blocks' covariance.
+
+    ``gram`` (C taps, C taps) and ``channel_sums`` (C taps,) are over ``rows`` numbers of each channel and tap; ``at``
+    (C,) says which channel is where and is changed; swaps are of places from ``start`` on. Returns the d-th root of the
+    determinant before and after.
+    """
+    d, blocks = width * taps, len(at) // width
+    total, saved, matrix, scratch = np.zeros((d, d)), np.zeros((d, d)), np.zeros((d, d)), np.zeros((d, d))
+    sums = np.zeros(d)
+    for block in range(blocks):
+        add_block(gram, at, block, width, taps, 1.0, total)
+        for i in range(d):
+            sums[i] += channel_sums[at[block * width + i // taps] * taps + i % taps]
+    count = rows * blocks
+    damping = 1e-12 * (np.trace(total) / (count * d) + 1e-300)
+    best = before = root_of_covariance(total, sums, d, count, damping, matrix, scratch)
+    for n in range(len(swaps)):
+        i, j = start + swaps[n, 0], start + swaps[n, 1]
+        saved[:] = total
+        for sign in (-1.0, 1.0):
+            add_block(gram, at, i // width, width, taps, sign, total)
+            if i // width != j // width:
+                add_block(gram, at, j // width, width, taps, sign, total)
+            for t in range(taps):
+                sums[i % width * taps + t] += sign * channel_sums[at[i] * taps + t]
+                sums[j % width * taps + t] += sign * channel_sums[at[j] * taps + t]
+            if sign < 0:
+                at[i], at[j] = at[j], at[i]
+        found = root_of_covariance(total, sums, d, count, damping, matrix, scratch)
+        if found < best:
+            best = found
+            continue
+        total[:] = saved
+        for t in range(taps):
+            moved = channel_sums[at[i] * taps + t] - channel_sums[at[j] * taps + t]
+            sums[i % width * taps + t] -= moved
+            sums[j % width * taps + t] += moved
+        at[i], at[j] = at[j], at[i]
+    return before, best
