@@ -67,7 +67,8 @@ class _Learning:
     """Learning-compression: a C step after each of equal parts of the training."""
 
     def __init__(self, module: TorchGraph, codecs: Mapping[str, Codec], steps: int, options: Mapping[str, Any]) -> None:
-        self.module, self.rounds, self.steps = module, min(options["rounds"], steps), steps
+        self.module, self.steps = module, steps
+        self.rounds: int = min(options["rounds"], steps)
         self.lc = LC(module, codecs, mu=options["mu"], growth=options["growth"], seed=options["seed"])
 
     def penalty(self) -> Tensor | None:
@@ -185,7 +186,7 @@ def train(
     norm_statistics: bool = False,
     gradient: Gradient = "mean",
     mu: float = 1e-4,
-    growth: float = 1.2,
+    growth: float = 1.25,
     rounds: int = 50,
     p: float = 0.1,
     phi: str = "proxy",
