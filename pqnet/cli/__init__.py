@@ -1,1 +1,1 @@
-"""The command line: ``pqnet convert | compress | calibrate | plan | quantize | train | run | inspect | verify | demo``."""
+"""The command line: ``pqnet convert | compress | calibrate | plan | quantize | train | run`` and more, see `pqnet -h`."""
