@@ -128,8 +128,7 @@ class LayerRates:
             self.share = weights.astype(np.float64) / weights.sum(dtype=np.float64)
             self.moment = self.whole = np.eye(weight.shape[1], dtype=np.float32)[None]
         else:
-            seen = _without_rounding(moments) if corrected else moments.mean
-            full = build_metric("full", seen[:, None])
+            full = build_metric("full", (moments.centred() if corrected else moments.mean)[:, None])
             assert full is not None
             self.moment, self.whole = full[:, 0], moments.mean
             self.energies = output_squares(self.moment, weight)
@@ -279,17 +278,6 @@ class LayerRates:
         """Return the relative squared error of the outputs of some rows."""
         error, energy = output_squares(self.moment, target - decoded), output_squares(self.whole, target)
         return relative(float(error.sum()), float(energy.sum()))
-
-
-def _without_rounding(moments: Moments) -> np.ndarray:
-    """Return centred moments, and so much on their diagonal that what rounding took from small ones is made up for.
-
-    Of inputs far from zero, second moments hold in float32 little of how these vary.
-    """
-    n = moments.mean.shape[1]
-    lost = np.finfo(np.float32).eps * np.sqrt(n) * np.abs(moments.mean).max(axis=(1, 2))
-    centred: np.ndarray = moments.centred() + lost[:, None, None] * np.eye(n, dtype=np.float32)
-    return centred
 
 
 def _corrected(decoded: np.ndarray, target: np.ndarray, fraction: float) -> np.ndarray:
