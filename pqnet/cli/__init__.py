@@ -1,1 +1,1 @@
-"""The command line: ``pqnet convert | compress | calibrate | plan | quantize | train | run`` and more, see `pqnet -h`."""
+"""The command line: ``pqnet compress | convert | plan | quantize | train | run`` and more, see ``pqnet -h``."""
