@@ -130,10 +130,9 @@ class LayerRates:
             self.share = weights.astype(np.float64) / weights.sum(dtype=np.float64)
             self.moment = self.whole = self.seen = np.eye(weight.shape[1], dtype=np.float32)[None]
         else:
-            # Errors are measured without what a metric is damped by.
-            self.seen = moments.centred() if corrected else moments.mean
-            full = build_metric("full", self.seen[:, None])
+            full = build_metric("full", (moments.centred() if corrected else moments.mean)[:, None])
             assert full is not None
+            self.seen = full[:, 0]  # what errors are measured under: hardly damped, and not zero where inputs are
             self.moment, self.whole = full[:, 0], moments.mean
             self.energies = output_squares(self.moment, weight)
 
