@@ -374,7 +374,21 @@ def test_convert_published_checkpoints(source: str, file: str, capsys: pytest.Ca
 
 
 @pytest.mark.parametrize(
-    "command", ["", "convert", "calibrate", "quantize", "finetune", "run", "inspect", "verify", "demo"]
+    "command",
+    [
+        "",
+        "convert",
+        "compress",
+        "calibrate",
+        "plan",
+        "quantize",
+        "train",
+        "finetune",
+        "run",
+        "inspect",
+        "verify",
+        "demo",
+    ],
 )
 def test_every_help_has_an_example_that_parses(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as done:

@@ -1,6 +1,8 @@
 """Plans for a file size: the allocation against brute force, predictions against files, errors, and the commands."""
 
+import csv
 import re
+import sys
 
 import naive
 import numpy as np
@@ -16,7 +18,8 @@ from pqnet.graph import GraphBuilder, ValueInfo
 from pqnet.io import graph_nbytes
 from pqnet.pipeline import measure, parse_size
 from pqnet.pipeline.allocate import allocations
-from pqnet.pipeline.rates import LayerRates, codec_nbytes
+from pqnet.pipeline.noise import quantized_alike
+from pqnet.pipeline.rates import LayerRates, block_sizes, codec_nbytes, smallest_codec
 from pqnet.pipeline.sensitivity import network_gains
 from pqnet.pipeline.statistics import Moments
 
@@ -113,6 +116,19 @@ def test_bytes_of_a_codec_are_those_of_a_fit(shape, codec):
     assert codec_nbytes(None, shape) == rand(*shape).nbytes
 
 
+@pytest.mark.parametrize("shape", [(12, 10), (16, 8, 3, 3), (9, 1, 5, 5), (600, 16), (4, 3)])
+@pytest.mark.parametrize("fast", [False, True])
+def test_the_smallest_candidate_is_known_before_anything_is_measured(shape, fast):
+    node = linear_net().graph.layers()["first"]
+    moments = Moments(np.eye(int(np.prod(shape[1:])), dtype=np.float32)[None], 9)
+    choices = LayerRates(node, rand(*shape), moments, 0, 1, fast=fast).choices()
+    assert min(c.nbytes for c in choices) == codec_nbytes(smallest_codec(shape, fast), shape)
+    names = {type(c.codec).__name__ for c in choices}
+    assert ({"IntN"} < names and fast) or {"NoneType", "IntN", "Fixed", "Sparse"} <= names
+    assert all(c.codec is None or c.nbytes == c.codec.nbytes(shape).total for c in choices)
+    assert fast or any(d == 1 for d, _ in block_sizes(shape, fast))
+
+
 def linear_net():
     b = GraphBuilder({"input": ValueInfo(("batch", 16))}, {"batch": 2})
     x = b.add("linear", "input", name="first", params={"weight": rand(32, 16)})
@@ -159,6 +175,31 @@ def test_predicted_errors_are_near_those_of_quantization(measured, demo, images)
             assert 0.5 < predicted[what is plain] / entry["output_error"] < 2, name
         differ += predicted[False] < 0.8 * predicted[True]
     assert len(names) == 5 and differ >= 2
+
+
+def test_noise_like_that_of_the_search():
+    """Of the size asked for, alike in all directions of the inputs, and what is left is orthogonal to it."""
+    weight, x = rand(400, 12), rand(3000, 12) @ rand(12, 12, seed=1) * np.geomspace(0.3, 3, 12).astype(np.float32)
+    moment = (x.T @ x / len(x))[None]
+    noisy = quantized_alike(weight, moment, 0.05, 0)
+    wrong = weight - noisy
+    energies = [np.einsum("oi,ij,oj->", a, moment[0], b) for a, b in ((weight, weight), (wrong, wrong), (noisy, wrong))]
+    assert energies[1] / energies[0] == pytest.approx(0.05, rel=0.15)
+    assert abs(energies[2]) < 0.02 * energies[0]
+    values, vectors = np.linalg.eigh(moment[0])
+    part = np.square((wrong - 0.05 * weight) @ vectors).mean(0) * values
+    strong = values > values.mean() / 2
+    assert part[strong].max() < 2 * part[strong].min() and values[strong].max() > 4 * values[strong].min()
+    np.testing.assert_array_equal(noisy, quantized_alike(weight, moment, 0.05, 0))
+
+
+def test_the_error_of_the_network_is_predicted(measured, demo, images):
+    held_out = load_images()[1]
+    plan = measured.plan("12kB")
+    small = pqnet.quantize(demo, plan.recipe, images, progress=False)
+    wanted = demo(held_out).astype(float)
+    real = np.square(small(held_out) - wanted).sum() / np.square(wanted).sum()
+    assert 1 / 1.5 < plan.error / real < 1.5
 
 
 def test_samples_have_their_share_of_the_energy():
@@ -263,6 +304,27 @@ def test_sizes_that_no_plan_meets(measured, demo):
         measured.plan("5MB")
 
 
+def test_sizes_are_refused_before_the_work(demo, images, monkeypatch, capsys):
+    monkeypatch.setattr(sys.modules["pqnet.pipeline.plan"], "calibrate", None)
+    for size in (2000, "5MB", "1000x", "0.5x", "0x"):
+        with pytest.raises(ConfigError, match=r"^target_size: expected"):
+            pqnet.plan(demo, images, size)
+    np.save("x.npy", images[:8])
+    demo.save("model.h5")
+    line = "quantize model.h5 --calibration x.npy --target-size 10x --target-size 1000x -o s.h5"
+    assert main(line.split()) == 2
+    assert re.search(r"expected \d+ bytes \(the smallest plan, \d+\S*x\)", capsys.readouterr().err)
+
+
+def test_ratios_are_those_of_files(measured, demo, tmp_path):
+    demo.save(tmp_path / "whole.h5")
+    whole = (tmp_path / "whole.h5").stat().st_size
+    for text, ratio in (("10x", 10), ("12.5 X", 12.5)):
+        assert measured.plan(text).target == pytest.approx(whole / ratio, rel=1e-3)
+    with pytest.raises(ConfigError, match=r"or '10x' for a tenth of the float file, got str 'x'"):
+        measured.plan("x")
+
+
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
@@ -314,9 +376,40 @@ def test_plan_and_quantize_commands(demo, images, tmp_path, capsys):
     assert main(["verify", "b.h5"]) == 0
 
 
+def test_several_sizes_from_one_measurement(demo, images, tmp_path, capsys, monkeypatch):
+    np.save("x.npy", images[:40])
+    demo.save("model.h5")
+    sizes = "--calibration x.npy --target-size 30kB --target-size 20x --metric block"
+    assert main(f"plan model.h5 {sizes} --curve plans.csv -o r.yaml".split()) == 0
+    calls, original = [], network_gains
+    module = sys.modules["pqnet.pipeline.plan"]  # hidden behind the function
+    monkeypatch.setattr(module, "network_gains", lambda *a: calls.append(1) or original(*a))
+    assert main(f"quantize model.h5 {sizes} --curve files.csv -o s.h5".split()) == 0
+    assert len(calls) == 1
+    for name in ("plans.csv", "files.csv"):
+        with open(name, encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert [row["target_size"] for row in rows] == ["30kB", "20x"]
+        assert (
+            float(rows[0]["predicted_error"]) < float(rows[1]["predicted_error"]) or rows[0]["bytes"] < rows[1]["bytes"]
+        )
+    for row in rows:
+        assert int(row["bytes"]) == (tmp_path / f"s-{row['target_size']}.h5").stat().st_size
+        assert 0.5 < float(row["kept_top1"]) <= 1
+        recipe = Recipe.read(f"r-{row['target_size']}.yaml")
+        assert graph_nbytes(pqnet.quantize(demo, recipe, metric="none").graph) < int(row["bytes"])
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
+        (
+            "plan model.h5 --calibration x.npy --target-size 9x --target-size 9x --dry-run -o r.yaml",
+            "--dry-run, got both",
+        ),
+        ("plan model.h5 --calibration x.npy --target-size 9x --target-size 9x -o r.yaml", "expected every size once"),
+        ("plan model.h5 --calibration x.npy --target-size 9x --curve c.txt --dry-run", "--curve: expected a file name"),
+        ("quantize model.h5 --calibration x.npy --preset small-blocks --curve c.csv -o s.h5", "expected --target-size"),
         ("plan model.h5 --calibration x.npy --target-size 30kB", "expected one of --output and --dry-run, got neither"),
         ("plan model.h5 --calibration x.npy --target-size 30kB --dry-run -o r.yaml", "--dry-run, got both"),
         ("plan model.h5 --target-size 30kB --dry-run", "expected --calibration or --statistics with it, got neither"),

@@ -82,10 +82,9 @@ def test_learning_compression_ends_where_codes_are(monkeypatch):
     """With a strong penalty the trained weights are what is stored: packing them moves nothing."""
     gaps, original = [], methods._Learning.finish
     monkeypatch.setattr(methods._Learning, "finish", lambda self: gaps.append(self.lc.gap) or original(self))
-    for optimizer in ("sgd", "adam"):
-        run("lc", steps=120, rounds=20, mu=1.0, growth=1.6, lr=0.05, optimizer=optimizer, every=1000)
+    run("lc", steps=100, rounds=20, mu=1.0, growth=1.6, lr=0.05, optimizer="sgd", every=1000)
     run("lc", steps=6, rounds=1, mu=1e-6, growth=1.0)
-    assert gaps[0] < 1e-3 and gaps[1] < 0.1 < gaps[2]
+    assert gaps[0] < 1e-3 and gaps[1] > 0.1
 
 
 def test_noise_is_there_in_every_step_and_gone_in_the_end(monkeypatch):
@@ -101,7 +100,7 @@ def test_noise_is_there_in_every_step_and_gone_in_the_end(monkeypatch):
 
 def test_labels_alone_teach(monkeypatch):
     wrong = (LABELS + 1) % 4
-    small = run("ipq", steps=150, batches=(X, wrong), labels=1.0, lr=0.05)
+    small = run("ipq", steps=100, batches=(X, wrong), labels=1.0, lr=0.05, every=1000)
     assert (small(X).argmax(1) == wrong).mean() > 0.5 > (MODEL(X).argmax(1) == wrong).mean()
 
 

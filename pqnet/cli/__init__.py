@@ -1,1 +1,1 @@
-"""The command line: ``pqnet convert | calibrate | quantize | run | inspect | verify | demo``."""
+"""The command line: ``pqnet compress | convert | plan | quantize | train | run`` and more, see ``pqnet -h``."""

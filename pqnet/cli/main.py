@@ -33,7 +33,7 @@ def build_parser() -> Parser:
     parser = Parser(
         prog="pqnet",
         description="Networks made 10-40x smaller by quantization, and run from their codes on a CPU.",
-        epilog="example:\n  pqnet compress model.h5 --calibration x.npy --keep 99%% -o small.h5",
+        epilog="example:\n  pqnet compress model.h5 --calibration x.npy --keep 99% -o small.h5",
     )
     parser.add_argument("--version", action="version", version=f"pqnet {__version__}")
     sub = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
@@ -123,10 +123,10 @@ def _compress(sub: Any) -> None:
         "compress",
         compress.compress,
         "make the smallest file whose outputs agree with the float model's on samples that it was not made from",
-        "pqnet compress model.h5 --calibration x.npy --keep 99% -o small.h5".replace("%", "%%"),
+        "pqnet compress model.h5 --calibration x.npy --keep 99% -o small.h5",
     )
     p.add_argument("model", help="pqnet model file with float weights")
-    add_data(p, "--calibration", "samples like those of later use, 400 or more, without labels; a part is held out")
+    add_data(p, "--calibration", "400 samples or more like those of later use, without labels; a part is held out")
     p.add_argument("--keep", type=compress.share, default=0.99, help="share of the outputs to keep (default 99%%)")
     p.add_argument("--metric", help="top1, cosine or error (default: by what the outputs are, see pqnet.compress)")
     add_data(p, "--held-out", "samples to judge by, instead of a part of the others", required=False)
@@ -170,7 +170,7 @@ def _train(sub: Any) -> None:
     which.add_argument("--recipe", help="or a YAML file, see pqnet quantize")
     _add_distill(p)
     p.add_argument("--mu", type=float, help="of lc: weight of the penalty at first (default 1e-4)")
-    p.add_argument("--growth", type=float, help="of lc: factor of mu at each C step (default 1.2)")
+    p.add_argument("--growth", type=float, help="of lc: factor of mu at each C step (default 1.25)")
     p.add_argument("--rounds", type=at_least(1), help="of lc: C steps (default 50)")
     p.add_argument("--p", type=float, help="of noise: share of the blocks that is quantized in a step (default 0.1)")
     p.add_argument("--phi", help="of noise: proxy (default), zeros, or exact, codewords")

@@ -105,8 +105,9 @@ def compress(
     model : Model
         The float network.
     data : array or dict of arrays
-        Samples along axis 0, like those of later use; no labels. A quarter of them, at most 1000, is held out, or as
-        many as it takes to tell. 400 are enough for ``keep=0.99``.
+        Samples along axis 0, without labels, like those of later use; not those that the network was trained on, where
+        it is surer of itself and keeps more. A quarter of them, at most 1000, is held out, or as many as it takes to
+        tell. 400 are enough for ``keep=0.99``.
     keep : float
         Above 0 and below 1: how much of the outputs is kept, see ``metric``. The held-out samples have to keep this
         much, and so many of them that others lose no more than twice as much in nine cases of ten.

@@ -80,7 +80,7 @@ class Plan:
 
     @property
     def error(self) -> float:
-        """Predicted squared error of the network's outputs, relative: layers add up and repair nothing."""
+        """Predicted squared error of the network's outputs, relative: the sum over layers; gains are 1 without data."""
         return sum(layer.gain * layer.error for layer in self.layers.values())
 
 

@@ -17,6 +17,7 @@ from pqnet.pipeline.statistics import Moments
 __all__ = ["Choice", "LayerRates", "codec_nbytes", "smallest_codec"]
 
 SAMPLE = 16384  # blocks of a layer that codewords are tried on; more where few outputs have most of the energy:
+FEWER = 4  # times; of codecs without a codebook, each weight is a block
 UNEVEN = 0.1  # by how much the mean energy of a sample may be off
 ANCHORS = (8, 64, 512)  # K at which errors are measured; between them log error is linear in log K
 MIDDLE = 64  # K at which int8 is tried, and which without the second-order search perturbs a layer
@@ -121,16 +122,19 @@ class LayerRates:
         self.weight, self.seed, self.threads = weight, seed, threads
         self.fast, self.second_order = fast, second_order
         self._factors: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self._energies: dict[int, float] = {}
         self.embedding = weight_op(node.op).looked_up
         if self.embedding:
             weights = row_weights("full", moments.mean.astype(np.float64) * moments.count)
             assert weights is not None
             self.share = weights.astype(np.float64) / weights.sum(dtype=np.float64)
-            self.moment = self.whole = np.eye(weight.shape[1], dtype=np.float32)[None]
+            self.moment = self.whole = self.seen = np.eye(weight.shape[1], dtype=np.float32)[None]
         else:
             second = moments.centred() if corrected else moments.mean
+            seen = build_metric("full", second[:, None])
             full = build_metric("full", second[:, None], share_to_doubt(second.shape[1], moments.count))
-            assert full is not None
+            assert full is not None and seen is not None
+            self.seen = seen[:, 0]  # what errors are measured under: hardly damped, and not zero where inputs are
             self.moment, self.whole = full[:, 0], moments.mean
             self.energies = output_squares(self.moment, weight)
 
@@ -145,7 +149,7 @@ class LayerRates:
 
     def _plain(self) -> list[Choice]:
         """Return the candidates without a codebook: integers are measured at 2 to 5 bits, and continued to 8."""
-        shape, target = self.weight.shape, self.weight[self._rows(math.prod(self.weight.shape[1:]))]
+        shape, target = self.weight.shape, self.weight[self._rows(math.prod(self.weight.shape[1:]) * FEWER)]
 
         def error(codec: Codec) -> float:
             packed = codec.fit(target, threads=self.threads)
@@ -168,7 +172,7 @@ class LayerRates:
         """Return the whole weight with an error of the kind that quantization makes."""
         shape = self.weight.shape
         if self.second_order and not self.embedding:
-            return quantized_alike(self.weight, self.moment, PERTURBED, self.seed)
+            return quantized_alike(self.weight, self.seen, PERTURBED, self.seed)
         d, layout = min(block_sizes(shape, self.fast), key=lambda s: abs(s[0] - 8))
         words = self._kmeans(d, layout, min(MIDDLE, max(1, self._blocks(d) // 4)))[0]
         blocks = to_blocks(self.weight, d, layout)
@@ -277,8 +281,9 @@ class LayerRates:
 
     def _error(self, decoded: np.ndarray, target: np.ndarray) -> float:
         """Return the relative squared error of the outputs of some rows."""
-        error, energy = output_squares(self.moment, target - decoded), output_squares(self.whole, target)
-        return relative(float(error.sum()), float(energy.sum()))
+        if len(target) not in self._energies:  # samples of one size are the same
+            self._energies[len(target)] = float(output_squares(self.whole, target).sum())
+        return relative(float(output_squares(self.seen, target - decoded).sum()), self._energies[len(target)])
 
 
 def _corrected(decoded: np.ndarray, target: np.ndarray, fraction: float) -> np.ndarray:

@@ -185,7 +185,7 @@ def train(
     norm_statistics: bool = False,
     gradient: Gradient = "mean",
     mu: float = 1e-4,
-    growth: float = 1.2,
+    growth: float = 1.25,
     rounds: int = 50,
     p: float = 0.1,
     phi: str = "proxy",
