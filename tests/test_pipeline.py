@@ -177,14 +177,15 @@ def test_later_layers_see_what_the_quantized_ones_give():
         return np.trace(error @ h @ error.T) / np.trace(weight @ h @ weight.T)
 
     got = small.graph.meta["quantization"]["layers"]["fc"]["output_error"]
-    assert got == pytest.approx(relative(moments_by_hand(small, DATA)), rel=1e-3)
-    assert abs(got - relative(moments_by_hand(model, DATA))) > 1e-2 * got
+    held = DATA[4::8]
+    assert got == pytest.approx(relative(moments_by_hand(small, held)), rel=1e-3)
+    assert abs(got - relative(moments_by_hand(model, held))) > 1e-2 * got
 
 
 def test_one_shot_from_statistics_uses_the_float_network():
     model = small_net()
     stats = pqnet.calibrate(model, DATA)
-    small = pqnet.quantize(model, RECIPE, stats, progress=False)
+    small = pqnet.quantize(model, RECIPE, stats, metric="block", progress=False)
     weight = model.graph.params["fc.weight"]
     error = weight - small.graph.params["fc.weight"].decode()
     h = moments_by_hand(model, DATA)

@@ -212,7 +212,7 @@ def quantize(
             data = permutation.statistics(data) if isinstance(data, Statistics) else data
         student = replace(teacher, params=dict(teacher.params))
         run = Run(student, chosen, options, threads, bar, search)
-        if isinstance(recipe, str) and mode is None and finetune is None and options.metric in ("full", "none"):
+        if isinstance(recipe, str) and mode is None and finetune is None and options.metric == "full":
             shapes = {name: run.weight(node).shape for name, node in student.layers().items()}
             run.instead = integers_instead(chosen, shapes)
         if data is None or isinstance(data, Statistics):
