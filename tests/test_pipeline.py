@@ -206,6 +206,18 @@ def test_metrics_order_the_output_error(layout):
     assert totals["full"] < totals["block"] < totals["none"]
 
 
+def test_more_effort_leaves_less_error_in_the_metric():
+    found = pqnet.calibrate(small_net(), DATA)
+    errors = []
+    for effort in ("low", "normal", "high"):
+        small = pqnet.quantize(small_net(), RECIPE, found, effort=effort, progress=False)
+        assert small.graph.meta["quantization"]["effort"] == effort
+        errors.append(small.graph.meta["quantization"]["layers"]["grouped"]["output_error"])
+    assert errors[2] < errors[1] < errors[0]
+    with pytest.raises(ConfigError, match="effort: expected one of 'low', 'normal', 'high'"):
+        pqnet.quantize(small_net(), RECIPE, found, effort="most", progress=False)
+
+
 def test_metric_none_needs_no_data_and_equals_plain_kmeans():
     model = small_net()
     alone = pqnet.quantize(model, RECIPE, metric="none", progress=False)
@@ -238,11 +250,11 @@ def test_every_node_is_computed_once_for_every_batch(monkeypatch):
     batches = [DATA[:50], DATA[50:100], DATA[100:]]
     pqnet.quantize(model, RECIPE, batches, metric="block", progress=False)
     nodes = [node.name for node in model.graph.nodes]
-    assert sorted(calls) == sorted(3 * nodes)
+    assert sorted(calls) == sorted(6 * nodes)  # of every batch some samples are put aside
     calls.clear()
     pqnet.quantize(model, RECIPE, batches, progress=False)
     first = nodes.index("grouped")  # from the first layer that is quantized, the teacher runs along
-    assert sorted(calls) == sorted(3 * (nodes + nodes[first:]))
+    assert sorted(calls) == sorted(6 * (nodes + nodes[first:]))
 
 
 def test_reestimated_norms_standardise_the_students_values():
