@@ -187,7 +187,10 @@ def test_calibrate_quantize_run_inspect_verify(folder: Path, capsys: pytest.Capt
     assert run("inspect small2.h5") == 0
     out = capsys.readouterr().out
     assert "input input: float32 (any, 1, 8, 8)" in out and "output logits: float32 (any, 10)" in out
-    assert all(re.search(rf"^{re.escape(name)} .* (float|pq k=\d+ d=\d+ spatial) +\d+ ", out, re.M) for name in layers)
+    assert all(
+        re.search(rf"^{re.escape(name)} .* (float|pq k=\d+ d=\d+ spatial|intn [^\n]*) +\d+ ", out, re.M)
+        for name in layers
+    )
     assert run("verify small2.h5 --reference model.h5 --input x.npy") == 0
     lines = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r"small2.h5: digest, structure and \d+ nodes are right", lines[0])

@@ -163,18 +163,18 @@ def test_gains_are_those_of_an_error_that_passes_through():
 
 
 def test_predicted_errors_are_near_those_of_quantization(measured, demo, images):
-    """Through the whole search, of a layer alone: from statistics, and from data, which give outputs their means."""
+    """Through the whole search, of a layer alone: from statistics as from data, which both give outputs their means."""
     codec, statistics = PQ(64, 8, "channel"), pqnet.calibrate(demo, images)
     names = [name for name in measured.options if name.startswith("layer")]
-    plain, differ = measure(demo, statistics), 0
+    plain = measure(demo, statistics)
     for name in names:
         predicted = {}
         for what, calibration in ((plain, statistics), (measured, images)):
             entry = pqnet.quantize(demo, {name: codec}, calibration).graph.meta["quantization"]["layers"][name]
             predicted[what is plain] = next(c.error for c in what.options[name] if c.codec == codec)
             assert 0.5 < predicted[what is plain] / entry["output_error"] < 2, name
-        differ += predicted[False] < 0.8 * predicted[True]
-    assert len(names) == 5 and differ >= 2
+        assert predicted[False] == pytest.approx(predicted[True], rel=0.3)
+    assert len(names) == 5
 
 
 def test_noise_like_that_of_the_search():
@@ -218,7 +218,9 @@ def test_the_search_gains_where_blocks_depend_on_each_other():
     for a in range(0, 16, 4):
         independent[a : a + 4, a : a + 4] += 1
     dependent = rand(16, 16)
-    rates = [LayerRates(node, rand(32, 16), Moments(m[None], 9), 0, 1) for m in (independent, dependent @ dependent.T)]
+    rates = [
+        LayerRates(node, rand(32, 16), Moments(m[None], 10**6), 0, 1) for m in (independent, dependent @ dependent.T)
+    ]
     assert rates[0]._shaping(4, "spatial") == pytest.approx(1, abs=1e-3)
     assert rates[1]._shaping(4, "spatial") < 0.8
     assert rates[1]._shaping(16, "spatial") == pytest.approx(1)

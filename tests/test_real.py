@@ -16,6 +16,7 @@ from realdata import (
 
 import pqnet
 from pqnet.pipeline import measure
+from pqnet.pipeline.recipe import resolve_recipe
 
 # Mean relative output error of the quantized convolutions that a rough prototype reached, by preset and metric.
 REACHED = {
@@ -102,8 +103,9 @@ def test_the_full_metric_leaves_half_of_the_error_at_equal_bytes(cifar, preset):
     """Weights as targets and no repair, against "And the Bit Goes Down"."""
     models, calibration, _ = cifar
     options = {"full": {"target": "weight"}, "bgd": {"mode": "bgd"}}
+    codecs = resolve_recipe(preset, models["resnet20"].graph)  # by name: none is replaced by integers
     found = {
-        n: pqnet.quantize(models["resnet20"], preset, calibration, progress=False, **o) for n, o in options.items()
+        n: pqnet.quantize(models["resnet20"], codecs, calibration, progress=False, **o) for n, o in options.items()
     }
     errors = {
         name: np.mean([e["output_error"] for n, e in m.graph.meta["quantization"]["layers"].items() if n != "linear"])

@@ -15,7 +15,7 @@ from pqnet.fit.error import measured
 from pqnet.fit.kmeans import KMeansResult, assign, weighted_kmeans
 from pqnet.fit.scales import best_scales, stored_floats
 
-__all__ = ["fit_pq"]
+__all__ = ["EFFORTS", "fit_pq"]
 
 SWEEPS = 12  # at most, of codes and codebook in turn
 # Rounds of these with noise on the codewords, for each effort that a user may ask for.

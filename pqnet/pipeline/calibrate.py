@@ -35,9 +35,9 @@ class _Accumulator:
         self.graph, self.seed, self.threads = graph, seed, threads
         self.layers = graph.layers()
         self.uses = {node.name: name for name, nodes in graph.uses().items() for node in nodes}
-        self.sums: dict[str, np.ndarray] = {}  # about what is near the means, of which float32 would lose what varies
+        self.sums: dict[str, np.ndarray] = {}  # about `near`
         self.firsts: dict[str, np.ndarray] = {}
-        self.near: dict[str, np.ndarray] = {}
+        self.near: dict[str, np.ndarray] = {}  # the means, nearly, of inputs far from zero: float32 keeps what varies
         self.counts: dict[str, int] = dict.fromkeys(self.layers, 0)
         self.samples = 0
 
@@ -64,13 +64,16 @@ class _Accumulator:
 
         if name not in self.near and not rule.looked_up:
             rows = rows_of(0)
-            self.near[name] = rows.sum(1, dtype=np.float64, keepdims=True) / max(1, rows.shape[1])
+            n = max(1, rows.shape[1])
+            mean = rows.sum(1, dtype=np.float64, keepdims=True) / n
+            spread = np.square(rows - mean).sum(1, keepdims=True) / n
+            self.near[name] = np.where(4 * spread < mean**2, mean, 0.0).astype(np.float32)
 
         def moments_of(i: int) -> tuple[np.ndarray, np.ndarray | None, int]:
             if rule.looked_up:
                 counts = token_counts(seen(i), shape[0], masks[i])
                 return counts, None, int(counts.sum())
-            rows = rows_of(i) - self.near[name].astype(np.float32)
+            rows = rows_of(i) - self.near[name]
             n_inputs = rows.shape[2]
             moments = row_moments(rows, np.arange(n_inputs), n_inputs)[:, 0]
             return moments, rows.sum(1, dtype=np.float64), rows.shape[1]
@@ -90,7 +93,7 @@ class _Accumulator:
                 return Moments(second.astype(np.float32), count)
             first = self.firsts[name] / count
             second -= first[:, :, None] * first[:, None, :]
-            return Moments.about(first + self.near[name][:, 0].astype(np.float32), second, count)
+            return Moments.about(first + self.near[name][:, 0], second, count)
 
         return Statistics({name: moments(name) for name in self.layers}, network_digest(self.graph))
 

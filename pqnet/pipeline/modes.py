@@ -8,6 +8,7 @@ from typing import Any
 from pqnet import _check
 from pqnet.codecs import PQ, Codec, IntN
 from pqnet.errors import ConfigError
+from pqnet.fit.pq import EFFORTS
 from pqnet.pipeline.moments import METRICS
 from pqnet.pipeline.run import Options
 from pqnet.pipeline.statistics import Statistics
@@ -50,6 +51,7 @@ def choose_options(
     permute: bool | None,
     reestimate_norm: bool,
     seed: int,
+    effort: str,
 ) -> Options:
     """Return the checked options of `quantize`; None is what the mode has, without a mode the best."""
     _check.choice(mode, "mode", (None, *MODES))
@@ -71,6 +73,7 @@ def choose_options(
         _check.choice(chosen["permute"], "permute", (False, True)),
         _check.choice(reestimate_norm, "reestimate_norm", (False, True)),
         _check.rng_seed(seed),
+        _check.choice(effort, "effort", tuple(EFFORTS)),
     )
 
 

@@ -215,9 +215,9 @@ def measure(
     samples = [] if only_statistics else some_samples(graph, calibration, MOMENT_SAMPLES)
     statistics = calibration if only_statistics else calibrate(model, samples, seed=seed, threads=threads)
     moments = {name: statistics.for_layer(node, weights[name].shape) for name, node in layers.items()}  # before work
-    # `quantize` gives their outputs the means back.
-    corrects = second_order and not only_statistics
-    corrected = {name for name, node in layers.items() if corrects and FreeAffine.find(graph, node) is not None}
+    # `quantize` gives their outputs the means back, where it knows those of the inputs.
+    known = {name for name in layers if second_order and moments[name].first is not None}
+    corrected = {name for name in known if FreeAffine.find(graph, layers[name]) is not None}
     rates: dict[str, LayerRates] = {}
     options: dict[str, list[Choice]] = {}
     steps = len(layers) * (1 if only_statistics else 2)

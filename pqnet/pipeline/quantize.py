@@ -106,6 +106,7 @@ def quantize(
     correct_bias: bool | None = None,
     permute: bool | None = None,
     reestimate_norm: bool = False,
+    effort: str = "normal",
     finetune: Callable[[Graph, str], Packed] | None = None,
     checkpoint: str | Path | None = None,
     seed: int = 0,
@@ -121,10 +122,13 @@ def quantize(
     recipe : str, Recipe or dict
         A preset (``"small-blocks"``, ``"large-blocks"``, ``"transformer"``, or a paper's, see ``mode``), or a codec for
         each layer, see `Recipe`.
+        Of a preset, with the full metric, layers so small that codewords take most of their bytes become integers with
+        a scale for each filter where these leave less error, in no more bytes; so do depthwise filters, in 4 bits.
     calibration : array, dict of arrays, iterable of either, or Statistics
-        Data: layers are quantized in graph order, each from the inputs that the layers already quantized give it; the
-        whole takes about two forward passes, and memory for the values that later layers still need, of all samples.
-        Where an input called ``attention_mask``, of shape (batch, length), is zero, texts are padding and count not.
+        Data: layers are quantized in graph order, each from the inputs that the layers already quantized give it; of
+        eight samples or more every eighth is put aside, to damp by and to report errors of. The whole takes about two
+        forward passes, and memory for the values that later layers still need, of all samples. Where an input called
+        ``attention_mask``, of shape (batch, length), is zero, texts are padding and count not.
         Statistics of `calibrate`: every layer on its own. None is enough for ``metric="none"``.
     mode : {None, "bgd", "pqf", "ipq"}
         Find codes as published and no better, for comparison; metric, target, correct_bias and permute are the mode's.
@@ -151,6 +155,9 @@ def quantize(
         the float network computes the same, which is checked, and the codes take the same bytes. Default False.
     reestimate_norm : bool
         Measure the statistics of all batch norms again, on what the quantized layers before them give; needs data.
+    effort : {"low", "normal", "high"}
+        How long to look for codewords under the full metric: 0, 10 or 40 rounds with noise that leads past poor minima,
+        whatever the size of a layer.
     finetune : callable, optional
         With data: called right after each layer, with the network as it is then, the layers after it float, and the
         layer's name; returns its packed weight, trained say, to go on with; errors are not reported then. For a
@@ -170,8 +177,8 @@ def quantize(
     Returns
     -------
     Model
-        Its ``graph.meta["quantization"]`` reports for each layer bytes, relative output error (squared, on the
-        calibration set), relative weight error, and iterations. Running statistics of batch norms are folded.
+        Its ``graph.meta["quantization"]`` reports for each layer bytes, relative output error (squared, on samples put
+        aside), relative weight error, and iterations. Running statistics of batch norms are folded.
 
     Raises
     ------
@@ -190,7 +197,7 @@ def quantize(
     """
     if not isinstance(model, Model):
         raise _check.error("model", "a pqnet.Model", _check.describe(model))
-    options = choose_options(mode, metric, target, correct_bias, permute, reestimate_norm, seed)
+    options = choose_options(mode, metric, target, correct_bias, permute, reestimate_norm, seed, effort)
     codecs = resolve_recipe(recipe, model.graph)
     _check_float(model.graph, codecs)
     if isinstance(calibration, Statistics):
@@ -215,7 +222,7 @@ def quantize(
             data = permutation.statistics(data) if isinstance(data, Statistics) else data
         student = replace(teacher, params=dict(teacher.params))
         run = Run(student, chosen, options, threads, bar, search)
-        if isinstance(recipe, str) and mode is None and finetune is None and options.metric in ("full", "none"):
+        if isinstance(recipe, str) and mode is None and finetune is None and options.metric == "full":
             shapes = {name: run.weight(node).shape for name, node in student.layers().items()}
             run.instead = integers_instead(chosen, shapes)
         if data is None or isinstance(data, Statistics):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pqnet.codecs import Codec, Packed
+from pqnet.codecs import PQ, Codec, Packed
 from pqnet.errors import of_layer
 from pqnet.graph import Graph, Node
 from pqnet.graph.passes import fold_norm_statistics
@@ -32,6 +32,7 @@ class Options:
     permute: bool
     reestimate_norm: bool
     seed: int
+    effort: str = "normal"
 
 
 @dataclass
@@ -64,6 +65,7 @@ class Run:
         """
         codec, weight = self.codecs[node.name], self.weight(node)
         digest = hashlib.sha256(f"{self.options.seed}/{node.name}".encode()).digest()
+        options = {**self.search, **({"effort": self.options.effort} if isinstance(codec, PQ) else {})}
         with of_layer(node.name):
             fit = codec.search(
                 target,
@@ -71,7 +73,7 @@ class Run:
                 row_weights=row_weights,
                 seed=int.from_bytes(digest[:6], "big"),
                 threads=self.threads,
-                **self.search,
+                **options,
             )
             if node.name in self.instead:
                 other = self.instead[node.name].search(target, metric, row_weights=row_weights, threads=self.threads)
