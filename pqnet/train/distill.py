@@ -93,7 +93,8 @@ def distill(
     hints : float
         Weight of the mean relative error of all layers' outputs inside the network.
     labels : float
-        Weight, below 1, of the cross entropy with labels, which ``batches`` must then have.
+        Weight, up to 1, of the cross entropy with labels, which ``batches`` must then have. 1 is finetuning on labels
+        alone, as "Permute, Quantize, and Fine-tune" does.
     train : sequence of {"codebooks", "norms", "biases", "weights"}
         What learns of ``global``; ``weights`` are those of layers that stayed float, the first convolution's for
         example. Constants stay.
@@ -108,9 +109,10 @@ def distill(
         Of samples; batches come as they are.
     lr, optimizer, weight_decay
         ``adam`` takes steps of ``lr`` times the root mean square of each parameter, ``sgd`` (momentum 0.9) of ``lr``;
-        both less with time, along half a cosine.
+        both less with time, along half a cosine. Where judging finds the student 10 % worse than the best before, it
+        goes on from the best with steps of half the size; it looks early, for a rate that good students only lose by.
     every : int
-        Steps between two times of judging and writing the checkpoint.
+        Steps between two times of judging and writing the checkpoint; at first also after an eighth, a quarter, a half.
     held_out : array, dict of arrays, or pair with labels, optional
         Samples to judge by. Default: a tenth of the samples, at most 1000, which are then not trained on.
     checkpoint : str or Path, optional
@@ -156,8 +158,8 @@ def distill(
         raise ConfigError("student: expected a quantized network, got one without packed weights; quantize it first")
     if stage not in ("global", "layerwise"):
         raise ConfigError(f"stage: expected 'global' or 'layerwise', got {stage!r}")
-    if check_number("labels", labels) >= 1:
-        raise ConfigError(f"labels: expected a weight below 1, got {labels!r}")
+    if check_number("labels", labels) > 1:
+        raise ConfigError(f"labels: expected a weight of at most 1, got {labels!r}")
     if check_number("temperature", temperature) == 0:
         raise ConfigError("temperature: expected a positive number, got 0")
     check_number("hints", hints)
