@@ -535,6 +535,17 @@ def test_padded_positions_are_not_trained_on():
     assert float(objective([x, mask])) == pytest.approx(float(objective(short)), rel=1e-6)
 
 
+def test_training_on_padding_by_another_name_is_noticed():
+    b = GraphBuilder({"x": ValueInfo(("n", "t", 6)), "mask": ValueInfo(("n", "t"), "int64")}, {"n": 2, "t": 3})
+    mask = b.add("reshape", b.add("cast", "mask", dtype="float32"), shape=("n", "t", 1))
+    x = b.add("linear", b.add("mul", "x", mask), name="fc", params={"weight": rand(8, 6)})
+    teacher = pqnet.Model(b.build({"y": x}))
+    student = pqnet.quantize(teacher, {"fc": PQ(4, 2)}, metric="none", progress=False)
+    data = {"x": rand(20, 5, 6), "mask": np.array([[1, 1, 0, 0, 0]] * 20)}
+    with pytest.warns(UserWarning, match="input 'mask' looks like the mask of padded texts"):
+        distill(student, teacher, data, steps=1, **OPTIONS)
+
+
 def test_constants_stay():
     b = GraphBuilder({"x": ValueInfo(("n", 6))}, {"n": 2})
     never = b.add("constant", params={"value": np.full((8,), -np.inf, np.float32)})

@@ -18,6 +18,7 @@ from pqnet.io import add_content, graph_content
 from pqnet.pipeline import calibrate, quantize
 from pqnet.pipeline.batches import iterate_batches
 from pqnet.pipeline.moments import channel_statistics, layer_metric
+from pqnet.pipeline.padding import real_positions
 from pqnet.pipeline.sweep import Values, sweep
 from pqnet.runtime import Model
 from pqnet.train.checks import check_integer, check_number
@@ -181,6 +182,7 @@ def distill(
     if stage == "layerwise" and (reassign or norm_statistics or tuple(train) != PARTS):
         raise ConfigError("stage: expected 'global' with reassign, norm_statistics or train, got 'layerwise'")
     data = Batches(student.graph, batches, held_out, batch_size, seed)
+    real_positions(data.held_out.inputs)  # has a word to say about masks by another name
     task = _Task(
         teacher,
         data,
