@@ -279,7 +279,7 @@ PIPELINE: list[Row] = [
      r"calibration: expected inputs of layer 'stem' up to 1e\+12, got 0 to 3e\+38; scale the data"),
     ("overflow inside", lambda: quantize(NET, RECIPE, np.full_like(X, 3e38)), P, "inputs of layer 'conv' up to"),
     ("other statistics", lambda: quantize(NET, RECIPE, TEXT_STATISTICS), P,
-     r"calibration: expected moments of shape \(1, 36, 36\) for layer 'conv', got none; calibrate this network again"),
+     "calibration: expected statistics of this network, got those of one with other weights or nodes; calibrate"),
     ("statistics", lambda: Statistics({"fc": np.eye(3)}), P, "layers: expected a dict of Moments by layer name, got d"),
     ("merge", lambda: STATISTICS.merge(TEXT_STATISTICS), P, "statistics: expected .* of the same layers and shapes"),
     ("twice", lambda: quantize(quantize(NET, RECIPE, X), RECIPE, X), C,

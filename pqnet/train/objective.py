@@ -101,7 +101,9 @@ class Objective(nn.Module):  # type: ignore[misc]
         outputs = [(s, t) for s, t in zip(found, wanted, strict=True) if s.is_floating_point()]
         if not outputs:
             raise PQNetError("loss: expected a network with an output of floats, got integers only")
-        total: Tensor = sum(mean_of_all(self.loss(*_real(s, t, real))) for s, t in outputs)  # type: ignore[assignment]
+        total = outputs[0][0].new_zeros(())
+        if self.labels < 1:
+            total = total + sum(mean_of_all(self.loss(*_real(s, t, real))) for s, t in outputs)
         if self.labels:
             if labels is None:
                 raise PQNetError("labels: expected labels with every batch, got one without")

@@ -23,6 +23,7 @@ from pqnet.train.parallel import is_main, rank, world
 __all__ = ["PARTS", "Schedule", "choose_parameters", "judge", "run_training"]
 
 PARTS = ("codebooks", "norms", "biases", "weights")
+TRUST = 1.1  # times the best loss that may come on the way to a better one
 JUDGED = 250  # samples at a time
 MOMENTUM = 0.9  # of SGD
 
@@ -63,8 +64,13 @@ class Schedule:
 
     def factor(self, step: int) -> float:
         """Return the size of a step as a share of ``lr``."""
-        warm = max(1, min(100, self.steps // 20))
+        warm = max(1, min(100, self.steps // 10))
         return min(1.0, (step + 1) / warm) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / self.steps)))
+
+    def judges(self, step: int) -> bool:
+        """Tell whether to judge after so many steps; also early, for good students a step may be too large."""
+        early = (self.every // 8, self.every // 4, self.every // 2)
+        return step % self.every == 0 or step == self.steps or step in early
 
     def make_optimizer(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
         groups = []
@@ -109,16 +115,20 @@ class _State:
         if self.path is not None and not self.path.resolve().parent.is_dir():
             raise PQNetError(f"checkpoint: expected a file in an existing folder, got {path}")
         self.module, self.optimizer, self.key = module, optimizer, key
-        self.step, self.best_loss = 0, math.inf
+        self.step, self.best_loss, self.pace = 0, math.inf, 1.0
         self.best: dict[str, Tensor] = {}
 
     def judge(self, loss: float) -> None:
-        """Keep the present parameters if none before were better."""
+        """Keep the present parameters if none before were better; go back to the best, and slower, if they are bad."""
         if not math.isfinite(loss):
             raise PQNetError(f"distill: expected a finite loss, got {loss} after {self.step} steps; lower lr")
         if loss < self.best_loss:
             self.best_loss = loss
             self.best = {name: tensor.detach().clone() for name, tensor in self.module.state_dict().items()}
+        elif loss > TRUST * self.best_loss:
+            self.module.load_state_dict(self.best)
+            self.optimizer.state.clear()
+            self.pace /= 2
 
     def save(self) -> None:
         if self.path is None or not is_main():
@@ -127,6 +137,7 @@ class _State:
             "key": self.key,
             "step": self.step,
             "best_loss": self.best_loss,
+            "pace": self.pace,
             "best": self.best,
             "module": self.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -148,6 +159,7 @@ class _State:
             self.module.load_state_dict(content["module"])
             self.optimizer.load_state_dict(content["optimizer"])
             self.step, self.best_loss, self.best = content["step"], content["best_loss"], content["best"]
+            self.pace = content.get("pace", 1.0)
             if any_threads:
                 torch.set_num_threads(content.get("threads", torch.get_num_threads()))
         except PQNetError:
@@ -211,12 +223,12 @@ def run_training(
             optimizer.zero_grad()
             loss.backward()
             for group in optimizer.param_groups:
-                group["lr"] = group["first"] * schedule.factor(state.step)
+                group["lr"] = group["first"] * state.pace * schedule.factor(state.step)
             optimizer.step()
             state.step += 1
             if reassign is not None and state.step % schedule.reassign == 0:
                 reassign()
-            if state.step % schedule.every == 0 or state.step == schedule.steps:
+            if schedule.judges(state.step):
                 now = judge(objective, batches.held_out, device)
                 state.judge(now)
                 state.save()
