@@ -313,7 +313,7 @@ def test_foreign_and_damaged_checkpoints_are_refused(nets, tmp_path):
     with pytest.raises(PQNetError, match="expected one of this call"):
         distill(student, teacher, other, steps=10, checkpoint=path, **OPTIONS)
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(FormatError, match="expected what distill wrote"):
+    with pytest.raises(FormatError, match="expected what training wrote"):
         distill(student, teacher, DATA, steps=10, checkpoint=path, **OPTIONS)
     with pytest.raises(PQNetError, match="expected a file in an existing folder"):
         distill(student, teacher, DATA, steps=10, checkpoint=tmp_path / "no" / "state", **OPTIONS)

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from pqnet.codecs import Codec
-from pqnet.errors import ConfigError, FormatError, PQNetError
-from pqnet.io import add_content, graph_content, replaced
+from pqnet.errors import ConfigError, PQNetError
+from pqnet.io import add_content, graph_content
 from pqnet.pipeline import Recipe, quantize, resolve_recipe
 from pqnet.pipeline.progress import progress_bar
 from pqnet.pipeline.target import float_weights
@@ -31,6 +31,7 @@ from pqnet.train.noise import QuantNoise
 from pqnet.train.objective import Loss, Objective
 from pqnet.train.ops import TorchGraph
 from pqnet.train.parallel import torch_threads, world
+from pqnet.train.state import read_state, write_state
 from pqnet.train.stored import Gradient
 from pqnet.train.trainer import PARTS, Schedule, choose_parameters, judge
 
@@ -372,32 +373,20 @@ class _Loop:
         if self.path is None:
             return
         content = {
-            "key": self.key,
             "step": self.step,
             "method": self.method.state(),
             "module": self.objective.student.state_dict(),
             "optimizer": optimizer.state_dict(),
         }
-        with replaced(self.path) as beside:
-            torch.save(content, beside)
+        write_state(self.path, self.key, content)
 
     def _load(self) -> None:
         if self.path is None or not self.path.exists():
             return
-        try:
-            content = torch.load(self.path, map_location="cpu", weights_only=True)
-            if content["key"] != self.key:
-                raise PQNetError(
-                    f"checkpoint: expected one of this call, got {self.path} of other networks, data or settings; "
-                    "name another file or delete it"
-                )
+        with read_state(self.path, self.key) as content:
             self.method.load(content["method"])
             module = self.objective.student
             module.load_state_dict(content["module"])
             self.step, self._optimizer_state = content["step"], content["optimizer"]
             if isinstance(self.method, _Iterative):
                 self.parameters = choose_parameters(module, self.parts)
-        except PQNetError:
-            raise
-        except Exception as reason:  # whatever a damaged file makes of torch.load
-            raise FormatError(f"checkpoint: expected what training wrote, got {self.path}: {reason}") from None

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pqnet.errors import ConfigError, FormatError, PQNetError
-from pqnet.io import replaced
+from pqnet.errors import ConfigError, PQNetError
 from pqnet.pipeline.progress import progress_bar
 from pqnet.train.checks import check_integer, check_number
 from pqnet.train.data import Batch, Batches
@@ -19,6 +18,7 @@ from pqnet.train.objective import Objective
 from pqnet.train.ops import TorchGraph
 from pqnet.train.packed import packed_weights
 from pqnet.train.parallel import is_main, rank, world
+from pqnet.train.state import read_state, write_state
 
 __all__ = ["PARTS", "Schedule", "choose_parameters", "judge", "run_training"]
 
@@ -134,7 +134,6 @@ class _State:
         if self.path is None or not is_main():
             return
         content = {
-            "key": self.key,
             "step": self.step,
             "best_loss": self.best_loss,
             "pace": self.pace,
@@ -143,29 +142,18 @@ class _State:
             "optimizer": self.optimizer.state_dict(),
             "threads": torch.get_num_threads(),
         }
-        with replaced(self.path) as beside:
-            torch.save(content, beside)
+        write_state(self.path, self.key, content)
 
     def load(self, any_threads: bool) -> None:
         if self.path is None or not self.path.exists():
             return
-        try:
-            content = torch.load(self.path, map_location="cpu", weights_only=True)
-            if content["key"] != self.key:
-                raise PQNetError(
-                    f"checkpoint: expected one of this call, got {self.path} of other networks, data or settings; "
-                    "name another file or delete it"
-                )
+        with read_state(self.path, self.key) as content:
             self.module.load_state_dict(content["module"])
             self.optimizer.load_state_dict(content["optimizer"])
             self.step, self.best_loss, self.best = content["step"], content["best_loss"], content["best"]
             self.pace = content.get("pace", 1.0)
             if any_threads:
                 torch.set_num_threads(content.get("threads", torch.get_num_threads()))
-        except PQNetError:
-            raise
-        except Exception as reason:  # whatever a damaged file makes of torch.load
-            raise FormatError(f"checkpoint: expected what distill wrote, got {self.path}: {reason}") from None
 
 
 def judge(objective: Objective, held_out: Batch, device: torch.device) -> float:

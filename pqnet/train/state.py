@@ -1,0 +1,44 @@
+"""Checkpoints of training: one file, written whole or not at all, that belongs to one call."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pqnet.errors import FormatError, PQNetError
+from pqnet.io import replaced
+
+__all__ = ["read_state", "write_state"]
+
+
+def write_state(path: Path, key: str, content: Mapping[str, Any]) -> None:
+    """Write numbers and tensors, of the call that ``key`` tells from others."""
+    with replaced(path) as beside:
+        torch.save({"key": key, **content}, beside)
+
+
+@contextmanager
+def read_state(path: Path, key: str) -> Iterator[dict[str, Any]]:
+    """Yield what `write_state` wrote; what goes wrong while it is taken over is the file's fault.
+
+    Raises
+    ------
+    PQNetError
+        It is of another call.
+    FormatError
+        It is damaged, or no checkpoint.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if content["key"] != key:
+            raise PQNetError(
+                f"checkpoint: expected one of this call, got {path} of other networks, data or settings; "
+                "name another file or delete it"
+            )
+        yield content
+    except PQNetError:
+        raise
+    except Exception as reason:  # whatever a damaged file makes of torch.load
+        raise FormatError(f"checkpoint: expected what training wrote, got {path}: {reason}") from None
