@@ -347,7 +347,7 @@ def test_statistics_of_another_checkpoint_are_refused(tmp_path):
     found.save(tmp_path / "s.h5")
     back, recipe = pqnet.load_statistics(tmp_path / "s.h5"), {"*": PQ(4, 4)}
     pqnet.quantize(model, recipe, back, progress=False)
-    for use in (lambda s: pqnet.quantize(other, recipe, s, progress=False), lambda s: pqnet.plan(other, s, 500)):
+    for use in (lambda s: pqnet.quantize(other, recipe, s, progress=False), lambda s: pqnet.plan(other, s, 1500)):
         with pytest.raises(
             PQNetError, match="expected statistics of this network, got those of one with other weights"
         ):

@@ -68,7 +68,7 @@ def test_fading_noise_leads_past_poor_minima():
         for seed in range(4):
             target, moments, weights, codes, codebook = problem(1, 64, 24, 4, 32, seed)
             search = SecondOrder(target, moments, codes, codebook, weights, 1)
-            search.search(100, 30 if noise else 0, seed)
+            search.search(100, 30 if noise else 0, np.inf, seed)
             errors.append(search.error)
         found.append(errors)
     assert np.mean(found[1]) < 0.96 * np.mean(found[0])
@@ -79,10 +79,17 @@ def test_too_much_noise_leaves_what_was_found_without(monkeypatch):
     monkeypatch.setattr(descent, "NOISE", 1e3)
     target, moments, weights, codes, codebook = problem(1, 16, 6, 4, 16, 0)
     plain, noisy = (SecondOrder(target, moments, codes, codebook, weights, 1) for _ in range(2))
-    plain.search(100, 0, 0)
-    noisy.search(100, 1, 0)
+    plain.search(100, 0, np.inf, 0)
+    noisy.search(100, 1, np.inf, 0)
     assert np.array_equal(noisy.codes, plain.codes) and np.array_equal(noisy.codebook, plain.codebook)
     assert noisy.error == pytest.approx(plain.error, rel=1e-5)
+
+
+def test_noise_is_left_out_where_it_would_take_too_long():
+    target, moments, weights, codes, codebook = problem(1, 16, 6, 4, 16, 0)
+    plain, dear = (SecondOrder(target, moments, codes, codebook, weights, 1) for _ in range(2))
+    assert plain.search(100, 0, np.inf, 0) == dear.search(100, 10, 10.0, 0)
+    assert np.array_equal(dear.codes, plain.codes)
 
 
 def test_a_warm_start_is_not_led_away_by_noise():

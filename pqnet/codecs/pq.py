@@ -201,15 +201,15 @@ class PackedPQ(Packed):
     def _set_arrays(self, stream: np.ndarray, codebook: "np.ndarray | Halves | Integers", scale: float | None) -> None:
         codec = self.codec
         given = codebook.floats() if isinstance(codebook, Halves | Integers) else codebook
-        dtype = np.float64 if codec.codebook_dtype == "float16" else np.float32  # to be rounded once
-        values = float_array(given, "codebook", shape=(codec.k, codec.d), dtype=dtype)
-        stored: np.ndarray | Halves | Integers = values.copy()
+        dtype = np.float16 if codec.codebook_dtype == "float16" else np.float32
+        checked = float_array(given, "codebook", shape=(codec.k, codec.d), dtype=dtype)
+        stored: np.ndarray | Halves | Integers = checked.copy()
         if isinstance(codebook, Halves | Integers):
             stored = codebook
         elif codec.codebook_dtype == "float16":
-            stored = Halves.nearest(values, "codebook")
+            stored = Halves.nearest(np.asarray(given, np.float64), "codebook")  # rounded once
         elif codec.codebook_dtype == "int8":
-            stored = Integers.nearest(values, scale)
+            stored = Integers.nearest(checked, scale)
         self._stream, self._stored = stream, stored
         self.codebook = stored if isinstance(stored, np.ndarray) else stored.floats()
         for array in (self.codebook, self._stream):

@@ -231,11 +231,12 @@ class PackedScalar(Packed, codecs=("scalar", "fixed", "intn")):
     def _floats(self, name: str, given: "np.ndarray | Halves | None", shape: tuple[int, ...]) -> np.ndarray:
         """Check values or scales, round them as they are stored, and return them."""
         halves = given if isinstance(given, Halves) else None
-        dtype = np.float64 if self.codec.value_dtype == "float16" else np.float32  # to be rounded once
-        values = float_array(given if halves is None else halves.floats(), name, shape=shape, dtype=dtype)
+        plain = given if halves is None else halves.floats()
+        checked = float_array(plain, name, shape=shape, dtype=np.dtype(self.codec.value_dtype).type)
         if self.codec.value_dtype == "float32":
-            return values.copy()
-        self._halves[name] = halves or Halves.nearest(values, name, alone=name == "scales")
+            return checked.copy()
+        wide = np.asarray(plain, np.float64)  # rounded once
+        self._halves[name] = halves or Halves.nearest(wide, name, alone=name == "scales")
         return self._halves[name].floats()
 
     @property

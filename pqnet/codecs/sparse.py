@@ -117,14 +117,13 @@ class PackedSparse(Packed):
         return self.codec.count or 0
 
     def _set_arrays(self, gaps: Gaps, values: "np.ndarray | Halves") -> None:
-        halves = values if isinstance(values, Halves) else None
-        dtype = np.float64 if self.codec.value_dtype == "float16" else np.float32  # to be rounded once
-        given = values if halves is None else halves.floats()
-        given = float_array(given, "values", shape=(self.codec.count,), dtype=dtype)
-        if self.codec.value_dtype == "float16":
-            halves = halves or Halves.nearest(given, "values")
-        self._halves, self._gaps = halves, gaps
-        self.values = given.copy() if halves is None else halves.floats()
+        count, dtype = self.codec.count, self.codec.value_dtype
+        if not isinstance(values, Halves):
+            checked = float_array(values, "values", shape=(count,), dtype=np.dtype(dtype).type)
+            wide = np.asarray(values, np.float64)  # to be rounded once
+            values = Halves.nearest(wide, "values") if dtype == "float16" else checked
+        self._halves, self._gaps = (values if isinstance(values, Halves) else None), gaps
+        self.values = values.floats() if isinstance(values, Halves) else values.copy()
         self.values.flags.writeable = False
 
     @property

@@ -98,10 +98,14 @@ class SecondOrder:
             self.sweep()
             self.update(STEPS)
 
-    def search(self, sweeps: int, rounds: int, seed: int) -> int:
-        """Do `run`, and again after ``rounds`` with noise; keep the better, and return the rounds it took."""
-        done = self.run(sweeps)
-        if rounds == 0:
+    def search(self, sweeps: int, rounds: int, most: float, seed: int) -> int:
+        """Do `run`, and again after ``rounds`` with noise; keep the better, and return the rounds it took.
+
+        Without the noise where its rounds would take more than ``most`` multiplications.
+        """
+        done, k = self.run(sweeps), len(self.codebook)
+        multiplied = sum(g.target.size * (2 * k + (STEPS + 1) * len(g.target)) for g in self.groups)
+        if rounds == 0 or rounds * multiplied > most:
             return done
         error, codes, codebook = self.error, [group.codes.copy() for group in self.groups], self.codebook
         self.anneal(rounds, seed)

@@ -1,5 +1,6 @@
 """Finding the codes of one weight for the PQ codec."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,9 @@ from pqnet.fit.scales import best_scales, stored_floats
 __all__ = ["EFFORTS", "fit_pq"]
 
 SWEEPS = 12  # at most, of codes and codebook in turn
-# Rounds of these with noise on the codewords, for each effort that a user may ask for.
-EFFORTS = {"low": 0, "normal": 10, "high": 40}
+# Rounds of these with noise on the codewords, and multiplications that they may take in a layer, for each effort that a
+# user may ask for. 2e10 take some seconds; layers of a million weights and more take longer.
+EFFORTS = {"low": (0, 0.0), "normal": (10, 2e10), "high": (40, math.inf)}
 
 
 def fit_pq(
@@ -64,7 +66,8 @@ def fit_pq(
     n_iter : int
         Limit on codebook updates; of annealed k-means, their number.
     effort : {"low", "normal", "high"}
-        Rounds with noise under whole second moments: none, 10 or 40.
+        Rounds with noise under whole second moments: none; 10 in layers where they take at most 2e10 multiplications,
+        which those of a million weights exceed; or 40 in all.
     threads : int, optional
         Default: all cores. The result does not depend on it.
 
@@ -82,7 +85,7 @@ def fit_pq(
     """
     dense = _check.float_array(weight, "weight", ndim=FILTER_AXES)
     codec = codec.check(dense.shape)
-    rounds = EFFORTS[_check.choice(effort, "effort", tuple(EFFORTS))]
+    rounds, most = EFFORTS[_check.choice(effort, "effort", tuple(EFFORTS))]
     blocks = to_blocks(dense, codec.d, codec.layout)
     o, m, d = blocks.shape
     by_block, whole = _split_metric(metric, o, m, d)
@@ -120,7 +123,7 @@ def fit_pq(
     if whole is not None:
         weights = np.ones(o, np.float32) if row_weights is None else row_weights
         rounds = rounds if warm is None else 0  # noise would lead away from what is given
-        return _descend(codec, dense.shape, blocks, whole, weights, found, rounds, seed, threads)
+        return _descend(codec, dense.shape, blocks, whole, weights, found, (rounds, most, seed), threads)
     codebook, scale = _stored(codec, found.codebook, found.codes, threads)
     codes = found.codes
     if codec.codebook_dtype != "float32":
@@ -169,14 +172,13 @@ def _descend(
     whole: np.ndarray,
     weights: np.ndarray,
     start: KMeansResult,
-    rounds: int,
-    seed: int,
+    noise: tuple[int, float, int],
     threads: int,
 ) -> Fit:
     """Search on from k-means under whole second moments, the last sweep with the codebook as stored."""
     o, m, _ = blocks.shape
     search = SecondOrder(blocks.reshape(o, -1), whole, start.codes.reshape(o, m), start.codebook, weights, threads)
-    updates = search.search(SWEEPS, rounds, seed)
+    updates = search.search(SWEEPS, *noise)
     codebook, scale = _stored(codec, search.codebook, search.codes, threads)
     if codec.codebook_dtype != "float32":
         search.set_codebook(codebook.astype(np.float32))

@@ -259,12 +259,39 @@ def _choose(
     options: dict[str, list[Choice]], gains: dict[str, float], files: FileSizes, target: int, share: float
 ) -> tuple[dict[str, Choice], int]:
     """Return the choices of least error whose file takes a share of the target at least, and its size."""
-    names = list(options)
     useful = {n: _useful(o) for n, o in options.items()}
     smallest = {n: min(o, key=lambda c: (c.nbytes, c.error)) for n, o in useful.items()}
-    least = files.nbytes({n: c.codec for n, c in smallest.items()})
-    overhead = least - sum(c.nbytes for c in smallest.values())
-    sizes = [np.array([c.nbytes for c in useful[n]]) for n in names]
+    for entries in (dict.fromkeys(options, 0), None):
+        # Beside its weight a packed layer takes an entry in the header, which matters for small networks only.
+        known = files.entries({n: c.codec for n, c in smallest.items()}) if entries is None else entries
+        found = _choose_with(useful, smallest, known, gains, files, target, share)
+        if found is not None:
+            return found
+    raise ConfigError(
+        f"target_size: no plan takes between {share:.0%} and 100 % of {target} bytes; choose another size"
+    )
+
+
+def _choose_with(
+    useful: dict[str, list[Choice]],
+    smallest: dict[str, Choice],
+    entries: dict[str, int],
+    gains: dict[str, float],
+    files: FileSizes,
+    target: int,
+    share: float,
+) -> tuple[dict[str, Choice], int] | None:
+    """Return the choices of least error and the size of their file, if any are found, for entries of some bytes."""
+    names = list(useful)
+
+    def counted(name: str, choice: Choice) -> int:
+        return choice.nbytes + (entries[name] if choice.codec else 0)
+
+    def total(choices: dict[str, Choice]) -> int:
+        return sum(counted(n, c) for n, c in choices.items())
+
+    overhead = files.nbytes({n: c.codec for n, c in smallest.items()}) - total(smallest)
+    sizes = [np.array([counted(n, c) for c in useful[n]]) for n in names]
     errors = [np.array([gains[n] * c.error for c in useful[n]]) for n in names]
     # The size is an upper bound; what reports may take less is left in the first place, where that can be.
     firm = min(share * target + 10 * len(names) + 16, AIM * target)
@@ -281,10 +308,8 @@ def _choose(
             chosen, nbytes = _filled(chosen, gains, files, target)
             if enough <= nbytes <= target:
                 return chosen, nbytes
-            overhead = nbytes - sum(c.nbytes for c in chosen.values())
-    raise ConfigError(
-        f"target_size: no plan takes between {share:.0%} and 100 % of {target} bytes; choose another size"
-    )
+            overhead = nbytes - total(chosen)
+    return None
 
 
 def _useful(options: list[Choice]) -> list[Choice]:

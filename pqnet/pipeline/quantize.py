@@ -156,8 +156,8 @@ def quantize(
     reestimate_norm : bool
         Measure the statistics of all batch norms again, on what the quantized layers before them give; needs data.
     effort : {"low", "normal", "high"}
-        How long to look for codewords under the full metric: 0, 10 or 40 rounds with noise that leads past poor minima,
-        whatever the size of a layer.
+        How long to look for codewords under the full metric, with noise that leads past poor minima: not at all; 10
+        rounds in layers where they take seconds, not in those of more than about a million weights; 40 rounds in all.
     finetune : callable, optional
         With data: called right after each layer, with the network as it is then, the layers after it float, and the
         layer's name; returns its packed weight, trained say, to go on with; errors are not reported then. For a

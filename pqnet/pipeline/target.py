@@ -101,6 +101,15 @@ class FileSizes:
         """Return what the weights alone take."""
         return sum(codec_nbytes(codec, self.shape(name)) for name, codec in codecs.items())
 
+    def entries(self, codecs: Mapping[str, Codec | None]) -> dict[str, int]:
+        """Return what the file says of each packed layer beside its weight, in bytes."""
+        whole = self.nbytes(codecs)
+        found: dict[str, int] = {}
+        for name, codec in codecs.items():
+            without = whole - self.nbytes({**codecs, name: None})
+            found[name] = without - codec_nbytes(codec, self.shape(name)) + codec_nbytes(None, self.shape(name))
+        return found
+
     def smallest(self, fast: bool) -> dict[str, Codec | None]:
         """Return of each layer the candidate that takes least."""
         return {name: smallest_codec(self.shape(name), fast) for name in self.layers}
