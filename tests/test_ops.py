@@ -365,15 +365,43 @@ def test_max_pool2d_keeps_nan() -> None:
     check("max_pool2d", x, kernel=(2, 2), stride=(1, 1))
 
 
-@settings(few, max_examples=60)
-@given(sizes(1, 12), sizes(1, 25), st.sampled_from([("nearest", False), ("bilinear", False), ("bilinear", True)]))
-def test_interpolate(shape: tuple[int, int], size: tuple[int, int], mode: tuple[str, bool]) -> None:
-    check("interpolate", f(2, 3, *shape), size=size, mode=mode[0], align_corners=mode[1])
+@settings(few, max_examples=100)
+@given(
+    sizes(1, 12),
+    sizes(1, 25),
+    st.sampled_from(["nearest", "bilinear", "bicubic"]),
+    st.sampled_from([{}, {"align_corners": True}, {"antialias": True}, {"align_corners": True, "antialias": True}]),
+)
+def test_interpolate(shape: tuple[int, int], size: tuple[int, int], mode: str, more: dict[str, bool]) -> None:
+    check("interpolate", f(2, 3, *shape), size=size, mode=mode, **(more if mode != "nearest" else {}))
+
+
+@few
+@given(
+    sizes(2, 12),
+    st.tuples(st.floats(0.5, 3), st.floats(0.5, 3)),
+    st.sampled_from([("nearest", False), *((mode, aa) for mode in ("bilinear", "bicubic") for aa in (False, True))]),
+)
+def test_interpolate_by_scales(shape: tuple[int, int], scales: tuple[float, float], mode: tuple[str, bool]) -> None:
+    size = [int(n * scale) for n, scale in zip(shape, scales, strict=True)]
+    more = dict(zip(("scale_height", "scale_width"), scales, strict=True))
+    check("interpolate", f(2, 3, *shape), size=size, mode=mode[0], antialias=mode[1], **more)
+
+
+def test_antialiased_filters_meet_infinities_at_the_pixels_that_they_see() -> None:
+    x = np.zeros((1, 1, 1, 31), np.float32)
+    x[..., 0], x[..., -1] = np.inf, -np.inf
+    attrs = {"size": (1, 7), "mode": "bilinear", "antialias": True}
+    got = evaluate(build("interpolate", [x], {}, **attrs), [x])
+    np.testing.assert_array_equal(*got.values(), [[[[np.inf, 0, 0, 0, 0, 0, -np.inf]]]])
 
 
 @pytest.mark.parametrize("align_corners", [False, True])
-def test_interpolate_reads_large_images_where_pytorch_does(align_corners: bool) -> None:
-    check("interpolate", f(1, 1, 480, 640), size=(301, 299), mode="bilinear", align_corners=align_corners)
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("antialias", [False, True])
+def test_interpolate_reads_large_images_where_pytorch_does(align_corners: bool, mode: str, antialias: bool) -> None:
+    attrs = {"align_corners": align_corners, "mode": mode, "antialias": antialias}
+    check("interpolate", f(1, 1, 480, 640), size=(301, 299), **attrs)
 
 
 @few

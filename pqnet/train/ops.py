@@ -302,8 +302,10 @@ def _avg_pool2d(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
 
 
 def _interpolate(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
-    align = a["align_corners"] if a["mode"] == "bilinear" else None
-    return F.interpolate(x[0], a["size"], mode=a["mode"], align_corners=align)
+    function = getattr(torch.ops.aten, ("_upsample_{}2d_aa" if a["antialias"] else "upsample_{}2d").format(a["mode"]))
+    corners = () if a["mode"] == "nearest" else (a["align_corners"],)
+    scaled: Tensor = function(x[0], a["size"], *corners, a["scale_height"], a["scale_width"])
+    return scaled
 
 
 def _prod(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
