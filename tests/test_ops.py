@@ -52,7 +52,8 @@ def close(got: np.ndarray, want: np.ndarray) -> None:
 
 def check(op: str, *inputs: np.ndarray, params: Params | None = None, **attrs: Any) -> None:
     """Assert that NumPy meaning, shape rule and PyTorch agree on shape, dtype and values."""
-    graph = build(op, inputs, params or {}, len(attrs["sizes"]) if op == "split" else 1, **attrs)
+    n_outputs = len(attrs["sizes"]) if op == "split" else 2 if op == "topk" else 1
+    graph = build(op, inputs, params or {}, n_outputs, **attrs)
     fed = inputs or [np.zeros(1, np.float32)]
     result = to_torch(graph).requires_grad_(False)(*(torch.from_numpy(x.copy()) for x in fed))
     wanted = result if isinstance(result, tuple) else (result,)
@@ -153,6 +154,13 @@ CASES: list[Case] = [
         for op in ("cumsum", "cumprod")
         for x in (CUBE, ints(4, 5), ints(4, 5).astype(np.uint8), mask(4, 5))
     ),
+    *(
+        case("topk", x, axis=axis, k=k, largest=largest)
+        for x in (CUBE, ints(2, 3, 40), ints(2, 3, 4).astype(np.uint8))
+        for axis, k in ((2, 4), (1, 3), (0, 0))
+        for largest in (False, True)
+    ),
+    *(case("topk", np.append(SPECIAL, SPECIAL), axis=0, k=k, largest=b) for k in (4, 26) for b in (False, True)),
     *(case("pow", x, scalar=s) for x in (CUBE, ints(9)) for s in (0, 1, 2, 3, -1)),
     *(case("mul", x, scalar=s) for x in (ints(3), f(3)) for s in (1e30, math.inf, 2.0**62)),
     *(case(op, a, b) for op in ("logical_and", "logical_or") for a in (mask(4), SPECIAL[-4:]) for b in (ints(3, 4),)),

@@ -21,6 +21,7 @@ from pqnet.runtime.program import Program
 
 BIG = 2**62 + 12345
 DTYPES = ("float32", "int64", "bool")
+ALL_DTYPES = (*DTYPES, "int32", "int16", "int8", "uint8")
 
 
 def values(rng, shape, dtype):
@@ -174,6 +175,34 @@ def test_reductions(shape, dtype, seed):
     check(b, outputs, x)
 
 
+@settings(max_examples=40)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.sampled_from(ALL_DTYPES), st.integers(0, 2**32 - 1))
+def test_along_rows_of_any_axis(shape, dtype, seed):
+    rng = np.random.default_rng(seed)
+    x = {"x": values(rng, shape, "int64" if dtype not in DTYPES else dtype).astype(dtype)}
+    b = inputs_of(x)
+    permuted = b.add("permute", "x", axes=rng.permutation(len(shape)).tolist())
+    part = b.add("slice", permuted, axis=int(rng.integers(len(shape))), start=0, stop=None, step=2)
+    outputs, size = {}, b.build({"y": part}).infer_shapes({})[part].shape
+    for axis in range(len(shape)):
+        outputs |= {f"{op} {axis}": b.add(op, part, axis=axis) for op in ("cumsum", "cumprod")}
+        for largest in (False, True) if dtype != "bool" else ():
+            k = int(rng.integers(1, size[axis] + 1))
+            found = b.add_many("topk", (part,), 2, axis=axis, k=k, largest=largest)
+            outputs |= {f"topk {largest} {axis} {i}": value for i, value in enumerate(found)}
+    check(b, outputs, x)
+
+
+def test_running_sums_and_the_largest_of_long_rows():
+    rng = np.random.default_rng(0)
+    x = {"x": rng.uniform(0.9, 1.1, (3, 5000)).astype(np.float32), "ids": rng.integers(-9, 9, (2, 4000)) * BIG}
+    b = inputs_of(x)
+    outputs = {f"{op} {name}": b.add(op, name, axis=1) for op in ("cumsum", "cumprod") for name in x}
+    for name, k in (("x", 1), ("x", 5000), ("ids", 700)):
+        outputs |= {f"{name} {k} {i}": y for i, y in enumerate(b.add_many("topk", (name,), 2, axis=1, k=k))}
+    check(b, outputs, x)
+
+
 def tables(rng):
     """Return tables of 50 rows: dense, and packed by every codec that kernels read."""
     dense = rng.standard_normal((50, 24)).astype(np.float32)
@@ -287,6 +316,8 @@ with np.errstate(all="ignore"):
     t.test_embeddings((3, 5))
     t.test_index_select.hypothesis.inner_test([3, 5, 2], "bool", 0)
     t.test_reductions.hypothesis.inner_test([3, 5, 2], "int64", 1)
+    for dtype in ("float32", "int16"):
+        t.test_along_rows_of_any_axis.hypothesis.inner_test([3, 5, 2], dtype, 1)
     t.test_what_only_moves_elements.hypothesis.inner_test([3, 5, 2], "int64", 0)
     t.test_two_operands_of_any_dtypes_and_shapes.hypothesis.inner_test([3, 5], "float32", "int64", [1, 0, 2, 3], 0)
 print(t.simd.ISA)

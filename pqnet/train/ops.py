@@ -319,6 +319,12 @@ def _running(function: Callable[..., Tensor]) -> TorchOp:
     return lambda x, p, a: function(x[0], a["axis"])
 
 
+def _topk(x: Sequence[Tensor], p: Params, a: Attrs) -> tuple[Tensor, Tensor]:
+    # The first of equal ones, which topk does not promise.
+    values, places = torch.sort(x[0], dim=a["axis"], descending=a["largest"], stable=True)
+    return values.narrow(a["axis"], 0, a["k"]), places.narrow(a["axis"], 0, a["k"])
+
+
 def _position(function: Callable[..., Tensor]) -> TorchOp:
     def run(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
         values = x[0].to(torch.uint8) if x[0].dtype == torch.bool else x[0]  # PyTorch finds no place of a boolean
@@ -452,6 +458,7 @@ TABLE: dict[str, TorchOp] = {
     "prod": _prod,
     "cumsum": _running(torch.cumsum),
     "cumprod": _running(torch.cumprod),
+    "topk": _topk,
     "max": _reduction(torch.amax),
     "min": _reduction(torch.amin),
     "argmax": _position(torch.argmax),

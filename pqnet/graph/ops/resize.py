@@ -77,8 +77,8 @@ def taps_of(size: int, out: int, a: Attrs, scale: float | None = None) -> tuple[
         return np.arange(out)[:, None], np.ones((out, 1), np.float32)
     step = _step(size, out, a, scale)
     if a["mode"] == "nearest":
-        index = (np.arange(out, dtype=np.float32) * step).astype(np.int64)
-        return np.minimum(index, size - 1)[:, None], np.ones((out, 1), np.float32)
+        below = (np.arange(out, dtype=np.float32) * step).astype(np.int64)
+        return np.minimum(below, size - 1)[:, None], np.ones((out, 1), np.float32)
     if a["antialias"]:
         return _wide_taps(size, out, a["mode"], step)
     index = np.arange(out, dtype=np.float64)
