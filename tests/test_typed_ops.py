@@ -102,6 +102,28 @@ def test_scalars(dtype):
     check(b, outputs, x)
 
 
+WHOLE_ONLY = ("floor_div", "trunc_div", "remainder", "fmod")
+BITS = ("bitwise_and", "bitwise_or", "bitwise_xor", "shift_left", "shift_right")
+
+
+@pytest.mark.parametrize("left", ["int64", "int32", "int16", "int8", "uint8"])
+def test_divisions_and_bits_of_integers(left):
+    low, high = np.iinfo(left).min, np.iinfo(left).max
+    x = {"x": np.array([low, low + 1, max(low, -7), 0, 3, 7, high - 1, high], left)[:, None]}
+    for right in dict.fromkeys((left, "int8", "int64")):
+        ends = np.iinfo(right).min, np.iinfo(right).max
+        x[right] = np.array([*ends, 0, 1, 2, 3, 7, 8, 31, 32, 63, 64], right)
+    x["-1"] = np.full(1, 255 if left == "uint8" else -1, left)
+    b = inputs_of(x)
+    outputs = {"not": b.add("bitwise_not", "x")}
+    for op in WHOLE_ONLY + BITS:
+        outputs |= {f"{op} {name}": b.add(op, "x", name) for name in x if name != "x"}
+        outputs |= {f"{op} by {scalar}": b.add(op, "x", scalar=scalar) for scalar in (3, -1, -4)}
+        outputs[f"{op} of 5"] = b.add(op, "x", scalar=5, reverse=True)
+    with np.errstate(all="ignore"):
+        check(b, outputs, x)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_casts(dtype):
     x = {"x": values(np.random.default_rng(1), (40, 33), dtype)}
@@ -313,6 +335,7 @@ with np.errstate(all="ignore"):
     for dtype in t.DTYPES:
         t.test_casts(dtype)
     t.test_scalars("int64")
+    t.test_divisions_and_bits_of_integers("int64")
     t.test_embeddings((3, 5))
     t.test_index_select.hypothesis.inner_test([3, 5, 2], "bool", 0)
     t.test_reductions.hypothesis.inner_test([3, 5, 2], "int64", 1)
