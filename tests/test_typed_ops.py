@@ -193,8 +193,29 @@ def test_reductions(shape, dtype, seed):
     if dtype != "bool":
         outputs = {op: b.add(op, permuted, axis=axes[0], keepdims=bool(seed % 2)) for op in ("argmax", "argmin")}
     if dtype != "float32":
-        outputs |= {op: b.add(op, permuted, axes=axes, keepdims=bool(seed % 2)) for op in ("sum", "max", "min")}
+        sums = ("sum", "prod", "max", "min")
+        outputs |= {op: b.add(op, permuted, axes=axes, keepdims=bool(seed % 2)) for op in sums}
     check(b, outputs, x)
+
+
+@settings(max_examples=20)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.integers(0, 3), st.integers(0, 2**32 - 1))
+def test_products_and_variances_of_floats(shape, correction, seed):
+    rng = np.random.default_rng(seed)
+    x = {"x": rng.uniform(0.5, 1.5, shape).astype(np.float32)}
+    axes = sorted(rng.permutation(len(shape))[: int(rng.integers(1, len(shape) + 1))].tolist())
+    b = inputs_of(x)
+    permuted = b.add("permute", "x", axes=rng.permutation(len(shape)).tolist())
+    outputs = {"prod": b.add("prod", permuted, axes=axes, keepdims=True)}
+    outputs["var"] = b.add("var", permuted, axes=axes, correction=correction)
+    graph = b.build(outputs)
+    want = run_graph(graph, values_to_free(graph), x)
+    program, space = Program(graph, {}, Store()), GuardedSpace()
+    got = program.run(x, space, 1)
+    assert untouched(program, space.arena)
+    assert not [s for s in program.segments if isinstance(s, HostStep)]
+    for name, value in want.items():
+        np.testing.assert_allclose(got[name], value, rtol=1e-6, err_msg=name)
 
 
 @settings(max_examples=40)

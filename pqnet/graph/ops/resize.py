@@ -67,8 +67,8 @@ def taps_of(size: int, out: int, a: Attrs, scale: float | None = None) -> tuple[
     Examples
     --------
     >>> attrs = {"mode": "bilinear", "align_corners": False, "antialias": False}
-    >>> [array.tolist() for array in taps_of(2, 3, attrs)]
-    [[[0, 1], [0, 1], [1, 1]], [[1.0, 0.0], [0.5, 0.5], [1.0, 0.0]]]
+    >>> [array.tolist() for array in taps_of(3, 2, attrs)]
+    [[[0, 1], [1, 2]], [[0.75, 0.25], [0.25, 0.75]]]
     """
     copies = a["antialias"] or a["mode"] != "bicubic"
     if (copies and out == size) or (a["mode"] == "nearest" and out == 2 * size):

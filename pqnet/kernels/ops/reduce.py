@@ -1,4 +1,7 @@
-"""Sums and extremes of integers and booleans, and positions of extremes of any numbers, along rows."""
+"""Sums and extremes of integers and booleans; positions of extremes, products and variances of any numbers.
+
+All along rows. Products and variances of floats are computed in float64.
+"""
 
 import numpy as np
 from numba import njit
@@ -7,16 +10,21 @@ from pqnet.kernels.abi import DATA, SIZE, Arguments, step
 from pqnet.kernels.ops.typed import BYTE, FLOAT, INT, LONG, SHORT, SIGNED_BYTE
 from pqnet.kernels.pointers import bytes_, ints, longs, shorts, signed_bytes
 
-SUM, MAXIMUM, MINIMUM, FIRST_MAXIMUM, FIRST_MINIMUM = range(5)
+SUM, MAXIMUM, MINIMUM, FIRST_MAXIMUM, FIRST_MINIMUM, PRODUCT, VARIANCE = range(7)
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def _reduced(operation, source, x, step, n):
-    # The sum, an extreme, or the position of the first one, of n elements; NaN is beyond all other numbers
+    # The sum, product, an extreme, or the position of the first one, of n elements; NaN is beyond all other numbers
     total = np.int64(0)
     if operation == SUM:
         for i in range(n):
             total += np.int64(source[x + i * step])
+        return total
+    if operation == PRODUCT:
+        total = np.int64(1)
+        for i in range(n):
+            total *= np.int64(source[x + i * step])
         return total
     best = source[x]
     largest = operation in (MAXIMUM, FIRST_MAXIMUM)
@@ -25,6 +33,26 @@ def _reduced(operation, source, x, step, n):
         if (value > best if largest else value < best) or (value != value and best == best):
             best, total = value, np.int64(i)
     return np.int64(best) if operation <= MINIMUM else total
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def _product(source, x, step, n):
+    total = np.float64(1)
+    for i in range(n):
+        total *= np.float64(source[x + i * step])
+    return np.float32(total)
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def _variance(source, x, step, n, divisor):
+    total, squares = np.float64(0), np.float64(0)
+    for i in range(n):
+        total += np.float64(source[x + i * step])
+    mean = total / np.float64(n)
+    for i in range(n):
+        deviation = np.float64(source[x + i * step]) - mean
+        squares += deviation * deviation
+    return np.float32(squares / np.float64(divisor))
 
 
 # Rows of n elements, x_step apart, lie on three outer axes; the result is dense.
@@ -38,6 +66,7 @@ REDUCE_TYPED = Arguments(
     n=SIZE,
     x_step=SIZE,
     operation=SIZE,
+    divisor=SIZE,  # of a variance
     per_task=SIZE,  # rows
 )
 
@@ -49,6 +78,12 @@ def reduce_typed(task, g, data, const, codes, index, scratch):
     for row in range(task * g.per_task, min((task + 1) * g.per_task, g.sizes[0] * n1 * n2)):
         i, j, k = row // n2 // n1, row // n2 % n1, row % n2
         x, out = g.x + i * g.x_steps[0] + j * g.x_steps[1] + k * g.x_steps[2], g.out + row
+        if kind == FLOAT and op == PRODUCT:
+            data[out] = _product(data, x, step, n)
+            continue
+        if kind == FLOAT and op == VARIANCE:
+            data[out] = _variance(data, x, step, n, g.divisor)
+            continue
         if kind == FLOAT:
             result = _reduced(op, data, x, step, n)
         elif kind == LONG:

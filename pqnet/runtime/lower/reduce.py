@@ -1,4 +1,4 @@
-"""Sums and extremes of integers and booleans, and positions of extremes."""
+"""Sums and extremes of integers and booleans, positions of extremes, products and variances."""
 
 from math import prod
 
@@ -15,6 +15,8 @@ OPERATIONS = {
     "min": kernel.MINIMUM,
     "argmax": kernel.FIRST_MAXIMUM,
     "argmin": kernel.FIRST_MINIMUM,
+    "prod": kernel.PRODUCT,
+    "var": kernel.VARIANCE,
 }
 TASKS, WORK = 32, 32768  # tasks of a step at most, elements a task at least
 
@@ -24,7 +26,7 @@ def reduce(b: Builder, node: Node, x: list[View]) -> View | None:
     """Lower a reduction along axes."""
     attrs, source = b.attrs(node), x[0]
     shape, dtype = b.info(node.outputs[0])
-    if dtype == "float32":
+    if dtype == "float32" and node.op not in ("prod", "var"):  # `lower.axis` has these
         return None
     axes = (attrs["axis"],) if "axis" in attrs else attrs["axes"]
     kept = [a for a in source.order() if a not in axes]
@@ -48,6 +50,7 @@ def reduce(b: Builder, node: Node, x: list[View]) -> View | None:
         "n": n,
         "x_step": x_step,
         "operation": OPERATIONS[node.op],
+        "divisor": max(n - attrs.get("correction", 0), 0),
         "per_task": per_task,
     }
     b.emit(kernel.reduce_typed, node.name, -(-rows // per_task), arguments, reads=[source], writes=[full])
