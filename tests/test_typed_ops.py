@@ -360,6 +360,7 @@ with np.errstate(all="ignore"):
     t.test_embeddings((3, 5))
     t.test_index_select.hypothesis.inner_test([3, 5, 2], "bool", 0)
     t.test_reductions.hypothesis.inner_test([3, 5, 2], "int64", 1)
+    t.test_products_and_variances_of_floats.hypothesis.inner_test([3, 5, 2], 1, 0)
     for dtype in ("float32", "int16"):
         t.test_along_rows_of_any_axis.hypothesis.inner_test([3, 5, 2], dtype, 1)
     t.test_what_only_moves_elements.hypothesis.inner_test([3, 5, 2], "int64", 0)
