@@ -42,7 +42,7 @@ def test_places_of_matrices(rows, which, what, by, monkeypatch):
 
 
 @pytest.mark.parametrize("axis", [0, 1])
-@pytest.mark.parametrize("mode", ["nearest", "bilinear"])
+@pytest.mark.parametrize("mode", ["nearest", "bilinear", "bicubic"])
 def test_places_of_pixels(axis, mode, monkeypatch):
     graph = build("interpolate", [(2, 3, 5, 5)], size=(7, 8), mode=mode)
     Program(graph, {}, Store())

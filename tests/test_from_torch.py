@@ -210,6 +210,9 @@ OPERATIONS: dict[str, list[Callable[[Any], Any]]] = {
         lambda x: x.norm(p=float("inf"), dim=1) + x.logsumexp(1),
         lambda x: F.cosine_similarity(x, x.flip(2)),
         lambda x: x.cumsum(1) + (x > 0).cumsum(3),
+        lambda x: x.topk(2)[0] + x.topk(2, dim=1, largest=False)[1].sum((1, 3))[:, None, None, :2],
+        lambda x: x.sort(2)[0] + x.argsort(dim=3, descending=True, stable=True) + x.sort(0)[0],
+        lambda x: (x > 0).sort(1)[0],
     ],
     "shape": [
         lambda x: x.flatten(1).unflatten(1, (2, -1)),
@@ -245,7 +248,6 @@ OPERATIONS: dict[str, list[Callable[[Any], Any]]] = {
         lambda x: torch.arange(x.shape[0]).float() + torch.full((x.shape[0],), 2.0) + x.new_empty(x.shape[0]).fill_(1),
         lambda x: torch.ones_like(x[:, :1], dtype=torch.int64),
         lambda x: x[x.shape[0] - 1],
-        lambda x: F.interpolate(x, scale_factor=2, mode="bicubic"),
         lambda x: F.interpolate(x.flatten(2), scale_factor=2, mode="linear"),
     ],
     "window": [
@@ -257,6 +259,16 @@ OPERATIONS: dict[str, list[Callable[[Any], Any]]] = {
         lambda x: F.adaptive_avg_pool1d(x.flatten(2), 5) + F.adaptive_max_pool1d(x.flatten(2), 5),
         lambda x: F.interpolate(x, (7, 9)) + F.interpolate(x, (7, 9), mode="bilinear"),
         lambda x: F.interpolate(x, scale_factor=1.3, mode="bilinear", align_corners=True),
+        lambda x: F.interpolate(x, scale_factor=1.3) + F.interpolate(x, scale_factor=1.3, mode="bilinear"),
+        lambda x: F.interpolate(x, (9, 4), mode="bicubic") + F.interpolate(x, (9, 4), mode="bicubic", antialias=True),
+        lambda x: (
+            F.interpolate(x, (9, 4), mode="bicubic", align_corners=True)
+            + F.interpolate(x, (9, 4), mode="bilinear", antialias=True)
+        ),
+        lambda x: (
+            F.interpolate(x, scale_factor=1.3, mode="bicubic")
+            + F.interpolate(x, scale_factor=(1.3, 1.2), mode="bicubic", antialias=True)
+        ),
         lambda x: F.interpolate(x, scale_factor=1.7, recompute_scale_factor=True),
         lambda x: F.interpolate(x, scale_factor=1.5) + F.interpolate(x, scale_factor=(1.5, 1.5), mode="bilinear"),
     ],
@@ -504,11 +516,10 @@ def test_a_rule_for_a_custom_operation(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (lambda x: x.topk(2)[0], r'aten\.topk\.default in the top module: .* @rule\("aten\.topk\.default"\)'),
+        (lambda x: x.kthvalue(2)[0], r'aten\.kthvalue\.default in the top module: .* @rule\("aten\.kthvalue\.default"'),
         (lambda x: F.max_pool2d(x, 2, return_indices=True), "max_pool2d_with_indices.* its output 1 is not supported"),
         (lambda x: F.conv2d(x, x[:1]), "constant weight, got one that is computed from the network's input"),
         (lambda x: F.batch_norm(x, None, None, training=True), "running statistics, got one that uses those of the"),
-        (lambda x: F.interpolate(x, scale_factor=1.3), "scale factor that gives whole sizes, got 1.3 for size 6"),
         (lambda x: x.var(1, correction=0.5), "whole correction of the variance, got 0.5"),
         (lambda x: x.norm(p=0, dim=1), "norm of an order other than 0"),
         (lambda x: assigned(x, (slice(None), slice(0, 4, 2)), x[:, :2]), "adjacent rows, got a step of 2"),

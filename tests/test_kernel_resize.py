@@ -17,21 +17,36 @@ SIZES = st.tuples(st.integers(1, 40), st.integers(1, 40))
     st.tuples(st.integers(1, 2), st.integers(1, 3)),
     SIZES,
     SIZES,
-    st.sampled_from([("nearest", False), ("bilinear", False), ("bilinear", True)]),
+    st.sampled_from(["nearest", "bilinear", "bicubic"]),
+    st.sampled_from([{}, {"align_corners": True}, {"antialias": True}]),
     st.booleans(),
 )
-def test_resizing(lead, before, after, mode, permuted):
+def test_resizing(lead, before, after, mode, more, permuted):
     x = floats((*lead, *before))
     b = GraphBuilder({"x": ValueInfo(x.shape)})
     y = b.add("permute", "x", axes=(0, 1, 3, 2)) if permuted else "x"
-    check(b, {"y": b.add("interpolate", y, size=after, mode=mode[0], align_corners=mode[1])}, {"x": x})
+    check(b, {"y": b.add("interpolate", y, size=after, mode=mode, **(more if mode != "nearest" else {}))}, {"x": x})
+
+
+def test_resizing_by_scales():
+    x = floats((2, 3, 6, 7))
+    b = GraphBuilder({"x": ValueInfo(x.shape)})
+    scales = {"scale_height": 1.3, "scale_width": 0.65}
+    outputs = {mode: b.add("interpolate", "x", size=(7, 4), mode=mode, **scales) for mode in ("nearest", "bicubic")}
+    check(b, outputs, {"x": x})
 
 
 def test_large_images_are_cut_in_bands():
     x = floats((1, 2, 90, 150))
-    for mode, size in (("nearest", (180, 300)), ("bilinear", (400, 333)), ("bilinear", (45, 50))):
+    for mode, aa, size in (
+        ("nearest", False, (180, 300)),
+        ("bilinear", False, (400, 333)),
+        ("bilinear", False, (45, 50)),
+        ("bicubic", False, (400, 333)),
+        ("bicubic", True, (45, 50)),
+    ):
         b = GraphBuilder({"x": ValueInfo(x.shape)})
-        y = b.add("interpolate", "x", size=size, mode=mode)
+        y = b.add("interpolate", "x", size=size, mode=mode, antialias=aa)
         check(b, {"y": y}, {"x": x})
         tasks = [step.tasks for _, _, step in Program(b.build({"y": y}), {}, Store()).kernel_steps()]
         assert (max(tasks) > 2) == (size[0] > 100)

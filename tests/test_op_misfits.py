@@ -13,7 +13,7 @@ F4, F2, F1, F0 = Info((1, 4, 8, 8)), Info((3, 4)), Info((4,)), Info(())
 I1, B2 = Info((2,), "int64"), Info((3, 4), "bool")
 W = {"weight": Info((6, 4, 3, 3))}
 S1, R = Info((2, 5, 12)), {"weight": Info((12, 4))}
-OUTPUTS = {"rnn": 2, "gru": 2, "lstm": 3}
+OUTPUTS = {"topk": 2, "rnn": 2, "gru": 2, "lstm": 3}
 K = {"kernel": (3, 3), "stride": (1, 1)}
 
 MISFITS: list[tuple[str, list[Info], dict[str, Info], dict[str, Any], str]] = [
@@ -141,6 +141,22 @@ MISFITS: list[tuple[str, list[Info], dict[str, Info], dict[str, Any], str]] = [
         {"size": (2, 2), "align_corners": True},
         "align_corners: expected only with mode 'bilinear'",
     ),
+    ("interpolate", [F4], {}, {"size": (2, 2), "antialias": True}, "antialias: expected only with mode 'bilinear'"),
+    *(
+        ("interpolate", [F4], {}, {"size": (8, 9), "scale_width": scale}, "scale_width: .* makes 9 pixels of 8, got")
+        for scale in (1.0, 1.26, 0.0, -1.2, 1e-300, np.inf, np.nan)
+    ),
+    (
+        "interpolate",
+        [F4],
+        {},
+        {"size": (8, 8), "mode": "bicubic", "align_corners": True, "scale_height": 1.0},
+        "scale_height: expected none together with align_corners",
+    ),
+    ("topk", [F2], {}, {"axis": 1, "k": 5}, "k: expected 0 to 4, the elements along axis 1, got 5"),
+    ("topk", [F2], {}, {"axis": 1, "k": -1}, "k: expected 0 to 4"),
+    ("topk", [F2], {}, {"axis": 2, "k": 1}, "axes: expected distinct"),
+    ("topk", [B2], {}, {"axis": 1, "k": 1}, "input: expected float32 .*, got bool"),
     ("reshape", [F2], {}, {"shape": (5,)}, r"shape: expected one for 12 elements \(input \(3, 4\)\), got \(5,\)"),
     ("reshape", [F2], {}, {"shape": (5, -1)}, "shape: expected one for 12 elements"),
     ("reshape", [Info((0, 3))], {}, {"shape": (0, -1)}, "shape: expected one for 0 elements"),

@@ -52,7 +52,8 @@ def close(got: np.ndarray, want: np.ndarray) -> None:
 
 def check(op: str, *inputs: np.ndarray, params: Params | None = None, **attrs: Any) -> None:
     """Assert that NumPy meaning, shape rule and PyTorch agree on shape, dtype and values."""
-    graph = build(op, inputs, params or {}, len(attrs["sizes"]) if op == "split" else 1, **attrs)
+    n_outputs = len(attrs["sizes"]) if op == "split" else 2 if op == "topk" else 1
+    graph = build(op, inputs, params or {}, n_outputs, **attrs)
     fed = inputs or [np.zeros(1, np.float32)]
     result = to_torch(graph).requires_grad_(False)(*(torch.from_numpy(x.copy()) for x in fed))
     wanted = result if isinstance(result, tuple) else (result,)
@@ -153,6 +154,13 @@ CASES: list[Case] = [
         for op in ("cumsum", "cumprod")
         for x in (CUBE, ints(4, 5), ints(4, 5).astype(np.uint8), mask(4, 5))
     ),
+    *(
+        case("topk", x, axis=axis, k=k, largest=largest)
+        for x in (CUBE, ints(2, 3, 40), ints(2, 3, 4).astype(np.uint8))
+        for axis, k in ((2, 4), (1, 3), (0, 0))
+        for largest in (False, True)
+    ),
+    *(case("topk", np.append(SPECIAL, SPECIAL), axis=0, k=k, largest=b) for k in (4, 26) for b in (False, True)),
     *(case("pow", x, scalar=s) for x in (CUBE, ints(9)) for s in (0, 1, 2, 3, -1)),
     *(case("mul", x, scalar=s) for x in (ints(3), f(3)) for s in (1e30, math.inf, 2.0**62)),
     *(case(op, a, b) for op in ("logical_and", "logical_or") for a in (mask(4), SPECIAL[-4:]) for b in (ints(3, 4),)),
@@ -365,15 +373,43 @@ def test_max_pool2d_keeps_nan() -> None:
     check("max_pool2d", x, kernel=(2, 2), stride=(1, 1))
 
 
-@settings(few, max_examples=60)
-@given(sizes(1, 12), sizes(1, 25), st.sampled_from([("nearest", False), ("bilinear", False), ("bilinear", True)]))
-def test_interpolate(shape: tuple[int, int], size: tuple[int, int], mode: tuple[str, bool]) -> None:
-    check("interpolate", f(2, 3, *shape), size=size, mode=mode[0], align_corners=mode[1])
+@settings(few, max_examples=100)
+@given(
+    sizes(1, 12),
+    sizes(1, 25),
+    st.sampled_from(["nearest", "bilinear", "bicubic"]),
+    st.sampled_from([{}, {"align_corners": True}, {"antialias": True}, {"align_corners": True, "antialias": True}]),
+)
+def test_interpolate(shape: tuple[int, int], size: tuple[int, int], mode: str, more: dict[str, bool]) -> None:
+    check("interpolate", f(2, 3, *shape), size=size, mode=mode, **(more if mode != "nearest" else {}))
+
+
+@few
+@given(
+    sizes(2, 12),
+    st.tuples(st.floats(0.5, 3), st.floats(0.5, 3)),
+    st.sampled_from([("nearest", False), *((mode, aa) for mode in ("bilinear", "bicubic") for aa in (False, True))]),
+)
+def test_interpolate_by_scales(shape: tuple[int, int], scales: tuple[float, float], mode: tuple[str, bool]) -> None:
+    size = [int(n * scale) for n, scale in zip(shape, scales, strict=True)]
+    more = dict(zip(("scale_height", "scale_width"), scales, strict=True))
+    check("interpolate", f(2, 3, *shape), size=size, mode=mode[0], antialias=mode[1], **more)
+
+
+def test_antialiased_filters_meet_infinities_at_the_pixels_that_they_see() -> None:
+    x = np.zeros((1, 1, 1, 31), np.float32)
+    x[..., 0], x[..., -1] = np.inf, -np.inf
+    attrs = {"size": (1, 7), "mode": "bilinear", "antialias": True}
+    got = evaluate(build("interpolate", [x], {}, **attrs), [x])
+    np.testing.assert_array_equal(*got.values(), [[[[np.inf, 0, 0, 0, 0, 0, -np.inf]]]])
 
 
 @pytest.mark.parametrize("align_corners", [False, True])
-def test_interpolate_reads_large_images_where_pytorch_does(align_corners: bool) -> None:
-    check("interpolate", f(1, 1, 480, 640), size=(301, 299), mode="bilinear", align_corners=align_corners)
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("antialias", [False, True])
+def test_interpolate_reads_large_images_where_pytorch_does(align_corners: bool, mode: str, antialias: bool) -> None:
+    attrs = {"align_corners": align_corners, "mode": mode, "antialias": antialias}
+    check("interpolate", f(1, 1, 480, 640), size=(301, 299), **attrs)
 
 
 @few

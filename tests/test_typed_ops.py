@@ -21,6 +21,7 @@ from pqnet.runtime.program import Program
 
 BIG = 2**62 + 12345
 DTYPES = ("float32", "int64", "bool")
+ALL_DTYPES = (*DTYPES, "int32", "int16", "int8", "uint8")
 
 
 def values(rng, shape, dtype):
@@ -101,6 +102,28 @@ def test_scalars(dtype):
     check(b, outputs, x)
 
 
+WHOLE_ONLY = ("floor_div", "trunc_div", "remainder", "fmod")
+BITS = ("bitwise_and", "bitwise_or", "bitwise_xor", "shift_left", "shift_right")
+
+
+@pytest.mark.parametrize("left", ["int64", "int32", "int16", "int8", "uint8"])
+def test_divisions_and_bits_of_integers(left):
+    low, high = np.iinfo(left).min, np.iinfo(left).max
+    x = {"x": np.array([low, low + 1, max(low, -7), 0, 3, 7, high - 1, high], left)[:, None]}
+    for right in dict.fromkeys((left, "int8", "int64")):
+        ends = np.iinfo(right).min, np.iinfo(right).max
+        x[right] = np.array([*ends, 0, 1, 2, 3, 7, 8, 31, 32, 63, 64], right)
+    x["-1"] = np.full(1, 255 if left == "uint8" else -1, left)
+    b = inputs_of(x)
+    outputs = {"not": b.add("bitwise_not", "x")}
+    for op in WHOLE_ONLY + BITS:
+        outputs |= {f"{op} {name}": b.add(op, "x", name) for name in x if name != "x"}
+        outputs |= {f"{op} by {scalar}": b.add(op, "x", scalar=scalar) for scalar in (3, -1, -4)}
+        outputs[f"{op} of 5"] = b.add(op, "x", scalar=5, reverse=True)
+    with np.errstate(all="ignore"):
+        check(b, outputs, x)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_casts(dtype):
     x = {"x": values(np.random.default_rng(1), (40, 33), dtype)}
@@ -170,7 +193,56 @@ def test_reductions(shape, dtype, seed):
     if dtype != "bool":
         outputs = {op: b.add(op, permuted, axis=axes[0], keepdims=bool(seed % 2)) for op in ("argmax", "argmin")}
     if dtype != "float32":
-        outputs |= {op: b.add(op, permuted, axes=axes, keepdims=bool(seed % 2)) for op in ("sum", "max", "min")}
+        sums = ("sum", "prod", "max", "min")
+        outputs |= {op: b.add(op, permuted, axes=axes, keepdims=bool(seed % 2)) for op in sums}
+    check(b, outputs, x)
+
+
+@settings(max_examples=20)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.integers(0, 3), st.integers(0, 2**32 - 1))
+def test_products_and_variances_of_floats(shape, correction, seed):
+    rng = np.random.default_rng(seed)
+    x = {"x": rng.uniform(0.5, 1.5, shape).astype(np.float32)}
+    axes = sorted(rng.permutation(len(shape))[: int(rng.integers(1, len(shape) + 1))].tolist())
+    b = inputs_of(x)
+    permuted = b.add("permute", "x", axes=rng.permutation(len(shape)).tolist())
+    outputs = {"prod": b.add("prod", permuted, axes=axes, keepdims=True)}
+    outputs["var"] = b.add("var", permuted, axes=axes, correction=correction)
+    graph = b.build(outputs)
+    want = run_graph(graph, values_to_free(graph), x)
+    program, space = Program(graph, {}, Store()), GuardedSpace()
+    got = program.run(x, space, 1)
+    assert untouched(program, space.arena)
+    assert not [s for s in program.segments if isinstance(s, HostStep)]
+    for name, value in want.items():
+        np.testing.assert_allclose(got[name], value, rtol=1e-6, err_msg=name)
+
+
+@settings(max_examples=40)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.sampled_from(ALL_DTYPES), st.integers(0, 2**32 - 1))
+def test_along_rows_of_any_axis(shape, dtype, seed):
+    rng = np.random.default_rng(seed)
+    x = {"x": values(rng, shape, "int64" if dtype not in DTYPES else dtype).astype(dtype)}
+    b = inputs_of(x)
+    permuted = b.add("permute", "x", axes=rng.permutation(len(shape)).tolist())
+    part = b.add("slice", permuted, axis=int(rng.integers(len(shape))), start=0, stop=None, step=2)
+    outputs, size = {}, b.build({"y": part}).infer_shapes({})[part].shape
+    for axis in range(len(shape)):
+        outputs |= {f"{op} {axis}": b.add(op, part, axis=axis) for op in ("cumsum", "cumprod")}
+        for largest in (False, True) if dtype != "bool" else ():
+            k = int(rng.integers(1, size[axis] + 1))
+            found = b.add_many("topk", (part,), 2, axis=axis, k=k, largest=largest)
+            outputs |= {f"topk {largest} {axis} {i}": value for i, value in enumerate(found)}
+    check(b, outputs, x)
+
+
+def test_running_sums_and_the_largest_of_long_rows():
+    rng = np.random.default_rng(0)
+    x = {"x": rng.uniform(0.9, 1.1, (3, 5000)).astype(np.float32), "ids": rng.integers(-9, 9, (2, 4000)) * BIG}
+    b = inputs_of(x)
+    outputs = {f"{op} {name}": b.add(op, name, axis=1) for op in ("cumsum", "cumprod") for name in x}
+    for name, k in (("x", 1), ("x", 5000), ("ids", 700)):
+        outputs |= {f"{name} {k} {i}": y for i, y in enumerate(b.add_many("topk", (name,), 2, axis=1, k=k))}
     check(b, outputs, x)
 
 
@@ -284,9 +356,13 @@ with np.errstate(all="ignore"):
     for dtype in t.DTYPES:
         t.test_casts(dtype)
     t.test_scalars("int64")
+    t.test_divisions_and_bits_of_integers("int64")
     t.test_embeddings((3, 5))
     t.test_index_select.hypothesis.inner_test([3, 5, 2], "bool", 0)
     t.test_reductions.hypothesis.inner_test([3, 5, 2], "int64", 1)
+    t.test_products_and_variances_of_floats.hypothesis.inner_test([3, 5, 2], 1, 0)
+    for dtype in ("float32", "int16"):
+        t.test_along_rows_of_any_axis.hypothesis.inner_test([3, 5, 2], dtype, 1)
     t.test_what_only_moves_elements.hypothesis.inner_test([3, 5, 2], "int64", 0)
     t.test_two_operands_of_any_dtypes_and_shapes.hypothesis.inner_test([3, 5], "float32", "int64", [1, 0, 2, 3], 0)
 print(t.simd.ISA)

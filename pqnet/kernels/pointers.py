@@ -96,6 +96,7 @@ pointer = compiled_or(_pointer_reference, _pointer)  # to array[i]
 load_at = compiled_or(load_lanes, _load_at)  # WIDTH lanes from element ``index`` behind a pointer
 spread_at = compiled_or(_spread_reference, _spread_at)  # the element at a pointer in all lanes
 put_at = compiled_or(_put_reference, _put_at)  # stores the first ``left`` lanes there, or all if there are that many
+doubles = _seen_as(types.float64, np.dtype(np.float64))
 longs = _seen_as(types.int64, np.dtype(np.int64))
 ints = _seen_as(types.int32, np.dtype(np.int32))
 shorts = _seen_as(types.int16, np.dtype(np.int16))

@@ -302,8 +302,10 @@ def _avg_pool2d(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
 
 
 def _interpolate(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
-    align = a["align_corners"] if a["mode"] == "bilinear" else None
-    return F.interpolate(x[0], a["size"], mode=a["mode"], align_corners=align)
+    function = getattr(torch.ops.aten, ("_upsample_{}2d_aa" if a["antialias"] else "upsample_{}2d").format(a["mode"]))
+    corners = () if a["mode"] == "nearest" else (a["align_corners"],)
+    scaled: Tensor = function(x[0], a["size"], *corners, a["scale_height"], a["scale_width"])
+    return scaled
 
 
 def _prod(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
@@ -315,6 +317,12 @@ def _prod(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
 
 def _running(function: Callable[..., Tensor]) -> TorchOp:
     return lambda x, p, a: function(x[0], a["axis"])
+
+
+def _topk(x: Sequence[Tensor], p: Params, a: Attrs) -> tuple[Tensor, Tensor]:
+    # The first of equal ones, which topk does not promise.
+    values, places = torch.sort(x[0], dim=a["axis"], descending=a["largest"], stable=True)
+    return values.narrow(a["axis"], 0, a["k"]), places.narrow(a["axis"], 0, a["k"])
 
 
 def _position(function: Callable[..., Tensor]) -> TorchOp:
@@ -450,6 +458,7 @@ TABLE: dict[str, TorchOp] = {
     "prod": _prod,
     "cumsum": _running(torch.cumsum),
     "cumprod": _running(torch.cumprod),
+    "topk": _topk,
     "max": _reduction(torch.amax),
     "min": _reduction(torch.amin),
     "argmax": _position(torch.argmax),

@@ -61,6 +61,28 @@ def cumprod(b: Importer, x: Tensor, axis: int, *_: Any) -> str:
     return _accumulated(b, "cumprod", x, axis=axis % x.rank)
 
 
+def _first(b: Importer, x: Tensor, k: Any, axis: int, largest: bool) -> tuple[str, ...]:
+    """Give the k largest or smallest elements in order, equal ones in theirs, and where they are."""
+    numbers = b.cast(x, "uint8") if x.dtype == "bool" else x
+    values, places = b.emit_many("topk", (numbers,), 2, axis=axis % x.rank, k=k, largest=largest)
+    return values if x.dtype != "bool" else b.emit("cast", values, dtype="bool"), places
+
+
+@rule("aten.topk.default")
+def topk(b: Importer, x: Tensor, k: Any, axis: int, largest: bool, *_: Any) -> tuple[str, ...]:
+    return _first(b, x, k, axis, largest)
+
+
+@rule("aten.sort.default")
+def sort(b: Importer, x: Tensor, axis: int, descending: bool) -> tuple[str, ...]:
+    return _first(b, x, x.shape[axis], axis, descending)
+
+
+@rule("aten.sort.stable")
+def stable_sort(b: Importer, x: Tensor, stable: Any, axis: int, descending: bool) -> tuple[str, ...]:
+    return sort(b, x, axis, descending)
+
+
 def _extreme(b: Importer, op: str, x: Tensor, axes: Any, keepdims: bool) -> str:
     return b.emit(op, x, axes=_axes(x, axes), keepdims=keepdims)
 

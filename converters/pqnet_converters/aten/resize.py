@@ -1,4 +1,7 @@
-"""Interpolation; torch.export already expresses bicubic and one-axis interpolation by indexing."""
+"""Interpolation over two axes; torch.export already expresses that over one axis by indexing.
+
+The overloads of an operation differ in how they are given scales: a list of two, or two numbers.
+"""
 
 from typing import Any
 
@@ -6,23 +9,39 @@ from pqnet_converters.aten.importer import Importer, Tensor
 from pqnet_converters.aten.registry import rule
 
 
-def _interpolate(b: Importer, x: Tensor, scales: Any, **attrs: Any) -> str:
-    """torch places pixels by the scale, the graph by the two sizes: the same if the scale gives whole sizes."""
-    size = b.out_shape()[2:]
-    for scale, before, after in zip(scales or (), x.shape[2:], size, strict=False):
-        if b.fixed(before) * scale != after:
-            raise b.refuse(
-                f"expected a scale factor that gives whole sizes, got {scale} for size {before}; pass size= or "
-                "recompute_scale_factor=True to interpolate"
-            )
+def _interpolate(b: Importer, x: Tensor, scales: tuple[Any, ...], **attrs: Any) -> str:
+    """torch places pixels by the scale if it is given, the graph by the two sizes unless they say something else."""
+    size, given = b.out_shape()[2:], scales if len(scales) == 2 else scales[0] or ()
+    for axis, scale, before, after in zip(("height", "width"), given, x.shape[2:], size, strict=False):
+        if scale is not None and b.fixed(before) * scale != after:
+            attrs[f"scale_{axis}"] = scale
     return b.emit("interpolate", x, size=size, **attrs)
 
 
-@rule("aten.upsample_nearest2d.vec")
-def nearest(b: Importer, x: Tensor, size: Any, scales: Any) -> str:
+@rule("aten.upsample_nearest2d.vec", "aten.upsample_nearest2d.default")
+def nearest(b: Importer, x: Tensor, size: Any, *scales: Any) -> str:
     return _interpolate(b, x, scales, mode="nearest")
 
 
-@rule("aten.upsample_bilinear2d.vec")
-def bilinear(b: Importer, x: Tensor, size: Any, align_corners: bool, scales: Any) -> str:
-    return _interpolate(b, x, None if align_corners else scales, mode="bilinear", align_corners=align_corners)
+def _smooth(b: Importer, x: Tensor, align_corners: bool, scales: tuple[Any, ...], **attrs: Any) -> str:
+    return _interpolate(b, x, (None,) if align_corners else scales, align_corners=align_corners, **attrs)
+
+
+@rule("aten.upsample_bilinear2d.vec", "aten.upsample_bilinear2d.default")
+def bilinear(b: Importer, x: Tensor, size: Any, align_corners: bool, *scales: Any) -> str:
+    return _smooth(b, x, align_corners, scales, mode="bilinear")
+
+
+@rule("aten.upsample_bicubic2d.vec", "aten.upsample_bicubic2d.default")
+def bicubic(b: Importer, x: Tensor, size: Any, align_corners: bool, *scales: Any) -> str:
+    return _smooth(b, x, align_corners, scales, mode="bicubic")
+
+
+@rule("aten._upsample_bilinear2d_aa.vec", "aten._upsample_bilinear2d_aa.default")
+def bilinear_aa(b: Importer, x: Tensor, size: Any, align_corners: bool, *scales: Any) -> str:
+    return _smooth(b, x, align_corners, scales, mode="bilinear", antialias=True)
+
+
+@rule("aten._upsample_bicubic2d_aa.vec", "aten._upsample_bicubic2d_aa.default")
+def bicubic_aa(b: Importer, x: Tensor, size: Any, align_corners: bool, *scales: Any) -> str:
+    return _smooth(b, x, align_corners, scales, mode="bicubic", antialias=True)

@@ -1,4 +1,4 @@
-"""Reductions over axes, positions of extremes, running sums and products.
+"""Reductions over axes, positions of extremes, the largest elements in order, running sums and products.
 
 Floats are added and multiplied in float64 and rounded once, integers in int64, where they wrap.
 """
@@ -12,7 +12,7 @@ import numpy as np
 
 from pqnet.errors import PQNetError
 from pqnet.graph.axes import Axes, Tracked, fix, fresh
-from pqnet.graph.op import DTYPES, Arrays, Attr, Attrs, Info, Params, check_axes, check_dtype, register
+from pqnet.graph.op import DTYPES, NUMERIC, Arrays, Attr, Attrs, Info, Params, check_axes, check_dtype, register
 
 # Which dtypes a reduction takes; max and min keep them, sums and products of integers and booleans are int64.
 ACCEPTED = {
@@ -150,3 +150,41 @@ for _name, _ufunc in {"cumsum": np.add, "cumprod": np.multiply}.items():
         order=_order_running,
         axis=Attr("int"),
     )
+
+
+def _infer_topk(x: Sequence[Info], p: Mapping[str, Info], a: Attrs) -> tuple[Info, Info]:
+    axis, k, shape = a["axis"], a["k"], x[0].shape
+    check_dtype(x[0], *NUMERIC)
+    check_axes([axis], len(shape))
+    if not 0 <= k <= shape[axis]:
+        raise PQNetError(f"k: expected 0 to {shape[axis]}, the elements along axis {axis}, got {k}")
+    taken = (*shape[:axis], k, *shape[axis + 1 :])
+    return Info(taken, x[0].dtype), Info(taken, "int64")
+
+
+def _eval_topk(x: Arrays, p: Params, a: Attrs) -> tuple[np.ndarray, np.ndarray]:
+    """Take NaN for the largest number, as PyTorch does; of equal elements, the first come first."""
+    axis, last = a["axis"], x[0].shape[a["axis"]] - 1
+    if a["largest"]:
+        order = np.flip(last - np.argsort(np.flip(x[0], axis), axis, kind="stable"), axis)
+    else:
+        order = np.argsort(x[0], axis, kind="stable")
+    places = np.take(order, np.arange(a["k"]), axis).astype(np.int64)
+    return np.take_along_axis(x[0], places, axis), places
+
+
+def _order_topk(x: Sequence[Tracked], p: Mapping[str, Tracked], a: Attrs) -> list[Axes]:
+    axis = a["axis"]
+    fix(x[0].axes[axis])
+    return [(*x[0].axes[:axis], fresh(a["k"], fixed=True), *x[0].axes[axis + 1 :]) for _ in range(2)]
+
+
+register(
+    "topk",
+    infer=_infer_topk,
+    evaluate=_eval_topk,
+    order=_order_topk,
+    axis=Attr("int"),
+    k=Attr("dim"),
+    largest=Attr("bool", True),
+)

@@ -15,9 +15,11 @@ SCRATCH = 6 * PIECE  # floats: three pieces of int64
 # Types of elements; bool is BYTE.
 (FLOAT, LONG, INT, SHORT, SIGNED_BYTE, BYTE) = range(6)
 (ADD, SUBTRACT, MULTIPLY, DIVIDE, MAXIMUM, MINIMUM, NEGATIVE, ABSOLUTE, SIGN, SAME, CHOOSE) = range(11)
-FIRST_TRUTH = 11  # from here on the result is 0 or 1
+(FLOOR_DIVIDE, TRUNCATE_DIVIDE, REMAINDER, TRUNCATE_REMAINDER) = range(11, 15)  # of integers only, as all these:
+(BIT_AND, BIT_OR, BIT_XOR, BIT_NOT, SHIFT_LEFT, SHIFT_RIGHT) = range(15, 21)
+FIRST_TRUTH = 21  # from here on the result is 0 or 1
 (EQUAL, NOT_EQUAL, LESS, LESS_EQUAL, GREATER, GREATER_EQUAL, AND, OR, NOT, TRUTH) = range(FIRST_TRUTH, FIRST_TRUTH + 10)
-WHOLE, WHOLE_32 = 21, 22  # a float without its fraction; what int64, or int32, does not hold becomes its least number
+WHOLE, WHOLE_32 = 31, 32  # a float without its fraction; what int64, or int32, does not hold becomes its least number
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
@@ -85,6 +87,44 @@ def _compute_longs(op, v, x, y, z, n):
     elif op == CHOOSE:
         for i in range(n):
             v[x + i] = v[x + i] if v[z + i] != 0 else v[y + i]
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def _divided(op, a, b):
+    # Quotient or remainder; 0 of a division by 0. The least number has no negative: its quotient by -1 wraps
+    if b == 0:
+        return np.int64(0)
+    if b == -1:
+        return np.int64(0) if op in (REMAINDER, TRUNCATE_REMAINDER) else -a
+    quotient = a // b
+    rest = a - quotient * b
+    truncated = op in (TRUNCATE_DIVIDE, TRUNCATE_REMAINDER) and rest != 0 and (a < 0) != (b < 0)
+    if op in (REMAINDER, TRUNCATE_REMAINDER):
+        return rest - b if truncated else rest
+    return quotient + 1 if truncated else quotient
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def _compute_bits(op, v, x, y, n):
+    # A shift by less than 0 or by more bits than there are takes all bits out
+    if op == BIT_AND:
+        for i in range(n):
+            v[x + i] &= v[y + i]
+    elif op == BIT_OR:
+        for i in range(n):
+            v[x + i] |= v[y + i]
+    elif op == BIT_XOR:
+        for i in range(n):
+            v[x + i] ^= v[y + i]
+    elif op == BIT_NOT:
+        for i in range(n):
+            v[x + i] = ~v[x + i]
+    elif op == SHIFT_LEFT:
+        for i in range(n):
+            v[x + i] = v[x + i] << v[y + i] if 0 <= v[y + i] < 64 else 0
+    elif op == SHIFT_RIGHT:
+        for i in range(n):
+            v[x + i] = v[x + i] >> (v[y + i] if 0 <= v[y + i] < 64 else 63)
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
@@ -240,6 +280,11 @@ def typed(task, g, data, const, codes, index, scratch):
             _fetch(g.y, first, _start(g.y, i, j, k), n, data, const, codes, index, values, PIECE)
         if op >= FIRST_TRUTH:
             _truth(op, values, 0, PIECE, n, values, 0)
+        elif op >= BIT_AND:
+            _compute_bits(op, values, 0, PIECE, n)
+        elif op >= FLOOR_DIVIDE:
+            for at in range(n):
+                values[at] = _divided(op, values[at], values[PIECE + at])
         else:
             _compute_longs(op, values, 0, PIECE, 2 * PIECE, n)
         _put(g.out_type, values, 0, n, data, out)

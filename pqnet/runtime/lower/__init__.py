@@ -13,6 +13,7 @@ from pqnet.runtime.lower import pool as pool
 from pqnet.runtime.lower import recurrent as recurrent
 from pqnet.runtime.lower import reduce as reduce
 from pqnet.runtime.lower import resize as resize
+from pqnet.runtime.lower import running as running
 from pqnet.runtime.lower import shape as shape
 from pqnet.runtime.lower import transposed as transposed
 from pqnet.runtime.lower import typed as typed

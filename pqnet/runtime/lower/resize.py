@@ -4,7 +4,7 @@ import numpy as np
 
 from pqnet.graph import Node
 from pqnet.graph.ops.pool import bins
-from pqnet.graph.ops.resize import taps_of
+from pqnet.graph.ops.resize import SCALES, taps_of
 from pqnet.kernels.ops.pool import MAXIMUM, SUM
 from pqnet.runtime.builder import Builder, lowers
 from pqnet.runtime.lower.axis import reduce_axes
@@ -17,7 +17,7 @@ def interpolate(b: Builder, node: Node, x: list[View]) -> View:
     """Lower a resizing to any size."""
     a, mixtures = b.attrs(node), []
     for axis in (2, 3):
-        pixels, weights = taps_of(x[0].shape[axis], a["size"][axis - 2], a["mode"], a["align_corners"])
+        pixels, weights = taps_of(x[0].shape[axis], a["size"][axis - 2], a, a[SCALES[axis - 2]])
         several = pixels.shape[1] > 1
         mixtures.append(Mixture(pixels * x[0].strides[axis], weights if several else None))
     return emit_mixture(b, node.name, x[0], *mixtures)

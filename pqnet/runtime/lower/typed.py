@@ -32,6 +32,17 @@ ARITHMETIC = {
     "maximum": kernel.MAXIMUM,
     "minimum": kernel.MINIMUM,
 }
+WHOLE_ONLY = {  # of integers; NumPy computes those of floats
+    "floor_div": kernel.FLOOR_DIVIDE,
+    "trunc_div": kernel.TRUNCATE_DIVIDE,
+    "remainder": kernel.REMAINDER,
+    "fmod": kernel.TRUNCATE_REMAINDER,
+    "bitwise_and": kernel.BIT_AND,
+    "bitwise_or": kernel.BIT_OR,
+    "bitwise_xor": kernel.BIT_XOR,
+    "shift_left": kernel.SHIFT_LEFT,
+    "shift_right": kernel.SHIFT_RIGHT,
+}
 COMPARISONS = {
     "eq": kernel.EQUAL,
     "ne": kernel.NOT_EQUAL,
@@ -41,7 +52,7 @@ COMPARISONS = {
     "ge": kernel.GREATER_EQUAL,
 }
 LOGICAL = {"logical_and": kernel.AND, "logical_or": kernel.OR, "logical_not": kernel.NOT}
-UNARY = {"neg": kernel.NEGATIVE, "abs": kernel.ABSOLUTE, "sign": kernel.SIGN}
+UNARY = {"neg": kernel.NEGATIVE, "abs": kernel.ABSOLUTE, "sign": kernel.SIGN, "bitwise_not": kernel.BIT_NOT}
 TASKS, WORK = 32, 32768  # tasks of a step at most, elements a task at least
 
 Operand = View | np.ndarray  # a constant is an array
@@ -160,6 +171,15 @@ def arithmetic(b: Builder, node: Node, x: list[View]) -> View | None:
     shape, dtype = b.info(node.outputs[0])
     operands = _operands(b, node, dtype)
     return apply(b, node.name, ARITHMETIC[node.op], operands, shape, dtype, floats=dtype == "float32")
+
+
+@lowers(*WHOLE_ONLY, typed=True)
+def whole_arithmetic(b: Builder, node: Node, x: list[View]) -> View | None:
+    """Lower a division, a remainder or an operation on the bits of integers."""
+    shape, dtype = b.info(node.outputs[0])
+    if dtype == "float32":
+        return None
+    return apply(b, node.name, WHOLE_ONLY[node.op], _operands(b, node, dtype), shape, dtype, floats=False)
 
 
 @lowers(*COMPARISONS, typed=True)
