@@ -510,8 +510,8 @@ def test_finetune_goes_on_after_it_was_killed(files):
     [
         ("--stage both -o b.h5", "stage: expected 'global' or 'layerwise'"),
         ("-o b.npy", "--output: expected a file name ending in .h5"),
-        ("--augment --labels x.npy -o b.h5", "batches: expected one integer label for each sample"),
-        ("--labels x.npy -o b.h5", "batches: expected one integer label for each sample"),
+        ("--augment --labels x.npy -o b.h5", "--labels: expected one integer for each of"),
+        ("--labels x.npy -o b.h5", "--labels: expected one integer for each of"),
     ],
 )
 def test_wrong_command_lines_are_one_line(files, capsys, line, message):
