@@ -31,7 +31,7 @@ def net():
 
 MODEL, X = net(), rand(120, 3, 4, 4, seed=1)
 LABELS = MODEL(X).argmax(1)
-RECIPE = {"default": PQ(8, 4), "head": Scalar(4)}
+RECIPE = {"mid": PQ(8, 4), "head": Scalar(4)}
 OPTIONS = {
     "lc": {"rounds": 3, "mu": 0.1, "growth": 30.0},
     "noise": {"p": 0.5, "phi": "exact"},

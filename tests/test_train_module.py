@@ -70,7 +70,7 @@ def test_parameters_keep_their_dtypes():
 def test_training_lowers_a_loss_and_the_model_follows(demo):
     model, images, labels = demo
     module = to_module(model).train()
-    optimizer = torch.optim.SGD(module.parameters(), 0.005, momentum=0.9)
+    optimizer = torch.optim.SGD(module.parameters(), 5e-5, momentum=0.9)
     x, y = tensors(images, labels.astype(np.int64))
     losses = []
     for _ in range(6):
