@@ -12,16 +12,15 @@ from pqnet.graph.affine import FreeAffine
 from pqnet.pipeline.allocate import allocations
 from pqnet.pipeline.batches import Batch
 from pqnet.pipeline.calibrate import calibrate
-from pqnet.pipeline.moments import build_metric, output_squares
+from pqnet.pipeline.moments import doubted, output_squares
 from pqnet.pipeline.noise import quantized_alike
 from pqnet.pipeline.sensitivity import network_gains, single_samples
-from pqnet.pipeline.statistics import Moments
 from pqnet.runtime import Model
 
 __all__ = ["BALANCED", "balance"]
 
 BALANCED = ("small-blocks", "large-blocks")  # presets of no one paper
-SAMPLES, GAIN_SAMPLES = 16, 8  # of moments, and of how much of each layer's error reaches the outputs
+SAMPLES, EVERY = 24, 3  # one of so many for how much of each layer's error reaches the outputs, others for moments
 CODEWORDS = [2**i for i in range(5, 12)]  # K that are tried, if there are four blocks for each
 # Squared error of a normal number in the best levels at equal distances, for 2 to 8 bits (Max, 1960).
 OF_INTEGERS = {2: 0.1188, 3: 0.0374, 4: 0.01154, 5: 0.0035, 6: 0.00104, 7: 0.000304, 8: 0.000087}
@@ -62,24 +61,27 @@ def balance(
     """
     layers = {n: node for n, node in graph.layers().items() if n in codecs and not weight_op(node.op).looked_up}
     samples = single_samples(graph, data, SAMPLES)
-    moments = calibrate(Model(graph), samples, seed=seed, threads=threads, progress=False).layers
+    apart = samples[::EVERY] if len(samples) >= EVERY else samples  # noise that moments shape is judged by others
+    known = [batch for i, batch in enumerate(samples) if i % EVERY] or samples
+    moments = calibrate(Model(graph), known, seed=seed, threads=threads, progress=False).layers
     corrected = {name for name, node in layers.items() if FreeAffine.find(graph, node) is not None}
     weights = {name: np.asarray(graph.params[node.params["weight"]], np.float32) for name, node in layers.items()}
+    in_all = _n_samples(data)
 
-    def about(name: str) -> np.ndarray:
-        return moments[name].centred() if name in corrected else moments[name].mean
+    def second(name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return the moments that errors are seen under, and those that the search will know after all samples."""
+        seen = (moments[name].centred() if name in corrected else moments[name].mean).astype(np.float64)
+        rows = min(moments[name].count / _n_samples(known), ROWS_OF_SAMPLE) * in_all
+        return seen, doubted(seen, seen.shape[1] / (seen.shape[1] + rows))
 
     def perturbed(node: Node) -> np.ndarray:
-        metric = build_metric("full", about(node.name)[:, None])
-        assert metric is not None
-        return quantized_alike(weights[node.name], metric[:, 0], PERTURBED, seed)
+        return quantized_alike(weights[node.name], second(node.name)[1], PERTURBED, seed)
 
-    gains = network_gains(graph, single_samples(graph, samples, GAIN_SAMPLES), perturbed, layers, threads, corrected)
-    share = _n_samples(data) / _n_samples(samples)
+    gains = network_gains(graph, apart, perturbed, layers, threads, corrected)
     options = {}
     for name, weight in weights.items():
-        rows = min(moments[name].count * share, ROWS_OF_SAMPLE * _n_samples(data))
-        alone, shaped = _error_of_noise(weight, moments[name], about(name), rows)
+        energy = float(output_squares(moments[name].mean.astype(np.float64), weight).sum())
+        alone, shaped = (e / energy if energy > 0 else 0.0 for e in _energies_of_noise(weight, *second(name)))
         options[name] = {
             codec: gains[name] * error * (shaped if _is_searched(codec, weight.shape) else alone)
             for codec, error in _options(codecs[name], weight.shape)
@@ -131,20 +133,18 @@ def _is_searched(codec: Codec, shape: tuple[int, ...]) -> bool:
     return isinstance(codec, PQ) and not _whole(codec, shape)
 
 
-def _error_of_noise(weight: np.ndarray, moments: Moments, about: np.ndarray, rows: float) -> tuple[float, float]:
-    """Return what noise of the size of the weights adds to the outputs, as a share of their energy.
+def _energies_of_noise(weight: np.ndarray, seen: np.ndarray, known: np.ndarray) -> tuple[float, float]:
+    """Return the energy that noise of the size of the weights adds to the outputs.
 
-    Noise alike on all weights of a filter; and as the second-order search has it, that is less where inputs are large,
-    as far as correlations over so many rows can be relied on.
+    Noise alike on all weights of a filter; and as the second-order search has it under the moments that it knows, that
+    is less where inputs are large.
     """
-    n, wide = about.shape[1], about.astype(np.float64)
-    level = np.maximum(np.trace(wide, axis1=1, axis2=2) / n, 1e-30)
-    factor = np.linalg.cholesky(wide / level[:, None, None] + DAMPING * np.eye(n))
+    n = seen.shape[1]
+    level = np.maximum(np.trace(seen, axis1=1, axis2=2) / n, 1e-30)
+    metric = known / level[:, None, None] + DAMPING * np.eye(n)
+    factor = np.linalg.cholesky(metric)
     geometric = np.exp(2 * np.log(np.diagonal(factor, axis1=1, axis2=2)).mean(1))  # mean of the eigenvalues
-    squares = np.square(weight, dtype=np.float64).reshape(len(wide), -1).sum(1)
-    energy = float(output_squares(moments.mean.astype(np.float64), weight).sum())
-    if energy <= 0:
-        return 0.0, 0.0
-    alone, doubt = float(squares @ level) / energy, n / (n + rows)
-    shaped = max(float(squares @ (level * geometric)) / energy, SHAPED * alone)
-    return alone, doubt * alone + (1 - doubt) * shaped
+    spread = np.trace(np.linalg.solve(metric, seen), axis1=1, axis2=2) / n  # level where the search knows all
+    squares = np.square(weight, dtype=np.float64).reshape(len(seen), -1).sum(1)
+    alone = float(squares @ level)
+    return alone, max(float(squares @ (spread * geometric)), SHAPED * alone)
