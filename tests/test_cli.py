@@ -188,7 +188,7 @@ def test_calibrate_quantize_run_inspect_verify(folder: Path, capsys: pytest.Capt
     out = capsys.readouterr().out
     assert "input input: float32 (any, 1, 8, 8)" in out and "output logits: float32 (any, 10)" in out
     assert all(
-        re.search(rf"^{re.escape(name)} .* (float|pq k=\d+ d=\d+ spatial|intn [^\n]*) +\d+ ", out, re.M)
+        re.search(rf"^{re.escape(name)} .* (float|pq k=\d+ d=\d+ spatial( int8)?|intn [^\n]*) +\d+ ", out, re.M)
         for name in layers
     )
     assert run("verify small2.h5 --reference model.h5 --input x.npy") == 0
@@ -302,7 +302,8 @@ def test_demo_prints_what_the_package_promises(capsys: pytest.CaptureFixture[str
     top1, weights, ratio, file, _, difference = rows["layer after layer"]
     assert top1 >= 97 and ratio >= 10 and difference > 0 and file <= 1.02 * weights + 16384
     assert ratio == pytest.approx(rows["float32"][1] / weights, abs=0.06)
-    assert rows["float32"][0] >= 98.5 and rows["float32"][2] == 1 and rows["from statistics"][2] == ratio
+    assert rows["float32"][0] >= 98.5 and rows["float32"][2] == 1
+    assert ratio == pytest.approx(rows["from statistics"][2], rel=0.1)  # other codewords, in the bytes of one preset
 
 
 # -- convert ---------------------------------------------------------------------------------------------------

@@ -192,7 +192,8 @@ def test_layers_are_measured_one_by_one_with_every_likely_algorithm(tmp_path, mo
     monkeypatch.setenv("PQNET_TUNE", "100")
     assert np.array_equal(Engine(graph, Tuner()).run({"x": x}, 1)["y"], want)
     (line,) = lines(tmp_path / "table")
-    assert set(line["seconds"]) == {"decode", "dots", "lut", "rows"} and min(line["seconds"].values()) > 0
+    seconds = line["seconds"]
+    assert set(seconds) - {"lanes"} == {"decode", "dots", "lut", "rows"} and min(seconds.values()) > 0  # AVX-512: lanes
     assert np.allclose(Engine(graph, Tuner()).run({"x": x}, 1)["y"], want, atol=1e-5)
 
 

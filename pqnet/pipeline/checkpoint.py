@@ -104,6 +104,8 @@ class _Entries:
 
     def key(self, node: Node) -> str:
         digest, header = self.digest.copy(), [node.op, node.name, self.run.codecs[node.name].to_attrs()]
+        if node.name in self.run.instead:
+            header.append(self.run.instead[node.name].to_attrs())
         if self.chained:
             add_content(digest, header, {})
             self.digest = digest  # what later layers see depends on this one

@@ -92,7 +92,7 @@ class _Rows:
             input_rows(node, self.shape, x, start, self.seed, self.wanted, real)
             for node, x in zip(self.uses, operands, strict=True)
         ]
-        return found[0] if len(found) == 1 else np.concatenate(found, 1)
+        return _joined(found)
 
     def _lag(self, i: int) -> np.ndarray:
         ahead, behind = (
@@ -122,10 +122,15 @@ class _Rows:
         The lag, (G, n, O / G), is by how much the teacher's shortcut, to which the outputs are added, is ahead of the
         student's, in units of the outputs; None if there is none.
         """
-        seen = np.concatenate([self.seen(i) for i in batches], 1)
-        wanted = seen if self.same else np.concatenate([self._inputs(self.taught, i) for i in batches], 1)
-        lag = None if self.shortcut is None else np.concatenate([self._lag(i) for i in batches], 1)
+        seen = _joined([self.seen(i) for i in batches])
+        wanted = seen if self.same else _joined([self._inputs(self.taught, i) for i in batches])
+        lag = None if self.shortcut is None else _joined([self._lag(i) for i in batches])
         return seen, wanted, lag
+
+
+def _joined(rows: list[np.ndarray]) -> np.ndarray:
+    """Join rows (G, n, c) of several batches; those of one are not copied."""
+    return rows[0] if len(rows) == 1 else np.concatenate(rows, 1)
 
 
 @dataclass

@@ -52,18 +52,37 @@ def choose_options(
     reestimate_norm: bool,
     seed: int,
     effort: str,
+    balanced: bool | None,
 ) -> Options:
     """Return the checked options of `quantize`; None is what the mode has, without a mode the best."""
     _check.choice(mode, "mode", (None, *MODES))
-    given = {"metric": metric, "target": target, "correct_bias": correct_bias, "permute": permute}
-    best: dict[str, Any] = {"metric": "full", "target": "teacher", "correct_bias": True, "permute": False}
+    given = {
+        "metric": metric,
+        "target": target,
+        "correct_bias": correct_bias,
+        "permute": permute,
+        "balanced": balanced,
+    }
+    best: dict[str, Any] = {
+        "metric": "full",
+        "target": "teacher",
+        "correct_bias": True,
+        "permute": False,
+        "balanced": True,
+    }
     if mode is not None:
         if set_too := [name for name, value in given.items() if value is not None]:
             raise ConfigError(
                 f"{set_too[0]}: expected None with mode={mode!r}, which sets it, got {given[set_too[0]]!r}"
             )
         own = MODES[mode]
-        best = {"metric": own.metric, "target": "weight", "correct_bias": False, "permute": own.permute}
+        best = {
+            "metric": own.metric,
+            "target": "weight",
+            "correct_bias": False,
+            "permute": own.permute,
+            "balanced": False,
+        }
     chosen = {name: best[name] if value is None else value for name, value in given.items()}
     return Options(
         mode,
@@ -74,6 +93,7 @@ def choose_options(
         _check.choice(reestimate_norm, "reestimate_norm", (False, True)),
         _check.rng_seed(seed),
         _check.choice(effort, "effort", tuple(EFFORTS)),
+        _check.choice(chosen["balanced"], "balanced", (False, True)),
     )
 
 

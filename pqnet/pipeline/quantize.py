@@ -15,6 +15,7 @@ from pqnet.errors import ConfigError
 from pqnet.graph import Graph, Node, weight_op
 from pqnet.graph.affine import FreeAffine
 from pqnet.graph.passes import separate_norm_statistics
+from pqnet.pipeline.balance import BALANCED, balance
 from pqnet.pipeline.batches import hold_out, iterate_batches
 from pqnet.pipeline.checkpoint import checkpoint_folder, resumable
 from pqnet.pipeline.layerwise import FromData
@@ -107,6 +108,7 @@ def quantize(
     permute: bool | None = None,
     reestimate_norm: bool = False,
     effort: str = "normal",
+    balanced: bool | None = None,
     finetune: Callable[[Graph, str], Packed] | None = None,
     checkpoint: str | Path | None = None,
     seed: int = 0,
@@ -158,6 +160,11 @@ def quantize(
     effort : {"low", "normal", "high"}
         How long to look for codewords under the full metric, with noise that leads past poor minima: not at all; 10
         rounds in layers where they take seconds, not in those of more than about a million weights; 40 rounds in all.
+    balanced : bool
+        Of ``small-blocks`` and ``large-blocks`` with data, the full metric and no ``finetune``: choose anew how many
+        codewords each layer has, at no more bytes in all, by how much of its error reaches the network's outputs, which
+        is measured on a few samples; codewords may become 8-bit integers, small layers integers. The recipe of other
+        calls is kept. Default True; recorded is whether it was done.
     finetune : callable, optional
         With data: called right after each layer, with the network as it is then, the layers after it float, and the
         layer's name; returns its packed weight, trained say, to go on with; errors are not reported then. For a
@@ -197,7 +204,7 @@ def quantize(
     """
     if not isinstance(model, Model):
         raise _check.error("model", "a pqnet.Model", _check.describe(model))
-    options = choose_options(mode, metric, target, correct_bias, permute, reestimate_norm, seed, effort)
+    options = choose_options(mode, metric, target, correct_bias, permute, reestimate_norm, seed, effort, balanced)
     codecs = resolve_recipe(recipe, model.graph)
     _check_float(model.graph, codecs)
     if isinstance(calibration, Statistics):
@@ -215,6 +222,11 @@ def quantize(
         data = calibration
         if not (data is None or isinstance(data, Statistics)):
             data = list(iterate_batches(model.graph, data))
+        own = isinstance(recipe, str) and mode is None and finetune is None and options.metric == "full"
+        better = None
+        if own and options.balanced and recipe in BALANCED and isinstance(data, list):
+            better = balance(model.graph, chosen, data, options.seed, threads)
+        chosen, options = better or chosen, replace(options, balanced=better is not None)
         if options.permute:
             moments = None if options.metric == "none" else data
             permutation = Permutation(teacher, chosen, moments, options.seed, threads, options.mode == "pqf")
@@ -222,7 +234,7 @@ def quantize(
             data = permutation.statistics(data) if isinstance(data, Statistics) else data
         student = replace(teacher, params=dict(teacher.params))
         run = Run(student, chosen, options, threads, bar, search)
-        if isinstance(recipe, str) and mode is None and finetune is None and options.metric == "full":
+        if own and better is None:
             shapes = {name: run.weight(node).shape for name, node in student.layers().items()}
             run.instead = integers_instead(chosen, shapes)
         if data is None or isinstance(data, Statistics):

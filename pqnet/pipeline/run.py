@@ -33,6 +33,7 @@ class Options:
     reestimate_norm: bool
     seed: int
     effort: str = "normal"
+    balanced: bool = False
 
 
 @dataclass

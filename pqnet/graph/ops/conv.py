@@ -1,6 +1,7 @@
 """Convolutions and transposed convolutions over one to three axes, any stride, padding, dilation and groups."""
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from math import prod
 
 import numpy as np
@@ -12,6 +13,7 @@ from pqnet.graph.op import Arrays, Attr, Attrs, Info, Params, check_dtype, check
 
 __all__ = ["conv_windows", "convolve", "zero_stuffed"]
 
+AT_A_TIME = 1 << 15  # outputs of a depthwise convolution
 AXES = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")}
 
 
@@ -94,14 +96,18 @@ def _is_flat(size: Sequence[int], strides: Sequence[int]) -> bool:
 
 
 def _depthwise(windows: np.ndarray, weight: np.ndarray, out: np.ndarray) -> None:
-    term, column = np.empty_like(out), (-1, *(1,) * (weight.ndim - 2))
-    for i, tap in enumerate(np.ndindex(weight.shape[2:])):
-        factor = weight[:, 0, *tap].reshape(column)
-        if i == 0:
-            np.multiply(windows[:, :, *tap], factor, out=out)
-        else:
-            np.multiply(windows[:, :, *tap], factor, out=term)
-            np.add(out, term, out=out)
+    """Sum tap after tap over so few channels at a time that they stay in the cache."""
+    batch, channels = out.shape[:2]
+    many, column = max(1, AT_A_TIME // max(1, prod(out.shape[2:]))), (-1, *(1,) * (weight.ndim - 2))
+    for sample, first in product(range(batch), range(0, channels, many)):
+        some = slice(first, first + many)
+        seen, total = windows[sample, some], out[sample, some]
+        term = np.empty_like(total)
+        for i, tap in enumerate(np.ndindex(weight.shape[2:])):
+            factor = weight[some, 0, *tap].reshape(column)
+            np.multiply(seen[:, *tap], factor, out=term if i else total)
+            if i:
+                total += term
 
 
 def _evaluate(x: Arrays, p: Params, a: Attrs) -> np.ndarray:
