@@ -118,8 +118,9 @@ class PackedSparse(Packed):
 
     def _set_arrays(self, gaps: Gaps, values: "np.ndarray | Halves") -> None:
         count, dtype = self.codec.count, self.codec.value_dtype
+        given = values.stored if isinstance(values, Halves) else values
+        checked = float_array(given, "values", shape=(count,), dtype=np.dtype(dtype).type)
         if not isinstance(values, Halves):
-            checked = float_array(values, "values", shape=(count,), dtype=np.dtype(dtype).type)
             wide = np.asarray(values, np.float64)  # to be rounded once
             values = Halves.nearest(wide, "values") if dtype == "float16" else checked
         self._halves, self._gaps = (values if isinstance(values, Halves) else None), gaps
