@@ -60,9 +60,7 @@ def search_order(readers: Sequence[Reader], size: int, *, seed: int | Sequence[i
     SwapResult
         It does not depend on the number of threads.
     """
-    rng = np.random.default_rng(seed)
-    first = rng.integers(0, size, TRIALS * size)
-    swaps = np.stack([first, (first + rng.integers(1, size, len(first))) % size], 1)
+    swaps = _draw_swaps(size, TRIALS * size, seed)
     places = np.array([(n, start) for n, reader in enumerate(readers) for start in reader.starts])
     with blas_limit(1):
         grams = [flat @ flat.T for flat in (r.rows.reshape(-1, r.rows.shape[2]) for r in readers)]
@@ -108,9 +106,7 @@ def published_order(reader: Reader, size: int, *, seed: int | Sequence[int] = 0)
     at = np.arange(channels)
     at[start : start + size] = start + _dealt_order(reader, size)
     flat = reader.rows.reshape(channels * taps, count)
-    rng = np.random.default_rng(seed)
-    first = rng.integers(0, size, PUBLISHED_TRIALS)
-    swaps = np.stack([first, (first + rng.integers(1, max(size, 2), PUBLISHED_TRIALS)) % size], 1)
+    swaps = _draw_swaps(size, PUBLISHED_TRIALS, seed)
     with blas_limit(1):
         gram = flat.astype(np.float64) @ flat.T.astype(np.float64)
     weight = (gram, flat.sum(1, dtype=np.float64), count, reader.width, taps)
@@ -119,6 +115,13 @@ def published_order(reader: Reader, size: int, *, seed: int | Sequence[int] = 0)
     if not after < unchanged:
         return SwapResult(np.arange(size), float(unchanged), float(unchanged))
     return SwapResult(at[start : start + size] - start, float(unchanged), float(after))
+
+
+def _draw_swaps(size: int, count: int, seed: int | Sequence[int]) -> np.ndarray:
+    """Return pairs of different places at random, (count, 2); of a single place, it and itself."""
+    rng = np.random.default_rng(seed)
+    first = rng.integers(0, size, count)
+    return np.stack([first, (first + rng.integers(1, max(size, 2), count)) % size], 1)
 
 
 def _dealt_order(reader: Reader, size: int) -> np.ndarray:

@@ -261,15 +261,16 @@ def _choose(
     """Return the choices of least error whose file takes a share of the target at least, and its size."""
     useful = {n: _useful(o) for n, o in options.items()}
     smallest = {n: min(o, key=lambda c: (c.nbytes, c.error)) for n, o in useful.items()}
-    for entries in (dict.fromkeys(options, 0), None):
+    found = _choose_with(useful, smallest, dict.fromkeys(options, 0), gains, files, target, share)
+    if found is None:
         # Beside its weight a packed layer takes an entry in the header, which matters for small networks only.
-        known = files.entries({n: c.codec for n, c in smallest.items()}) if entries is None else entries
-        found = _choose_with(useful, smallest, known, gains, files, target, share)
-        if found is not None:
-            return found
-    raise ConfigError(
-        f"target_size: no plan takes between {share:.0%} and 100 % of {target} bytes; choose another size"
-    )
+        entries = files.entries({n: c.codec for n, c in smallest.items()})
+        found = _choose_with(useful, smallest, entries, gains, files, target, share)
+    if found is None:
+        raise ConfigError(
+            f"target_size: no plan takes between {share:.0%} and 100 % of {target} bytes; choose another size"
+        )
+    return found
 
 
 def _choose_with(
