@@ -141,8 +141,11 @@ def until_done(step: Callable[[], None]) -> None:
             break
         except BaseException as error:
             raised = raised or error
-    if raised is not None:
-        raise raised
+    try:
+        if raised is not None:
+            raise raised
+    finally:
+        del raised  # see `_Task.run`
 
 
 # -- the pool --------------------------------------------------------------------------------------------------
@@ -174,6 +177,7 @@ class _Task:
             self.error = error
         self.function, self.ended = None, True
         self._end.release()
+        del self  # the exception holds this frame: nothing that was cut off in it is to live on by a cycle
 
     def wait(self) -> None:
         """Wait for the end of a call that another thread has begun."""
@@ -292,25 +296,29 @@ def ordered_map(function: Callable[[T], R], items: Iterable[T], threads: int) ->
     def stop() -> None:
         waiting.clear()
         _withdraw(offered)
+        results.clear()  # see `_Task.run`
 
     def result(task: _Task) -> R:
-        while not task.ended:
-            if (other := _take(waiting)) is None:
-                task.wait()
-            else:
-                other.run()
-                if other.error is not None and not isinstance(other.error, Exception):
-                    raise other.error  # a KeyboardInterrupt is not for later
-        if task.error is not None:
-            raise task.error
-        found: R = task.result
-        return found
+        other: _Task | None = None
+        try:
+            while not task.ended:
+                if (other := _take(waiting)) is None:
+                    task.wait()
+                else:
+                    other.run()
+                    if other.error is not None and not isinstance(other.error, Exception):
+                        raise other.error  # a KeyboardInterrupt is not for later
+            if task.error is not None:
+                raise task.error
+            found: R = task.result
+            return found
+        finally:
+            del task, other  # see `_Task.run`
 
     try:
         for item in items:
-            task = _Task(partial(compute, item))
-            results.append(task)
-            waiting.append(task)
+            results.append(_Task(partial(compute, item)))
+            waiting.append(results[-1])
             offered = [call for call in offered if not call.ended]
             if len(offered) < threads - 1:
                 offered.append(_Task(compute_waiting))
@@ -423,4 +431,8 @@ def blas_limit(threads: int) -> Iterator[None]:
         _blas.enter(limit)
         yield
     finally:
-        until_done(partial(_blas.leave, limit))
+        try:
+            until_done(partial(_blas.leave, limit))
+        except BaseException:  # maybe from before `until_done` caught any
+            until_done(partial(_blas.leave, limit))
+            raise

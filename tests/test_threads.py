@@ -1,5 +1,6 @@
 """Threads: BLAS limits of several users at once, the pools, ordered results, few of them in memory."""
 
+import contextlib
 import gc
 import subprocess
 import sys
@@ -135,6 +136,43 @@ def test_errors_of_workers_reach_the_caller():
 
     with pytest.raises(PQNetError, match="item 0"):
         list(_threads.ordered_map(fail, range(3), 2))
+
+
+def mapped(cut, threads):
+    list(_threads.ordered_map(cut, range(6), threads))
+
+
+def until_done(cut, _):
+    calls = iter(range(6))
+    _threads.until_done(lambda: [cut(call) for call in calls])
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("where", range(6))
+@pytest.mark.parametrize("what", [mapped, until_done])
+def test_an_interrupt_leaves_nothing_behind_once_it_is_handled(what, where, threads):
+    """Not even until cycles are collected: a limit of BLAS threads would hold until then."""
+
+    class Mark:
+        """What a call that was cut off still held."""
+
+    marks = []
+
+    def cut(item):
+        mark = Mark()
+        marks.append(weakref.ref(mark))
+        if item == where:
+            raise KeyboardInterrupt
+
+    gc.collect()
+    gc.disable()
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            what(cut, threads)
+        assert marks
+        assert not [mark for mark in marks if mark() is not None]
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("end", ["error", "close"])
