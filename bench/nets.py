@@ -56,7 +56,7 @@ def resnet_published() -> Graph:
 
 def resnet_channel(arch: str) -> Graph:
     """A ResNet whose layers but the first are channel blocks of d = 8, K = 256."""
-    from pqnet_converters.resnet import resnet_graph, resnet_layers
+    from pqnet_converters.checkpoints.resnet import resnet_graph, resnet_layers
 
     draw = Draw(0)
     params: dict[str, Param] = {}

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 DATA = {"pqnet._cached", "pqnet._check", "pqnet.codecs", "pqnet.errors", "numpy"}
 PUBLIC = {f"pqnet.{name}" for name in ("codecs", "errors", "fit", "graph", "io", "pipeline", "runtime", "train")}
 PUBLIC |= {"pqnet"}  # the names of pqnet/__init__.py itself, not its other sub-packages
+CONVERTER = PUBLIC - {"pqnet.fit", "pqnet.train"} | {"numpy"}
 
 # Place (a file, or a folder with all below it) -> what it may import besides itself and the standard library.
 # A file's place is the longest that fits. A dotted third-party name allows that sub-module only.
@@ -44,11 +45,10 @@ TABLE: dict[str, set[str]] = {
     "pqnet/cli": PUBLIC | {"pqnet.demo", "pqnet.report", "numpy", "tqdm"},
     "pqnet/report.py": PUBLIC | {"jinja2", "matplotlib", "numpy"},
     "pqnet/demo": PUBLIC | {"numpy"},
-    "converters/pqnet_converters": {
-        *("pqnet", "pqnet.codecs", "pqnet.errors", "pqnet.graph", "pqnet.io", "pqnet.pipeline", "pqnet.runtime"),
-        "pqnet.train",
-        *("numpy", "sympy", "torch"),  # the sizes in torch.export graphs are sympy expressions
-    },
+    "converters/pqnet_converters": set(),
+    "converters/pqnet_converters/checkpoints": CONVERTER | {"torch"},
+    # The sizes in torch.export graphs are sympy expressions.
+    "converters/pqnet_converters/torch": CONVERTER | {"pqnet.train", "sympy", "torch"},
 }
 FORBIDDEN = {"marshal", "pickle", "shelve"}  # they run code from files
 DYNAMIC = {"__import__", "import_module"}
@@ -236,7 +236,7 @@ def test_kernels_read_their_arguments_by_name() -> None:
         ("pqnet/io/container.py", "import pickle", "pickle"),
         ("pqnet/kernels/a.py", "import numba, numpy, scipy", "scipy"),
         ("pqnet/errors.py", "import numpy", "numpy"),
-        ("converters/pqnet_converters/a.py", "from pqnet.fit import fit_pq", "pqnet.fit"),
+        ("converters/pqnet_converters/torch/a.py", "from pqnet.fit import fit_pq", "pqnet.fit"),
     ],
 )
 def test_forbidden_imports_are_found(file: str, source: str, target: str) -> None:
@@ -251,7 +251,10 @@ def test_forbidden_imports_are_found(file: str, source: str, target: str) -> Non
         ("pqnet/graph/a.py", "from numpy.linalg import inv\nfrom numpy import linalg\nimport json, numpy as np"),
         ("pqnet/io/container.py", "import h5py\nfrom pqnet._check import error"),
         ("pqnet/cli/a.py", "import pqnet\npqnet.load\nfrom pqnet import quantize\nimport pqnet.graph"),
-        ("converters/pqnet_converters/a.py", "import torch.nn\nfrom pqnet_converters.b import c\nfrom . import b"),
+        (
+            "converters/pqnet_converters/torch/a.py",
+            "import torch.nn\nfrom pqnet_converters import c\nfrom . import b",
+        ),
     ],
 )
 def test_allowed_imports_pass(file: str, source: str) -> None:
@@ -298,6 +301,10 @@ def loaded(code: str, names: list[str]) -> list[str]:
 def test_import_pqnet_stays_light() -> None:
     heavy = ["distributed", "jinja2", "matplotlib", "onnx", "pandas", "sklearn", "sympy", "torch", "transformers"]
     assert loaded("import pqnet", heavy) == []
+
+
+def test_importing_the_converters_loads_no_framework() -> None:
+    assert loaded("import pqnet_converters\nassert 'from_torch' in dir(pqnet_converters)", ["onnx", "torch"]) == []
 
 
 def test_loading_and_running_a_network_imports_nothing_that_makes_networks_small() -> None:

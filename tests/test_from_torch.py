@@ -19,7 +19,7 @@ from torch import nn  # noqa: E402
 import pqnet  # noqa: E402
 from pqnet import Model, PQNetError, UnsupportedOpError  # noqa: E402
 from pqnet_converters import from_torch, statistics_from_activations  # noqa: E402
-from pqnet_converters.aten import RULES, rule  # noqa: E402
+from pqnet_converters.torch.aten import RULES, rule  # noqa: E402
 
 
 class Fn(nn.Module):

@@ -15,7 +15,7 @@ from pqnet.graph import OPS, Graph, GraphBuilder, Info, ValueInfo, weight_op
 from pqnet.graph.op import get_op, resolve_attrs
 from pqnet.graph.ops.elementwise import erf
 from pqnet.train.ops import TABLE
-from pqnet_converters.to_torch import to_torch
+from pqnet_converters.torch.to_torch import to_torch
 
 few = settings(max_examples=40, deadline=None, database=None, derandomize=True)
 Params = Mapping[str, np.ndarray]

@@ -15,7 +15,7 @@ from pqnet.pipeline.moments import input_rows, output_energies, positions_needed
 from pqnet.pipeline.presets import PRESETS
 from pqnet.pipeline.recipe import resolve_recipe
 from pqnet.pipeline.statistics import Moments, Statistics
-from pqnet_converters.resnet import resnet_graph, resnet_layers
+from pqnet_converters.checkpoints.resnet import resnet_graph, resnet_layers
 
 
 def rand(*shape, seed=0):

@@ -13,7 +13,7 @@ import torch
 from pqnet import PQNetError
 from pqnet.codecs import PQ, PackedPQ
 from pqnet.graph import Graph, GraphBuilder, ValueInfo
-from pqnet_converters.to_torch import to_torch
+from pqnet_converters.torch.to_torch import to_torch
 
 
 def shared_weight_graph(weight: Any) -> Graph:

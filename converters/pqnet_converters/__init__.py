@@ -1,7 +1,32 @@
-"""Thin importers: PyTorch modules, published checkpoints, recorded activations. Needs PyTorch."""
+"""Thin importers and exporters: PyTorch modules, published checkpoints, recorded activations.
 
-from pqnet_converters.activations import statistics_from_activations as statistics_from_activations
-from pqnet_converters.from_torch import from_torch as from_torch
-from pqnet_converters.published import from_kill_the_bits as from_kill_the_bits
-from pqnet_converters.published import from_pqf as from_pqf
-from pqnet_converters.to_torch import to_torch as to_torch
+What a source needs (PyTorch, say) is imported when a function for it is first asked for.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pqnet_converters.checkpoints.kill_the_bits import from_kill_the_bits as from_kill_the_bits
+    from pqnet_converters.checkpoints.pqf import from_pqf as from_pqf
+    from pqnet_converters.torch.activations import statistics_from_activations as statistics_from_activations
+    from pqnet_converters.torch.from_torch import from_torch as from_torch
+    from pqnet_converters.torch.to_torch import to_torch as to_torch
+
+_CHECKPOINTS = ("from_kill_the_bits", "from_pqf")
+_TORCH = ("from_torch", "statistics_from_activations", "to_torch")
+
+__all__ = [*_CHECKPOINTS, *_TORCH]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _CHECKPOINTS:
+        import pqnet_converters.checkpoints as home
+    elif name in _TORCH:
+        import pqnet_converters.torch as home  # type: ignore[no-redef]
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(home, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -3,9 +3,9 @@
 import sys
 from typing import Any
 
-from pqnet_converters.aten.elementwise import as_number
-from pqnet_converters.aten.importer import Dim, Importer, Tensor
-from pqnet_converters.aten.registry import rule
+from pqnet_converters.torch.aten.elementwise import as_number
+from pqnet_converters.torch.aten.registry import rule
+from pqnet_converters.torch.importer import Dim, Importer, Tensor
 
 
 @rule(

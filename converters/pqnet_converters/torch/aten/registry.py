@@ -25,7 +25,7 @@ def rule(*ops: str) -> Callable[[Function], Function]:
 
     Examples
     --------
-    >>> from pqnet_converters.aten import rule
+    >>> from pqnet_converters.torch.aten import rule
     >>> @rule("mylib.scaled_tanh.default")
     ... def scaled_tanh(b, x, scale):
     ...     return b.emit("mul", b.emit("tanh", x), scalar=scale)

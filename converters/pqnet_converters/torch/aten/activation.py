@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-from pqnet_converters.aten.elementwise import as_float, as_number
-from pqnet_converters.aten.importer import Importer, Tensor
-from pqnet_converters.aten.registry import rule
+from pqnet_converters.torch.aten.elementwise import as_float, as_number
+from pqnet_converters.torch.aten.registry import rule
+from pqnet_converters.torch.importer import Importer, Tensor
 
 PLAIN = ("sigmoid", "tanh", "silu", "hardswish", "hardsigmoid", "mish")
 

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from pqnet_converters.aten.importer import Importer, Tensor
-from pqnet_converters.aten.registry import rule
+from pqnet_converters.torch.aten.registry import rule
+from pqnet_converters.torch.importer import Importer, Tensor
 
 
 def _params(b: Importer, **roles: Tensor | None) -> dict[str, str]:

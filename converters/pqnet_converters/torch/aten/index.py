@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 
-from pqnet_converters.aten.importer import Dim, Importer, Tensor
-from pqnet_converters.aten.registry import rule
+from pqnet_converters.torch.aten.registry import rule
+from pqnet_converters.torch.importer import Dim, Importer, Tensor
 
 VIEWS = ("aten.unsqueeze", "aten.view", "aten.slice", "aten.expand", "aten.clone", "aten.alias")
 

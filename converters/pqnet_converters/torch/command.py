@@ -1,4 +1,4 @@
-"""The sources of ``pqnet convert``: what each adds to the command line, and how it makes a model."""
+"""``pqnet convert torch``."""
 
 import argparse
 import contextlib
@@ -15,11 +15,9 @@ from torch.utils._pytree import tree_leaves
 
 from pqnet import Model, PQNetError
 from pqnet.graph.op import DTYPES
-from pqnet_converters.from_torch import from_torch
-from pqnet_converters.published import from_kill_the_bits, from_pqf
-from pqnet_converters.resnet import RESNETS
+from pqnet_converters.torch.from_torch import from_torch
 
-__all__ = ["kill_the_bits_command", "pqf_command", "torch_command"]
+__all__ = ["torch_command"]
 
 AGREEMENT = 1e-3  # largest difference from PyTorch, relative to the largest output, that a conversion may show
 
@@ -131,24 +129,4 @@ def _examples(items: list[str]) -> Any:
     return named if names_given else tuple(named.values())
 
 
-class PublishedCommand:
-    """``pqnet convert kill-the-bits`` and ``pqf``: a published checkpoint of a ResNet."""
-
-    def __init__(self, source: str, read: Any) -> None:
-        self.read = read
-        self.text = f"Convert a compressed ResNet checkpoint of {source}."
-        self.example = f"pqnet convert {source} resnet18 file.pth -o model.h5"
-
-    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("arch", help=" or ".join(RESNETS))
-        parser.add_argument("path", help="checkpoint file")
-
-    def convert(self, args: argparse.Namespace) -> Model:
-        """Read the file and record what the network gives."""
-        model: Model = self.read(args.path, args.arch)
-        return model.with_golden(model.draw_golden(args.seed))
-
-
 torch_command = TorchCommand()
-kill_the_bits_command = PublishedCommand("kill-the-bits", from_kill_the_bits)
-pqf_command = PublishedCommand("pqf", from_pqf)

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from pqnet_converters.aten.importer import Importer, Tensor
-from pqnet_converters.aten.registry import rule
+from pqnet_converters.torch.aten.registry import rule
+from pqnet_converters.torch.importer import Importer, Tensor
 
 
 def as_float(b: Importer, x: Tensor) -> Tensor:

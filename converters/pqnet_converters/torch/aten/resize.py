@@ -5,8 +5,8 @@ The overloads of an operation differ in how they are given scales: a list of two
 
 from typing import Any
 
-from pqnet_converters.aten.importer import Importer, Tensor
-from pqnet_converters.aten.registry import rule
+from pqnet_converters.torch.aten.registry import rule
+from pqnet_converters.torch.importer import Importer, Tensor
 
 
 def _interpolate(b: Importer, x: Tensor, scales: tuple[Any, ...], **attrs: Any) -> str:

@@ -13,7 +13,7 @@ from pqnet.errors import PQNetError, UnsupportedOpError
 from pqnet.graph import GraphBuilder
 from pqnet.graph.op import DTYPES
 from pqnet.graph.sizes import resolve_dim
-from pqnet_converters.aten.registry import RULES
+from pqnet_converters.torch.aten.registry import RULES
 
 __all__ = ["Importer", "Tensor", "dtype_name"]
 
@@ -248,7 +248,7 @@ class Importer:
         if str(node.target) not in RULES:
             raise self.refuse(
                 f'there is no rule for this operation; write one, decorated with @rule("{node.target}") from '
-                "pqnet_converters.aten, as in converters/pqnet_converters/aten/elementwise.py"
+                "pqnet_converters.torch.aten, as in converters/pqnet_converters/torch/aten/elementwise.py"
             )
         schema = node.target._schema.arguments
         bound = [args[i] if i < len(args) else kwargs.get(arg.name, arg.default_value) for i, arg in enumerate(schema)]

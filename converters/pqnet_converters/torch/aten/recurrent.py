@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from pqnet_converters.aten.importer import Importer, Tensor
-from pqnet_converters.aten.layers import linear
-from pqnet_converters.aten.registry import rule
+from pqnet_converters.torch.aten.layers import linear
+from pqnet_converters.torch.aten.registry import rule
+from pqnet_converters.torch.importer import Importer, Tensor
 
 
 def _recurrent(

@@ -9,8 +9,8 @@ import torch
 
 from pqnet.errors import PQNetError
 from pqnet.graph import Graph, GraphBuilder, Node, ValueInfo
-from pqnet_converters.aten import RULES
-from pqnet_converters.aten.importer import Importer, dtype_name
+from pqnet_converters.torch.aten import RULES
+from pqnet_converters.torch.importer import Importer, dtype_name
 
 if TYPE_CHECKING:
     from pqnet.runtime import Model

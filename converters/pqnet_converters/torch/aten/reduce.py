@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from pqnet_converters.aten.elementwise import as_bool, as_float
-from pqnet_converters.aten.importer import Importer, Tensor
-from pqnet_converters.aten.registry import rule
+from pqnet_converters.torch.aten.elementwise import as_bool, as_float
+from pqnet_converters.torch.aten.registry import rule
+from pqnet_converters.torch.importer import Importer, Tensor
 
 
 def _axes(x: Tensor, axes: Any) -> tuple[int, ...]:
