@@ -45,10 +45,11 @@ class Epilogue:
     parameters: tuple[float, ...] = ()
     nodes: list[Node] = field(default_factory=list)
     part: int | None = None  # of the layer's weight, see `Layer.part`
+    arithmetic: str = ""  # whose scales the factors and terms hold beside the network's
 
     def arguments(self, b: Builder) -> dict[str, Any]:
         """Return the arguments of `kernels.products.epilogue.EPILOGUE`."""
-        fused = self.node.name, self.part, tuple(node.name for node in self.nodes)
+        fused = self.node.name, self.part, self.arithmetic, tuple(node.name for node in self.nodes)
         scale, shift = self.scale, self.shift
         return {
             "out": self.out,

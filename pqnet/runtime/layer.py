@@ -11,6 +11,7 @@ from pqnet._cached import cached_property
 from pqnet.codecs import Packed, PackedPQ
 from pqnet.graph import Node
 from pqnet.graph.layers import weight_op
+from pqnet.graph.ranges import input_ranges
 from pqnet.runtime.builder import Builder
 from pqnet.runtime.copying import dense
 from pqnet.runtime.memory import View
@@ -58,6 +59,8 @@ class Layer:
         Which taps of the node's weight these are if they are not all, and at which depths of a kernel over three axes.
     part : int, optional
         Which part of the weight of the node ``weight`` is; by default the whole.
+    input_range : (float, float), optional
+        Least and largest number of the input that 8-bit integers stand for; see `graph.ranges`.
     """
 
     node: Node
@@ -78,6 +81,7 @@ class Layer:
     taps_taken: tuple[int, ...] = ()
     depths_taken: tuple[int, ...] = ()
     part: int | None = None
+    input_range: tuple[float, float] | None = None
 
     @classmethod
     def of(cls, b: Builder, node: Node) -> "Layer":
@@ -110,6 +114,7 @@ class Layer:
             in_shape=in_shape,
             shape=shape,
             params=params,
+            input_range=input_ranges(b.graph).get(node.name),
         )
 
     @classmethod
@@ -119,7 +124,11 @@ class Layer:
         params = {role: b.graph.params[name] for role, name in node.params.items()}
         size, one, shape = (1, prod(in_shape[:-1])), (1, 1), (*in_shape[:-1], weight.shape[0])
         sizes = size, size, one, one, one, (0, 0)
-        return cls(node, weight, scale, 1, 1, weight.shape[1], *sizes, in_shape, shape, params)
+        ranges = input_ranges(b.graph)
+        return cls(
+            *(node, weight, scale, 1, 1, weight.shape[1], *sizes, in_shape, shape, params),
+            input_range=ranges.get(node.name),
+        )
 
     def take_taps(self, rows: Sequence[int], columns: Sequence[int]) -> "Layer | None":
         """Return the layer with some taps of its weight, in this order, its geometry as it is.

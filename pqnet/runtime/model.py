@@ -25,7 +25,7 @@ from pqnet.runtime.tune import rule
 __all__ = ["Model", "Signature", "load"]
 
 GOLDEN_BYTES = 8192
-COMPUTE = ("float32",)
+COMPUTE = ("float32", "bfloat16", "int8")
 
 
 class Model:

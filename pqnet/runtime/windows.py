@@ -1,6 +1,6 @@
 """Where the windows of a layer lie in memory: padding to planes on which every tap is a shift, and their geometry."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from pqnet.runtime.copying import dense
 from pqnet.runtime.layer import IMAGE, Layer
 from pqnet.runtime.memory import View
 
-__all__ = ["Windows", "pad_planes", "windows_of"]
+__all__ = ["Windows", "pad_planes", "plane_arguments", "windows_of"]
 
 NARROW = 40  # columns of images of which packing would copy too short pieces
 TASKS, WORK = 16, 16384  # tasks of padding at most, elements a task at least
@@ -53,14 +53,10 @@ class Windows:
         }
 
 
-def pad_planes(
-    b: Builder, layer: Layer, x: View, size: tuple[int, int], phases: Sequence[tuple[int, int]], label: str = "padding"
-) -> View:
-    """Emit zero padding to planes (C, B, phase, rows, columns) of the given size; see `kernels.products.prepare`."""
-    batch, channels, height, width = x.shape
-    out = b.new((channels, batch, len(phases), *size))
-    per_task = max(-(-channels // TASKS), min(channels, -(-WORK // (batch * len(phases) * size[0] * size[1]))))
-    arguments = {
+def plane_arguments(b: Builder, layer: Layer, x: View, out: View, phases: Sequence[tuple[int, int]]) -> dict[str, Any]:
+    """Return the arguments `kernels.products.prepare.PLANES` of planes (C, B, phase, rows, columns)."""
+    batch, _, height, width = x.shape
+    return {
         "x": x,
         "out": out,
         "channel_step": x.strides[1],
@@ -68,8 +64,8 @@ def pad_planes(
         "row_step": x.strides[2],
         "height": height,
         "width": width,
-        "rows": size[0],
-        "columns": size[1],
+        "rows": out.shape[3],
+        "columns": out.shape[4],
         "top": layer.padding[0],
         "left": layer.padding[1],
         "stride_y": layer.stride[0],
@@ -77,14 +73,31 @@ def pad_planes(
         "batch": batch,
         "phases": len(phases),
         "table": b.table(phases),
-        "channels": channels,
-        "per_task": per_task,
     }
+
+
+def pad_planes(
+    b: Builder, layer: Layer, x: View, size: tuple[int, int], phases: Sequence[tuple[int, int]], label: str = "padding"
+) -> View:
+    """Emit zero padding to planes (C, B, phase, rows, columns) of the given size; see `kernels.products.prepare`."""
+    batch, channels = x.shape[:2]
+    out = b.new((channels, batch, len(phases), *size))
+    per_task = max(-(-channels // TASKS), min(channels, -(-WORK // (batch * len(phases) * size[0] * size[1]))))
+    planes = plane_arguments(b, layer, x, out, phases)
+    arguments = {"planes": planes, "channels": channels, "per_task": per_task}
     b.emit(prepare, f"{layer.node.name} ({label})", -(-channels // per_task), arguments, reads=[x], writes=[out])
     return out
 
 
-def windows_of(b: Builder, layer: Layer, x: View, *, narrow: bool = True, one_run: bool = False) -> Windows:
+def windows_of(
+    b: Builder,
+    layer: Layer,
+    x: View,
+    *,
+    narrow: bool = True,
+    one_run: bool = False,
+    pad: Callable[..., View] = pad_planes,
+) -> Windows:
     """Return the windows of a layer's input, padded if it needs to be.
 
     Parameters
@@ -97,6 +110,8 @@ def windows_of(b: Builder, layer: Layer, x: View, *, narrow: bool = True, one_ru
         Whether small images may have a copy for each column of the kernel, so that whole images are contiguous.
     one_run : bool
         Whether all positions have to follow each other, for a layer whose batch is 1 or that is pointwise.
+    pad : callable
+        Makes the planes, with the arguments of `pad_planes`.
     """
     if layer.pointwise:
         if one_run and not _is_one_run(layer, x):
@@ -104,7 +119,7 @@ def windows_of(b: Builder, layer: Layer, x: View, *, narrow: bool = True, one_ru
         image_step, channel, pitch = x.strides[:3]
         shifts = np.zeros(1, np.int64)
     else:
-        x, shifts = _tap_planes(b, layer, x, narrow)
+        x, shifts = _tap_planes(b, layer, x, narrow, pad)
         channel, image_step, _, pitch = x.strides[:4]
     offsets = (np.arange(layer.channels)[:, None] * channel + shifts).reshape(-1)
     batch, (height, width) = layer.batch, layer.out_size
@@ -122,7 +137,7 @@ def _is_one_run(layer: Layer, x: View) -> bool:
     return (height == 1 or x.strides[2] == width) and (layer.batch == 1 or x.strides[0] == layer.image)
 
 
-def _tap_planes(b: Builder, layer: Layer, x: View, narrow: bool) -> tuple[View, np.ndarray]:
+def _tap_planes(b: Builder, layer: Layer, x: View, narrow: bool, pad: Callable[..., View]) -> tuple[View, np.ndarray]:
     """Emit the planes in which every tap is a shift of the output's positions; return them and the shifts."""
     (kh, kw), (sh, sw), (dh, dw), size = layer.kernel, layer.stride, layer.dilation, layer.out_size
     taps = [(i * dh, j * dw) for i in range(kh) for j in range(kw)]
@@ -133,6 +148,6 @@ def _tap_planes(b: Builder, layer: Layer, x: View, narrow: bool) -> tuple[View, 
     columns = size[1] if narrow else columns
     places = [(y % sh, x if narrow else x % sw, y // sh, 0 if narrow else x // sw) for y, x in taps]
     phases = sorted({place[:2] for place in places})
-    planes = pad_planes(b, layer, x, (rows, columns), phases)
+    planes = pad(b, layer, x, (rows, columns), phases)
     shifts = [phases.index((py, px)) * rows * columns + row * columns + column for py, px, row, column in places]
     return planes, np.array(shifts)

@@ -9,7 +9,7 @@ from pqnet.kernels.simd import WIDTH, keep, load, load_even, splat, store, store
 # Images of height x width pixels, their rows, channels and images ``row_step``, ``channel_step`` and ``image_step``
 # apart, are padded by ``top`` rows above and ``left`` columns on the left. Pixel (i, j) of phase (py, px) of the result
 # is pixel (i * stride_y + py, j * stride_x + px) of the padded image; index[table:] has the pairs (py, px).
-PREPARE = Arguments(
+PLANES = Arguments(
     x=DATA,
     out=DATA,  # [channel][image][phase][rows][columns]
     channel_step=SIZE,
@@ -26,9 +26,9 @@ PREPARE = Arguments(
     batch=SIZE,
     phases=SIZE,
     table=INDEX,
-    channels=SIZE,
-    per_task=SIZE,  # channels
 )
+
+PREPARE = Arguments(planes=PLANES, channels=SIZE, per_task=SIZE)  # channels of all, and of a task
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
@@ -60,20 +60,35 @@ def _copy_columns(data, x, row, step, low, high, rows, first, last, to, pitch, s
 @step(PREPARE)
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def prepare(task, g, data, const, codes, index, scratch):
-    rows, columns, phases, sy, sx, left = g.rows, g.columns, g.phases, g.stride_y, g.stride_x, g.left
-    size = g.batch * phases * rows * columns
+    planes = g.planes
+    rows, columns, phases, sy, sx, left = (
+        planes.rows,
+        planes.columns,
+        planes.phases,
+        planes.stride_y,
+        planes.stride_x,
+        planes.left,
+    )
+    size = planes.batch * phases * rows * columns
     for c in range(task * g.per_task, min((task + 1) * g.per_task, g.channels)):
-        to = g.out + c * size
+        to = planes.out + c * size
         end = to + size
-        for b in range(g.batch):
+        for b in range(planes.batch):
             for phase in range(phases):
-                py, px = index[g.table + 2 * phase], index[g.table + 2 * phase + 1]
+                py, px = index[planes.table + 2 * phase], index[planes.table + 2 * phase + 1]
                 # Rows low .. high and columns first .. last come from the image, the others are padding.
-                low, high = -((py - g.top) // sy), (g.height - 1 - (py - g.top)) // sy + 1
+                low, high = -((py - planes.top) // sy), (planes.height - 1 - (py - planes.top)) // sy + 1
                 first = max(-((px - left) // sx), 0)
-                last = min((g.width - 1 - (px - left)) // sx + 1, columns)
-                start = g.x + c * g.channel_step + b * g.image_step + (py - g.top) * g.row_step + px - left
-                row = sy * g.row_step
+                last = min((planes.width - 1 - (px - left)) // sx + 1, columns)
+                start = (
+                    planes.x
+                    + c * planes.channel_step
+                    + b * planes.image_step
+                    + (py - planes.top) * planes.row_step
+                    + px
+                    - left
+                )
+                row = sy * planes.row_step
                 for j in range((columns - 1) // WIDTH * WIDTH, -1, -WIDTH):
                     safe = min(rows, (end - to - j - WIDTH + columns) // columns)
                     begin, stop = (first - j, last - j) if sx <= 2 else (0, 0)

@@ -69,13 +69,13 @@ def _sums_reference(a, a0, row_step, k_step, x, x0, index, places, k, vectors, c
     return total
 
 
-def _put_reference(total, c, c0, c_step, add):
+def put_reference(total, c, c0, c_step, add):
     for r, row in enumerate(total):
         out = c[c0 + r * c_step : c0 + r * c_step + row.size]
         out[:] = out + row if add else row
 
 
-def _put(builder, sums, first, c_step, add, vectors, count):
+def put_sums(builder, sums, first, c_step, add, vectors, count):
     rows = [offset(builder, first, builder.mul(c_step, LONG(r))) for r in range(count)]
     places = [offset(builder, row, v * WIDTH) for row in rows for v in range(vectors)]
     with builder.if_else(builder.icmp_signed("!=", add, LONG(0))) as (adding, writing):
@@ -89,14 +89,14 @@ def _put(builder, sums, first, c_step, add, vectors, count):
 
 def _tile(vectors, count=ROWS):
     def reference(a, a0, row_step, k_step, x, x0, k, c, c0, c_step, add):
-        _put_reference(_sums_reference(a, a0, row_step, k_step, x, x0, None, 0, k, vectors, count), c, c0, c_step, add)
+        put_reference(_sums_reference(a, a0, row_step, k_step, x, x0, None, 0, k, vectors, count), c, c0, c_step, add)
 
     def multiply(context, a, a0, row_step, k_step, x, x0, k, c, c0, c_step, add):
         def codegen(context, builder, signature, values):
             a0, row_step, k_step, _, x0, k, _, c0, c_step, add = values[1:]
             a, x, c = (element(context, builder, signature, values, i, at) for i, at in ((0, a0), (4, x0), (7, c0)))
             sums = _accumulate(builder, a, row_step, k_step, x, k, vectors, count, None)
-            _put(builder, sums, c, c_step, add, vectors, count)
+            put_sums(builder, sums, c, c_step, add, vectors, count)
             return context.get_dummy_value()
 
         n = INDEX
@@ -107,14 +107,14 @@ def _tile(vectors, count=ROWS):
 
 def _listed_tile(vectors):
     def reference(a, a0, row_step, x, x0, index, places, k, c, c0, c_step, add):
-        _put_reference(_sums_reference(a, a0, row_step, 1, x, x0, index, places, k, vectors, ROWS), c, c0, c_step, add)
+        put_reference(_sums_reference(a, a0, row_step, 1, x, x0, index, places, k, vectors, ROWS), c, c0, c_step, add)
 
     def multiply(context, a, a0, row_step, x, x0, index, places, k, c, c0, c_step, add):
         def codegen(context, builder, signature, values):
             row_step, k, c_step, add = (values[i] for i in (2, 7, 10, 11))
             a, x, index, c = (element(context, builder, signature, values, i, values[i + 1]) for i in (0, 3, 5, 8))
             sums = _accumulate(builder, a, row_step, LONG(1), x, k, vectors, ROWS, index)
-            _put(builder, sums, c, c_step, add, vectors, ROWS)
+            put_sums(builder, sums, c, c_step, add, vectors, ROWS)
             return context.get_dummy_value()
 
         n = INDEX
@@ -123,7 +123,7 @@ def _listed_tile(vectors):
     return compiled_or(reference, multiply)
 
 
-def _finish_reference(total, data, const, place, limits):
+def finish_reference(total, data, const, place, limits):
     out, out_step, scale, shift, residual, residual_step, _ = place
     for r, row in enumerate(total):
         row = row * (const[scale + r] if scale >= 0 else 1) + (const[shift + r] if shift >= 0 else 0)
@@ -132,7 +132,7 @@ def _finish_reference(total, data, const, place, limits):
         data[out + r * out_step : out + r * out_step + row.size] = np.clip(row, *limits)
 
 
-def _finish(context, builder, signature, values, sums, data):
+def finish_sums(context, builder, signature, values, sums, data):
     """Emit the end of ROWS x VECTORS sums up to their store; ``data`` is the number of that argument."""
 
     def number(first, r, default):
@@ -171,14 +171,14 @@ def _finishing_tile(listed):
     def reference(a, a0, row_step, x, x0, index, places, k, data, const, place, limits):
         index = index if listed else None
         total = _sums_reference(a, a0, row_step, 1, x, x0, index, places, k, VECTORS, ROWS)
-        _finish_reference(total, data, const, place, limits)
+        finish_reference(total, data, const, place, limits)
 
     def multiply(context, a, a0, row_step, x, x0, index, places, k, data, const, place, limits):
         def codegen(context, builder, signature, values):
             a, x, index = (element(context, builder, signature, values, i, values[i + 1]) for i in (0, 3, 5))
             places = index if listed else None
             sums = _accumulate(builder, a, values[2], LONG(1), x, values[7], VECTORS, ROWS, places)
-            _finish(context, builder, signature, values, sums, 8)
+            finish_sums(context, builder, signature, values, sums, 8)
             return context.get_dummy_value()
 
         n, tuples = INDEX, (types.UniTuple(INDEX, PLACE), types.UniTuple(types.float32, 2))

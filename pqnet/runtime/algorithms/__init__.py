@@ -13,5 +13,6 @@ from pqnet.runtime.algorithms import rows as rows
 from pqnet.runtime.algorithms import sums as sums
 from pqnet.runtime.algorithms import taps as taps
 from pqnet.runtime.algorithms import winograd as winograd
+from pqnet.runtime.algorithms import words as words
 from pqnet.runtime.algorithms.base import ALGORITHMS as ALGORITHMS
 from pqnet.runtime.algorithms.base import HOST as HOST

@@ -25,9 +25,7 @@ class Lanes(Algorithm):
         """Tell whether kernels can read the codes, and the positions lie side by side in one vector."""
         weight = layer.codes
         few = layer.positions <= WIDTH and (layer.batch == 1 or layer.pointwise) and not layer.depthwise
-        return (
-            compute == "float32" and host.isa == "avx512" and few and weight is not None and weight.codec.d in NUMBERS
-        )
+        return host.isa == "avx512" and few and weight is not None and weight.codec.d in NUMBERS
 
     def cost(self, layer: Layer) -> float:
         """Return the cost of all codes."""

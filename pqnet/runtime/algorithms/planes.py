@@ -57,7 +57,7 @@ class Planes(Algorithm):
         """Tell whether kernels can read the codes, of one byte each, and the processor has the instructions."""
         weight = layer.codes
         small = weight is not None and weight.codec.k <= 256 and layer.positions == 1
-        return compute == "float32" and host.byte_tables and small and not layer.depthwise
+        return host.byte_tables and small and not layer.depthwise
 
     def cost(self, layer: Layer) -> float:
         """Return the expected cycles."""

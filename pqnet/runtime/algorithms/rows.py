@@ -59,7 +59,7 @@ class Rows(Algorithm):
     def fits(self, layer: Layer, compute: str, host: Host) -> bool:
         """Tell whether kernels can read the codes, and the few positions can lie side by side."""
         few = layer.positions <= POSITIONS and (layer.batch == 1 or layer.pointwise)
-        return compute == "float32" and layer.codes is not None and few and not layer.depthwise
+        return layer.codes is not None and few and not layer.depthwise
 
     def cost(self, layer: Layer) -> float:
         """Return the expected cycles."""

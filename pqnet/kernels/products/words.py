@@ -1,0 +1,373 @@
+"""Products of words, see `kernels.words`: inputs become words once, panels of the weight are decoded to words.
+
+The loops are those of `products.gemm` with words in the place of numbers. Sums of integers are exact in each piece of
+the reduction, and whole pieces are added in float32, in their order: every instruction set gives the same results.
+"""
+
+import numpy as np
+from numba import njit, types
+
+from pqnet.kernels.abi import CONST, FLAG, MAYBE_CODES, SIZE, Arguments, step
+from pqnet.kernels.llvm import INDEX as POSITION
+from pqnet.kernels.llvm import LONG, WORD, compiled_or, element, load, offset, splat
+from pqnet.kernels.ops.activation import activate_row
+from pqnet.kernels.products.epilogue import EPILOGUE, WINDOWS, clamp_limits, finish_rows
+from pqnet.kernels.products.gemm import CUT, pack, part_of_task
+from pqnet.kernels.products.prepare import PLANES
+from pqnet.kernels.products.tile import (
+    LANES,
+    PLACE,
+    ROWS,
+    VECTORS,
+    finish_reference,
+    finish_sums,
+    put_reference,
+    put_sums,
+)
+from pqnet.kernels.simd import FLOATS, INTS, WIDTH, copy2, copy4, copy8, keep, load_even, store, store_head
+from pqnet.kernels.simd import load as load_lanes
+from pqnet.kernels.simd import splat as fill
+from pqnet.kernels.words import (
+    BFLOAT16,
+    INT8,
+    dots_of_words,
+    dots_reference,
+    interleave_2,
+    interleave_4,
+    words_of_bytes,
+    words_of_halves,
+    zero_sums,
+)
+
+# Images as in `products.prepare`, whose channels become words: groups of 4 or 2, the last one filled up by its last.
+TO_WORDS = Arguments(
+    planes=PLANES,
+    channels=SIZE,
+    per_task=SIZE,  # words of channels
+    kind=FLAG,  # of words
+    scaling=CONST,  # factor and zero point of integers
+)
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def _lanes_of(data, at, step, first, last):
+    # A vector of columns, ``step`` apart from ``at``, in lanes first .. last, zeros elsewhere
+    if step == 1:
+        return keep(load_lanes(data, at), first, last)
+    return keep(load_even(data, at), first, last)
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def _column(data, at, step, left, scratch, first, last):
+    # `_lanes_of` for steps of more than 2, through scratch
+    for j in range(WIDTH):
+        scratch[j] = data[at + j * step] if first <= j < min(last, left) else np.float32(0)
+    return load_lanes(scratch, 0)
+
+
+@step(TO_WORDS)
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def to_words(task, g, data, const, codes, index, scratch):
+    planes = g.planes
+    rows, columns, phases, sy, sx, left = (
+        planes.rows,
+        planes.columns,
+        planes.phases,
+        planes.stride_y,
+        planes.stride_x,
+        planes.left,
+    )
+    numbers = 2 if g.kind == BFLOAT16 else 4
+    factor, offset_ = fill(const[g.scaling]), fill(const[g.scaling + 1])
+    zero = fill(np.float32(0))
+    size = planes.batch * phases * rows * columns
+    words = (g.channels + numbers - 1) // numbers
+    for c in range(task * g.per_task, min((task + 1) * g.per_task, words)):
+        to = planes.out + c * size
+        end = to + size
+        # Where the channels of a word begin, seen from the first.
+        most = g.channels - 1 - c * numbers
+        c1, c2, c3 = (
+            min(1, most) * planes.channel_step,
+            min(2, most) * planes.channel_step,
+            min(3, most) * planes.channel_step,
+        )
+        for b in range(planes.batch):
+            for phase in range(phases):
+                py, px = index[planes.table + 2 * phase], index[planes.table + 2 * phase + 1]
+                low, high = -((py - planes.top) // sy), (planes.height - 1 - (py - planes.top)) // sy + 1
+                first = max(-((px - left) // sx), 0)
+                last = min((planes.width - 1 - (px - left)) // sx + 1, columns)
+                start = (
+                    planes.x
+                    + c * numbers * planes.channel_step
+                    + b * planes.image_step
+                    + (py - planes.top) * planes.row_step
+                    + px
+                    - left
+                )
+                for i in range(rows):
+                    inside = low <= i < high
+                    at = start + i * sy * planes.row_step
+                    for j in range(0, columns, WIDTH):
+                        x0, x1, x2, x3 = zero, zero, zero, zero
+                        here, begin, stop = at + j * sx, first - j, last - j
+                        if inside and sx <= 2 and stop > 0:
+                            x0, x1 = _lanes_of(data, here, sx, begin, stop), _lanes_of(data, here + c1, sx, begin, stop)
+                            if g.kind == INT8:
+                                x2 = _lanes_of(data, here + c2, sx, begin, stop)
+                                x3 = _lanes_of(data, here + c3, sx, begin, stop)
+                        elif inside and sx > 2:
+                            n = columns - j
+                            x0 = _column(data, here, sx, n, scratch, begin, stop)
+                            x1 = _column(data, here + c1, sx, n, scratch, begin, stop)
+                            if g.kind == INT8:
+                                x2 = _column(data, here + c2, sx, n, scratch, begin, stop)
+                                x3 = _column(data, here + c3, sx, n, scratch, begin, stop)
+                        if g.kind == INT8:
+                            word = words_of_bytes(x0, x1, x2, x3, factor, offset_)
+                        else:
+                            word = words_of_halves(x0, x1)
+                        # What runs over the end of a row is overwritten by the next.
+                        if to + j + WIDTH <= end:
+                            store(data, to + j, word)
+                        else:
+                            store_head(data, to + j, word, min(columns - j, end - to - j))
+                    to += columns
+
+
+# -- register tiles -----------------------------------------------------------------------------------------------
+
+
+def _accumulate(builder, kind, a, row_step, x, k, vectors):
+    """Emit the loop over k words of ROWS outputs from pointer a and of positions from x; return sums in float32."""
+    rows = [offset(builder, a, builder.mul(row_step, LONG(r))) for r in range(ROWS)]
+    of, zero = zero_sums(kind)
+    before = builder.block
+    body, after = builder.append_basic_block("words.k"), builder.append_basic_block("words.end")
+    builder.cbranch(builder.icmp_signed(">", k, LONG(0)), body, after)
+    builder.position_at_end(body)
+    step = builder.phi(LONG)
+    sums = [builder.phi(of) for _ in range(ROWS * vectors)]
+    row = offset(builder, x, builder.mul(step, LONG(LANES)))
+    loaded = [load(builder, offset(builder, row, v * WIDTH), INTS.llvm) for v in range(vectors)]
+    results = []
+    for r in range(ROWS):
+        weight = load(builder, builder.bitcast(offset(builder, rows[r], step), WORD.as_pointer()))
+        weight = splat(builder, weight, INTS.llvm)
+        results += [dots_of_words(builder, kind, loaded[v], weight, sums[r * vectors + v]) for v in range(vectors)]
+    following = builder.add(step, LONG(1))
+    step.add_incoming(LONG(0), before)
+    step.add_incoming(following, builder.block)
+    for total, result in zip(sums, results, strict=True):
+        total.add_incoming(zero, before)
+        total.add_incoming(result, builder.block)
+    inner = builder.block
+    builder.cbranch(builder.icmp_signed("<", following, k), body, after)
+    builder.position_at_end(after)
+    totals = [builder.phi(of) for _ in sums]
+    for total, result in zip(totals, results, strict=True):
+        total.add_incoming(zero, before)
+        total.add_incoming(result, inner)
+    return [builder.sitofp(total, FLOATS.llvm) for total in totals] if kind == INT8 else totals
+
+
+def _sums_reference(kind, a, a0, row_step, x, x0, k, vectors):
+    total = np.zeros((ROWS, vectors * WIDTH), np.int32 if kind == INT8 else np.float32)
+    for j in range(k):
+        words = x[x0 + j * LANES : x0 + j * LANES + vectors * WIDTH]
+        for r in range(ROWS):
+            at = a0 + r * row_step + j
+            total[r] += dots_reference(kind, words, a[at : at + 1])
+    return total.astype(np.float32)
+
+
+def _tile(kind, vectors):
+    def reference(a, a0, row_step, x, x0, k, c, c0, c_step, add):
+        put_reference(_sums_reference(kind, a, a0, row_step, x, x0, k, vectors), c, c0, c_step, add)
+
+    def multiply(context, a, a0, row_step, x, x0, k, c, c0, c_step, add):
+        def codegen(context, builder, signature, values):
+            a, x, c = (element(context, builder, signature, values, i, values[i + 1]) for i in (0, 3, 6))
+            sums = _accumulate(builder, kind, a, values[2], x, values[5], vectors)
+            put_sums(builder, sums, c, values[8], values[9], vectors, ROWS)
+            return context.get_dummy_value()
+
+        n = POSITION
+        return types.void(a, n, n, x, n, n, c, n, n, n), codegen
+
+    return compiled_or(reference, multiply)
+
+
+def _finishing_tile(kind):
+    def reference(a, a0, row_step, x, x0, k, data, const, place, limits):
+        finish_reference(_sums_reference(kind, a, a0, row_step, x, x0, k, VECTORS), data, const, place, limits)
+
+    def multiply(context, a, a0, row_step, x, x0, k, data, const, place, limits):
+        def codegen(context, builder, signature, values):
+            a, x = (element(context, builder, signature, values, i, values[i + 1]) for i in (0, 3))
+            sums = _accumulate(builder, kind, a, values[2], x, values[5], VECTORS)
+            finish_sums(context, builder, signature, values, sums, 6)
+            return context.get_dummy_value()
+
+        n, tuples = POSITION, (types.UniTuple(POSITION, PLACE), types.UniTuple(types.float32, 2))
+        return types.void(a, n, n, x, n, n, data, const, *tuples), codegen
+
+    return compiled_or(reference, multiply)
+
+
+# As those of `products.tile`, of words.
+bytes_1, bytes_2, bytes_3 = (_tile(INT8, vectors) for vectors in (1, 2, 3))
+halves_1, halves_2, halves_3 = (_tile(BFLOAT16, vectors) for vectors in (1, 2, 3))
+bytes_and_finish, halves_and_finish = _finishing_tile(INT8), _finishing_tile(BFLOAT16)
+
+
+# -- the product --------------------------------------------------------------------------------------------------
+
+COPIED, INTERLEAVED, DENSE = 0, 1, 2  # how codes become words
+
+# The words of a codeword, ``stride`` apart at const[weight:], are words of the panel; or the elements of 4 (or 2)
+# codewords that follow each other, each of all taps of a channel, are mixed: element j of them makes word j. A dense
+# weight has its words at const[weight:].
+WORD_WEIGHT = Arguments(
+    form=FLAG,
+    codes=MAYBE_CODES,
+    weight=CONST,
+    stride=SIZE,  # words from codeword to codeword
+    words=SIZE,  # of the panel that a codeword, or a group of them, gives
+    blocks=SIZE,  # codes of an output
+    code_bytes=SIZE,
+    spare=SIZE,  # the codeword of zeros that fills the last group up
+    kind=FLAG,
+)
+
+WORD_GEMM = Arguments(layer=WINDOWS, end=EPILOGUE, weight=WORD_WEIGHT, cut=CUT)
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def _code(codes, at, m, wide):
+    if wide:
+        return np.int64(codes[at + 2 * m]) | np.int64(codes[at + 2 * m + 1]) << 8
+    return np.int64(codes[at + m])
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def decode_words(w, codes, row, first, n, const, target, to):
+    # OUT target from ``to``: words first .. first + n of an output; up to 16 more behind
+    wide, at, book, stride, words = (
+        w.code_bytes == 2,
+        w.codes + row * w.blocks * w.code_bytes,
+        w.weight,
+        w.stride,
+        w.words,
+    )
+    if w.form == COPIED:
+        for m in range(first // words, (first + n) // words):
+            place = book + _code(codes, at, m, wide) * stride
+            if words == 2:
+                copy2(const, place, target, to)
+            elif words == 4:
+                copy4(const, place, target, to)
+            elif words == 1:
+                target[to] = const[place]
+            else:
+                for j in range(0, words, 8):
+                    copy8(const, place + j, target, to + j)
+            to += words
+        return
+    numbers = 2 if w.kind == BFLOAT16 else 4
+    for m in range(first // words * numbers, (first + n) // words * numbers, numbers):
+        last, spare = w.blocks, book + w.spare * stride
+        p0 = book + _code(codes, at, m, wide) * stride
+        p1 = book + _code(codes, at, m + 1, wide) * stride if m + 1 < last else spare
+        if w.kind == BFLOAT16:
+            interleave_2(const, (p0, p1), target, to)
+        else:
+            p2 = book + _code(codes, at, m + 2, wide) * stride if m + 2 < last else spare
+            p3 = book + _code(codes, at, m + 3, wide) * stride if m + 3 < last else spare
+            interleave_4(const, (p0, p1, p2, p3), target, to)
+        to += words
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def _multiply(kind, a, a0, a_step, scratch, x0, k, s, wide, add):
+    # OUT scratch from s: sums of ``wide`` positions
+    if kind == INT8:
+        if wide > 2 * WIDTH:
+            bytes_3(a, a0, a_step, scratch, x0, k, scratch, s, LANES, add)
+        elif wide > WIDTH:
+            bytes_2(a, a0, a_step, scratch, x0, k, scratch, s, LANES, add)
+        else:
+            bytes_1(a, a0, a_step, scratch, x0, k, scratch, s, LANES, add)
+    elif wide > 2 * WIDTH:
+        halves_3(a, a0, a_step, scratch, x0, k, scratch, s, LANES, add)
+    elif wide > WIDTH:
+        halves_2(a, a0, a_step, scratch, x0, k, scratch, s, LANES, add)
+    else:
+        halves_1(a, a0, a_step, scratch, x0, k, scratch, s, LANES, add)
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def _finish(kind, a, a0, a_step, k, scratch, x0, row, at, e, data, const):
+    # OUT data: the results of ROWS outputs from ``row`` on at LANES positions from ``at`` on, as an EPILOGUE e says
+    place = (
+        e.out + row * e.out_step + at,
+        e.out_step,
+        e.scale + row if e.scale >= 0 else -1,
+        e.shift + row if e.shift >= 0 else -1,
+        e.residual + row * e.residual_step + at if e.residual >= 0 else -1,
+        e.residual_step,
+        e.parameters,
+    )
+    limits = clamp_limits(e, const)
+    if kind == INT8:
+        bytes_and_finish(a, a0, a_step, scratch, x0, k, data, const, place, limits)
+    else:
+        halves_and_finish(a, a0, a_step, scratch, x0, k, data, const, place, limits)
+    if e.activation > 2:
+        for r in range(ROWS):
+            activate_row(e.activation, data, place[0] + r * e.out_step, LANES, const, e.parameters)
+
+
+@step(WORD_GEMM)
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def word_gemm(task, g, data, const, codes, index, scratch):
+    w, cut, layer, k, outputs, piece = g.weight, g.cut, g.layer, g.layer.reduction, g.layer.outputs, g.cut.piece
+    group, first, last, p, p_last = part_of_task(task, cut, outputs)
+    x, n, tile_step = layer.x + group * layer.group_step, p_last - p, (piece + 1) * LANES
+    for k_first in range(0, max(k, 1), piece):
+        rows = min(piece, k - k_first)
+        i0 = layer.offsets + k_first
+        pack(
+            x,
+            layer.image_step,
+            layer.image,
+            layer.pitch,
+            layer.width,
+            p,
+            n,
+            rows,
+            i0,
+            index,
+            data,
+            scratch,
+            0,
+            tile_step,
+        )
+        for o in range(first, last, ROWS):
+            row, used = group * outputs + o, min(ROWS, last - o)
+            if w.form == DENSE:
+                a, a0, a_step = const, w.weight + row * k + k_first, k
+            else:
+                a, a0, a_step = scratch, cut.panel, piece + 16
+                for r in range(used):  # the other rows are computed from what is there and dropped
+                    decode_words(w, codes, row + r, k_first, rows, const, scratch, cut.panel + r * a_step)
+            for t in range((n + LANES - 1) // LANES):
+                wide, at, x0 = min(LANES, n - t * LANES), p + t * LANES, t * tile_step
+                if wide == LANES and rows == k and used == ROWS:
+                    _finish(w.kind, a, a0, a_step, rows, scratch, x0, row, at, g.end, data, const)
+                    continue
+                s = cut.sums + ((o - first if k > piece else 0) * cut.tiles + t * ROWS) * LANES
+                _multiply(w.kind, a, a0, a_step, scratch, x0, rows, s, wide, np.int64(k_first > 0))
+                if k_first + piece >= k:
+                    finish_rows(scratch, s, LANES, used, row, at, wide, g.end, data, const)

@@ -1,0 +1,238 @@
+"""Products in low precision: inputs as words of 8-bit integers or of bfloat16, weights from codes to such words."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache, partial
+from typing import NamedTuple
+
+import numpy as np
+
+from pqnet.codecs.layout import block_columns
+from pqnet.kernels.products.tile import ROWS
+from pqnet.kernels.products.words import COPIED, DENSE, INTERLEAVED, to_words, word_gemm
+from pqnet.kernels.simd import WIDTH
+from pqnet.kernels.words import BFLOAT16, INT8, NUMBERS, round_bfloat16
+from pqnet.runtime.algorithms.base import Algorithm, Call, Host
+from pqnet.runtime.algorithms.gemm import Cut, cut_gemm
+from pqnet.runtime.builder import Builder
+from pqnet.runtime.fusion import Epilogue
+from pqnet.runtime.layer import Layer
+from pqnet.runtime.memory import View
+from pqnet.runtime.windows import Windows, plane_arguments, windows_of
+
+CONVERT = 3.0  # cycles for a vector of words
+TASKS, WORK = 16, 4096  # of conversions at most, words a task at least
+DECODE = 8.0  # cycles that a word of the reduction takes in a panel, in pieces of one
+LONGEST = 16  # elements of codewords that are mixed
+LEVELS = 255  # of inputs: 0 .. 255
+LARGEST = 127  # of weights
+
+
+class Form(NamedTuple):
+    """How the codes of a weight become words of a panel; see `kernels.products.words.WORD_WEIGHT`."""
+
+    form: int
+    words: int  # of a codeword, or of a group of them
+    order: np.ndarray  # of the words of a window (words of channels, taps) in a row of the panel
+
+
+def form_of(layer: Layer, kind: int) -> Form | None:
+    """Return how the weight of a layer becomes words, None if kernels cannot make them from its codes."""
+    numbers, weight = NUMBERS[kind], layer.codes
+    if layer.depthwise or (layer.groups > 1 and layer.channels % numbers):
+        return None
+    if weight is None:
+        if not isinstance(layer.weight, np.ndarray):
+            return None
+        return Form(DENSE, 1, np.arange(-(-layer.channels // numbers) * layer.taps))
+    return _form(weight.shape, weight.codec.layout, weight.codec.d, weight.codec.k, numbers)
+
+
+@lru_cache(maxsize=1024)
+def _form(shape: tuple[int, ...], layout: str, d: int, k: int, numbers: int) -> Form | None:
+    channels, taps = shape[1], int(np.prod(shape[2:]))
+    if d == taps > 1 and layout == "spatial" and d <= LONGEST:
+        return Form(INTERLEAVED, taps, np.arange(-(-channels // numbers) * taps))
+    if d % numbers or channels % numbers:
+        return None
+    columns = block_columns((1, *shape[1:]), layout).reshape(-1, numbers)
+    channel, tap = np.divmod(columns, taps)
+    first = channel[:, :1]
+    if not (
+        (channel == first + np.arange(numbers)).all() and (tap == tap[:, :1]).all() and not (first % numbers).any()
+    ):
+        return None
+    words = d // numbers
+    if words not in (1, 2, 4) and words % 8:
+        return None
+    return Form(COPIED, words, channel[:, 0] // numbers * taps + tap[:, 0])
+
+
+class Words(Algorithm):
+    """Products of words of one kind."""
+
+    kind: int
+
+    def fits(self, layer: Layer, compute: str, host: Host) -> bool:
+        """Tell whether this arithmetic is asked for, and codes give words."""
+        return compute == self.name and form_of(layer, self.kind) is not None
+
+    def cost(self, layer: Layer) -> float:
+        """Return the cost of the conversion and of the products."""
+        words = self._as_words(layer).channels * layer.groups * layer.batch * layer.size[0] * layer.size[1]
+        return CONVERT * words / WIDTH + self._cut(layer).cost
+
+    def windows(self, b: Builder, layer: Layer, x: View) -> Windows:
+        """Convert the input to words, padded if windows need it."""
+        pad = partial(self._planes, self.scaling(layer))
+        if layer.pointwise:
+            planes = pad(b, layer, x, layer.size, [(0, 0)])
+            image, word, _, row, column = (planes.strides[axis] for axis in (1, 0, 2, 3, 4))
+            x = planes.with_axes((layer.batch, planes.shape[0], *layer.size), (image, word, row, column))
+        return windows_of(b, self._as_words(layer), x, pad=pad)
+
+    def steps(self, b: Builder, call: Call) -> None:
+        """Append the product."""
+        layer, form = call.layer, form_of(call.layer, self.kind)
+        assert form is not None
+        cut = self._cut(layer)
+        arguments = {
+            "layer": call.windows.arguments(b, form.order),
+            "end": self.end(b, call).arguments(b),
+            "cut": {**cut.arguments, "straight": 0},
+            "weight": {"form": form.form, "words": form.words, "kind": self.kind, **self._weight(b, layer, form)},
+        }
+        more = {"scratch": cut.scratch, "algorithm": self.name, "stored": layer.stored_bytes}
+        b.emit(word_gemm, layer.node.name, cut.tasks, arguments, reads=call.reads, writes=[call.end.out], **more)
+
+    @abstractmethod
+    def numbers(self, weight: np.ndarray, *, by_row: bool) -> np.ndarray:
+        """Return a weight (rows, ...) or codewords as words hold them: int8, or the upper halves of float32."""
+
+    def scaling(self, layer: Layer) -> tuple[float, float]:
+        """Return factor and zero point of the integers of the input."""
+        return 1.0, 0.0
+
+    def end(self, b: Builder, call: Call) -> Epilogue:
+        """Return the epilogue, with what it has to do with sums of words."""
+        return call.end
+
+    def _as_words(self, layer: Layer) -> Layer:
+        """Return the layer with words in the place of channels."""
+        return replace(layer, channels=-(-layer.channels // NUMBERS[self.kind]))
+
+    def _cut(self, layer: Layer) -> Cut:
+        form = form_of(layer, self.kind)
+        assert form is not None
+        decode = 0.0 if form.form == DENSE else DECODE / min(form.words, 4)
+        words = self._as_words(layer)
+        return cut_gemm(words.reduction, form.words, decode, layer.outputs, layer.groups, layer.positions)
+
+    def _planes(
+        self,
+        scaling: tuple[float, float],
+        b: Builder,
+        layer: Layer,
+        x: View,
+        size: tuple[int, int],
+        phases: Sequence[tuple[int, int]],
+    ) -> View:
+        """Emit planes as `windows.pad_planes` does, of words."""
+        batch, channels = x.shape[:2]
+        words = -(-channels // NUMBERS[self.kind])
+        out = b.new((words, batch, len(phases), *size), dtype="int32")
+        per_task = max(-(-words // TASKS), min(words, -(-WORK // (batch * len(phases) * size[0] * size[1]))))
+        arguments = {
+            "planes": plane_arguments(b, layer, x, out, phases),
+            "channels": channels,
+            "per_task": per_task,
+            "kind": self.kind,
+            "scaling": b.numbers(*scaling),
+        }
+        label, tasks = f"{layer.node.name} (words)", -(-words // per_task)
+        b.emit(to_words, label, tasks, arguments, reads=[x], writes=[out], scratch=WIDTH)
+        return out
+
+    def _weight(self, b: Builder, layer: Layer, form: Form) -> dict[str, int]:
+        """Return the arguments of the weight, see `kernels.products.words.WORD_WEIGHT`."""
+        weight, numbers = layer.codes, NUMBERS[self.kind]
+        if weight is None:
+
+            def rows() -> np.ndarray:
+                found = self.numbers(np.asarray(layer.weight, np.float32), by_row=True)
+                filters = np.zeros(
+                    (len(found) + ROWS, -(-layer.channels // numbers) * numbers, layer.taps), found.dtype
+                )
+                filters[: len(found), : layer.channels] = found.reshape(len(found), layer.channels, layer.taps)
+                words = filters.reshape(len(filters), -1, numbers, layer.taps).swapaxes(2, 3)
+                return np.ascontiguousarray(words).view(np.float32)
+
+            at = b.constant((layer.name, self.name, "dense"), rows)
+            return {"codes": -1, "weight": at, "stride": 0, "blocks": 0, "code_bytes": 0, "spare": 0}
+
+        def book() -> np.ndarray:
+            found = self.numbers(weight.codebook, by_row=False)
+            if form.form == INTERLEAVED:
+                found = np.pad(found, ((0, 1), (0, LONGEST - found.shape[1])))
+            return np.ascontiguousarray(found).view(np.float32)
+
+        return {
+            "codes": b.code_bytes((layer.name, "rows"), lambda: np.ascontiguousarray(weight.codes).view(np.uint8)),
+            "weight": b.constant((layer.name, self.name, "codebook"), book),
+            "stride": LONGEST // numbers if form.form == INTERLEAVED else form.words,
+            "blocks": layer.reduction // weight.codec.d,
+            "code_bytes": 1 if weight.codec.k <= 256 else 2,
+            "spare": weight.codec.k,
+        }
+
+
+class BFloat16(Words):
+    """Products of numbers rounded to bfloat16, summed in float32."""
+
+    name, kind = "bfloat16", BFLOAT16
+
+    def numbers(self, weight: np.ndarray, *, by_row: bool) -> np.ndarray:
+        """Round to the nearest bfloat16."""
+        return round_bfloat16(weight)
+
+
+class Int8(Words):
+    """Products of 8-bit integers, inputs unsigned and weights signed, summed in 32 bits."""
+
+    name, kind = "int8", INT8
+
+    def fits(self, layer: Layer, compute: str, host: Host) -> bool:
+        """Tell whether the range of the input is known, too."""
+        return layer.input_range is not None and super().fits(layer, compute, host)
+
+    def scaling(self, layer: Layer) -> tuple[float, float]:
+        """Return factor and zero point of the integers of the input."""
+        assert layer.input_range is not None
+        low, high = layer.input_range
+        factor = LEVELS / (high - low)
+        return factor, float(np.rint(-low * factor))
+
+    def numbers(self, weight: np.ndarray, *, by_row: bool) -> np.ndarray:
+        """Round to the nearest multiple of the scale."""
+        scale = _weight_scale(weight, by_row)
+        return np.rint(weight / scale.reshape(-1, *[1] * (weight.ndim - 1))).astype(np.int8)
+
+    def end(self, b: Builder, call: Call) -> Epilogue:
+        """Take the scales of inputs and weights into the factors, and the zero point into the terms."""
+        layer, packed, end = call.layer, call.layer.codes, call.end
+        factor, zero = self.scaling(layer)
+        weight = np.asarray(layer.weight, np.float32) if packed is None else packed.codebook
+        integers = self.numbers(weight, by_row=packed is None)
+        sums = integers.reshape(len(weight), -1).sum(1, dtype=np.int64)
+        sums = sums if packed is None else sums[packed.codes].sum(1)
+        scale = _weight_scale(weight, packed is None) / factor * (1.0 if end.scale is None else end.scale.astype(float))
+        scale = np.broadcast_to(scale, sums.shape)
+        shift = (0.0 if end.shift is None else end.shift.astype(float)) - scale * zero * sums
+        return replace(end, scale=scale.astype(np.float32), shift=shift.astype(np.float32), arithmetic=self.name)
+
+
+def _weight_scale(weight: np.ndarray, by_row: bool) -> np.ndarray:
+    """Return what 8-bit integers are multiples of: one for each row of a weight, or one for a codebook."""
+    largest = np.abs(weight).reshape(len(weight) if by_row else 1, -1).max(1).astype(np.float64)
+    return np.where(largest > 0, largest / LARGEST, 1.0)
