@@ -18,7 +18,7 @@ def input_ranges(graph: Graph) -> Mapping[str, tuple[float, float]]:
 
 def check_ranges(graph: Graph) -> None:
     """Raise PQNetError if the ranges are not those of layers, each finite, with 0 inside, and not empty."""
-    ranges, layers = input_ranges(graph), {node.name for node in graph.layers().values()}
+    ranges, layers = input_ranges(graph), {node.name for node in graph.nodes if "weight" in node.params}
     if not isinstance(ranges, dict) or not layers.issuperset(ranges):
         raise error(f"meta {INPUT_RANGES!r}", "a dict of ranges by names of layers", ranges)
     for name, limits in ranges.items():

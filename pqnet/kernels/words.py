@@ -120,6 +120,33 @@ def _interleaver(count):
     return compiled_or(reference, interleave)
 
 
+def _looker_up(count):
+    """Return look_up(book, codes, target, t): one word of the numbers that ``count`` codes stand for.
+
+    ``codes`` has where they lie in book, whose words have their number in their lowest bits.
+    """
+    dtype = np.uint8 if count == 4 else np.uint16
+
+    def reference(book, codes, target, t):
+        numbers = [book[at : at + 1].view(dtype)[0] for at in codes]
+        target[t] = np.array(numbers, dtype).view(np.float32)[0]
+
+    def look_up(context, book, codes, target, t):
+        def codegen(context, builder, signature, values):
+            word = None
+            for n in range(count):
+                place = element(context, builder, signature, values, 0, builder.extract_value(values[1], n))
+                number = emit.load(builder, builder.bitcast(place, WORD.as_pointer()))
+                number = builder.shl(number, WORD(32 // count * n))
+                word = number if word is None else builder.or_(word, number)
+            emit.store(builder, word, element(context, builder, signature, values, 2, values[3]))
+            return context.get_dummy_value()
+
+        return types.void(book, types.UniTuple(INDEX, count), target, INDEX), codegen
+
+    return compiled_or(reference, look_up)
+
+
 # -- products -----------------------------------------------------------------------------------------------------
 
 
@@ -165,6 +192,13 @@ def dots_of_words(builder, kind, words, weights, sums):
     return (_dots_of_bytes if kind == INT8 else _dots_of_halves)(builder, words, weights, sums)
 
 
+def cost_of_dots(kind):
+    """Return how many multiply-adds of float32 vectors take as long as the dot products of a vector of words."""
+    if kind == INT8:
+        return 1.0 if cpu.has("avx512_vnni" if WIDTH == 16 else "avx_vnni") else 5.0
+    return 1.0 if cpu.has("avx512_bf16") else 2.5
+
+
 def zero_sums(kind):
     """Return the type of sums of words, and their value before the first word."""
     return (INTS.llvm, constant(INTS.llvm, 0)) if kind == INT8 else (FLOATS.llvm, constant(FLOATS.llvm, 0.0))
@@ -181,3 +215,4 @@ def dots_reference(kind, words, weight):
 # (a, b, c, d, factor, zero): words of round(x * factor + zero), within 0 .. 255; (a, b): words of bfloat16.
 words_of_bytes, words_of_halves = compiled_or(_bytes_reference, _bytes), compiled_or(_halves_reference, _halves)
 interleave_4, interleave_2 = _interleaver(4), _interleaver(2)
+look_up_4, look_up_2 = _looker_up(4), _looker_up(2)

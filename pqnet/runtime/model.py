@@ -14,6 +14,7 @@ from pqnet.errors import PQNetError
 from pqnet.graph import Graph, ValueInfo
 from pqnet.graph.indices import index_limits
 from pqnet.graph.passes import merge_batch_norm
+from pqnet.graph.ranges import check_ranges
 from pqnet.graph.size import SizeReport, measure_size
 from pqnet.graph.symbols import Signature, output_signature
 from pqnet.io import Golden, graph_from_bytes, graph_to_bytes, load_graph, save_graph
@@ -25,7 +26,7 @@ from pqnet.runtime.tune import rule
 __all__ = ["Model", "Signature", "load"]
 
 GOLDEN_BYTES = 8192
-COMPUTE = ("float32", "bfloat16", "int8")
+COMPUTE = ("float32", "bfloat16", "int8", "auto")
 
 
 class Model:
@@ -37,8 +38,11 @@ class Model:
         Checked and kept as it is; for running, batch norms are folded into the float weights before them.
     golden : Golden, optional
         Recorded inputs and outputs that `pqnet verify` compares with.
-    compute : {"float32"}
-        Arithmetic of the run.
+    compute : {"float32", "bfloat16", "int8", "auto"}
+        The lowest precision of the products of layers; sums, and all else, are float32. ``"bfloat16"`` rounds inputs
+        and weights to 8 bits of precision. ``"int8"`` takes 8-bit integers where the network has a range of the layer's
+        inputs, see ``activations`` of `pqnet.quantize`, else bfloat16. ``"auto"`` allows both. Each layer has the
+        precision that is fastest on this CPU: without instructions for low precision that is float32.
 
     Examples
     --------
@@ -57,6 +61,7 @@ class Model:
         if not isinstance(golden, Golden | None):
             raise _check.error("golden", "a Golden record or None", _check.describe(golden))
         self.graph = graph.validate()
+        check_ranges(self.graph)
         self.golden = golden
         merged = merge_batch_norm(self.graph)
         params = {n: p if isinstance(p, Packed) else dense_param(p) for n, p in merged.params.items()}
@@ -165,15 +170,15 @@ class Model:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Travel to other processes, and be copied, in the form of the file."""
-        return _from_bytes, (graph_to_bytes(self.graph, self.golden),)
+        return _from_bytes, (graph_to_bytes(self.graph, self.golden), self.compute)
 
     def __repr__(self) -> str:
         size = self.size()
         return f"Model({len(self.graph.nodes)} nodes, {size.total} bytes, {size.ratio:.1f}x smaller than float32)"
 
 
-def _from_bytes(data: bytes) -> Model:
-    return Model(*graph_from_bytes(data))
+def _from_bytes(data: bytes, compute: str) -> Model:
+    return Model(*graph_from_bytes(data), compute)
 
 
 def load(path: str | Path, compute: str = "float32") -> Model:
@@ -182,8 +187,11 @@ def load(path: str | Path, compute: str = "float32") -> Model:
     Parameters
     ----------
     path : str or Path
-    compute : {"float32"}
-        Arithmetic of the run.
+    compute : {"float32", "bfloat16", "int8", "auto"}
+        The lowest precision of the products of layers; sums, and all else, are float32. ``"bfloat16"`` rounds inputs
+        and weights to 8 bits of precision. ``"int8"`` takes 8-bit integers where the network has a range of the layer's
+        inputs, see ``activations`` of `pqnet.quantize`, else bfloat16. ``"auto"`` allows both. Each layer has the
+        precision that is fastest on this CPU: without instructions for low precision that is float32.
 
     Returns
     -------

@@ -20,6 +20,7 @@ import numpy as np
 from pqnet._check import choice, error
 from pqnet._threads import default_threads, reset_after_fork
 from pqnet.graph import GraphBuilder, ValueInfo
+from pqnet.graph.ranges import INPUT_RANGES
 from pqnet.kernels import cache
 from pqnet.runtime.builder import Choose
 from pqnet.runtime.layer import Layer, near
@@ -208,7 +209,9 @@ def _timed(layer: Layer, compute: str, algorithm: str) -> Callable[[], float]:
 
     builder = GraphBuilder({"x": ValueInfo(layer.in_shape)})
     node = builder.add(layer.node.op, "x", params=dict(layer.params), **layer.node.attrs)
-    program = Program(builder.build({"y": node}), {}, Store(), fixed(algorithm), compute)
+    ranges = {} if layer.input_range is None else {builder.nodes[-1].name: layer.input_range}
+    graph = builder.build({"y": node}, {INPUT_RANGES: ranges})
+    program = Program(graph, {}, Store(), fixed(algorithm), compute)
     space, shape = Workspace(), layer.in_shape
     threads = default_threads()
     program.run({"x": np.random.default_rng(0).standard_normal(shape).astype(np.float32)}, space, threads)

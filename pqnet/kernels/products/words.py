@@ -34,6 +34,8 @@ from pqnet.kernels.words import (
     dots_reference,
     interleave_2,
     interleave_4,
+    look_up_2,
+    look_up_4,
     words_of_bytes,
     words_of_halves,
     zero_sums,
@@ -224,11 +226,12 @@ bytes_and_finish, halves_and_finish = _finishing_tile(INT8), _finishing_tile(BFL
 
 # -- the product --------------------------------------------------------------------------------------------------
 
-COPIED, INTERLEAVED, DENSE = 0, 1, 2  # how codes become words
+COPIED, INTERLEAVED, LOOKED_UP, DENSE = 0, 1, 2, 3  # how codes become words
 
 # The words of a codeword, ``stride`` apart at const[weight:], are words of the panel; or the elements of 4 (or 2)
-# codewords that follow each other, each of all taps of a channel, are mixed: element j of them makes word j. A dense
-# weight has its words at const[weight:].
+# codewords that follow each other, each of all taps of a channel, are mixed: element j of them makes word j. Or a code
+# stands for a number, and those of the channels of a word, ``words`` taps apart, make it. A dense weight has its words
+# at const[weight:].
 WORD_WEIGHT = Arguments(
     form=FLAG,
     codes=MAYBE_CODES,
@@ -238,6 +241,9 @@ WORD_WEIGHT = Arguments(
     blocks=SIZE,  # codes of an output
     code_bytes=SIZE,
     spare=SIZE,  # the codeword of zeros that fills the last group up
+    channels=SIZE,
+    channel_step=SIZE,  # from the code of a channel to that of the next, and from tap to tap
+    tap_step=SIZE,
     kind=FLAG,
 )
 
@@ -276,6 +282,25 @@ def decode_words(w, codes, row, first, n, const, target, to):
             to += words
         return
     numbers = 2 if w.kind == BFLOAT16 else 4
+    if w.form == LOOKED_UP:
+        for i in range(first, first + n):  # word i: channels from c on at tap i % words
+            c = i // words * numbers
+            m, step, left, spare = (
+                c * w.channel_step + i % words * w.tap_step,
+                w.channel_step,
+                w.channels - c,
+                book + w.spare,
+            )
+            p0 = book + _code(codes, at, m, wide)
+            p1 = book + _code(codes, at, m + step, wide) if left > 1 else spare
+            if w.kind == BFLOAT16:
+                look_up_2(const, (p0, p1), target, to)
+            else:
+                p2 = book + _code(codes, at, m + 2 * step, wide) if left > 2 else spare
+                p3 = book + _code(codes, at, m + 3 * step, wide) if left > 3 else spare
+                look_up_4(const, (p0, p1, p2, p3), target, to)
+            to += 1
+        return
     for m in range(first // words * numbers, (first + n) // words * numbers, numbers):
         last, spare = w.blocks, book + w.spare * stride
         p0 = book + _code(codes, at, m, wide) * stride

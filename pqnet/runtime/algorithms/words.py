@@ -4,15 +4,15 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
 from pqnet.codecs.layout import block_columns
 from pqnet.kernels.products.tile import ROWS
-from pqnet.kernels.products.words import COPIED, DENSE, INTERLEAVED, to_words, word_gemm
+from pqnet.kernels.products.words import COPIED, DENSE, INTERLEAVED, LOOKED_UP, WORD_WEIGHT, to_words, word_gemm
 from pqnet.kernels.simd import WIDTH
-from pqnet.kernels.words import BFLOAT16, INT8, NUMBERS, round_bfloat16
+from pqnet.kernels.words import BFLOAT16, INT8, NUMBERS, cost_of_dots, round_bfloat16
 from pqnet.runtime.algorithms.base import Algorithm, Call, Host
 from pqnet.runtime.algorithms.gemm import Cut, cut_gemm
 from pqnet.runtime.builder import Builder
@@ -24,6 +24,7 @@ from pqnet.runtime.windows import Windows, plane_arguments, windows_of
 CONVERT = 3.0  # cycles for a vector of words
 TASKS, WORK = 16, 4096  # of conversions at most, words a task at least
 DECODE = 8.0  # cycles that a word of the reduction takes in a panel, in pieces of one
+LOOK_UP = 48.0  # and number by number
 LONGEST = 16  # elements of codewords that are mixed
 LEVELS = 255  # of inputs: 0 .. 255
 LARGEST = 127  # of weights
@@ -54,6 +55,8 @@ def _form(shape: tuple[int, ...], layout: str, d: int, k: int, numbers: int) -> 
     channels, taps = shape[1], int(np.prod(shape[2:]))
     if d == taps > 1 and layout == "spatial" and d <= LONGEST:
         return Form(INTERLEAVED, taps, np.arange(-(-channels // numbers) * taps))
+    if d == 1:
+        return Form(LOOKED_UP, taps, np.arange(-(-channels // numbers) * taps))
     if d % numbers or channels % numbers:
         return None
     columns = block_columns((1, *shape[1:]), layout).reshape(-1, numbers)
@@ -72,16 +75,17 @@ def _form(shape: tuple[int, ...], layout: str, d: int, k: int, numbers: int) -> 
 class Words(Algorithm):
     """Products of words of one kind."""
 
-    kind: int
+    kind: ClassVar[int]
+    allowed_by: ClassVar[tuple[str, ...]]  # values of ``compute``
 
     def fits(self, layer: Layer, compute: str, host: Host) -> bool:
-        """Tell whether this arithmetic is asked for, and codes give words."""
-        return compute == self.name and form_of(layer, self.kind) is not None
+        """Tell whether this arithmetic is precise enough, and codes give words."""
+        return compute in self.allowed_by and form_of(layer, self.kind) is not None
 
     def cost(self, layer: Layer) -> float:
         """Return the cost of the conversion and of the products."""
         words = self._as_words(layer).channels * layer.groups * layer.batch * layer.size[0] * layer.size[1]
-        return CONVERT * words / WIDTH + self._cut(layer).cost
+        return CONVERT * words / WIDTH + self._cut(layer).cost * cost_of_dots(self.kind)
 
     def windows(self, b: Builder, layer: Layer, x: View) -> Windows:
         """Convert the input to words, padded if windows need it."""
@@ -101,7 +105,7 @@ class Words(Algorithm):
             "layer": call.windows.arguments(b, form.order),
             "end": self.end(b, call).arguments(b),
             "cut": {**cut.arguments, "straight": 0},
-            "weight": {"form": form.form, "words": form.words, "kind": self.kind, **self._weight(b, layer, form)},
+            "weight": self._weight(b, layer, form) | {"form": form.form, "words": form.words, "kind": self.kind},
         }
         more = {"scratch": cut.scratch, "algorithm": self.name, "stored": layer.stored_bytes}
         b.emit(word_gemm, layer.node.name, cut.tasks, arguments, reads=call.reads, writes=[call.end.out], **more)
@@ -125,7 +129,7 @@ class Words(Algorithm):
     def _cut(self, layer: Layer) -> Cut:
         form = form_of(layer, self.kind)
         assert form is not None
-        decode = 0.0 if form.form == DENSE else DECODE / min(form.words, 4)
+        decode = {DENSE: 0.0, LOOKED_UP: LOOK_UP}.get(form.form, DECODE / min(form.words, 4))
         words = self._as_words(layer)
         return cut_gemm(words.reduction, form.words, decode, layer.outputs, layer.groups, layer.positions)
 
@@ -169,10 +173,13 @@ class Words(Algorithm):
                 return np.ascontiguousarray(words).view(np.float32)
 
             at = b.constant((layer.name, self.name, "dense"), rows)
-            return {"codes": -1, "weight": at, "stride": 0, "blocks": 0, "code_bytes": 0, "spare": 0}
+            return dict.fromkeys(WORD_WEIGHT.kinds, 0) | {"codes": -1, "weight": at}
 
         def book() -> np.ndarray:
             found = self.numbers(weight.codebook, by_row=False)
+            if form.form == LOOKED_UP:
+                unsigned = found.reshape(-1).view(found.dtype.str.replace("i", "u")).astype(np.uint32)
+                return np.append(unsigned, np.uint32(0)).view(np.float32)
             if form.form == INTERLEAVED:
                 found = np.pad(found, ((0, 1), (0, LONGEST - found.shape[1])))
             return np.ascontiguousarray(found).view(np.float32)
@@ -180,10 +187,13 @@ class Words(Algorithm):
         return {
             "codes": b.code_bytes((layer.name, "rows"), lambda: np.ascontiguousarray(weight.codes).view(np.uint8)),
             "weight": b.constant((layer.name, self.name, "codebook"), book),
-            "stride": LONGEST // numbers if form.form == INTERLEAVED else form.words,
+            "stride": {INTERLEAVED: LONGEST // numbers, LOOKED_UP: 1}.get(form.form, form.words),
             "blocks": layer.reduction // weight.codec.d,
             "code_bytes": 1 if weight.codec.k <= 256 else 2,
             "spare": weight.codec.k,
+            "channels": layer.channels,
+            "channel_step": 1 if weight.codec.layout == "channel" else layer.taps,
+            "tap_step": layer.channels if weight.codec.layout == "channel" else 1,
         }
 
 
@@ -191,6 +201,7 @@ class BFloat16(Words):
     """Products of numbers rounded to bfloat16, summed in float32."""
 
     name, kind = "bfloat16", BFLOAT16
+    allowed_by = ("bfloat16", "int8", "auto")  # of int8 for layers whose inputs have no range
 
     def numbers(self, weight: np.ndarray, *, by_row: bool) -> np.ndarray:
         """Round to the nearest bfloat16."""
@@ -201,6 +212,7 @@ class Int8(Words):
     """Products of 8-bit integers, inputs unsigned and weights signed, summed in 32 bits."""
 
     name, kind = "int8", INT8
+    allowed_by = ("int8", "auto")
 
     def fits(self, layer: Layer, compute: str, host: Host) -> bool:
         """Tell whether the range of the input is known, too."""
@@ -234,5 +246,6 @@ class Int8(Words):
 
 def _weight_scale(weight: np.ndarray, by_row: bool) -> np.ndarray:
     """Return what 8-bit integers are multiples of: one for each row of a weight, or one for a codebook."""
-    largest = np.abs(weight).reshape(len(weight) if by_row else 1, -1).max(1).astype(np.float64)
-    return np.where(largest > 0, largest / LARGEST, 1.0)
+    rows = weight.reshape(len(weight) if by_row else 1, -1).astype(np.float64)
+    scale = np.maximum(rows.max(1) / LARGEST, -rows.min(1) / (LARGEST + 1))
+    return np.where(scale > 0, scale, 1.0)
