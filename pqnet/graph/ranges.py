@@ -13,7 +13,8 @@ INPUT_RANGES = "input_ranges"
 
 def input_ranges(graph: Graph) -> Mapping[str, tuple[float, float]]:
     """Return layer name to least and largest number of its input; a layer without a range computes in floats."""
-    return graph.meta.get(INPUT_RANGES, {})
+    ranges: Mapping[str, tuple[float, float]] = graph.meta.get(INPUT_RANGES, {})
+    return ranges
 
 
 def check_ranges(graph: Graph) -> None:

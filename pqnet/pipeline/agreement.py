@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -19,6 +20,14 @@ SURE = 1.2816  # standard deviations below which one in ten falls
 UNIT = 1e-3  # by which the lengths of embeddings differ from 1
 
 Outputs = Mapping[str, np.ndarray]
+
+
+class Runs(Protocol):
+    """What computes outputs by name from inputs by name: a `Model`, or one that an engine runs in its own way."""
+
+    def run(self, inputs: Mapping[str, np.ndarray], *, threads: int | None = None) -> dict[str, np.ndarray]:
+        """Compute the outputs."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -80,7 +89,7 @@ class Agreement:
         kinds = sorted(set(self.metrics.values()))
         return kinds[0] if len(kinds) == 1 else ", ".join(f"{n}: {kind}" for n, kind in self.metrics.items())
 
-    def scores(self, model: Model, teacher: Model, batches: Sequence[Batch], threads: int | None) -> np.ndarray:
+    def scores(self, model: Runs, teacher: Runs, batches: Sequence[Batch], threads: int | None) -> np.ndarray:
         """Return what is kept of each sample's outputs, 1 at best, of the output that is kept least: float64, (n,)."""
         found = []
         for batch in batches:

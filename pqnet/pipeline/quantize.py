@@ -15,6 +15,7 @@ from pqnet.errors import ConfigError
 from pqnet.graph import Graph, Node, weight_op
 from pqnet.graph.affine import FreeAffine
 from pqnet.graph.passes import separate_norm_statistics
+from pqnet.pipeline.activations import check_activations, integer_inputs
 from pqnet.pipeline.balance import BALANCED, balance
 from pqnet.pipeline.batches import hold_out, iterate_batches
 from pqnet.pipeline.checkpoint import checkpoint_folder, resumable
@@ -109,6 +110,8 @@ def quantize(
     reestimate_norm: bool = False,
     effort: str = "normal",
     balanced: bool | None = None,
+    activations: str | None = None,
+    max_drop: float = 0.01,
     finetune: Callable[[Graph, str], Packed] | None = None,
     checkpoint: str | Path | None = None,
     seed: int = 0,
@@ -165,6 +168,12 @@ def quantize(
         codewords each layer has, at no more bytes in all, by how much of its error reaches the network's outputs, which
         is measured on a few samples; codewords may become 8-bit integers, small layers integers. The recipe of other
         calls is kept. Default True; recorded is whether it was done.
+    activations : {None, "int8"}
+        Measure the ranges of the inputs of layers, with data, of the quantized network, for ``compute="int8"`` of
+        `pqnet.load`. Float weights, too, are integers then. In float32 the network computes what it did.
+    max_drop : float
+        How much of its outputs the network may lose by integers, as `pqnet.compress` measures it, on the samples put
+        aside: layers whose outputs suffer most stay without a range until the loss is within it.
     finetune : callable, optional
         With data: called right after each layer, with the network as it is then, the layers after it float, and the
         layer's name; returns its packed weight, trained say, to go on with; errors are not reported then. For a
@@ -211,7 +220,9 @@ def quantize(
         calibration.check(model.graph)
     chosen = {name: codec for name, codec in codecs.items() if codec is not None}
     check_calibration(options, calibration)
-    if finetune is not None and (calibration is None or isinstance(calibration, Statistics)):
+    has_data = not (calibration is None or isinstance(calibration, Statistics))
+    check_activations(activations, max_drop, has_data)
+    if finetune is not None and not has_data:
         raise ConfigError("finetune: expected calibration data, got none; without, layers are not in turn")
     if finetune is not None and checkpoint is not None and not isinstance(getattr(finetune, "key", None), str):
         raise ConfigError("finetune: expected an attribute 'key', text, to tell its results in a checkpoint, got none")
@@ -219,9 +230,7 @@ def quantize(
     folder = None if checkpoint is None else checkpoint_folder(checkpoint)
     with blas_limit(1), progress_bar(progress, "quantize", "layer", len(chosen)) as bar:
         teacher, threads = separate_norm_statistics(model.graph), default_threads(threads)
-        data = calibration
-        if not (data is None or isinstance(data, Statistics)):
-            data = list(iterate_batches(model.graph, data))
+        data = list(iterate_batches(model.graph, calibration)) if has_data else calibration
         own = isinstance(recipe, str) and mode is None and finetune is None and options.metric == "full"
         better = None
         if own and options.balanced and recipe in BALANCED and isinstance(data, list):
@@ -248,4 +257,7 @@ def quantize(
             )
             beside = teacher if (options.metric, options.target) == ("full", "teacher") else None
             sweep(student, data, visits.visited, visit, threads, beside)
-        return run.finish()
+        small = run.finish()
+        if activations is None or data is None or isinstance(data, Statistics):
+            return small
+        return integer_inputs(small, data, data[learned:] or data, max_drop, threads)

@@ -3,12 +3,16 @@
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
 from pqnet._threads import blas_limit, reset_after_fork
+from pqnet.codecs import Packed
 from pqnet.graph import Graph
+from pqnet.graph.passes import merge_batch_norm
 from pqnet.runtime.builder import Choose
+from pqnet.runtime.execute import dense_param
 from pqnet.runtime.memory import Store, Workspace
 from pqnet.runtime.program import Program, StepTime
 from pqnet.runtime.tune import Tuner
@@ -40,6 +44,13 @@ class _Pending:
         return self.program
 
 
+def prepared(graph: Graph) -> Graph:
+    """Return a checked graph as engines run it: batch norms in the float weights before them, floats as float32."""
+    merged = merge_batch_norm(graph)
+    params = {name: p if isinstance(p, Packed) else dense_param(p) for name, p in merged.params.items()}
+    return replace(merged, params=params)
+
+
 class Engine:
     """Runs a graph whose float parameters are float32; safe to call from any number of threads.
 
@@ -48,8 +59,8 @@ class Engine:
     graph : Graph
     choose : callable
         Says which algorithm runs a layer; by default the fastest, by measurement where the cost rule is not sure.
-    compute : {"float32"}
-        Arithmetic of the layers.
+    compute : str
+        Arithmetic of the layers, see `Model`.
     """
 
     def __init__(self, graph: Graph, choose: Choose = _TUNER, compute: str = "float32") -> None:

@@ -1,7 +1,6 @@
 """`Model`: a graph ready to run."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +8,15 @@ import numpy as np
 
 from pqnet import _check
 from pqnet._threads import default_threads
-from pqnet.codecs import Packed
 from pqnet.errors import PQNetError
 from pqnet.graph import Graph, ValueInfo
 from pqnet.graph.indices import index_limits
-from pqnet.graph.passes import merge_batch_norm
 from pqnet.graph.ranges import check_ranges
 from pqnet.graph.size import SizeReport, measure_size
 from pqnet.graph.symbols import Signature, output_signature
 from pqnet.io import Golden, graph_from_bytes, graph_to_bytes, load_graph, save_graph
-from pqnet.runtime.engine import Engine
-from pqnet.runtime.execute import check_inputs, dense_param
+from pqnet.runtime.engine import Engine, prepared
+from pqnet.runtime.execute import check_inputs
 from pqnet.runtime.program import StepTime
 from pqnet.runtime.tune import rule
 
@@ -63,10 +60,8 @@ class Model:
         self.graph = graph.validate()
         check_ranges(self.graph)
         self.golden = golden
-        merged = merge_batch_norm(self.graph)
-        params = {n: p if isinstance(p, Packed) else dense_param(p) for n, p in merged.params.items()}
         self.compute = compute
-        self._engine = Engine(replace(merged, params=params), compute=compute)
+        self._engine = Engine(prepared(self.graph), compute=compute)
 
     @property
     def inputs(self) -> Signature:

@@ -17,6 +17,7 @@ from pqnet.runtime.algorithms.base import Algorithm, Call, Host
 from pqnet.runtime.algorithms.gemm import Cut, cut_gemm
 from pqnet.runtime.builder import Builder
 from pqnet.runtime.fusion import Epilogue
+from pqnet.runtime.integers import input_scaling, weight_scale
 from pqnet.runtime.layer import Layer
 from pqnet.runtime.memory import View
 from pqnet.runtime.windows import Windows, plane_arguments, windows_of
@@ -26,8 +27,6 @@ TASKS, WORK = 16, 4096  # of conversions at most, words a task at least
 DECODE = 8.0  # cycles that a word of the reduction takes in a panel, in pieces of one
 LOOK_UP = 48.0  # and number by number
 LONGEST = 16  # elements of codewords that are mixed
-LEVELS = 255  # of inputs: 0 .. 255
-LARGEST = 127  # of weights
 
 
 class Form(NamedTuple):
@@ -107,8 +106,17 @@ class Words(Algorithm):
             "cut": {**cut.arguments, "straight": 0},
             "weight": self._weight(b, layer, form) | {"form": form.form, "words": form.words, "kind": self.kind},
         }
-        more = {"scratch": cut.scratch, "algorithm": self.name, "stored": layer.stored_bytes}
-        b.emit(word_gemm, layer.node.name, cut.tasks, arguments, reads=call.reads, writes=[call.end.out], **more)
+        b.emit(
+            word_gemm,
+            layer.node.name,
+            cut.tasks,
+            arguments,
+            reads=call.reads,
+            writes=[call.end.out],
+            scratch=cut.scratch,
+            algorithm=self.name,
+            stored=layer.stored_bytes,
+        )
 
     @abstractmethod
     def numbers(self, weight: np.ndarray, *, by_row: bool) -> np.ndarray:
@@ -221,14 +229,11 @@ class Int8(Words):
     def scaling(self, layer: Layer) -> tuple[float, float]:
         """Return factor and zero point of the integers of the input."""
         assert layer.input_range is not None
-        low, high = layer.input_range
-        factor = LEVELS / (high - low)
-        return factor, float(np.rint(-low * factor))
+        return input_scaling(layer.input_range)
 
     def numbers(self, weight: np.ndarray, *, by_row: bool) -> np.ndarray:
         """Round to the nearest multiple of the scale."""
-        scale = _weight_scale(weight, by_row)
-        return np.rint(weight / scale.reshape(-1, *[1] * (weight.ndim - 1))).astype(np.int8)
+        return np.rint(weight / weight_scale(weight, by_row=by_row)).astype(np.int8)
 
     def end(self, b: Builder, call: Call) -> Epilogue:
         """Take the scales of inputs and weights into the factors, and the zero point into the terms."""
@@ -238,14 +243,11 @@ class Int8(Words):
         integers = self.numbers(weight, by_row=packed is None)
         sums = integers.reshape(len(weight), -1).sum(1, dtype=np.int64)
         sums = sums if packed is None else sums[packed.codes].sum(1)
-        scale = _weight_scale(weight, packed is None) / factor * (1.0 if end.scale is None else end.scale.astype(float))
+        scale = (
+            weight_scale(weight, by_row=packed is None).reshape(-1)
+            / factor
+            * (1.0 if end.scale is None else end.scale.astype(float))
+        )
         scale = np.broadcast_to(scale, sums.shape)
         shift = (0.0 if end.shift is None else end.shift.astype(float)) - scale * zero * sums
         return replace(end, scale=scale.astype(np.float32), shift=shift.astype(np.float32), arithmetic=self.name)
-
-
-def _weight_scale(weight: np.ndarray, by_row: bool) -> np.ndarray:
-    """Return what 8-bit integers are multiples of: one for each row of a weight, or one for a codebook."""
-    rows = weight.reshape(len(weight) if by_row else 1, -1).astype(np.float64)
-    scale = np.maximum(rows.max(1) / LARGEST, -rows.min(1) / (LARGEST + 1))
-    return np.where(scale > 0, scale, 1.0)
