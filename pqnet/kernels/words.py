@@ -59,11 +59,12 @@ def _bytes(context, a, b, c, d, factor, zero):
     return FLOATS(*[FLOATS] * 6), codegen
 
 
-def round_bfloat16(x):
+def round_bfloat16(x: np.ndarray) -> np.ndarray:
     """Return float32 numbers rounded to the nearest bfloat16, ties to even, as the upper halves of words (uint16)."""
     bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
     rounded = (bits + np.uint32(0x7FFF) + (bits >> 16 & 1)) >> 16
-    return np.where(np.isnan(x), np.uint32(0x7FC0), rounded).astype(np.uint16)
+    halves: np.ndarray = np.where(np.isnan(x), np.uint32(0x7FC0), rounded).astype(np.uint16)
+    return halves
 
 
 def _halves_reference(a, b):
@@ -192,7 +193,7 @@ def dots_of_words(builder, kind, words, weights, sums):
     return (_dots_of_bytes if kind == INT8 else _dots_of_halves)(builder, words, weights, sums)
 
 
-def cost_of_dots(kind):
+def cost_of_dots(kind: int) -> float:
     """Return how many multiply-adds of float32 vectors take as long as the dot products of a vector of words."""
     if kind == INT8:
         return 1.0 if cpu.has("avx512_vnni" if WIDTH == 16 else "avx_vnni") else 5.0

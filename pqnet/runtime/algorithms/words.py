@@ -233,7 +233,8 @@ class Int8(Words):
 
     def numbers(self, weight: np.ndarray, *, by_row: bool) -> np.ndarray:
         """Round to the nearest multiple of the scale."""
-        return np.rint(weight / weight_scale(weight, by_row=by_row)).astype(np.int8)
+        integers: np.ndarray = np.rint(weight / weight_scale(weight, by_row=by_row)).astype(np.int8)
+        return integers
 
     def end(self, b: Builder, call: Call) -> Epilogue:
         """Take the scales of inputs and weights into the factors, and the zero point into the terms."""
@@ -243,11 +244,7 @@ class Int8(Words):
         integers = self.numbers(weight, by_row=packed is None)
         sums = integers.reshape(len(weight), -1).sum(1, dtype=np.int64)
         sums = sums if packed is None else sums[packed.codes].sum(1)
-        scale = (
-            weight_scale(weight, by_row=packed is None).reshape(-1)
-            / factor
-            * (1.0 if end.scale is None else end.scale.astype(float))
-        )
-        scale = np.broadcast_to(scale, sums.shape)
-        shift = (0.0 if end.shift is None else end.shift.astype(float)) - scale * zero * sums
+        own = 1.0 if end.scale is None else end.scale.astype(np.float64)
+        scale = np.broadcast_to(weight_scale(weight, by_row=packed is None).reshape(-1) / factor * own, sums.shape)
+        shift = (0.0 if end.shift is None else end.shift.astype(np.float64)) - scale * zero * sums
         return replace(end, scale=scale.astype(np.float32), shift=shift.astype(np.float32), arithmetic=self.name)
