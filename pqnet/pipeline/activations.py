@@ -1,12 +1,13 @@
 """8-bit integer inputs of layers: their ranges, and which layers have to do without."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from pqnet import _check
 from pqnet._threads import default_threads, ordered_map
+from pqnet.codecs import PackedPQ
 from pqnet.errors import ConfigError
 from pqnet.graph import Graph, Node
 from pqnet.graph.ranges import INPUT_RANGES
@@ -17,14 +18,15 @@ from pqnet.pipeline.sweep import Values, sweep
 from pqnet.runtime import Model
 from pqnet.runtime.engine import Engine, prepared
 from pqnet.runtime.execute import evaluate_node, node_params
-from pqnet.runtime.integers import LEVELS, input_scaling
+from pqnet.runtime.integers import LEVELS, input_scaling, weight_integers
+from pqnet.runtime.layer import readable
 from pqnet.runtime.tune import fixed
 
 __all__ = ["check_activations", "integer_inputs"]
 
 BINS = 2048
 STEPS = 64  # ends that are tried on each side of zero
-SAMPLES = 16  # by which the errors of layers are measured
+SAMPLES, JUDGED = 16, 256  # by which the errors of layers, and of the network, are measured
 
 
 def check_activations(activations: str | None, max_drop: float, has_data: bool) -> None:
@@ -36,17 +38,16 @@ def check_activations(activations: str | None, max_drop: float, has_data: bool) 
         raise ConfigError("activations: expected calibration data to measure ranges of inputs, got none")
 
 
-def integer_inputs(
-    model: Model, batches: Sequence[Batch], judged: Sequence[Batch], max_drop: float, threads: int
-) -> Model:
+def integer_inputs(model: Model, batches: Sequence[Batch], max_drop: float, threads: int) -> Model:
     """Give a network the ranges of the inputs of its layers that 8-bit integers stand for.
 
     The range of a layer rounds the numbers that calibration data give it with the least squared error. Layers are left
     without a range, first those whose outputs change most, until the outputs of the network keep 1 - ``max_drop`` of
-    what they are in float32, on average over the samples of ``judged``; see `Agreement`.
+    what they are in float32, on average over 256 samples at most; see `Agreement`.
     """
     found = _Inputs(model.graph, threads)
     sweep(model.graph, batches, {node.name for node in found.nodes}, found.visit, threads)
+    judged = list(_first(batches, JUDGED))
     agreement = Agreement.of(model, judged, None, threads)
     order = sorted(found.ranges, key=lambda name: (found.errors[name], name))
     kept, integers = 1.0, len(order)
@@ -55,7 +56,7 @@ def integer_inputs(
         kept = float(agreement.scores(_AsIntegers(graph), model, judged, threads).mean())
         if kept >= 1 - max_drop:
             break
-        integers = integers * 3 // 4
+        integers -= -(-integers // 8)
     ranges = {name: found.ranges[name] for name in sorted(order[:integers])}
     about = {
         "dtype": "int8",
@@ -71,6 +72,14 @@ def integer_inputs(
 
 def _with_ranges(graph: Graph, ranges: dict[str, list[float]]) -> Graph:
     return replace(graph, meta={**graph.meta, INPUT_RANGES: ranges})
+
+
+def _first(batches: Sequence[Batch], n: int) -> Iterator[Batch]:
+    """Yield about the first n samples."""
+    for batch in batches:
+        if n > 0:
+            yield batch
+        n -= len(next(iter(batch.values())))
 
 
 class _AsIntegers:
@@ -113,7 +122,7 @@ class _Inputs:
         return x if mask is None else x[mask]
 
     def _error(self, node: Node, values: Values) -> float:
-        """Return the squared error of a layer's outputs from integer inputs, relative to their squares."""
+        """Return the squared error that integers make in the outputs of a layer, relative to these, and in its weight."""
         params, (low, high) = node_params(self.graph, node), self.ranges[node.name]
         error = energy = 0.0
         left = SAMPLES
@@ -128,7 +137,11 @@ class _Inputs:
             left -= len(x)
             if left <= 0:
                 break
-        return error / max(energy, 1e-30)
+        weight = readable(self.graph.params[node.params["weight"]])[0]
+        rounded = (
+            0.0 if isinstance(weight, Packed) and not isinstance(weight, PackedPQ) else weight_integers(weight).error
+        )
+        return error / max(energy, 1e-30) + rounded
 
 
 def least_squares_range(counts: np.ndarray, low: float, high: float) -> tuple[float, float]:

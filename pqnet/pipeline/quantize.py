@@ -99,7 +99,7 @@ def _check_float(graph: Graph, recipe: Mapping[str, Codec | None]) -> None:
 
 def quantize(
     model: Model,
-    recipe: Recipe | Mapping[str, Codec | None] | str,
+    recipe: Recipe | Mapping[str, Codec | None] | str | None,
     calibration: Any = None,
     *,
     mode: str | None = None,
@@ -126,7 +126,7 @@ def quantize(
         The float network.
     recipe : str, Recipe or dict
         A preset (``"small-blocks"``, ``"large-blocks"``, ``"transformer"``, or a paper's, see ``mode``), or a codec for
-        each layer, see `Recipe`.
+        each layer, see `Recipe`. None, with ``activations``, leaves all weights as they are.
         Of a preset, with the full metric, layers so small that codewords take most of their bytes become integers with
         a scale for each filter where these leave less error, in no more bytes; so do depthwise filters, in 4 bits.
     calibration : array, dict of arrays, iterable of either, or Statistics
@@ -172,8 +172,8 @@ def quantize(
         Measure the ranges of the inputs of layers, with data, of the quantized network, for ``compute="int8"`` of
         `pqnet.load`. Float weights, too, are integers then. In float32 the network computes what it did.
     max_drop : float
-        How much of its outputs the network may lose by integers, as `pqnet.compress` measures it, on the samples put
-        aside: layers whose outputs suffer most stay without a range until the loss is within it.
+        How much of its outputs the network may lose by integers, as `pqnet.compress` measures it, on at most 256
+        samples: layers whose outputs suffer most stay without a range until the loss is within it.
     finetune : callable, optional
         With data: called right after each layer, with the network as it is then, the layers after it float, and the
         layer's name; returns its packed weight, trained say, to go on with; errors are not reported then. For a
@@ -214,7 +214,9 @@ def quantize(
     if not isinstance(model, Model):
         raise _check.error("model", "a pqnet.Model", _check.describe(model))
     options = choose_options(mode, metric, target, correct_bias, permute, reestimate_norm, seed, effort, balanced)
-    codecs = resolve_recipe(recipe, model.graph)
+    codecs = {}
+    if recipe is not None or activations is None:
+        codecs = resolve_recipe(recipe, model.graph)  # type: ignore[arg-type]  # it says what is expected
     _check_float(model.graph, codecs)
     if isinstance(calibration, Statistics):
         calibration.check(model.graph)
@@ -260,4 +262,4 @@ def quantize(
         small = run.finish()
         if activations is None or data is None or isinstance(data, Statistics):
             return small
-        return integer_inputs(small, data, data[learned:] or data, max_drop, threads)
+        return integer_inputs(small, data, max_drop, threads)

@@ -1,11 +1,37 @@
 """The 8-bit integers that inputs and weights of layers become."""
 
+from typing import NamedTuple
+
 import numpy as np
 
-__all__ = ["LEVELS", "input_scaling", "weight_scale"]
+from pqnet.codecs import PackedPQ
+
+__all__ = ["LEVELS", "Integers", "input_scaling", "weight_integers"]
 
 LEVELS = 255  # of inputs: 0 .. 255
 LARGEST = 127  # of weights; the least is one less than its negative
+STEPS = 40  # scales of a codebook that are tried
+
+
+class Integers(NamedTuple):
+    """A weight in 8-bit integers.
+
+    Attributes
+    ----------
+    numbers : int8 array
+        The rows of a weight, or the codewords of a codebook.
+    scale : float64 array
+        What the integers are multiples of: a number for each row of a weight, or one for a codebook, shape (1,).
+    sums : int64 array, shape (O,)
+        Of the integers of each output.
+    error : float
+        Squared error of the weight, relative to its squares.
+    """
+
+    numbers: np.ndarray
+    scale: np.ndarray
+    sums: np.ndarray
+    error: float
 
 
 def input_scaling(limits: tuple[float, float]) -> tuple[float, float]:
@@ -15,8 +41,34 @@ def input_scaling(limits: tuple[float, float]) -> tuple[float, float]:
     return factor, float(np.rint(-low * factor))
 
 
-def weight_scale(weight: np.ndarray, *, by_row: bool) -> np.ndarray:
-    """Return what 8-bit integers are multiples of: one number for each row of a weight, or one for a codebook."""
-    rows = weight.reshape(len(weight) if by_row else 1, -1).astype(np.float64)
-    scale = np.maximum(rows.max(1) / LARGEST, -rows.min(1) / (LARGEST + 1))
-    return np.where(scale > 0, scale, 1.0).reshape(-1, *[1] * (weight.ndim - 1))
+def weight_integers(weight: np.ndarray | PackedPQ) -> Integers:
+    """Round a weight.
+
+    Each row of an array has a scale of its own, by which its largest number fits. A codebook has one, by which the
+    blocks of the weight have the least squared error: rare codewords far from zero may be cut off.
+    """
+    if not isinstance(weight, PackedPQ):
+        rows = weight.reshape(len(weight), -1).astype(np.float64)
+        scale = _fitting_scale(rows.max(1), rows.min(1))
+        numbers = _rounded(rows, scale[:, None])
+        error = np.square(numbers * scale[:, None] - rows).sum() / max(np.square(rows).sum(), 1e-300)
+        return Integers(numbers.reshape(weight.shape), scale, numbers.sum(1, dtype=np.int64), float(error))
+    book = weight.codebook.astype(np.float64)
+    count = np.bincount(weight.codes.reshape(-1), minlength=len(book))[:, None]
+    whole = float(_fitting_scale(book.max(), book.min()))
+    tried = [whole * share for share in np.linspace(1, 1 / STEPS, STEPS)]  # of equal ones the largest
+    errors = [float((count * np.square(_rounded(book, scale) * scale - book)).sum()) for scale in tried]
+    best = int(np.argmin(errors))
+    numbers = _rounded(book, tried[best])
+    energy = max(float((count * np.square(book)).sum()), 1e-300)
+    sums = numbers.sum(1, dtype=np.int64)[weight.codes].sum(1)
+    return Integers(numbers, np.array([tried[best]]), sums, errors[best] / energy)
+
+
+def _fitting_scale(largest: np.ndarray, least: np.ndarray) -> np.ndarray:
+    scale = np.maximum(largest / LARGEST, -least / (LARGEST + 1))
+    return np.where(scale > 0, scale, 1.0)
+
+
+def _rounded(weight: np.ndarray, scale: np.ndarray | float) -> np.ndarray:
+    return np.clip(np.rint(weight / scale), -LARGEST - 1, LARGEST).astype(np.int8)

@@ -17,7 +17,7 @@ from pqnet.runtime.copying import dense
 from pqnet.runtime.memory import View
 from pqnet.runtime.taps import with_taps
 
-__all__ = ["Layer", "near"]
+__all__ = ["Layer", "near", "readable"]
 
 Pair = tuple[int, int]
 IMAGE = (1, 0, 2, 3)  # the storage order of images: channels outermost
@@ -94,7 +94,7 @@ class Layer:
         in_shape, shape = b.info(node.inputs[0]).shape, b.info(node.outputs[0]).shape
         if not weight_op(node.op).channels_first:
             return cls.of_rows(b, node, in_shape)
-        weight, scale = _readable(b, node)
+        weight, scale = readable(_weight(b, node))
         params = {role: b.graph.params[name] for role, name in node.params.items()}
         a = b.attrs(node)
         batch, _, *axes = in_shape
@@ -120,7 +120,7 @@ class Layer:
     @classmethod
     def of_rows(cls, b: Builder, node: Node, in_shape: tuple[int, ...]) -> "Layer":
         """Return the linear layer of a node, whose operation multiplies the last axis of an input of this shape."""
-        weight, scale = _readable(b, node)
+        weight, scale = readable(_weight(b, node))
         params = {role: b.graph.params[name] for role, name in node.params.items()}
         size, one, shape = (1, prod(in_shape[:-1])), (1, 1), (*in_shape[:-1], weight.shape[0])
         sizes = size, size, one, one, one, (0, 0)
@@ -278,13 +278,17 @@ def _seen_taps(layer: Layer, axis: int) -> range:
     return range(seen[0], seen[-1] + 1) if seen else range(1)
 
 
-def _readable(b: Builder, node: Node) -> tuple[np.ndarray | Packed, np.ndarray | None]:
+def readable(weight: np.ndarray | Packed) -> tuple[np.ndarray | Packed, np.ndarray | None]:
     """Return the weight of a layer, as a PackedPQ if its codes can be one, and the factors of its outputs.
 
     Weights with one code an element become codewords of one element; their scales, if an output has one, factors of the
     epilogue. What has scales of groups of inputs, or is a sum, stays as it is.
     """
-    weight = b.param(node, "weight")
-    assert weight is not None
     words = weight.codewords() if isinstance(weight, Packed) else None
     return words or (weight, None)  # type: ignore[return-value]
+
+
+def _weight(b: Builder, node: Node) -> np.ndarray | Packed:
+    weight = b.param(node, "weight")
+    assert weight is not None
+    return weight

@@ -17,7 +17,7 @@ from pqnet.runtime.algorithms.base import Algorithm, Call, Host
 from pqnet.runtime.algorithms.gemm import Cut, cut_gemm
 from pqnet.runtime.builder import Builder
 from pqnet.runtime.fusion import Epilogue
-from pqnet.runtime.integers import input_scaling, weight_scale
+from pqnet.runtime.integers import Integers, input_scaling, weight_integers
 from pqnet.runtime.layer import Layer
 from pqnet.runtime.memory import View
 from pqnet.runtime.windows import Windows, plane_arguments, windows_of
@@ -119,7 +119,7 @@ class Words(Algorithm):
         )
 
     @abstractmethod
-    def numbers(self, weight: np.ndarray, *, by_row: bool) -> np.ndarray:
+    def numbers(self, layer: Layer) -> np.ndarray:
         """Return a weight (rows, ...) or codewords as words hold them: int8, or the upper halves of float32."""
 
     def scaling(self, layer: Layer) -> tuple[float, float]:
@@ -172,7 +172,7 @@ class Words(Algorithm):
         if weight is None:
 
             def rows() -> np.ndarray:
-                found = self.numbers(np.asarray(layer.weight, np.float32), by_row=True)
+                found = self.numbers(layer)
                 filters = np.zeros(
                     (len(found) + ROWS, -(-layer.channels // numbers) * numbers, layer.taps), found.dtype
                 )
@@ -184,7 +184,7 @@ class Words(Algorithm):
             return dict.fromkeys(WORD_WEIGHT.kinds, 0) | {"codes": -1, "weight": at}
 
         def book() -> np.ndarray:
-            found = self.numbers(weight.codebook, by_row=False)
+            found = self.numbers(layer)
             if form.form == LOOKED_UP:
                 unsigned = found.reshape(-1).view(found.dtype.str.replace("i", "u")).astype(np.uint32)
                 return np.append(unsigned, np.uint32(0)).view(np.float32)
@@ -211,9 +211,10 @@ class BFloat16(Words):
     name, kind = "bfloat16", BFLOAT16
     allowed_by = ("bfloat16", "int8", "auto")  # of int8 for layers whose inputs have no range
 
-    def numbers(self, weight: np.ndarray, *, by_row: bool) -> np.ndarray:
+    def numbers(self, layer: Layer) -> np.ndarray:
         """Round to the nearest bfloat16."""
-        return round_bfloat16(weight)
+        packed = layer.codes
+        return round_bfloat16(np.asarray(layer.weight, np.float32) if packed is None else packed.codebook)
 
 
 class Int8(Words):
@@ -231,20 +232,19 @@ class Int8(Words):
         assert layer.input_range is not None
         return input_scaling(layer.input_range)
 
-    def numbers(self, weight: np.ndarray, *, by_row: bool) -> np.ndarray:
+    def numbers(self, layer: Layer) -> np.ndarray:
         """Round to the nearest multiple of the scale."""
-        integers: np.ndarray = np.rint(weight / weight_scale(weight, by_row=by_row)).astype(np.int8)
-        return integers
+        return _integers(layer).numbers
 
     def end(self, b: Builder, call: Call) -> Epilogue:
         """Take the scales of inputs and weights into the factors, and the zero point into the terms."""
-        layer, packed, end = call.layer, call.layer.codes, call.end
-        factor, zero = self.scaling(layer)
-        weight = np.asarray(layer.weight, np.float32) if packed is None else packed.codebook
-        integers = self.numbers(weight, by_row=packed is None)
-        sums = integers.reshape(len(weight), -1).sum(1, dtype=np.int64)
-        sums = sums if packed is None else sums[packed.codes].sum(1)
+        weight, end = _integers(call.layer), call.end
+        factor, zero = self.scaling(call.layer)
         own = 1.0 if end.scale is None else end.scale.astype(np.float64)
-        scale = np.broadcast_to(weight_scale(weight, by_row=packed is None).reshape(-1) / factor * own, sums.shape)
-        shift = (0.0 if end.shift is None else end.shift.astype(np.float64)) - scale * zero * sums
+        scale = np.broadcast_to(weight.scale / factor * own, weight.sums.shape)
+        shift = (0.0 if end.shift is None else end.shift.astype(np.float64)) - scale * zero * weight.sums
         return replace(end, scale=scale.astype(np.float32), shift=shift.astype(np.float32), arithmetic=self.name)
+
+
+def _integers(layer: Layer) -> Integers:
+    return weight_integers(layer.codes or np.asarray(layer.weight, np.float32))
