@@ -122,7 +122,7 @@ class _Inputs:
         return x if mask is None else x[mask]
 
     def _error(self, node: Node, values: Values) -> float:
-        """Return the squared error that integers make in the outputs of a layer, relative to these, and in its weight."""
+        """Return the squared error of a layer's outputs, relative to these, that integers make; and of its weight."""
         params, (low, high) = node_params(self.graph, node), self.ranges[node.name]
         error = energy = 0.0
         left = SAMPLES
@@ -138,10 +138,8 @@ class _Inputs:
             if left <= 0:
                 break
         weight = readable(self.graph.params[node.params["weight"]])[0]
-        rounded = (
-            0.0 if isinstance(weight, Packed) and not isinstance(weight, PackedPQ) else weight_integers(weight).error
-        )
-        return error / max(energy, 1e-30) + rounded
+        has_integers = isinstance(weight, np.ndarray | PackedPQ)
+        return error / max(energy, 1e-30) + (weight_integers(weight).error if has_integers else 0.0)
 
 
 def least_squares_range(counts: np.ndarray, low: float, high: float) -> tuple[float, float]:
