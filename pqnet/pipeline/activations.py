@@ -50,18 +50,26 @@ def integer_inputs(model: Model, batches: Sequence[Batch], max_drop: float, thre
     judged = list(_first(batches, JUDGED))
     agreement = Agreement.of(model, judged, None, threads)
     order = sorted(found.ranges, key=lambda name: (found.errors[name], name))
-    kept, integers = 1.0, len(order)
-    while integers:
+
+    def kept_with(integers: int) -> float:
         graph = _with_ranges(model.graph, {name: found.ranges[name] for name in order[:integers]})
-        kept = float(agreement.scores(_AsIntegers(graph), model, judged, threads).mean())
-        if kept >= 1 - max_drop:
-            break
-        integers -= -(-integers // 8)
+        return float(agreement.scores(_AsIntegers(graph), model, judged, threads).mean()) if integers else 1.0
+
+    # The more layers, the less is kept: the most that keep enough are ``integers``, or between that and ``more``.
+    integers, more, kept = 0, len(order) + 1, 1.0
+    tried = len(order)
+    while more - integers > 1:
+        now = kept_with(tried)
+        if now >= 1 - max_drop:
+            integers, kept = tried, now
+        else:
+            more = tried
+        tried = (integers + more) // 2
     ranges = {name: found.ranges[name] for name in sorted(order[:integers])}
     about = {
         "dtype": "int8",
         "max_drop": max_drop,
-        "kept": round(kept, 6) if integers else 1.0,
+        "kept": round(kept, 6),
         "measure": agreement.parts,
         "float": sorted(order[integers:]),
         "errors": {name: float(f"{found.errors[name]:.4g}") for name in sorted(order)},
@@ -138,8 +146,8 @@ class _Inputs:
             if left <= 0:
                 break
         weight = readable(self.graph.params[node.params["weight"]])[0]
-        has_integers = isinstance(weight, np.ndarray | PackedPQ)
-        return error / max(energy, 1e-30) + (weight_integers(weight).error if has_integers else 0.0)
+        rounded = weight_integers(weight).error if isinstance(weight, np.ndarray | PackedPQ) else 0.0
+        return error / max(energy, 1e-30) + rounded
 
 
 def least_squares_range(counts: np.ndarray, low: float, high: float) -> tuple[float, float]:
