@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from pqnet.codecs.layout import from_blocks
+
 Ints = Sequence[int]
 
 
@@ -286,3 +288,47 @@ def decode(decoding: Any) -> np.ndarray:
             out.reshape(-1)[place + gap] += np.float32(value)
             place, code = place + gap + 1, code + 1
     return out.reshape(decoding.shape)
+
+
+def round_bfloat16(x: np.ndarray) -> np.ndarray:
+    """Return the nearest numbers with 8 bits of precision, ties to even, by comparing with both neighbours."""
+    x = np.asarray(x, np.float32)
+    low = (x.view(np.uint32) & 0xFFFF0000).view(np.float32)  # towards zero
+    high = ((x.view(np.uint32) & 0xFFFF0000) + 0x10000).view(np.float32)
+    wide = x.astype(np.float64)
+    near, far = np.abs(wide - low), np.abs(high.astype(np.float64) - wide)
+    even = (low.view(np.uint32) >> 16 & 1) == 0
+    return np.where((near < far) | ((near == far) & even), low, high)
+
+
+def round_inputs(x: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Return numbers rounded to the 256 levels of a range, of which one is zero."""
+    factor = np.float32(255 / (high - low))
+    zero = np.rint(-low * (255 / (high - low)))
+    levels = np.rint((x.astype(np.float64) * factor + zero).astype(np.float32))
+    return ((np.clip(levels, 0, 255) - zero) / (255 / (high - low))).astype(np.float32)
+
+
+def round_weight(weight: Any, kind: str) -> np.ndarray:
+    """Return a weight of bfloat16 numbers, or of 8-bit integers times a scale.
+
+    Each row of an array has a scale, a codebook the best one for the codes; factors of outputs are not rounded.
+    """
+    if isinstance(weight, np.ndarray):
+        if kind == "bfloat16":
+            return round_bfloat16(weight)
+        rows = weight.reshape(len(weight), -1).astype(np.float64)
+        scale = np.array([max(row.max() / 127, row.min() / -128) or 1.0 for row in rows])[:, None]
+        return (np.rint(rows / scale) * scale).reshape(weight.shape).astype(np.float32)
+    words, factors = weight.codewords() or (weight, None)
+    best: np.ndarray = round_bfloat16(words.codebook)
+    if kind == "int8":
+        book = words.codebook.astype(np.float64)
+        largest, least = max(book.max() / 127, book.min() / -128) or 1.0, np.inf
+        for share in np.linspace(1, 1 / 40, 40):
+            rounded = np.clip(np.rint(book / (largest * share)), -128, 127) * (largest * share)
+            error = sum(np.square(rounded[code] - book[code]).sum() for code in words.codes.reshape(-1))
+            if error < least * (1 - 1e-12):
+                best, least = rounded, error
+    dense = from_blocks(best[words.codes.reshape(-1)], words.shape, words.codec.layout)
+    return (dense if factors is None else dense * factors.reshape(-1, *[1] * (dense.ndim - 1))).astype(np.float32)

@@ -48,6 +48,7 @@ def integer_inputs(model: Model, batches: Sequence[Batch], max_drop: float, thre
     found = _Inputs(model.graph, threads)
     sweep(model.graph, batches, {node.name for node in found.nodes}, found.visit, threads)
     judged = list(_first(batches, JUDGED))
+    samples = sum(len(next(iter(batch.values()))) for batch in judged)
     agreement = Agreement.of(model, judged, None, threads)
     order = sorted(found.ranges, key=lambda name: (found.errors[name], name))
 
@@ -60,7 +61,7 @@ def integer_inputs(model: Model, batches: Sequence[Batch], max_drop: float, thre
     tried = len(order)
     while more - integers > 1:
         now = kept_with(tried)
-        if now >= 1 - max_drop:
+        if now >= 1 - max_drop - 1 / samples:  # one sample may be chance
             integers, kept = tried, now
         else:
             more = tried

@@ -111,7 +111,7 @@ def quantize(
     effort: str = "normal",
     balanced: bool | None = None,
     activations: str | None = None,
-    max_drop: float = 0.01,
+    max_drop: float = 0.02,
     finetune: Callable[[Graph, str], Packed] | None = None,
     checkpoint: str | Path | None = None,
     seed: int = 0,

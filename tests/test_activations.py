@@ -1,0 +1,138 @@
+"""Ranges of 8-bit integer inputs: how they are found, judged and stored."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import pqnet
+from pqnet.demo import load_images, model_path
+from pqnet.errors import ConfigError, PQNetError
+from pqnet.graph.ranges import INPUT_RANGES
+from pqnet.pipeline.activations import least_squares_range
+
+
+@pytest.fixture(scope="module")
+def small() -> pqnet.Model:
+    model = pqnet.load(model_path())
+    return pqnet.quantize(model, "small-blocks", load_images()[0][:200], activations="int8", progress=False)
+
+
+def test_the_demo_in_integers(small: pqnet.Model, tmp_path: Path) -> None:
+    _, images, labels = load_images()
+    small.save(tmp_path / "small.h5")
+    right = {}
+    for compute in ("float32", "bfloat16", "int8", "auto"):
+        model = pqnet.load(tmp_path / "small.h5", compute)
+        assert model.graph.meta[INPUT_RANGES] == small.graph.meta[INPUT_RANGES]
+        right[compute] = (model(images).argmax(1) == labels).sum()
+    assert max(right.values()) - min(right.values()) <= 2
+
+
+def test_float_results_are_those_without_ranges(small: pqnet.Model) -> None:
+    images = load_images()[1][:10]
+    plain = pqnet.quantize(pqnet.load(model_path()), "small-blocks", load_images()[0][:200], progress=False)
+    assert np.array_equal(plain(images), small(images))
+    assert INPUT_RANGES not in plain.graph.meta
+
+
+def test_what_is_recorded(small: pqnet.Model) -> None:
+    about, ranges = small.graph.meta["activations"], small.graph.meta[INPUT_RANGES]
+    assert set(ranges) | set(about["float"]) == set(small.graph.layers()) == set(about["errors"])
+    assert about["kept"] >= 0.98 and about["measure"] == "top1"
+    assert all(0 <= error < 0.01 for error in about["errors"].values())
+    assert all(low == 0 < high for low, high in ranges.values())  # behind ReLU, or an image
+
+
+def test_weights_stay_without_a_recipe(small: pqnet.Model) -> None:
+    again = pqnet.quantize(small, None, load_images()[0][:50], activations="int8", progress=False)
+    for name, param in small.graph.params.items():
+        assert again.graph.params[name] is param or np.array_equal(again.graph.params[name], param)
+    assert set(again.graph.meta[INPUT_RANGES])
+
+
+def test_layers_that_suffer_stay_float() -> None:
+    rng = np.random.default_rng(0)
+    images = load_images()[0][:64]
+    model = pqnet.load(model_path())
+    graph = model.graph
+    outlier = rng.standard_normal(graph.params["layer1.0.conv1.weight"].shape).astype(np.float32)
+    outlier[0, 0, 0, 0] = 1e4  # its filter, in steps of 80, is nothing but this
+    graph = replace(graph, params=graph.params | {"layer1.0.conv1.weight": outlier})
+    found = pqnet.quantize(pqnet.Model(graph), None, images, activations="int8", max_drop=0.0, progress=False)
+    errors = found.graph.meta["activations"]["errors"]
+    assert max(errors, key=lambda name: errors[name]) in {*found.graph.meta["activations"]["float"], *errors}
+    kept = found.graph.meta["activations"]["kept"]
+    assert kept >= 1 - 1 / 64
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.5, 4.0, 40.0]))
+def test_ranges_leave_the_least_squared_error(seed: int, tail: float) -> None:
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal(2000) + (rng.random(2000) < 0.01) * rng.standard_normal(2000) * tail
+    low, high = min(x.min(), 0), max(x.max(), 0)
+    counts = np.histogram(x, 2048, (low, high))[0].astype(float)
+
+    def error(low: float, high: float) -> float:
+        step = (high - low) / 255
+        zero = np.rint(-low / step)
+        return float(np.square((np.clip(np.rint(x / step) + zero, 0, 255) - zero) * step - x).sum())
+
+    found = least_squares_range(counts, low, high)
+    assert low <= found[0] <= 0 <= found[1] <= high
+    assert error(*found) <= 1.02 * error(low, high)
+    assert error(*found) <= 1.1 * min(error(low * a, high * b) for a in (0.3, 0.6, 1) for b in (0.3, 0.6, 1))
+
+
+def test_the_same_ranges_for_any_thread_count(small: pqnet.Model) -> None:
+    images = load_images()[0][:40]
+    found = [
+        pqnet.quantize(small, None, images, activations="int8", threads=threads, progress=False) for threads in (1, 3)
+    ]
+    assert found[0].graph.meta == found[1].graph.meta
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"activations": "int4"}, "activations"),
+        ({"activations": "int8", "calibration": None}, "activations: expected calibration data"),
+        ({"activations": "int8", "max_drop": -1}, "max_drop: expected a number from 0 to 1"),
+        ({"activations": "int8", "max_drop": "1%"}, "max_drop: expected a number from 0 to 1"),
+        ({"activations": None}, "recipe"),
+    ],
+)
+def test_arguments_that_do_not_fit(arguments: dict[str, object], expected: str) -> None:
+    options = {"calibration": load_images()[0][:8], "progress": False} | arguments
+    with pytest.raises(ConfigError if "recipe" not in expected else PQNetError, match=expected):
+        pqnet.quantize(pqnet.load(model_path()), None, **options)
+
+
+@pytest.mark.parametrize(
+    "ranges",
+    [
+        {"nothing": [0, 1]},
+        {"fc": [0, 0]},
+        {"fc": [1, 2]},
+        {"fc": [0, float("inf")]},
+        {"fc": ["0", 1]},
+        {"fc": [0]},
+        {"fc": None},
+        [1],
+    ],
+)
+def test_forged_ranges(ranges: object) -> None:
+    graph = pqnet.load(model_path()).graph
+    with pytest.raises(PQNetError, match="input_ranges"):
+        pqnet.Model(replace(graph, meta=graph.meta | {INPUT_RANGES: ranges}), compute="int8")
+
+
+def test_copies_keep_the_arithmetic() -> None:
+    import copy
+
+    assert copy.deepcopy(pqnet.load(model_path(), "auto")).compute == "auto"
+    with pytest.raises(PQNetError, match="compute"):
+        pqnet.load(model_path(), "float16")
