@@ -471,7 +471,7 @@ BAD = [
     ("calibrate model.h5 --calibration x.npy --merge model.h5 -o s.h5", "expected a statistics file, got a model file"),
     ("quantize model.h5 --preset small-blocks --recipe recipe.yaml -o q.h5",
      "--recipe: not allowed with argument --preset"),
-    ("quantize model.h5 --calibration x.npy -o q.h5", "arguments --preset --recipe --target-size is required"),
+    ("quantize model.h5 --calibration x.npy -o q.h5", "quantize: expected --preset, --recipe or --target-size, or --activations alone, got none"),
     ("quantize model.h5 --calibration x.npy --preset huge -o q.h5", "recipe: expected one of 'small-blocks', .*'huge'"),
     ("quantize model.h5 --calibration x.npy --statistics stats.h5 --preset small-blocks -o q.h5",
      "expected one of --calibration and --statistics, got both"),
@@ -575,6 +575,19 @@ def test_an_interrupt_gives_130_and_no_file(
     monkeypatch.setattr(commands.pqnet, "quantize", interrupt)
     assert run("quantize model.h5 --statistics stats.h5 --preset small-blocks -o q.h5") == 130
     assert capsys.readouterr().err == "pqnet: interrupted\n" and not Path("q.h5").exists()
+
+
+def test_low_precision(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("quantize small.h5 --calibration x.npy --activations int8 --max-drop 0.05 -o q8.h5") == 0
+    assert run("inspect q8.h5") == 0
+    assert re.search(r"inputs as 8-bit integers: .*conv1 0 to ", capsys.readouterr().out)
+    assert run("run small.h5 --input x.npy -o y.npy") == 0
+    want = np.load("y.npy")
+    for compute in ("float32", "bfloat16", "int8", "auto"):
+        assert run(f"run q8.h5 --input x.npy --compute {compute} -o y.npy") == 0
+        assert np.abs(np.load("y.npy") - want).max() <= (0 if compute == "float32" else 0.1 * np.abs(want).max())
+    assert run("bench q8.h5 --compute auto --runs 1 --explain") == 0
+    assert run("run q8.h5 --input x.npy --compute int4 -o y.npy") == 2
 
 
 def test_missing_pytorch_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ def _draw_inputs(model: Model, batch: int, seed: int) -> dict[str, np.ndarray]:
 
 
 def run(args: argparse.Namespace) -> None:
-    model = pqnet.load(args.model)
+    model = pqnet.load(args.model, args.compute)
     inputs = _draw_inputs(model, args.batch, args.seed)
     times = []
     for _ in range(args.runs + 1):
@@ -55,7 +55,7 @@ def warmup(args: argparse.Namespace) -> None:
     os.environ.setdefault("PQNET_TUNE", "3600")  # here measurements are what is wanted, however long they take
     for path in args.model:
         start = time.perf_counter()
-        model = pqnet.load(path)
+        model = pqnet.load(path, args.compute)
         for batch in batches:
             model.run(_draw_inputs(model, batch, args.seed), threads=args.threads)
         print(f"{path}: ready for batches of {', '.join(map(str, batches))} in {time.perf_counter() - start:.1f} s")

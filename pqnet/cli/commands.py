@@ -20,6 +20,7 @@ from pqnet.cli.data import (
     write_outputs,
 )
 from pqnet.cli.plan import check_curve, outputs_for, plans_for, read_source, write_curve
+from pqnet.graph.ranges import input_ranges
 from pqnet.io import graph_nbytes, relative_differences
 from pqnet.pipeline import Agreement, Plan, Statistics
 from pqnet.pipeline.batches import iterate_batches
@@ -42,10 +43,12 @@ def calibrate(args: argparse.Namespace) -> None:
 def quantize(args: argparse.Namespace) -> None:
     outputs = outputs_for(args, (".h5",))
     check_curve(args)
+    if not (args.preset or args.recipe or args.target_size or args.activations):
+        raise PQNetError("quantize: expected --preset, --recipe or --target-size, or --activations alone, got none")
     recipe: Any = args.preset or (Recipe.read(args.recipe) if args.recipe else None)
     model = pqnet.load(args.model)
     source = read_source(args, model, "quantize")
-    plans: list[Plan | None] = [None] if recipe is not None else [*plans_for(args, model, source)]
+    plans: list[Plan | None] = [*plans_for(args, model, source)] if args.target_size else [None]
     rows = []
     for made, output in zip(plans, outputs, strict=True):
         small = _quantized(args, model, recipe if made is None else made.recipe, source)
@@ -73,6 +76,8 @@ def _quantized(args: argparse.Namespace, model: Model, recipe: Any, source: Any)
         reestimate_norm=args.reestimate_norm,
         checkpoint=args.checkpoint,
         permute=args.permute or None,
+        activations=args.activations,
+        max_drop=args.max_drop,
         seed=args.seed,
         threads=args.threads,
     )
@@ -91,7 +96,7 @@ def _kept(args: argparse.Namespace, model: Model, small: Model, source: Any) -> 
 def run(args: argparse.Namespace) -> None:
     if args.output is None and args.labels is None:
         raise PQNetError("run: expected --output, --labels or both, got neither")
-    model = pqnet.load(args.model)
+    model = pqnet.load(args.model, args.compute)
     if args.output is not None:
         check_output(args.output, (".npy", ".npz") if len(model.outputs) == 1 else (".npz",))
     inputs = read_inputs(args.input, list(model.inputs))
@@ -118,6 +123,7 @@ def _print_accuracy(outputs: dict[str, np.ndarray], labels: np.ndarray) -> None:
 
 def _report(model: Model) -> dict[str, Any]:
     size, done = model.size(), model.graph.meta.get("quantization", {}).get("layers", {})
+    ranges = input_ranges(model.graph)
     layers = {}
     for name, node in model.graph.layers().items():
         param, part = model.graph.params[node.params["weight"]], size.per_layer[name]
@@ -129,6 +135,7 @@ def _report(model: Model) -> dict[str, Any]:
             "dense_bytes": part.dense,
             "output_error": done.get(name, {}).get("output_error"),
             "iterations": done.get(name, {}).get("iterations"),
+            "input_range": ranges.get(name),
         }
     total = {key: getattr(size, key) for key in ("codes", "codebooks", "other", "total", "dense", "ratio")}
     return {"inputs": model.inputs, "outputs": model.outputs, "size": total, "layers": layers}
@@ -161,6 +168,8 @@ def inspect(args: argparse.Namespace) -> None:
         for name, (shape, dtype) in signature.items():
             print(f"{title} {name}: {dtype} ({', '.join('any' if s is None else str(s) for s in shape)})")
     _print_layers(model)
+    if ranges := input_ranges(model.graph):
+        print("inputs as 8-bit integers: " + ", ".join(f"{n} {low:g} to {high:g}" for n, (low, high) in ranges.items()))
     print(f"file {os.path.getsize(args.model)} bytes")
 
 

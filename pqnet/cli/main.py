@@ -100,7 +100,7 @@ def _quantize(sub: Any) -> None:
         "  pqnet quantize model.h5 --calibration x.npy --target-size 10x --target-size 20x --curve sizes.csv -o s.h5",
     )
     _add_source(p, "calibration samples, for layer after layer")
-    which = p.add_mutually_exclusive_group(required=True)
+    which = p.add_mutually_exclusive_group()
     which.add_argument("--preset", help="small-blocks, large-blocks, transformer, or a paper's: bgd-resnet50-large ...")
     which.add_argument("--recipe", help="YAML file: name pattern to codec, or null to keep float")
     which.add_argument("--target-size", action="append", help=f"{_SIZE}; plans the codecs, see pqnet plan; {_SIZES}")
@@ -112,6 +112,8 @@ def _quantize(sub: Any) -> None:
     p.add_argument("--no-correct-bias", action="store_true", help="leave biases and norms as they are")
     p.add_argument("--permute", action="store_true", help="first put channels into an order that suits the codes")
     p.add_argument("--reestimate-norm", action="store_true", help="measure batch norm statistics again")
+    p.add_argument("--activations", help="int8: ranges of the inputs of layers, for --compute int8; weights may stay")
+    p.add_argument("--max-drop", type=float, default=0.02, help="of the outputs, by integers; layers stay float for it")
     p.add_argument("--checkpoint", metavar="DIR", help="folder of finished layers: run again to go on after a stop")
     p.add_argument("-o", "--output", required=True, help="model file to write")
     add_common(p)
@@ -226,6 +228,12 @@ def _add_metric(parser: argparse.ArgumentParser, default: str | None) -> None:
     parser.add_argument("--metric", default=default, help="none, pooled, block or full (default)")
 
 
+def _add_compute(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--compute", default="float32", help="float32 (default), bfloat16, int8 or auto, see pqnet.load"
+    )
+
+
 def _add_batch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch", type=at_least(1), default=32, help="samples at a time (default 32, or the model's fixed batch)"
@@ -243,6 +251,7 @@ def _run(sub: Any) -> None:
     p.add_argument("model", help="pqnet model file")
     add_data(p, "--input", "input")
     p.add_argument("--labels", metavar="FILE", help=".npy of class numbers: print the share of right answers")
+    _add_compute(p)
     _add_batch(p)
     p.add_argument("-o", "--output", help=".npy file to write; .npz for several outputs")
     add_common(p)
@@ -284,6 +293,7 @@ def _bench(sub: Any) -> None:
     p.add_argument("model", help="pqnet model file")
     p.add_argument("--batch", type=at_least(1), default=1, help="size of the free axes (default 1)")
     p.add_argument("--runs", type=at_least(1), default=20, help="runs to take the median of (default 20)")
+    _add_compute(p)
     p.add_argument("--explain", action="store_true", help="print layer, algorithm, time, share and bytes of every step")
     add_common(p)
 
@@ -298,6 +308,7 @@ def _warmup(sub: Any) -> None:
     )
     p.add_argument("model", nargs="+", help="pqnet model files")
     p.add_argument("--batch", type=at_least(1), action="append", help="sizes of the free axes (default 1); repeatable")
+    _add_compute(p)
     add_common(p)
 
 

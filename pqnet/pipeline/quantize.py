@@ -221,9 +221,9 @@ def quantize(
     if isinstance(calibration, Statistics):
         calibration.check(model.graph)
     chosen = {name: codec for name, codec in codecs.items() if codec is not None}
-    check_calibration(options, calibration)
     has_data = not (calibration is None or isinstance(calibration, Statistics))
     check_activations(activations, max_drop, has_data)
+    check_calibration(options, calibration)
     if finetune is not None and not has_data:
         raise ConfigError("finetune: expected calibration data, got none; without, layers are not in turn")
     if finetune is not None and checkpoint is not None and not isinstance(getattr(finetune, "key", None), str):
