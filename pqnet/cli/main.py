@@ -230,7 +230,7 @@ def _add_metric(parser: argparse.ArgumentParser, default: str | None) -> None:
 
 def _add_compute(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--compute", default="float32", help="float32 (default), bfloat16, int8 or auto, see pqnet.load"
+        "--compute", default="float32", help="float32 (default), bfloat16, int8 or auto; see pqnet.load"
     )
 
 
