@@ -164,6 +164,8 @@ CUT = Arguments(
     o_tasks=SIZE,  # tasks along the outputs of a group
     positions=SIZE,  # of all images
     q_tasks=SIZE,  # tasks along the positions
+    o_turn=SIZE,  # how many tasks with the same outputs follow each other
+    q_turn=SIZE,  # how many with the same positions
     panel=SCRATCH,  # the decoded weight: rows ``piece`` + 16 apart
     sums=SCRATCH,
     column=SCRATCH,  # positions that dot products compute
@@ -177,9 +179,8 @@ GEMM = Arguments(layer=WINDOWS, end=EPILOGUE, weight=WEIGHT, cut=CUT)
 def part_of_task(task, cut, outputs):
     # Returns the group of a task, its outputs o .. o_last within the group and its positions p .. p_last
     group = task // (cut.o_tasks * cut.q_tasks)
-    rest = task - group * cut.o_tasks * cut.q_tasks
-    o = rest % cut.o_tasks * cut.o_block
-    p = rest // cut.o_tasks * cut.tiles * LANES
+    o = task // cut.o_turn % cut.o_tasks * cut.o_block
+    p = task // cut.q_turn % cut.q_tasks * cut.tiles * LANES
     return group, o, min(o + cut.o_block, outputs), p, min(p + cut.tiles * LANES, cut.positions)
 
 

@@ -24,6 +24,7 @@ PACK, DECODE, MULTIPLY, START = 10.0, 16.0, 12.5, 8000.0
 STRAIGHT = 32, 32 * 1024  # outputs of a task, or outputs times positions, that do not repay packing
 PRODUCT = 23.0 if HOST.halves else MULTIPLY  # cycles of a register tile, to compare algorithms
 SUMS = 48 * 1024  # floats of unfinished sums a task
+WIDER = 2  # times the reduction
 PARTS = (1, 2, 3, 4, 6, 8, 12, 16)  # of the outputs
 
 
@@ -45,7 +46,8 @@ class Decode(Algorithm):
         weight = call.layer.codes
         assert weight is not None
         own = {"weight": code_arguments(b, call.layer, weight)}
-        emit_gemm(b, call, gemm, _cut_decode(call.layer), own, block_order(weight), self.name)
+        cut = _cut_decode(call.layer, call.end.by_channel)
+        emit_gemm(b, call, gemm, cut, own, block_order(weight), self.name)
 
 
 class Dense(Algorithm):
@@ -72,7 +74,7 @@ class Dense(Algorithm):
 
         weight = {"codes": -1, "weight": b.constant((layer.name, "dense"), rows)}
         weight |= {"d": 1, "stride": 0, "code_bytes": 0, "code_row": 0}
-        emit_gemm(b, call, gemm, _cut_dense(layer), {"weight": weight}, slice(None), self.name)
+        emit_gemm(b, call, gemm, _cut_dense(layer, call.end.by_channel), {"weight": weight}, slice(None), self.name)
 
 
 class Cut(NamedTuple):
@@ -89,23 +91,25 @@ def decode_cycles(d: int) -> float:
     return DECODE / min(d, 8)
 
 
-def _cut_decode(layer: Layer) -> Cut:
+def _cut_decode(layer: Layer, by_channel: bool = False) -> Cut:
     weight = layer.codes
     assert weight is not None
-    return cut_layer(layer, weight.codec.d, decode_cycles(weight.codec.d))
+    return cut_layer(layer, weight.codec.d, decode_cycles(weight.codec.d), by_channel)
 
 
-def _cut_dense(layer: Layer) -> Cut:
-    return cut_layer(layer, 1, decode_cycles(1))
+def _cut_dense(layer: Layer, by_channel: bool = False) -> Cut:
+    return cut_layer(layer, 1, decode_cycles(1), by_channel)
 
 
-def cut_layer(layer: Layer, unit: int, decode: float) -> Cut:
-    """Cut the work of a layer; see `cut_gemm`."""
-    return cut_gemm(layer.reduction, unit, decode, layer.outputs, layer.groups, layer.positions)
+def cut_layer(layer: Layer, unit: int, decode: float, by_channel: bool = False) -> Cut:
+    """Cut the work of a layer, whose result may be read channel by channel; see `cut_gemm`."""
+    # Then each half of the outputs had better be computed by one core, unless that reads more than it saves.
+    halves = by_channel and layer.groups == 1 and WIDER * layer.reduction <= layer.outputs
+    return cut_gemm(layer.reduction, unit, decode, layer.outputs, layer.groups, layer.positions, halves)
 
 
 @lru_cache(maxsize=4096)
-def cut_gemm(k: int, unit: int, decode: float, outputs: int, groups: int, positions: int) -> Cut:
+def cut_gemm(k: int, unit: int, decode: float, outputs: int, groups: int, positions: int, halves: bool = False) -> Cut:
     """Cut the work, from its sizes alone.
 
     Parameters
@@ -116,12 +120,14 @@ def cut_gemm(k: int, unit: int, decode: float, outputs: int, groups: int, positi
     decode : float
         Cycles that an element of the reduction takes in a panel.
     outputs, groups, positions : int
+    halves : bool
+        Whether the first tasks have the first half of the outputs, and not of the positions.
     """
     pieces = -(-k // max(PIECE, unit)) if k > PIECE + PIECE // 3 else 1
     piece = -(-(k // unit) // pieces) * unit
     total = -(-positions // LANES)
     best: tuple[float, int, int] | None = None
-    o_blocks = [round_up(-(-outputs // parts), ROWS) for parts in PARTS]
+    o_blocks = [round_up(-(-outputs // parts), ROWS) for parts in PARTS if not halves or parts % 2 == 0]
     o_blocks = [o_block for o_block in o_blocks if o_block >= 2 * ROWS or o_block == o_blocks[0]]
     start = START / k
     for tiles in range(1, min(total, max(PACKED // (piece * LANES), 1), 12) + 1):
@@ -149,6 +155,8 @@ def cut_gemm(k: int, unit: int, decode: float, outputs: int, groups: int, positi
         "o_tasks": o_tasks,
         "positions": positions,
         "q_tasks": q_tasks,
+        "o_turn": q_tasks if halves else 1,
+        "q_turn": 1 if halves else o_tasks,
         "panel": panel,
         "sums": sums,
         "column": column,
