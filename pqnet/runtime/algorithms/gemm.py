@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pqnet.kernels.abi import StepKernel
-from pqnet.kernels.products.gemm import gemm
-from pqnet.kernels.products.tile import LANES, ROWS
+from pqnet.kernels.products.gemm import DOT_POSITIONS, gemm
+from pqnet.kernels.products.tile import LANES, ROWS, VECTORS
 from pqnet.kernels.simd import WIDTH
 from pqnet.runtime.algorithms.base import HOST, Algorithm, Call, Host, block_order, code_arguments
 from pqnet.runtime.builder import Builder
@@ -23,8 +23,10 @@ PACKED = 96 * 1024  # floats of packed positions a task: 384 KiB of the second-l
 PACK, DECODE, MULTIPLY, START = 10.0, 16.0, 12.5, 8000.0
 STRAIGHT = 32, 32 * 1024  # outputs of a task, or outputs times positions, that do not repay packing
 PRODUCT = 23.0 if HOST.halves else MULTIPLY  # cycles of a register tile, to compare algorithms
+# Cycles of the epilogue of a register tile; of two dot products of a panel, for each element and for their sums.
+FINISH, PAIR, SUM_PAIR = 150.0, 1.2 * ROWS * 16 / (8 * WIDTH), 160.0
 SUMS = 48 * 1024  # floats of unfinished sums a task
-WIDER = 2  # times the reduction
+WIDER, NEAR = 2, 512 * 1024  # times the reduction; floats
 PARTS = (1, 2, 3, 4, 6, 8, 12, 16)  # of the outputs
 
 
@@ -103,8 +105,10 @@ def _cut_dense(layer: Layer, by_channel: bool = False) -> Cut:
 
 def cut_layer(layer: Layer, unit: int, decode: float, by_channel: bool = False) -> Cut:
     """Cut the work of a layer, whose result may be read channel by channel; see `cut_gemm`."""
-    # Then each half of the outputs had better be computed by one core, unless that reads more than it saves.
-    halves = by_channel and layer.groups == 1 and WIDER * layer.reduction <= layer.outputs
+    # Then each half of the outputs had better be computed by one core, unless that reads more than it saves, or the
+    # result leaves the caches of both anyway.
+    near = layer.outputs * layer.positions <= NEAR
+    halves = by_channel and near and layer.groups == 1 and WIDER * layer.reduction <= layer.outputs
     return cut_gemm(layer.reduction, unit, decode, layer.outputs, layer.groups, layer.positions, halves)
 
 
@@ -161,13 +165,11 @@ def cut_gemm(k: int, unit: int, decode: float, outputs: int, groups: int, positi
         "sums": sums,
         "column": column,
     }
-    tasks = groups * o_tasks * q_tasks
-    return Cut(
-        arguments,
-        tasks,
-        scratch,
-        k * tasks * (tiles * PACK + -(-o_block // ROWS) * (decode + tiles * PRODUCT)),
-    )
+    few = positions % WIDTH if positions % WIDTH <= DOT_POSITIONS else 0  # computed in pairs, as dot products
+    wide, pairs = -(-(positions - few) // WIDTH) / VECTORS, -(-few // 2)
+    each = q_tasks * k * decode + wide * (k * PRODUCT + FINISH) + pairs * (k * PAIR + SUM_PAIR)
+    cost = groups * o_tasks * (k * total * PACK + -(-o_block // ROWS) * each)
+    return Cut(arguments, groups * o_tasks * q_tasks, scratch, cost)
 
 
 def emit_gemm(
