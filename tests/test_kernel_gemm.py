@@ -78,6 +78,19 @@ def test_outputs_that_are_read_by_channel_are_computed_in_halves(size, monkeypat
     assert cuts[-1].arguments["o_turn"] == 1
 
 
+@pytest.mark.parametrize("reduction", [5, 64, 130, 1100])
+@pytest.mark.parametrize("k", [2, 200, 256])
+def test_numbers_of_a_table_are_the_same_from_planes(reduction, k, monkeypatch):
+    rng = np.random.default_rng(k)
+    x = rng.standard_normal((1, reduction, 5, 11)).astype(np.float32)
+    b = GraphBuilder({"x": ValueInfo(x.shape)})
+    weight = packed_weight(rng, (67, reduction, 1, 1), 1, k, "spatial")
+    graph = b.build({"y": b.add("conv2d", "x", params={"weight": weight})})
+    planes = check(graph, {"x": x}, "decode")
+    monkeypatch.setattr(gemm, "_in_planes", lambda weight: False)
+    assert np.array_equal(check(graph, {"x": x}, "decode"), planes)
+
+
 SCRIPT = """
 import sys
 sys.path.insert(0, {tests!r})

@@ -11,6 +11,7 @@ from numba import njit
 from pqnet.kernels.abi import CONST, FLAG, MAYBE_CODES, SCRATCH, SIZE, Arguments, step
 from pqnet.kernels.ops.activation import activate_row
 from pqnet.kernels.products.epilogue import EPILOGUE, WINDOWS, clamp_limits, finish_rows
+from pqnet.kernels.products.lut_planes import table_numbers
 from pqnet.kernels.products.tile import (
     LANES,
     ROWS,
@@ -24,6 +25,7 @@ from pqnet.kernels.products.tile import (
     multiply_listed_and_finish,
 )
 from pqnet.kernels.simd import (
+    BYTE_TABLES,
     WIDTH,
     copy4,
     copy8,
@@ -91,12 +93,16 @@ def pack(x, image_step, image, pitch, width, p, n, rows, i0, index, data, target
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def decode_panel(codes, first, step, outputs, n, wide, const, book, stride, d, target, t, row_step):
-    # IN codes: rows ``step`` bytes apart from byte ``first``, n codes each; const from book: codewords, stride apart
-    # OUT target from t: ``outputs`` rows of n * d numbers, up to stride more behind each
+    # IN codes: rows ``step`` bytes apart from byte ``first``, n codes each; const from book: codewords, stride apart,
+    #    or in planes of bytes if stride is 1, see `kernels.products.lut_planes`
+    # OUT target from t: ``outputs`` rows of n * d numbers, up to max(stride, 63) more behind each
     for r in range(outputs):
         to = t + r * row_step
         c = first + r * step
-        if stride == 8 and not wide:
+        if stride == 1:
+            if BYTE_TABLES:
+                table_numbers(const, book, codes, c, n, target, to)
+        elif stride == 8 and not wide:
             for m in range(0, n - 3, 4):
                 copy8(const, book + (np.int64(codes[c + m]) << 3), target, to)
                 copy8(const, book + (np.int64(codes[c + m + 1]) << 3), target, to + d)
@@ -151,7 +157,7 @@ WEIGHT = Arguments(
     codes=MAYBE_CODES,
     weight=CONST,
     d=SIZE,
-    stride=SIZE,  # of codewords
+    stride=SIZE,  # of codewords; 1: they are one number each, in planes
     code_bytes=SIZE,
     code_row=SIZE,  # bytes of the codes of an output
 )

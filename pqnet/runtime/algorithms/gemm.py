@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pqnet.codecs import PackedPQ
 from pqnet.kernels.abi import StepKernel
 from pqnet.kernels.products.gemm import DOT_POSITIONS, gemm
 from pqnet.kernels.products.tile import LANES, ROWS, VECTORS
@@ -19,8 +20,9 @@ __all__ = ["PRODUCT", "Cut", "cut_gemm", "cut_layer", "decode_cycles", "emit_gem
 
 PIECE = 384  # of the reduction: a panel and three lines of each packed row stay in the first-level cache
 PACKED = 96 * 1024  # floats of packed positions a task: 384 KiB of the second-level cache
-# Cycles for each element of the reduction: packing a tile, decoding a panel in blocks of one, a register tile; a task.
-PACK, DECODE, MULTIPLY, START = 10.0, 16.0, 12.5, 8000.0
+# Cycles for each element of the reduction: packing a tile, decoding a panel in blocks of one, the same by tables in
+# registers, a register tile; a task.
+PACK, DECODE, DECODE_PLANES, MULTIPLY, START = 10.0, 16.0, 3.5, 12.5, 8000.0
 STRAIGHT = 32, 32 * 1024  # outputs of a task, or outputs times positions, that do not repay packing
 PRODUCT = 23.0 if HOST.halves else MULTIPLY  # cycles of a register tile, to compare algorithms
 # Cycles of the epilogue of a register tile; of two dot products of a panel, for each element and for their sums.
@@ -47,7 +49,7 @@ class Decode(Algorithm):
         """Append the step."""
         weight = call.layer.codes
         assert weight is not None
-        own = {"weight": code_arguments(b, call.layer, weight)}
+        own = {"weight": _weight_arguments(b, call.layer, weight)}
         cut = _cut_decode(call.layer, call.end.by_channel)
         emit_gemm(b, call, gemm, cut, own, block_order(weight), self.name)
 
@@ -93,10 +95,29 @@ def decode_cycles(d: int) -> float:
     return DECODE / min(d, 8)
 
 
+def _in_planes(weight: PackedPQ) -> bool:
+    """Tell whether codewords are numbers of a table that the processor holds in registers."""
+    return HOST.byte_tables and weight.codec.d == 1 and weight.codec.k <= 256
+
+
+def _weight_arguments(b: Builder, layer: Layer, weight: PackedPQ) -> dict[str, Any]:
+    own = code_arguments(b, layer, weight)
+    if not _in_planes(weight):
+        return own
+
+    def planes() -> np.ndarray:
+        numbers = np.zeros(256, np.float32)
+        numbers[: weight.codec.k] = weight.codebook[:, 0]
+        return np.ascontiguousarray(numbers.view(np.uint8).reshape(-1, 4).T).view(np.float32)
+
+    return own | {"weight": b.constant((layer.name, "codebook in planes"), planes), "stride": 1}
+
+
 def _cut_decode(layer: Layer, by_channel: bool = False) -> Cut:
     weight = layer.codes
     assert weight is not None
-    return cut_layer(layer, weight.codec.d, decode_cycles(weight.codec.d), by_channel)
+    decode = DECODE_PLANES if _in_planes(weight) else decode_cycles(weight.codec.d)
+    return cut_layer(layer, weight.codec.d, decode, by_channel)
 
 
 def _cut_dense(layer: Layer, by_channel: bool = False) -> Cut:
