@@ -10,7 +10,20 @@ from llvmlite import ir
 from numba import njit, types
 
 from pqnet.kernels.abi import CODES, CONST, SCRATCH, SIZE, Arguments, step
-from pqnet.kernels.llvm import BYTE, FLOAT, LONG, compiled_or, element, fma, load, loop, offset, splat, store
+from pqnet.kernels.llvm import (
+    BYTE,
+    FLOAT,
+    LONG,
+    compiled_or,
+    element,
+    fma,
+    load,
+    loop,
+    new_function,
+    offset,
+    splat,
+    store,
+)
 from pqnet.kernels.llvm import INDEX as POSITION
 from pqnet.kernels.products.epilogue import EPILOGUE, WINDOWS, finish_rows, finish_vectors
 from pqnet.kernels.simd import WIDTH
@@ -42,14 +55,6 @@ LUT_POINTWISE = Arguments(
 )
 
 
-def _function(module, name, kinds):
-    """Return a new LLVM function without a result, on its own, for its loops need all registers; and a builder."""
-    function = ir.Function(module, ir.FunctionType(ir.VoidType(), kinds), name)
-    function.linkage = "internal"
-    function.attributes.add("noinline")
-    return function, ir.IRBuilder(function.append_basic_block("entry"))
-
-
 def _call_one(builder, number, most, wide, make, arguments):
     """Call the function ``make(n, lanes)`` for the n of 1 .. ``most`` that a number is, of WIDTH lanes if ``wide``."""
     done = builder.append_basic_block("done")
@@ -72,7 +77,7 @@ def _fill_function(module, d, lanes):
     if name in module.globals:
         return module.globals[name]
     floats, kind = FLOAT.as_pointer(), ir.VectorType(FLOAT, lanes)
-    function, builder = _function(module, name, [floats, LONG, floats, floats])
+    function, builder = new_function(module, name, [floats, LONG, floats, floats])
     book, words, x, table = function.args
     inputs = [load(builder, offset(builder, x, WIDTH * i), kind) for i in range(d)]
     turn, close = loop(builder, builder.sdiv(words, LONG(WORDS_AT_ONCE)), "words")
@@ -112,7 +117,7 @@ def _add_function(module, count, lanes):
     if name in module.globals:
         return module.globals[name]
     floats, bytes_, kind = FLOAT.as_pointer(), BYTE.as_pointer(), ir.VectorType(FLOAT, lanes)
-    function, builder = _function(module, name, [floats, LONG, bytes_, LONG, floats])
+    function, builder = new_function(module, name, [floats, LONG, bytes_, LONG, floats])
     table, step, codes, outputs, sums = function.args
     tables = [builder.bitcast(offset(builder, table, builder.mul(step, LONG(j))), bytes_) for j in range(count)]
     turn, close = loop(builder, builder.sdiv(outputs, LONG(OUTPUTS_AT_ONCE)), "outputs")
