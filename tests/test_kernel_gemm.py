@@ -60,6 +60,37 @@ def test_where_positions_lie_changes_no_bit(outputs, groups, kernel, tail, algor
         assert np.array_equal(check(graph, inputs, algorithm), straight)
 
 
+@pytest.mark.parametrize("size", [(7, 7), (40, 40)])
+def test_outputs_that_are_read_by_channel_are_computed_in_halves(size, monkeypatch):
+    rng = np.random.default_rng(0)
+    filters = rng.standard_normal((72, 1, 3, 3)).astype(np.float32)
+    x = rng.standard_normal((1, 16, *size)).astype(np.float32)
+    b = GraphBuilder({"x": ValueInfo(x.shape)})
+    y = b.add("conv2d", "x", params={"weight": packed_weight(rng, (72, 16, 1, 1), 16, 4, "spatial")})
+    graph = b.build({"y": b.add("conv2d", b.add("relu", y), params={"weight": filters}, groups=72)})
+    cuts, cut_gemm = [], gemm.cut_gemm
+    monkeypatch.setattr(gemm, "cut_gemm", lambda *args: cuts.append(cut_gemm(*args)) or cuts[-1])
+    halves = check(graph, {"x": x}, "decode")
+    cut = cuts[-1].arguments
+    assert cut["o_tasks"] % 2 == 0 and cut["o_turn"] == cut["q_tasks"] and cut["q_turn"] == 1
+    monkeypatch.setattr(gemm, "WIDER", 100)
+    assert np.array_equal(check(graph, {"x": x}, "decode"), halves)
+    assert cuts[-1].arguments["o_turn"] == 1
+
+
+@pytest.mark.parametrize("reduction", [5, 64, 130, 1100])
+@pytest.mark.parametrize("k", [2, 200, 256])
+def test_numbers_of_a_table_are_the_same_from_planes(reduction, k, monkeypatch):
+    rng = np.random.default_rng(k)
+    x = rng.standard_normal((1, reduction, 5, 11)).astype(np.float32)
+    b = GraphBuilder({"x": ValueInfo(x.shape)})
+    weight = packed_weight(rng, (67, reduction, 1, 1), 1, k, "spatial")
+    graph = b.build({"y": b.add("conv2d", "x", params={"weight": weight})})
+    planes = check(graph, {"x": x}, "decode")
+    monkeypatch.setattr(gemm, "_in_planes", lambda weight: False)
+    assert np.array_equal(check(graph, {"x": x}, "decode"), planes)
+
+
 SCRIPT = """
 import sys
 sys.path.insert(0, {tests!r})

@@ -354,7 +354,7 @@ def test_int8_codebooks_cost_a_byte_a_number():
 # -- execution ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("algorithm", ["decode", "winograd", "dots", "lut", "rows", "planes"])
+@pytest.mark.parametrize("algorithm", ["decode", "winograd", "dots", "lut", "lut_pointwise", "rows", "planes"])
 @pytest.mark.parametrize("codec", CODECS, ids=IDS)
 def test_layers_run_from_the_codes(codec, algorithm, monkeypatch):
     monkeypatch.setenv("PQNET_ALGORITHM", algorithm)

@@ -1,9 +1,10 @@
 """The driver: runs the steps of a program, on as many threads as call it with the same job.
 
-A step is a kernel (its address), a number of tasks and a record of arguments. Threads take tasks by an atomic increment
-of one word, ``step << 32 | next task``; whoever finishes the last task of a step opens the next. A thread that comes
-late or is put to sleep delays nobody as long as it holds no task, so no thread ever waits for one that has not started,
-and any number of callers and forks get along.
+A step is a kernel (its address), a number of tasks and a record of arguments. Threads take tasks from both ends, by an
+atomic addition to one word that counts the tasks taken from each end: with two threads, each works on the same half of
+the channels or positions step after step, which then lies in the caches of its own core. Whoever finishes the last task
+of a step opens the next. A thread that comes late or is put to sleep delays nobody as long as it holds no task, so no
+thread ever waits for one that has not started, and any number of callers and forks get along.
 
 A run is a job: one array of words with the state and the addresses of everything. Workers are threads in `serve_jobs`,
 each with a slot: callers post a job to the slots that are free, and withdraw it from those whose worker has not begun
@@ -17,6 +18,7 @@ times as long.
 import os
 import platform
 
+import numpy as np
 from llvmlite import ir
 from numba import njit, types
 
@@ -28,6 +30,11 @@ from pqnet.kernels.llvm import BYTE, INDEX, LONG, WORD, call, compiled_or, load
 # steps to run, the number of all steps, the job's own address, the addresses of the arrays that describe the steps,
 # address and size of data and index, the size of a scratch, and from SCRATCH on the address of each thread's scratch.
 TICKET, DONE = 0, 16
+# The ticket: the step, how often tasks were taken from the end, and how often from the start; the first bits of the
+# former two. Of steps with very many tasks several are taken at once.
+STEP, END = 40, 20
+COUNT = (1 << END) - 1
+MANY = END - 1  # bits: threads that come when nothing is left count, too
 STATE_WORDS = 32
 (FIRST, LAST, STEPS, SELF, KERNELS, TASKS, NUMBERS, RECORDS) = range(STATE_WORDS, STATE_WORDS + 8)
 (DATA, DATA_SIZE, INDEX_AT, INDEX_SIZE, SCRATCH_SIZE, SCRATCH) = range(STATE_WORDS + 8, STATE_WORDS + 14)
@@ -145,24 +152,37 @@ _longs, _floats, _bytes = _array_of(types.int64, 8), _array_of(types.float32, 4)
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
-def run_steps(kernels, tasks, numbers, records, last, data, const, codes, index, scratch, state):
+def _turns(tasks):
+    # How often threads take tasks of a step, (tasks >> MANY) + 1 of them at once
+    return tasks if tasks >> MANY == 0 else (tasks + (tasks >> MANY)) // ((tasks >> MANY) + 1)
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def run_steps(kernels, tasks, numbers, records, last, data, const, codes, index, scratch, state, backward):
     # IN kernels (S,): addresses; tasks (S,) i8 >= 1; numbers (S,) i8: by which kernels call the first task of a step;
-    #    records (S,): addresses; steps state[TICKET] >> 32 .. last are run
+    #    records (S,): addresses; steps state[TICKET] >> STEP .. last are run;
+    #    backward: whether this thread takes tasks from the end
     # INOUT state (STATE_WORDS,) i8, shared by the threads; scratch (.,) f4, each thread's own
+    one = np.int64(1) << (END if backward else 0)
     waited = 0
     while True:
-        step = load_word(state, TICKET) >> 32
+        ticket = load_word(state, TICKET)
+        step = ticket >> STEP
         if step >= last:
             return
-        if load_word(state, TICKET) & 0xFFFFFFFF < tasks[step]:
-            ticket = fetch_add(state, TICKET, 1)
-            step = ticket >> 32
-            task = ticket & 0xFFFFFFFF
-            if step < last and task < tasks[step]:
-                call_kernel(kernels[step], numbers[step] + task, records[step], data, const, codes, index, scratch)
-                if fetch_add(state, DONE, 1) + 1 == tasks[step]:
+        if (ticket & COUNT) + (ticket >> END & COUNT) < _turns(tasks[step]):
+            ticket = fetch_add(state, TICKET, one)
+            step = ticket >> STEP
+            first, behind = ticket & COUNT, ticket >> END & COUNT
+            if step < last and first + behind < _turns(tasks[step]):
+                if backward:
+                    first = _turns(tasks[step]) - 1 - behind
+                each = (tasks[step] >> MANY) + 1
+                for task in range(first * each, min(first * each + each, tasks[step])):
+                    call_kernel(kernels[step], numbers[step] + task, records[step], data, const, codes, index, scratch)
+                if fetch_add(state, DONE, 1) + 1 == _turns(tasks[step]):
                     store_word(state, DONE, 0)
-                    store_word(state, TICKET, (step + 1) << 32)
+                    store_word(state, TICKET, (step + 1) << STEP)
                 waited = 0
                 continue
         waited += 1
@@ -190,6 +210,7 @@ def _work(address, place):
         _longs(job[INDEX_AT], job[INDEX_SIZE]),
         _floats(job[SCRATCH + place], job[SCRATCH_SIZE]),
         job,
+        place & 1,
     )
     set_control_register(control)
 
@@ -233,7 +254,7 @@ def run_job(job, slots, workers, extra):
     # INOUT job, slots (workers * SLOT_WORDS,) i8. Returns 2 if the job has yet to be run, by `finish_job`, after
     # workers have been woken; else it is done, and the result is that of `finish_job`
     store_word(job, DONE, 0)
-    store_word(job, TICKET, job[FIRST] << 32)
+    store_word(job, TICKET, job[FIRST] << STEP)
     posted = _post(job, slots, workers, IDLE, 0, extra)
     if posted < extra and _post(job, slots, workers, ASLEEP, posted, extra) > posted:
         return 2

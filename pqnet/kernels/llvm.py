@@ -130,3 +130,11 @@ def loop(builder, n, name):
         builder.position_at_end(after)
 
     return counter, close
+
+
+def new_function(module, name, kinds):
+    """Return a new LLVM function without a result, on its own, for its loops need all registers; and a builder."""
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), kinds), name)
+    function.linkage = "internal"
+    function.attributes.add("noinline")
+    return function, ir.IRBuilder(function.append_basic_block("entry"))

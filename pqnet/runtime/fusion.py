@@ -44,6 +44,7 @@ class Epilogue:
     activation: int = 0
     parameters: tuple[float, ...] = ()
     nodes: list[Node] = field(default_factory=list)
+    by_channel: bool = False  # whether a convolution in groups reads the result, channel after channel
     part: int | None = None  # of the layer's weight, see `Layer.part`
     arithmetic: str = ""  # whose scales the factors and terms hold beside the network's
 
@@ -100,6 +101,7 @@ def fuse(b: Builder, layer: Layer, out: View) -> Epilogue:
             break
         found.nodes.append(user)
         value = user.outputs[0]
+    found.by_channel = any(b.attrs(user).get("groups", 1) > 1 for user in b.users(value or ""))
     return found
 
 

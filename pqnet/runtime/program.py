@@ -164,8 +164,8 @@ class Job:
         """Run the steps; tell whether the job may be used again."""
         if not COMPILED:
             state = np.zeros(driver.STATE_WORDS, np.int64)
-            state[driver.TICKET] = self.first << 32
-            driver.run_steps(*self.arguments, state)
+            state[driver.TICKET] = self.first << driver.STEP
+            driver.run_steps(*self.arguments, state, False)
             return True
         return thread_pool().run(self.words, self.extra, self)
 

@@ -81,3 +81,26 @@ def finish_rows(sums, s, step, rows, o, at, n, e, data, const):
             activate_row(kind, data, target, n, const, parameters)
     if kind > 2 and e.out_step == n:  # outputs of a few positions each follow each other
         activate_row(kind, data, e.out + o * n + at, rows * n, const, parameters)
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def finish_vectors(sums, s, rows, o, at, e, data, const):
+    # The same for rows of one vector of positions each, one behind another in ``sums``, which are used up
+    least, most = clamp_limits(e, const)
+    low, high, one, zero = splat(least), splat(most), np.float32(1), np.float32(0)
+    out, step = e.out + o * e.out_step + at, e.out_step
+    waits = e.activation > 2
+    for r in range(rows):
+        scale = splat(const[e.scale + o + r] if e.scale >= 0 else one)
+        shift = splat(const[e.shift + o + r] if e.shift >= 0 else zero)
+        v = fma(load(sums, s + r * WIDTH), scale, shift)
+        if e.residual >= 0:
+            v = add(v, load(data, e.residual + (o + r) * e.residual_step + at))
+        if waits:
+            store(sums, s + r * WIDTH, v)
+        else:
+            store(data, out + r * step, at_most(at_least(v, low), high))
+    if waits:
+        activate_row(e.activation, sums, s, rows * WIDTH, const, e.parameters)
+        for r in range(rows):
+            store(data, out + r * step, load(sums, s + r * WIDTH))

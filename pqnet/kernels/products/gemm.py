@@ -11,6 +11,7 @@ from numba import njit
 from pqnet.kernels.abi import CONST, FLAG, MAYBE_CODES, SCRATCH, SIZE, Arguments, step
 from pqnet.kernels.ops.activation import activate_row
 from pqnet.kernels.products.epilogue import EPILOGUE, WINDOWS, clamp_limits, finish_rows
+from pqnet.kernels.products.lut_planes import table_numbers
 from pqnet.kernels.products.tile import (
     LANES,
     ROWS,
@@ -24,6 +25,7 @@ from pqnet.kernels.products.tile import (
     multiply_listed_and_finish,
 )
 from pqnet.kernels.simd import (
+    BYTE_TABLES,
     WIDTH,
     copy4,
     copy8,
@@ -91,12 +93,16 @@ def pack(x, image_step, image, pitch, width, p, n, rows, i0, index, data, target
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def decode_panel(codes, first, step, outputs, n, wide, const, book, stride, d, target, t, row_step):
-    # IN codes: rows ``step`` bytes apart from byte ``first``, n codes each; const from book: codewords, stride apart
-    # OUT target from t: ``outputs`` rows of n * d numbers, up to stride more behind each
+    # IN codes: rows ``step`` bytes apart from byte ``first``, n codes each; const from book: codewords, stride apart,
+    #    or in planes of bytes if stride is 1, see `kernels.products.lut_planes`
+    # OUT target from t: ``outputs`` rows of n * d numbers, up to max(stride, 63) more behind each
     for r in range(outputs):
         to = t + r * row_step
         c = first + r * step
-        if stride == 8 and not wide:
+        if stride == 1:
+            if BYTE_TABLES:
+                table_numbers(const, book, codes, c, n, target, to)
+        elif stride == 8 and not wide:
             for m in range(0, n - 3, 4):
                 copy8(const, book + (np.int64(codes[c + m]) << 3), target, to)
                 copy8(const, book + (np.int64(codes[c + m + 1]) << 3), target, to + d)
@@ -151,7 +157,7 @@ WEIGHT = Arguments(
     codes=MAYBE_CODES,
     weight=CONST,
     d=SIZE,
-    stride=SIZE,  # of codewords
+    stride=SIZE,  # of codewords; 1: they are one number each, in planes
     code_bytes=SIZE,
     code_row=SIZE,  # bytes of the codes of an output
 )
@@ -164,6 +170,8 @@ CUT = Arguments(
     o_tasks=SIZE,  # tasks along the outputs of a group
     positions=SIZE,  # of all images
     q_tasks=SIZE,  # tasks along the positions
+    o_turn=SIZE,  # how many tasks with the same outputs follow each other
+    q_turn=SIZE,  # how many with the same positions
     panel=SCRATCH,  # the decoded weight: rows ``piece`` + 16 apart
     sums=SCRATCH,
     column=SCRATCH,  # positions that dot products compute
@@ -177,9 +185,8 @@ GEMM = Arguments(layer=WINDOWS, end=EPILOGUE, weight=WEIGHT, cut=CUT)
 def part_of_task(task, cut, outputs):
     # Returns the group of a task, its outputs o .. o_last within the group and its positions p .. p_last
     group = task // (cut.o_tasks * cut.q_tasks)
-    rest = task - group * cut.o_tasks * cut.q_tasks
-    o = rest % cut.o_tasks * cut.o_block
-    p = rest // cut.o_tasks * cut.tiles * LANES
+    o = task // cut.o_turn % cut.o_tasks * cut.o_block
+    p = task // cut.q_turn % cut.q_tasks * cut.tiles * LANES
     return group, o, min(o + cut.o_block, outputs), p, min(p + cut.tiles * LANES, cut.positions)
 
 

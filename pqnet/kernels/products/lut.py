@@ -17,7 +17,19 @@ from numba import njit, types
 
 from pqnet.kernels.abi import CODES, CONST, INDEX, SCRATCH, SIZE, Arguments, step
 from pqnet.kernels.cpu import has
-from pqnet.kernels.llvm import BYTE, FLOAT, HALF, LONG, WORD, compiled_or, constant, element, offset, shuffle
+from pqnet.kernels.llvm import (
+    BYTE,
+    FLOAT,
+    HALF,
+    LONG,
+    WORD,
+    compiled_or,
+    constant,
+    element,
+    new_function,
+    offset,
+    shuffle,
+)
 from pqnet.kernels.llvm import INDEX as POSITION
 from pqnet.kernels.llvm import call as emit_call
 from pqnet.kernels.llvm import fma as emit_fma
@@ -69,14 +81,6 @@ def _shifted(builder, values, shift):
     return merged
 
 
-def _function(module, name, kinds):
-    """Return a new LLVM function without a result, on its own, for its loops need all registers; and a builder."""
-    function = ir.Function(module, ir.FunctionType(ir.VoidType(), kinds), name)
-    function.linkage = "internal"
-    function.attributes.add("noinline")
-    return function, ir.IRBuilder(function.append_basic_block("entry"))
-
-
 def _adder_function(module, vectors):
     """Return the LLVM function of `_add_rows` for so many vectors."""
     name = f"pqnet_lut_add_{vectors}x{WIDTH}"
@@ -84,7 +88,7 @@ def _adder_function(module, vectors):
         return module.globals[name]
     floats, bytes_, longs = (kind.as_pointer() for kind in (FLOAT, BYTE, LONG))
     kinds = [floats, bytes_, LONG, WORD, LONG, longs, LONG, longs, LONG, LONG, LONG, floats, LONG, LONG]
-    function, builder = _function(module, name, kinds)
+    function, builder = new_function(module, name, kinds)
     table, codes, size, mask, whole, shifts, n_shifts, steps, count, lanes, outputs, sums, step, fresh = function.args
     kind = FLOATS.llvm
     zeros = constant(kind, 0.0)
@@ -204,7 +208,7 @@ def _build_function(module, vectors):
     if name in module.globals:
         return module.globals[name]
     floats = FLOAT.as_pointer()
-    function, builder = _function(module, name, [floats, LONG, floats, floats, LONG])
+    function, builder = new_function(module, name, [floats, LONG, floats, floats, LONG])
     words, n, x, table, step = function.args
     kind, at_once = FLOATS.llvm, WORDS_AT_ONCE // vectors
     lanes = [

@@ -46,6 +46,23 @@ def _braid(builder, a, b, size):
     return halves
 
 
+def _load_planes(builder, start, words):
+    """Return the registers of each plane of a table."""
+    parts = [emit_load(builder, offset(builder, start, i * WIDTH), _BYTES) for i in range(words // WIDTH)]
+    return [parts[i : i + words // TILE] for i in range(0, len(parts), words // TILE)]
+
+
+def _numbers_of(builder, planes, code):
+    """Return the numbers of a table that TILE codes name, in the order that `order_codes` undoes."""
+    found, upper = [], builder.icmp_signed("<", code, constant(_BYTES, 0))
+    for plane in planes:
+        pairs = [plane[i : i + 2] for i in range(0, len(plane), 2)]
+        halves = [call(builder, "llvm.x86.avx512.vpermi2var.qi.512", _BYTES, low, code, high) for low, high in pairs]
+        found.append(halves[0] if len(halves) == 1 else builder.select(upper, halves[1], halves[0]))
+    low, high = _braid(builder, *found[:2], 1), _braid(builder, *found[2:], 1)
+    return [v for a, b in zip(low, high, strict=True) for v in _braid(builder, a, b, 2)]
+
+
 def _look_up(words):
     def reference(tables, t, codes, c, n, sums, s):
         planes = tables[t : t + words].view(np.uint8).reshape(4, words)
@@ -56,21 +73,11 @@ def _look_up(words):
     def look_up(context, tables, t, codes, c, n, sums, s):
         def codegen(context, builder, signature, values):
             start, first, target = (element(context, builder, signature, values, i, values[i + 1]) for i in (0, 2, 5))
-            name = "llvm.x86.avx512.vpermi2var.qi.512"
-            parts = [emit_load(builder, offset(builder, start, i * WIDTH), _BYTES) for i in range(words // WIDTH)]
-            planes = [parts[i : i + words // TILE] for i in range(0, len(parts), words // TILE)]
+            planes = _load_planes(builder, start, words)
             with cgutils.for_range(builder, values[4]) as loop:
                 tile = builder.mul(loop.index, LONG(TILE))
                 code = emit_load(builder, offset(builder, first, tile), _BYTES, align=1)
-                upper = builder.icmp_signed("<", code, constant(_BYTES, 0))
-                found = []
-                for plane in planes:
-                    pairs = [plane[i : i + 2] for i in range(0, words // TILE, 2)]
-                    halves = [call(builder, name, _BYTES, low, code, high) for low, high in pairs]
-                    found.append(halves[0] if words == 128 else builder.select(upper, halves[1], halves[0]))
-                low, high = _braid(builder, *found[:2], 1), _braid(builder, *found[2:], 1)
-                numbers = [v for a, b in zip(low, high, strict=True) for v in _braid(builder, a, b, 2)]
-                for j, number in enumerate(numbers):
+                for j, number in enumerate(_numbers_of(builder, planes, code)):
                     at = offset(builder, target, builder.add(tile, LONG(j * WIDTH)))
                     total = builder.fadd(emit_load(builder, at, FLOATS.llvm), builder.bitcast(number, FLOATS.llvm))
                     emit_store(builder, total, at)
@@ -80,6 +87,28 @@ def _look_up(words):
         return types.void(tables, i, codes, i, i, sums, i), codegen
 
     return compiled_or(reference, look_up)
+
+
+def _table_numbers_reference(planes, t, codes, c, n, target, s):
+    table = np.ascontiguousarray(planes[t : t + 256].view(np.uint8).reshape(4, 256).T).view(np.float32).reshape(-1)
+    target[s : s + n] = table[codes[c : c + n]]
+
+
+def _emit_table_numbers(context, planes, t, codes, c, n, target, s):
+    def codegen(context, builder, signature, values):
+        start, first, target = (element(context, builder, signature, values, i, values[i + 1]) for i in (0, 2, 5))
+        planes = _load_planes(builder, start, 256)
+        order = order_codes(np.arange(TILE)).tolist()
+        with cgutils.for_range(builder, builder.sdiv(builder.add(values[4], LONG(TILE - 1)), LONG(TILE))) as loop:
+            tile = builder.mul(loop.index, LONG(TILE))
+            code = emit_load(builder, offset(builder, first, tile), _BYTES, align=1)
+            numbers = _numbers_of(builder, planes, shuffle(builder, code, code, order))
+            for j, number in enumerate(numbers):
+                emit_store(builder, number, offset(builder, target, builder.add(tile, LONG(j * WIDTH))))
+        return context.get_dummy_value()
+
+    i = INDEX
+    return types.void(planes, i, codes, i, i, target, i), codegen
 
 
 def _store_planes_reference(array, i, step, a, b, c, d):
@@ -108,6 +137,9 @@ def _emit_store_planes(context, array, i, step, a, b, c, d):
 # (tables, t, codes, c, n, sums, s): add the table at tables[t:] to n tiles of sums from s. The table has 128 or 256
 # numbers, in planes; the codes from c are in the order of `order_codes`.
 _look_up_128, _look_up_256 = _look_up(128), _look_up(256)
+# (planes, t, codes, c, n, target, s): the n numbers of a table of 256 that codes in their own order name; up to
+# TILE - 1 more codes are read, and numbers written, behind them
+table_numbers = compiled_or(_table_numbers_reference, _emit_table_numbers)
 # (array, i, step, a, b, c, d): byte p of these numbers at array[i + p * step:], as bytes
 _store_planes = compiled_or(_store_planes_reference, _emit_store_planes)
 

@@ -7,6 +7,7 @@ from pqnet.runtime.algorithms import dots as dots
 from pqnet.runtime.algorithms import gemm as gemm
 from pqnet.runtime.algorithms import lanes as lanes
 from pqnet.runtime.algorithms import lut as lut
+from pqnet.runtime.algorithms import lut_pointwise as lut_pointwise
 from pqnet.runtime.algorithms import parts as parts
 from pqnet.runtime.algorithms import planes as planes
 from pqnet.runtime.algorithms import rows as rows

@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pqnet.codecs import PackedPQ
 from pqnet.kernels.abi import StepKernel
-from pqnet.kernels.products.gemm import gemm
-from pqnet.kernels.products.tile import LANES, ROWS
+from pqnet.kernels.products.gemm import DOT_POSITIONS, gemm
+from pqnet.kernels.products.tile import LANES, ROWS, VECTORS
 from pqnet.kernels.simd import WIDTH
 from pqnet.runtime.algorithms.base import HOST, Algorithm, Call, Host, block_order, code_arguments
 from pqnet.runtime.builder import Builder
@@ -19,11 +20,15 @@ __all__ = ["PRODUCT", "Cut", "cut_gemm", "cut_layer", "decode_cycles", "emit_gem
 
 PIECE = 384  # of the reduction: a panel and three lines of each packed row stay in the first-level cache
 PACKED = 96 * 1024  # floats of packed positions a task: 384 KiB of the second-level cache
-# Cycles for each element of the reduction: packing a tile, decoding a panel in blocks of one, a register tile; a task.
-PACK, DECODE, MULTIPLY, START = 10.0, 16.0, 12.5, 8000.0
+# Cycles for each element of the reduction: packing a tile, decoding a panel in blocks of one, the same by tables in
+# registers, a register tile; a task.
+PACK, DECODE, DECODE_PLANES, MULTIPLY, START = 10.0, 16.0, 3.5, 12.5, 8000.0
 STRAIGHT = 32, 32 * 1024  # outputs of a task, or outputs times positions, that do not repay packing
 PRODUCT = 23.0 if HOST.halves else MULTIPLY  # cycles of a register tile, to compare algorithms
+# Cycles of the epilogue of a register tile; of two dot products of a panel, for each element and for their sums.
+FINISH, PAIR, SUM_PAIR = 150.0, 1.2 * ROWS * 16 / (8 * WIDTH), 160.0
 SUMS = 48 * 1024  # floats of unfinished sums a task
+WIDER, NEAR = 2, 512 * 1024  # times the reduction; floats
 PARTS = (1, 2, 3, 4, 6, 8, 12, 16)  # of the outputs
 
 
@@ -44,8 +49,9 @@ class Decode(Algorithm):
         """Append the step."""
         weight = call.layer.codes
         assert weight is not None
-        own = {"weight": code_arguments(b, call.layer, weight)}
-        emit_gemm(b, call, gemm, _cut_decode(call.layer), own, block_order(weight), self.name)
+        own = {"weight": _weight_arguments(b, call.layer, weight)}
+        cut = _cut_decode(call.layer, call.end.by_channel)
+        emit_gemm(b, call, gemm, cut, own, block_order(weight), self.name)
 
 
 class Dense(Algorithm):
@@ -72,7 +78,7 @@ class Dense(Algorithm):
 
         weight = {"codes": -1, "weight": b.constant((layer.name, "dense"), rows)}
         weight |= {"d": 1, "stride": 0, "code_bytes": 0, "code_row": 0}
-        emit_gemm(b, call, gemm, _cut_dense(layer), {"weight": weight}, slice(None), self.name)
+        emit_gemm(b, call, gemm, _cut_dense(layer, call.end.by_channel), {"weight": weight}, slice(None), self.name)
 
 
 class Cut(NamedTuple):
@@ -89,23 +95,46 @@ def decode_cycles(d: int) -> float:
     return DECODE / min(d, 8)
 
 
-def _cut_decode(layer: Layer) -> Cut:
+def _in_planes(weight: PackedPQ) -> bool:
+    """Tell whether codewords are numbers of a table that the processor holds in registers."""
+    return HOST.byte_tables and weight.codec.d == 1 and weight.codec.k <= 256
+
+
+def _weight_arguments(b: Builder, layer: Layer, weight: PackedPQ) -> dict[str, Any]:
+    own = code_arguments(b, layer, weight)
+    if not _in_planes(weight):
+        return own
+
+    def planes() -> np.ndarray:
+        numbers = np.zeros(256, np.float32)
+        numbers[: weight.codec.k] = weight.codebook[:, 0]
+        return np.ascontiguousarray(numbers.view(np.uint8).reshape(-1, 4).T).view(np.float32)
+
+    return own | {"weight": b.constant((layer.name, "codebook in planes"), planes), "stride": 1}
+
+
+def _cut_decode(layer: Layer, by_channel: bool = False) -> Cut:
     weight = layer.codes
     assert weight is not None
-    return cut_layer(layer, weight.codec.d, decode_cycles(weight.codec.d))
+    decode = DECODE_PLANES if _in_planes(weight) else decode_cycles(weight.codec.d)
+    return cut_layer(layer, weight.codec.d, decode, by_channel)
 
 
-def _cut_dense(layer: Layer) -> Cut:
-    return cut_layer(layer, 1, decode_cycles(1))
+def _cut_dense(layer: Layer, by_channel: bool = False) -> Cut:
+    return cut_layer(layer, 1, decode_cycles(1), by_channel)
 
 
-def cut_layer(layer: Layer, unit: int, decode: float) -> Cut:
-    """Cut the work of a layer; see `cut_gemm`."""
-    return cut_gemm(layer.reduction, unit, decode, layer.outputs, layer.groups, layer.positions)
+def cut_layer(layer: Layer, unit: int, decode: float, by_channel: bool = False) -> Cut:
+    """Cut the work of a layer, whose result may be read channel by channel; see `cut_gemm`."""
+    # Then each half of the outputs had better be computed by one core, unless that reads more than it saves, or the
+    # result leaves the caches of both anyway.
+    near = layer.outputs * layer.positions <= NEAR
+    halves = by_channel and near and layer.groups == 1 and WIDER * layer.reduction <= layer.outputs
+    return cut_gemm(layer.reduction, unit, decode, layer.outputs, layer.groups, layer.positions, halves)
 
 
 @lru_cache(maxsize=4096)
-def cut_gemm(k: int, unit: int, decode: float, outputs: int, groups: int, positions: int) -> Cut:
+def cut_gemm(k: int, unit: int, decode: float, outputs: int, groups: int, positions: int, halves: bool = False) -> Cut:
     """Cut the work, from its sizes alone.
 
     Parameters
@@ -116,12 +145,14 @@ def cut_gemm(k: int, unit: int, decode: float, outputs: int, groups: int, positi
     decode : float
         Cycles that an element of the reduction takes in a panel.
     outputs, groups, positions : int
+    halves : bool
+        Whether the first tasks have the first half of the outputs, and not of the positions.
     """
     pieces = -(-k // max(PIECE, unit)) if k > PIECE + PIECE // 3 else 1
     piece = -(-(k // unit) // pieces) * unit
     total = -(-positions // LANES)
     best: tuple[float, int, int] | None = None
-    o_blocks = [round_up(-(-outputs // parts), ROWS) for parts in PARTS]
+    o_blocks = [round_up(-(-outputs // parts), ROWS) for parts in PARTS if not halves or parts % 2 == 0]
     o_blocks = [o_block for o_block in o_blocks if o_block >= 2 * ROWS or o_block == o_blocks[0]]
     start = START / k
     for tiles in range(1, min(total, max(PACKED // (piece * LANES), 1), 12) + 1):
@@ -149,17 +180,17 @@ def cut_gemm(k: int, unit: int, decode: float, outputs: int, groups: int, positi
         "o_tasks": o_tasks,
         "positions": positions,
         "q_tasks": q_tasks,
+        "o_turn": q_tasks if halves else 1,
+        "q_turn": 1 if halves else o_tasks,
         "panel": panel,
         "sums": sums,
         "column": column,
     }
-    tasks = groups * o_tasks * q_tasks
-    return Cut(
-        arguments,
-        tasks,
-        scratch,
-        k * tasks * (tiles * PACK + -(-o_block // ROWS) * (decode + tiles * PRODUCT)),
-    )
+    few = positions % WIDTH if positions % WIDTH <= DOT_POSITIONS else 0  # computed in pairs, as dot products
+    wide, pairs = -(-(positions - few) // WIDTH) / VECTORS, -(-few // 2)
+    each = q_tasks * k * decode + wide * (k * PRODUCT + FINISH) + pairs * (k * PAIR + SUM_PAIR)
+    cost = groups * o_tasks * (k * total * PACK + -(-o_block // ROWS) * each)
+    return Cut(arguments, groups * o_tasks * q_tasks, scratch, cost)
 
 
 def emit_gemm(

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from pqnet.kernels.products.tile import LANES, ROWS
+from pqnet.kernels.products.tile import LANES, ROWS, VECTORS
 from pqnet.kernels.products.winograd import winograd
 from pqnet.kernels.simd import WIDTH
 from pqnet.runtime.algorithms.base import Algorithm, Call, Host, code_arguments
@@ -46,12 +46,14 @@ class Winograd(Algorithm):
         """Return the cost of transforms, decoding and products."""
         outputs, channels, weight = layer.outputs, layer.channels, layer.codes
         high, across = _patches(layer)
-        tasks, panels = -(-layer.batch * high * across // LANES), -(-outputs // ROWS)
+        patches, panels = layer.batch * high * across, -(-outputs // ROWS)
+        tasks, rest = -(-patches // LANES), patches % LANES
+        tiles = patches // LANES + (min((-(-rest // WIDTH) + 1) / VECTORS, 1) if rest else 0)  # the last may be narrow
         decode = 0.0
         if weight is not None:
             decode = DECODE_CHANNEL if weight.codec.layout == "channel" else DECODE_SPATIAL
-        inner = panels * (16 * PRODUCT * STRIDED + ROWS * decode)
-        return tasks * (channels * (inner + PATCHES) + outputs * FINISH)
+        inner = panels * (tiles * 16 * PRODUCT * STRIDED + tasks * ROWS * decode)
+        return channels * (inner + tiles * PATCHES) + tiles * outputs * FINISH
 
     def windows(self, b: Builder, layer: Layer, x: View) -> Windows:
         """Pad the input to whole patches."""
