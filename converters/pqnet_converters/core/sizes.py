@@ -8,8 +8,10 @@ layers does not grow: ``((h+1)//2+1)//2`` is ``(h+3)//4``.
 import math
 from collections.abc import Callable, Mapping
 from fractions import Fraction
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, TypeAlias
+
+import numpy as np
 
 from pqnet.errors import PQNetError
 
@@ -57,8 +59,13 @@ class Quotient(Opaque):
             return -math.inf, math.inf
         return 0.0, high / least
 
-    def evaluate(self, symbols: Mapping[str, int]) -> Fraction:
-        return Fraction(self.numerator.evaluate(symbols) // self.denominator.evaluate(symbols))
+    def symbols(self) -> set[str]:
+        """Return what it depends on."""
+        return self.numerator.symbols() | self.denominator.symbols()
+
+    def at(self, sizes: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Return its values at sizes of the symbols."""
+        return np.asarray(self.numerator.at(sizes) // self.denominator.at(sizes))
 
 
 class Positive(Opaque):
@@ -75,8 +82,11 @@ class Positive(Opaque):
         low, high = self.size.limits()
         return max(low, 0.0), max(high, 0.0)
 
-    def evaluate(self, symbols: Mapping[str, int]) -> Fraction:
-        return max(self.size.evaluate(symbols), Fraction(0))
+    def symbols(self) -> set[str]:
+        return self.size.symbols()
+
+    def at(self, sizes: Mapping[str, np.ndarray]) -> np.ndarray:
+        return np.maximum(self.size.at(sizes), 0)
 
 
 def _text(atom: Atom) -> str:
@@ -209,14 +219,20 @@ class Expr:
             low, high = low + ends[0], high + ends[1]
         return low, high
 
-    def evaluate(self, symbols: Mapping[str, int]) -> Fraction:
-        """Return its value at sizes of the symbols."""
-        total = Fraction(0)
+    def symbols(self) -> set[str]:
+        """Return the symbols that it depends on."""
+        atoms = {atom for monomial in self.terms for atom in monomial}
+        inner = (atom.symbols() for atom in atoms if not isinstance(atom, str))
+        return {atom for atom in atoms if isinstance(atom, str)}.union(*inner)
+
+    def at(self, sizes: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Return its values at sizes of the symbols."""
+        total = np.zeros(len(next(iter(sizes.values()))), np.float64)
         for monomial, factor in self.terms.items():
-            product = Fraction(factor)
+            product: Any = float(factor)
             for atom in monomial:
-                product *= symbols[atom] if isinstance(atom, str) else atom.evaluate(symbols)
-            total += product
+                product = product * (sizes[atom] if isinstance(atom, str) else atom.at(sizes))
+            total = total + product
         return total
 
 
@@ -344,13 +360,32 @@ def compare(x: Any, y: Any) -> int | None:
     """Return the sign of a difference: -1, 0 or 1; None if it depends on the symbols."""
     if not isinstance(x, Symbolic) and not isinstance(y, Symbolic):
         return (x > y) - (x < y)
-    difference = Expr.of(x) + -Expr.of(y)
+    low, high = _range(Expr.of(x) + -Expr.of(y))
+    return 1 if low > 0 else -1 if high < 0 else 0 if low == high == 0 else None
+
+
+def _range(difference: Expr) -> tuple[float, float]:
+    """Return the limits of a difference; where they do not tell its sign, the extremes at many sizes.
+
+    Sizes are pieces of lines and their floors, by numbers far smaller than the sizes that are tried.
+    """
+    constant = difference.constant
+    if constant is not None:
+        return float(constant), float(constant)
     low, high = difference.limits()
-    if low > 0:
-        return 1
-    if high < 0:
-        return -1
-    return 0 if difference.constant == 0 else None
+    if low > 0 or high < 0:
+        return low, high
+    names = sorted(difference.symbols())
+    values = difference.at({name: points for name, points in zip(names, _points(len(names)), strict=True)})
+    return max(low, float(values.min())), min(high, float(values.max()))
+
+
+@lru_cache
+def _points(symbols: int) -> tuple[np.ndarray, ...]:
+    """Return sizes to try for so many symbols: all small ones, and some up to a million, in any combination."""
+    rng = np.random.default_rng(0)
+    every = np.concatenate([np.arange(1, 1100), (2 ** rng.uniform(10, 20, 500)).astype(np.int64), 2 ** np.arange(21)])
+    return tuple(every if i == 0 else rng.permutation(every) for i in range(symbols))
 
 
 def maximum(x: Any, y: Any) -> Any:
@@ -358,7 +393,7 @@ def maximum(x: Any, y: Any) -> Any:
     if not isinstance(x, Symbolic) and not isinstance(y, Symbolic):
         return max(x, y)
     difference = Expr.of(x) + -Expr.of(y)
-    low, high = difference.limits()
+    low, high = _range(difference)
     if low >= 0:
         return x
     if high <= 0:

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import onnx
 
 from pqnet_converters.core.importer import Tensor, as_known, graph_dtype
+from pqnet_converters.core.sizes import Symbolic, ceil
 from pqnet_converters.onnx.importer import OnnxImporter
 from pqnet_converters.onnx.registry import rule
 
@@ -251,10 +253,13 @@ def range_(b: OnnxImporter, start: Tensor, end: Tensor, step: Tensor) -> Tensor:
     if any(x.data is None for x in (start, end, step)):
         raise b.refuse("expected limits that follow from the shapes of the inputs, got ones that depend on their data")
     first, last, by = (b.number(x) for x in (start, end, step))
-    by = by if start.dtype == "float32" else b.fixed(by, "step")
-    if start.dtype == "float32":
-        first, last, by = (float(v) for v in (first, last, by))
-        return as_known(np.arange(first, last, by), "float32")
+    if not any(isinstance(v, Symbolic) for v in (first, last, by)):
+        return as_known(np.arange(first, last, by), start.dtype)
+    if start.dtype == "float32":  # by its number of elements
+        count = ceil((last - first) * (1 / Fraction(by)))
+        numbers = b.cast(b.emit("arange", end=count), "float32")
+        return b.binary("add", b.binary("mul", numbers, step), start)
+    by = b.fixed(by, "step")
     if (last - first) * by < 0:
         last = first
     return b.cast(b.emit("arange", start=first, end=last, step=by), start.dtype)
