@@ -24,7 +24,7 @@ class Tied:
         """Return the name of an equal stored array, or that which ``store(array)`` gives to a new one."""
         if id(array) in self._same:
             return self._same[id(array)][1]
-        kept = np.ascontiguousarray(array)
+        kept = np.asarray(array, order="C")
         if array.size < LEAST:
             name = store(kept)
         else:

@@ -16,9 +16,11 @@ def gather(b: OnnxImporter, x: Tensor, ids: Tensor) -> Tensor:
     axis = axis_of(b.attr("axis", 0), x.rank)
     if ids.data is not None and ids.data.size == 1 and ids.rank <= 1:
         return _row(b, x, axis, b.number(ids), ids.rank == 1)
-    ids = _from_front(b, b.cast(ids, "int64"), x.shape[axis])
+    ids = b.cast(ids, "int64")
     if x.constant is not None and ids.data is None and x.rank == 2 and axis == 0 and x.dtype == "float32":
+        ids = ids if _is_count(b, ids, {*b.builder.inputs}) else _from_front(b, ids, x.shape[axis])
         return b.emit("embedding", ids, name=b.layer(x), params={"weight": x})
+    ids = _from_front(b, ids, x.shape[axis])
     flat = b.emit("index_select", x, b.reshape(ids, (-1,)), axis=axis)
     return b.reshape(flat, (*x.shape[:axis], *ids.shape, *x.shape[axis + 1 :]))
 
@@ -38,21 +40,21 @@ def _from_front(b: OnnxImporter, ids: Tensor, size: Any) -> Tensor:
         return ids
     if ids.constant is not None and not isinstance(size, Symbolic):
         return as_known(np.where(ids.constant < 0, ids.constant + size, ids.constant), "int64", ids.origin)
-    if ids.data is None and _is_count(b, ids):
+    if ids.data is None and _is_count(b, ids, set()):
         return ids
     total = b.binary("add", ids, as_known(size, "int64"))
     return b.emit("where", b.binary("lt", ids, as_known(0, "int64")), total, ids)
 
 
-def _is_count(b: OnnxImporter, ids: Tensor) -> bool:
-    """Tell whether indices are those of a range or of token ids: never counted from the end."""
+def _is_count(b: OnnxImporter, ids: Tensor, trusted: set[str]) -> bool:
+    """Tell whether indices are those of a range or trusted values: never counted from the end."""
     makers = {v: node for node in b.builder.nodes for v in node.outputs}
     value = ids.value or ""
     while value in makers and makers[value].op in ("reshape", "expand", "slice", "cast", "permute"):
         value = makers[value].inputs[0]
-    if value in b.builder.inputs:
-        return True
-    return value in makers and (makers[value].op in ("argmax", "argmin", "topk") or _counts_up(makers[value]))
+    if value in makers:
+        return makers[value].op in ("argmax", "argmin", "topk") or _counts_up(makers[value])
+    return value in trusted
 
 
 def _counts_up(node: Any) -> bool:

@@ -90,8 +90,10 @@ def mean_variance_norm(b: OnnxImporter, x: Tensor) -> Tensor:
 def lp_norm(b: OnnxImporter, x: Tensor) -> Tensor:
     axis = axis_of(b.attr("axis", -1), x.rank)
     if b.attr("p", 2) == 1:
-        return b.emit("div", x, b.emit("sum", b.emit("abs", x), axes=(axis,), keepdims=True))
-    return b.emit("div", x, b.emit("sqrt", b.emit("sum", b.emit("mul", x, x), axes=(axis,), keepdims=True)))
+        norm = b.emit("sum", b.emit("abs", x), axes=(axis,), keepdims=True)
+    else:
+        norm = b.emit("sqrt", b.emit("sum", b.emit("mul", x, x), axes=(axis,), keepdims=True))
+    return b.emit("div", x, b.emit("clamp", norm, min=1e-30))  # rows of zeros stay zeros
 
 
 @rule("LRN")

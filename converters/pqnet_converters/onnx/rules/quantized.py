@@ -13,8 +13,9 @@ from pqnet_converters.onnx.registry import rule
 
 def _along(b: OnnxImporter, x: Tensor, p: Tensor, axis: int, block: int) -> Tensor:
     """Return scales or zero points in a shape that broadcasts with a tensor."""
-    if p.rank == 0 or p.data is not None and p.data.size == 1:
+    if p.rank == 0 or p.shape == (1,):
         return b.reshape(p, ())
+    axis = axis_of(axis, x.rank)
     if block:
         wide = np.repeat(b.known(p, "scale"), block, axis)
         return as_known(wide[(slice(None),) * axis + (slice(0, b.fixed(x.shape[axis])),)], p.dtype)
@@ -23,7 +24,6 @@ def _along(b: OnnxImporter, x: Tensor, p: Tensor, axis: int, block: int) -> Tens
 
 def dequantized(b: OnnxImporter, x: Tensor, scale: Tensor, zero: Tensor | None, axis: int = 1, block: int = 0) -> Tensor:
     """Return (x - zero) scale."""
-    axis = axis_of(axis, x.rank) if x.rank else 0
     numbers = b.cast(x, "float32")
     if zero is not None and not (zero.constant is not None and not zero.constant.any()):
         numbers = b.binary("sub", numbers, b.cast(_along(b, x, zero, axis, block), "float32"))
@@ -33,7 +33,6 @@ def dequantized(b: OnnxImporter, x: Tensor, scale: Tensor, zero: Tensor | None, 
 
 def quantized(b: OnnxImporter, x: Tensor, scale: Tensor, zero: Tensor | None, dtype: str, axis: int = 1) -> Tensor:
     """Return round(x / scale) + zero, within the limits of the dtype."""
-    axis = axis_of(axis, x.rank) if x.rank else 0
     y = b.emit("round", b.binary("div", b.cast(x, "float32"), _along(b, x, b.cast(scale, "float32"), axis, 0)))
     if zero is not None and not (zero.constant is not None and not zero.constant.any()):
         y = b.binary("add", y, b.cast(_along(b, x, zero, axis, 0), "float32"))
@@ -43,7 +42,7 @@ def quantized(b: OnnxImporter, x: Tensor, scale: Tensor, zero: Tensor | None, dt
 
 @rule("DequantizeLinear", "com.microsoft::DequantizeLinear")
 def dequantize(b: OnnxImporter, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
-    return dequantized(b, x, scale, zero, b.attr("axis", 1) if x.rank else 0, b.attr("block_size", 0))
+    return dequantized(b, x, scale, zero, b.attr("axis", 1), b.attr("block_size", 0))
 
 
 @rule("QuantizeLinear", "com.microsoft::QuantizeLinear")

@@ -65,15 +65,19 @@ def _resized(
 ) -> Tensor:
     if not axes:
         return x
-    antialias = bool(b.attr("antialias", 0))
-    if x.dtype == "float32" and x.rank == 4 and min(axes) >= 2 and _is_interpolate(b, x, out, factors, mode, where, near):
-        attrs: dict[str, Any] = {"mode": MODES[mode], "align_corners": where == "align_corners", "antialias": antialias}
-        return b.emit("interpolate", x, size=tuple(out[2:]), **_scales(x, out, factors, where), **attrs)
-    if antialias:
-        raise b.refuse("antialiasing has a rule for images whose height and width are resized by half_pixel only")
+    attrs: dict[str, Any] = {"align_corners": where == "align_corners", "antialias": bool(b.attr("antialias", 0))}
+    image = x.dtype == "float32" and x.rank == 4 and min(axes) >= 2
+    if image and _is_interpolate(b, x, out, factors, mode, where, near):
+        return b.emit("interpolate", x, size=tuple(out[2:]), mode=MODES[mode], **_scales(x, out, factors, where), **attrs)
     for axis in axes:
-        position = _position(b, x.shape[axis], out[axis], factors[axis], where)
-        x = _TAPS[mode](b, x, axis, out[axis], position, near)
+        position, scale = _position(b, x.shape[axis], out[axis], factors[axis], where), 1.0
+        if mode == "nearest":
+            x = _select(b, x, axis, ROUNDINGS[near](b, position))
+            continue
+        if attrs["antialias"]:
+            given = factors[axis]
+            scale = min(b.fixed(out[axis]) / b.fixed(x.shape[axis]) if given is None else float(given), 1.0)
+        x = _filtered(b, x, axis, position, mode, scale)
     return x
 
 
@@ -103,7 +107,7 @@ def _is_interpolate(
         halves = where in ("half_pixel", "pytorch_half_pixel") and near in ("round_prefer_floor", "round_prefer_ceil")
         odd = near == "round_prefer_floor" or all(int(f or 1) % 2 for f in factors[2:])
         return (where == "asymmetric" and near == "floor") or (whole and halves and odd)
-    if b.attr("exclude_outside", 0) or b.attr("extrapolation_value", 0):
+    if bool(b.attr("exclude_outside", 0)) != bool(b.attr("antialias", 0)):
         return False
     if mode == "cubic" and b.attr("cubic_coeff_a", -0.75) != -0.75:
         return False
@@ -152,51 +156,46 @@ ROUNDINGS: dict[str, Callable[[OnnxImporter, Tensor], Tensor]] = {
 }
 
 
-def _nearest(b: OnnxImporter, x: Tensor, axis: int, out: Any, position: Tensor, near: str) -> Tensor:
-    return _select(b, x, axis, ROUNDINGS[near](b, position))
-
-
-def _weighted(b: OnnxImporter, x: Tensor, axis: int, taps: list[tuple[Tensor, Tensor]]) -> Tensor:
-    total: Tensor | None = None
-    for ids, weight in taps:
-        factor = b.reshape(weight, (weight.shape[0], *(1,) * (x.rank - 1 - axis)))
-        term = b.emit("mul", _select(b, x, axis, ids), factor)
-        total = term if total is None else b.emit("add", total, term)
-    assert total is not None
-    return total
-
-
-def _linear(b: OnnxImporter, x: Tensor, axis: int, out: Any, position: Tensor, near: str) -> Tensor:
+def _filtered(b: OnnxImporter, x: Tensor, axis: int, position: Tensor, mode: str, scale: float = 1.0) -> Tensor:
+    """Add up the pixels around each position, weighed by a kernel that is 1 / scale times as wide."""
+    reach, low = 1 if mode == "linear" else 2, b.emit("floor", position)
+    part, start = b.emit("sub", position, low), floor(-reach / scale) + 1
     last = as_known(np.array(x.shape[axis] - 1, object), "float32")
-    position = b.binary("minimum", b.emit("clamp", position, min=0.0), last)
-    low = b.emit("floor", position)
-    part = b.emit("sub", position, low)
-    rest = b.emit("sub", part, scalar=1.0, reverse=True)
-    return _weighted(b, x, axis, [(low, rest), (b.emit("add", low, scalar=1.0), part)])
-
-
-def _cubic(b: OnnxImporter, x: Tensor, axis: int, out: Any, position: Tensor, near: str) -> Tensor:
-    """Keys' kernel: two polynomials of the distance."""
-    a, low = b.attr("cubic_coeff_a", -0.75), b.emit("floor", position)
-    part = b.emit("sub", position, low)
-    taps = []
-    for tap in (-1, 0, 1, 2):
-        distance = b.emit("abs", b.emit("sub", part, scalar=float(tap)))
-        if tap in (0, 1):
-            weight = _polynomial(b, distance, (a + 2, -(a + 3), 0, 1))
-        else:
-            weight = _polynomial(b, distance, (a, -5 * a, 8 * a, -4 * a))
-        taps.append([b.emit("add", low, scalar=float(tap)), weight])
+    taps, weights = [], []
+    for tap in range(start, 2 - start):
+        away = b.emit("abs", b.emit("sub", part, scalar=float(tap)))
+        distance = away if scale == 1 else b.emit("mul", away, scalar=scale)
+        taps.append(b.emit("add", low, scalar=float(tap)))
+        weights.append(_triangle(b, distance) if mode == "linear" else _cubic(b, distance))
     if b.attr("exclude_outside", 0):
-        last = as_known(np.array(x.shape[axis] - 1, object), "float32")
-        for pair in taps:
-            inside = b.emit("logical_and", b.emit("ge", pair[0], scalar=0), b.binary("le", pair[0], last))
-            pair[1] = b.emit("mul", pair[1], b.cast(inside, "float32"))
-        total = taps[0][1]
-        for _, weight in taps[1:]:
+        for i, tap in enumerate(taps):
+            inside = b.emit("logical_and", b.emit("ge", tap, scalar=0), b.binary("le", tap, last))
+            weights[i] = b.emit("mul", weights[i], b.cast(inside, "float32"))
+    if scale != 1 or b.attr("exclude_outside", 0):
+        total = weights[0]
+        for weight in weights[1:]:
             total = b.emit("add", total, weight)
-        taps = [[ids, b.emit("div", weight, total)] for ids, weight in taps]
-    return _weighted(b, x, axis, [(ids, weight) for ids, weight in taps])
+        weights = [b.emit("div", weight, total) for weight in weights]
+    result: Tensor | None = None
+    for tap, weight in zip(taps, weights, strict=True):
+        factor = b.reshape(weight, (weight.shape[0], *(1,) * (x.rank - 1 - axis)))
+        term = b.emit("mul", _select(b, x, axis, tap), factor)
+        result = term if result is None else b.emit("add", result, term)
+    assert result is not None
+    return result
+
+
+def _triangle(b: OnnxImporter, distance: Tensor) -> Tensor:
+    return b.emit("clamp", b.emit("sub", distance, scalar=1.0, reverse=True), min=0.0)
+
+
+def _cubic(b: OnnxImporter, distance: Tensor) -> Tensor:
+    """Keys' kernel: two polynomials of the distance."""
+    a, zero = b.attr("cubic_coeff_a", -0.75), as_known(0.0, "float32")
+    near = _polynomial(b, distance, (a + 2, -(a + 3), 0, 1))
+    far = _polynomial(b, distance, (a, -5 * a, 8 * a, -4 * a))
+    far = b.emit("where", b.emit("lt", distance, scalar=2.0), far, zero)
+    return b.emit("where", b.emit("le", distance, scalar=1.0), near, far)
 
 
 def _polynomial(b: OnnxImporter, x: Tensor, coefficients: tuple[float, ...]) -> Tensor:
@@ -204,9 +203,6 @@ def _polynomial(b: OnnxImporter, x: Tensor, coefficients: tuple[float, ...]) -> 
     for c in coefficients[1:-1]:
         y = b.emit("mul", b.emit("add", y, scalar=float(c)), x)
     return b.emit("add", y, scalar=float(coefficients[-1]))
-
-
-_TAPS: dict[str, Callable[..., Tensor]] = {"nearest": _nearest, "linear": _linear, "cubic": _cubic}
 
 
 def _cropped(b: OnnxImporter, x: Tensor, out: list[Any], axes: list[int], roi: Tensor | None) -> Tensor:
@@ -222,8 +218,11 @@ def _cropped(b: OnnxImporter, x: Tensor, out: list[Any], axes: list[int], roi: T
         first = start * (size - 1) if n > 1 else 0.5 * (start + end) * (size - 1)
         position = (first + np.arange(n) * step).astype(np.float32)
         outside.append((axis, (position < 0) | (position > size - 1)))
-        near = b.attr("nearest_mode", "round_prefer_floor")
-        x = _TAPS[b.attr("mode", "nearest")](b, x, axis, n, as_known(position, "float32"), near)
+        places, mode = as_known(position, "float32"), b.attr("mode", "nearest")
+        if mode == "nearest":
+            x = _select(b, x, axis, ROUNDINGS[b.attr("nearest_mode", "round_prefer_floor")](b, places))
+        else:
+            x = _filtered(b, x, axis, places, mode)
     for axis, beyond in outside:
         if beyond.any():
             mask = as_known(beyond.reshape(-1, *(1,) * (x.rank - 1 - axis)), "bool")
