@@ -1,6 +1,6 @@
 """What builds a graph from the operations of another format: values, folding, sizes, parameters stored once."""
 
-import re
+import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,7 +14,7 @@ from pqnet.graph.graph import param_info
 from pqnet.graph.op import DTYPES, REQUIRED, Info, complete_attrs, get_op
 from pqnet.graph.sizes import check_shape_limits
 from pqnet_converters.core import sizes
-from pqnet_converters.core.sizes import SymInt, Symbolic
+from pqnet_converters.core.sizes import Comparison, SymInt, Symbolic, Undecided
 from pqnet_converters.core.tied import Tied
 
 __all__ = ["Importer", "Tensor", "as_known", "graph_dtype"]
@@ -71,7 +71,7 @@ def as_known(elements: Any, dtype: str, origin: str | None = None) -> Tensor:
     array = np.asarray(elements)
     if array.dtype == object:
         flat = array.reshape(-1)
-        if not any(isinstance(e, Symbolic) for e in flat):
+        if not any(isinstance(e, Symbolic | Comparison) for e in flat):
             array = array.astype(dtype)
     else:
         array = np.asarray(array, dtype)
@@ -115,6 +115,7 @@ class Importer:
         name: str = "",
         params: Mapping[str, Tensor | None] | None = None,
         result_shape: tuple[Any, ...] | None = None,
+        fold: bool = True,
         **attrs: Any,
     ) -> tuple[Tensor, ...]:
         """Append a node and return its results; of known inputs and parameters they are computed at once.
@@ -131,6 +132,8 @@ class Importer:
             Known, by role; None is left out.
         result_shape : tuple, optional
             Of the one result, where the shape rule cannot see how it depends on symbols.
+        fold : bool
+            Compute what is known at once.
         attrs
             Sizes may be `SymInt`.
         """
@@ -148,7 +151,7 @@ class Importer:
             check_shape_limits(info.shape, op)
         if result_shape is not None:
             results = (Info(result_shape, results[0].dtype),)
-        folded = self._fold(op, inputs, stored, known, results)
+        folded = self._fold(op, inputs, stored, known, results) if fold else None
         if folded is not None:
             return folded
         name = name or (f"{self.path}.{op}" if self.path else op)
@@ -178,6 +181,8 @@ class Importer:
         return str(self._appended("reshape", joined, shape=x.shape).value)
 
     def _element(self, element: Any) -> Tensor:
+        if isinstance(element, Comparison):
+            return self._appended(element.op, self._element(element.x), self._element(element.y))
         if isinstance(element, SymInt):
             return self._appended("arange", start=element, end=element + 1)
         if isinstance(element, Symbolic):
@@ -189,7 +194,7 @@ class Importer:
 
     def _appended(self, op: str, *inputs: Tensor, **attrs: Any) -> Tensor:
         """Append a node whatever is known of its inputs."""
-        return self.emit(op, *(replace(x, value=self.value(x), data=None) for x in inputs), **attrs)
+        return self.emit(op, *inputs, fold=False, **attrs)
 
     # ---- folding
 
@@ -241,7 +246,7 @@ class Importer:
                 found = np.array([attrs["start"] + i for i in steps], object)
             else:
                 return None
-        except _Undecided:
+        except Undecided:
             return None
         outputs = found if isinstance(found, tuple) else (found,)
         if any(isinstance(e, float) and e != e for o in outputs for e in np.ravel(np.asarray(o, object))):
@@ -372,18 +377,20 @@ def _from_front(end: Any, size: Any) -> Any:
     return sizes.maximum(size + end, 0)
 
 
-class _Undecided(Exception):
-    """The answer depends on the symbols."""
-
-
-def _compared(test: Callable[[int], bool]) -> Callable[[Any, Any], bool]:
-    def compare(x: Any, y: Any) -> bool:
+def _compared(op: str) -> Callable[[Any, Any], Any]:
+    def compare(x: Any, y: Any) -> Any:
         sign = sizes.compare(x, y)
-        if sign is None:
-            raise _Undecided
-        return test(sign)
+        if sign is not None:
+            return getattr(operator, op)(sign, 0)
+        if op in ("eq", "ne") and sizes.differ(x, y):
+            return op == "ne"
+        return Comparison(op, x, y)
 
     return compare
+
+
+def _negated(x: Any) -> Any:
+    return x.inverse() if isinstance(x, Comparison) else not x
 
 
 def _chosen(condition: Any, x: Any, y: Any) -> Any:
@@ -393,7 +400,7 @@ def _chosen(condition: Any, x: Any, y: Any) -> Any:
 def _quotient(x: Any, y: Any) -> Any:
     found = x / y if isinstance(x, Symbolic) else x * (1 / y) if not isinstance(y, Symbolic) else NotImplemented
     if found is NotImplemented:
-        raise _Undecided
+        raise Undecided
     return found
 
 
@@ -401,7 +408,7 @@ def _truncated(x: Any) -> Any:
     if not isinstance(x, Symbolic):
         return int(x)
     if x.expr.limits()[0] < 0:
-        raise _Undecided
+        raise Undecided
     return sizes.floor(x)
 
 
@@ -428,12 +435,8 @@ _ELEMENTS: dict[str, Callable[..., Any]] = {
     "neg": lambda x: -x,
     "floor": sizes.floor,
     "ceil": sizes.ceil,
-    "eq": _compared(lambda s: s == 0),
-    "ne": _compared(lambda s: s != 0),
-    "lt": _compared(lambda s: s < 0),
-    "le": _compared(lambda s: s <= 0),
-    "gt": _compared(lambda s: s > 0),
-    "ge": _compared(lambda s: s >= 0),
+    **{op: _compared(op) for op in ("eq", "ne", "lt", "le", "gt", "ge")},
+    "logical_not": _negated,
     "where": _chosen,
 }
 _MOVES = {"reshape", "permute", "slice", "concat", "split", "expand", "index_select"}

@@ -6,6 +6,7 @@ layers does not grow: ``((h+1)//2+1)//2`` is ``(h+3)//4``.
 """
 
 import math
+import operator
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from functools import cached_property, lru_cache
@@ -14,11 +15,9 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from pqnet.errors import PQNetError
+from pqnet.graph.sizes import MAX_TEXT
 
-__all__ = ["Expr", "Number", "SymInt", "SymRatio", "ceil", "common_denominator", "compare", "floor", "maximum", "minimum", "symbol"]
-
-LARGE = 1 << 40  # no size or difference of sizes reaches it
-MAX_TEXT = 200  # characters that a graph takes
+__all__ = ["Comparison", "Expr", "Number", "SymInt", "SymRatio", "Undecided", "ceil", "common_denominator", "compare", "differ", "floor", "maximum", "minimum", "symbol"]
 
 Atom: TypeAlias = "str | Quotient | Positive"
 Monomial: TypeAlias = tuple[Atom, ...]
@@ -45,8 +44,8 @@ class Quotient(Opaque):
 
     @cached_property
     def text(self) -> str:
-        top, bottom = self.numerator, self.denominator
-        return f"{top.text if top.is_atom else f'({top.text})'}//{bottom.text if bottom.is_plain else f'({bottom.text})'}"
+        top, bottom = (e.text if e.is_plain else f"({e.text})" for e in (self.numerator, self.denominator))
+        return f"{top}//{bottom}"
 
     def limits(self) -> tuple[float, float]:
         """Return numbers that it is not below and not above."""
@@ -69,14 +68,14 @@ class Quotient(Opaque):
 
 
 class Positive(Opaque):
-    """A size where it is positive, else 0: d (1 + d // LARGE), because graphs know no maximum."""
+    """A size where it is positive, else 0."""
 
     def __init__(self, size: "Expr") -> None:
         self.size = size
 
     @cached_property
     def text(self) -> str:
-        return f"({self.size.text})*(1+({self.size.text})//{LARGE})"
+        return f"({self.size.text}) max 0"
 
     def limits(self) -> tuple[float, float]:
         low, high = self.size.limits()
@@ -332,6 +331,27 @@ def _binary(x: Any, y: Any, number: Callable[..., Any], expr: Callable[[Expr, Ex
         return NotImplemented
 
 
+class Undecided(Exception):
+    """The answer depends on the symbols."""
+
+
+class Comparison:
+    """A comparison of sizes whose answer depends on the symbols; ``sample`` is that at their sample."""
+
+    OPPOSITE = {"eq": "ne", "ne": "eq", "lt": "ge", "ge": "lt", "gt": "le", "le": "gt"}
+
+    def __init__(self, op: str, x: Any, y: Any) -> None:
+        self.op, self.x, self.y = op, x, y
+        self.sample = bool(getattr(operator, op)(_value(x), _value(y)))
+
+    def inverse(self) -> "Comparison":
+        """Return the opposite."""
+        return Comparison(self.OPPOSITE[self.op], self.x, self.y)
+
+    def __bool__(self) -> bool:
+        raise Undecided
+
+
 def symbol(name: str, sample: int) -> SymInt:
     """Return a free symbol as a size.
 
@@ -364,6 +384,18 @@ def compare(x: Any, y: Any) -> int | None:
     return 1 if low > 0 else -1 if high < 0 else 0 if low == high == 0 else None
 
 
+def differ(x: Any, y: Any) -> bool:
+    """Tell whether two numbers are never equal, whatever the symbols."""
+    difference = Expr.of(x) + -Expr.of(y)
+    return difference.constant != 0 and bool(np.all(_tried(difference) != 0))
+
+
+def _tried(expr: Expr) -> np.ndarray:
+    """Return what an expression is at many sizes."""
+    names = sorted(expr.symbols())
+    return expr.at(dict(zip(names, _points(len(names)), strict=True)))
+
+
 def _range(difference: Expr) -> tuple[float, float]:
     """Return the limits of a difference; where they do not tell its sign, the extremes at many sizes.
 
@@ -375,8 +407,7 @@ def _range(difference: Expr) -> tuple[float, float]:
     low, high = difference.limits()
     if low > 0 or high < 0:
         return low, high
-    names = sorted(difference.symbols())
-    values = difference.at({name: points for name, points in zip(names, _points(len(names)), strict=True)})
+    values = _tried(difference)
     return max(low, float(values.min())), min(high, float(values.max()))
 
 

@@ -3,35 +3,54 @@
 from typing import Any
 
 
+from pqnet.errors import PQNetError
 from pqnet_converters.core.importer import Tensor, as_known
+from pqnet_converters.core.sizes import Comparison, Symbolic
 from pqnet_converters.onnx.importer import OnnxImporter, axis_of
 from pqnet_converters.onnx.registry import rule
 
 TRIPS = 1024  # rounds of a loop that is unrolled
 
 
-def _named(b: OnnxImporter, x: Tensor) -> str:
-    """Say on which inputs a value depends, and how to make it known."""
-    names = b.sources(x)
-    if x.data is None and names:
-        return f"it depends on the input {names[0]!r}; give its value: values={{{names[0]!r}: ...}} (--value {names[0]}=...)"
+def _way_out(b: OnnxImporter, x: Tensor) -> str:
+    """Say on what a value depends, and how to make it known."""
+    if x.data is None and (names := b.sources(x)):
+        name = names[0]
+        return f"it depends on the input {name!r}; give its value: values={{{name!r}: ...}} (--value {name}=...)"
     return "it depends on free sizes; fix them: shapes={name: [...]} (--input NAME=SHAPE)"
+
+
+def _course(condition: Tensor) -> bool | None:
+    """Return which branch is taken, if that is known.
+
+    Where a size is compared with 1, to drop an axis, the network has values of one rank only in the branch that its
+    sizes lead to: that at the sample of the free sizes, for which all that follows has to fit.
+    """
+    if condition.data is None or condition.data.size != 1:
+        return None
+    flag = condition.data.reshape(-1)[0]
+    if not isinstance(flag, Comparison):
+        return bool(flag)
+    ones = any(not isinstance(n, Symbolic) and n == 1 for n in (flag.x, flag.y))
+    return flag.sample if flag.op in ("eq", "ne") and ones else None
 
 
 @rule("If")
 def if_(b: OnnxImporter, condition: Tensor) -> tuple[Tensor, ...]:
     """Take the branch, or both where they agree in shape and dtype: nothing that they compute has an effect."""
     branches = b.attr("then_branch"), b.attr("else_branch")
-    if condition.constant is not None:
-        return tuple(b.body(branches[0] if condition.constant.item() else branches[1], {}))
+    course = _course(condition)
+    if course is not None:
+        return tuple(b.body(branches[0 if course else 1], {}))
     try:
         then, other = (b.body(branch, {}) for branch in branches)
-    except ValueError as reason:  # PQNetError is one: a branch that does not fit these sizes, say
-        raise b.refuse(f"expected a known condition; {_named(b, condition)} ({reason})") from None
+    except PQNetError as reason:  # a branch that does not fit these sizes, say
+        raise b.refuse(f"expected a known condition; {_way_out(b, condition)} ({reason})") from None
     for x, y in zip(then, other, strict=True):
         if x.dtype != y.dtype or [str(n) for n in x.shape] != [str(n) for n in y.shape]:
+            got = f"{x.dtype} {x.shape} and {y.dtype} {y.shape}"
             raise b.refuse(
-                f"expected a known condition, or branches of one shape, got {x.shape} and {y.shape}; {_named(b, condition)}"
+                f"expected a known condition, or branches of one shape, got {got}; {_way_out(b, condition)}"
             )
     flag = b.reshape(condition, ())
     return tuple(x if x is y else b.emit("where", flag, x, y) for x, y in zip(then, other, strict=True))
@@ -42,14 +61,14 @@ def loop(b: OnnxImporter, trips: Tensor | None, condition: Tensor | None, *carri
     body = b.attr("body")
     limit = None if trips is None else b.number(trips) if trips.data is not None else None
     if trips is not None and not isinstance(limit, int):
-        raise b.refuse(f"expected a known number of rounds; {_named(b, trips)}")
+        raise b.refuse(f"expected a known number of rounds; {_way_out(b, trips)}")
     if limit is not None and type(limit) is not int:
         raise b.refuse(f"expected a known number of rounds, got {limit}")
     states, rows, done = list(carried), [], 0
     go = condition if condition is not None else as_known(True, "bool")
     while limit is None or done < limit:
         if go.constant is None:
-            raise b.refuse(f"expected a loop whose end is known; {_named(b, go)}")
+            raise b.refuse(f"expected a loop whose end is known; {_way_out(b, go)}")
         if not go.constant.item():
             break
         if done >= TRIPS:
