@@ -8,7 +8,7 @@ from typing import Any
 
 from pqnet.errors import PQNetError
 
-__all__ = ["MAX_ATTRIBUTE", "MAX_AXES", "MAX_ELEMENTS", "Size", "apply", "check_shape_limits", "resolve_dim"]
+__all__ = ["MAX_ATTRIBUTE", "MAX_AXES", "MAX_ELEMENTS", "Size", "apply", "check_shape_limits", "postfix", "resolve_dim"]
 
 # With these limits every offset and every product of a stride with a window stays far below 2**62.
 MAX_AXES = 32  # of a value; NumPy takes 64
@@ -90,7 +90,7 @@ def resolve_dim(dim: int | str, symbols: Mapping[str, int]) -> int:
         return dim
     stack: list[int] = []
     try:
-        for step in _postfix(dim):
+        for step in postfix(dim):
             if isinstance(step, int):
                 stack.append(step)
             elif isinstance(step, str):
@@ -108,7 +108,7 @@ def resolve_dim(dim: int | str, symbols: Mapping[str, int]) -> int:
 
 
 @lru_cache(maxsize=4096)
-def _postfix(text: str) -> tuple[Step, ...]:
+def postfix(text: str) -> tuple[Step, ...]:
     """Return the steps that compute an expression on a stack, or raise SyntaxError.
 
     Python's own parser would take two symbols for one where Unicode has two characters for the same letter.

@@ -245,7 +245,7 @@ def _step(
 def _one_hot(g: Rewriter, node: Node) -> list[Node] | None:
     """Look rows up instead of multiplying by ones and zeros."""
     found: dict[str, Operand] = {}
-    if "bias" in node.params or not g.match(("cast", ("eq", "ids", "numbers"), {"dtype": "float32"}), node.inputs[0], found):
+    if not g.match(("cast", ("eq", "ids", "numbers"), {"dtype": "float32"}), node.inputs[0], found):
         return None
     for ids, numbers in ((found["ids"], found["numbers"]), (found["numbers"], found["ids"])):
         array, one = g.constant(numbers), g.maker(ids, "reshape")
@@ -258,7 +258,10 @@ def _one_hot(g: Rewriter, node: Node) -> list[Node] | None:
         if not shape or g.shape(ids) != (*shape, 1) or g.shape(node.outputs[0])[:-1] != shape:
             continue
         ids_ = g.node("cast", one.inputs, _stem(node, "ids"), dtype="int64")
-        name = g.store(f"{node.name}.table", np.ascontiguousarray(weight.T))
+        table = np.asarray(weight.T, np.float32, order="C")
+        if "bias" in node.params:
+            table = table + g.params[node.params["bias"]]  # type: ignore[operator]
+        name = g.store(f"{node.name}.table", table)
         return [ids_, g.node("embedding", ids_.outputs, node.name, {"weight": name}, node.outputs[0])]
     return None
 
