@@ -301,7 +301,7 @@ class Importer:
 
     def cast(self, x: Tensor, dtype: str) -> Tensor:
         """Return a tensor in another dtype."""
-        return x if x.dtype == dtype else self.emit("cast", x, dtype=dtype)
+        return x if x.dtype == dtype else _as_stored(self.emit("cast", x, dtype=dtype), x)
 
     def refuse(self, reason: str) -> UnsupportedOpError:
         """Build the error for what the graph cannot express."""
@@ -328,14 +328,12 @@ class Importer:
         same = len(shape) == x.rank and all(
             a == b and isinstance(a, SymInt) == isinstance(b, SymInt) for a, b in zip(shape, x.shape, strict=True)
         )
-        if same:
-            return x
-        return self.emit("reshape", replace(x, origin=None), shape=shape)
+        return x if same else _as_stored(self.emit("reshape", x, shape=shape), x)
 
     def permute(self, x: Tensor, axes: Iterable[int]) -> Tensor:
         """Move the axes of a tensor."""
         axes = tuple(axes)
-        return x if axes == tuple(range(x.rank)) else self.emit("permute", x, axes=axes)
+        return x if axes == tuple(range(x.rank)) else _as_stored(self.emit("permute", x, axes=axes), x)
 
     def slice(self, x: Tensor, axis: int, start: Any, stop: Any, step: int = 1) -> Tensor:
         """Take part of an axis, with the limits of Python's slices; limits may be sizes."""
@@ -350,6 +348,11 @@ class Importer:
             return x
         shape = (*x.shape[:axis], count, *x.shape[axis + 1 :])
         return self.emit("slice", x, axis=axis, start=first, stop=last, step=step, result_shape=shape)
+
+
+def _as_stored(y: Tensor, x: Tensor) -> Tensor:
+    """Let what has the elements of a stored tensor be called like it."""
+    return y if y.data is None or x.origin is None else replace(y, origin=x.origin)
 
 
 def _span(size: Any, start: Any, stop: Any, step: int) -> tuple[Any, Any, Any]:

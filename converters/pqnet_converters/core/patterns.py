@@ -14,14 +14,14 @@ from pqnet.graph import Graph, Node
 from pqnet.graph.layers import weight_op
 from pqnet_converters.core.rewrite import Operand, Pattern, Rewriter
 
-__all__ = ["PATTERNS", "simplify"]
+__all__ = ["TABLES", "simplify"]
 
 Rule = Callable[[Rewriter, Node], list[Node] | None]
 LAYERS = tuple(f"{op}{n}d" for op in ("conv", "conv_transpose") for n in (1, 2, 3)) + ("linear",)
 
 
 def simplify(graph: Graph) -> Graph:
-    """Return a graph in which the layers of `PATTERNS` are one node each; equal nodes are merged.
+    """Return a graph in which the layers of `TABLES` are one node each; equal nodes are merged.
 
     Examples
     --------
@@ -32,7 +32,9 @@ def simplify(graph: Graph) -> Graph:
     >>> [node.op for node in simplify(graph).nodes]
     ['silu']
     """
-    return Rewriter(graph).run(PATTERNS)
+    for table in TABLES:
+        graph = Rewriter(graph).run(table)
+    return graph
 
 
 def _stem(node: Node, op: str) -> str:
@@ -482,7 +484,8 @@ def _product(g: Rewriter, value: str) -> tuple[tuple[str, str], float] | None:
     return (left, right), scale * a * c
 
 
-PATTERNS: list[tuple[tuple[str, ...], Rule]] = [
+Table = list[tuple[tuple[str, ...], Rule]]
+PATTERNS: Table = [
     (("add", "sub", "mul", "div"), _neutral),
     (("permute",), _permutes),
     (("reshape",), _reshapes),
@@ -494,6 +497,7 @@ PATTERNS: list[tuple[tuple[str, ...], Rule]] = [
     (("mul", "add"), _norm_affine),
     (("linear",), _one_hot),
     (("add",), _bias),
-    (("add", "sub", "mul", "div", "batch_norm"), _affine),
     (("matmul",), _attention),
 ]
+# Products and sums by channel may be part of a norm: what is left of them when that is found.
+TABLES: tuple[Table, ...] = (PATTERNS, [(("add", "sub", "mul", "div", "batch_norm"), _affine)])

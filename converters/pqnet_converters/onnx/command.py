@@ -1,4 +1,4 @@
-"""``pqnet convert onnx``."""
+"""``pqnet convert onnx`` and ``pqnet export onnx``."""
 
 import argparse
 from collections.abc import Sequence
@@ -8,8 +8,9 @@ import numpy as np
 
 from pqnet import Model, PQNetError
 from pqnet_converters.onnx.from_onnx import from_onnx
+from pqnet_converters.onnx.to_onnx import to_onnx
 
-__all__ = ["onnx_command"]
+__all__ = ["onnx_command", "onnx_export"]
 
 
 class OnnxCommand:
@@ -64,4 +65,15 @@ def _value(item: str) -> tuple[str, Any]:
         raise PQNetError(f"--value: expected NAME=NUMBER such as sr=16000, got {item!r}") from None
 
 
-onnx_command = OnnxCommand()
+class OnnxExport:
+    """``pqnet export onnx``."""
+
+    suffix = ".onnx"
+
+    def export(self, model: Model) -> bytes:
+        """Return the bytes of the ONNX file."""
+        data: bytes = to_onnx(model).SerializeToString()
+        return data
+
+
+onnx_command, onnx_export = OnnxCommand(), OnnxExport()

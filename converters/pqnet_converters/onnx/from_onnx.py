@@ -1,9 +1,10 @@
 """Imports ONNX networks."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -96,20 +97,25 @@ def graph_from_onnx(
     if not infos:
         raise PQNetError("values: expected a network that keeps an input, got values for all")
     first: PQNetError | None = None
-    for sample in _samples(infos):
+    for sample in _samples(infos, network):
         try:
+            graph = _imported(network, infos, sample, known)
+            pinned = _pinned(graph)
+            if not pinned:
+                return graph
+            infos = {name: replace(i, shape=tuple(pinned.get(d, d) for d in i.shape)) for name, i in infos.items()}  # type: ignore[arg-type]
             return _imported(network, infos, sample, known)
         except UnsupportedOpError:
             raise
         except PQNetError as reason:
             first = first or reason
     assert first is not None
-    free = sorted({d for info in infos.values() for d in info.shape if isinstance(d, str)})
-    if not free:
+    tried = next(_samples(infos, network))
+    if not tried:
         raise first
     raise type(first)(
-        f"{first} (with {free} as {sorted(next(_samples(infos)).items())}, and with other sizes; fix or name sizes: "
-        "shapes={name: [...]}, --input NAME=SHAPE)"
+        f"{first} (with the free sizes {tried}, and with others; fix or name sizes: shapes={{name: [...]}}, "
+        "--input NAME=SHAPE)"
     ) from first
 
 
@@ -202,7 +208,33 @@ def _identifier(name: str) -> str:
     return word if word.isidentifier() or not word else f"n{word}"
 
 
-def _samples(infos: Mapping[str, ValueInfo]) -> Iterator[dict[str, int]]:
+def _pinned(graph: Graph) -> dict[str, int]:
+    """Return the symbols whose sample alone the network takes, as far as a few other sizes tell: it was made for it."""
+    pinned = {}
+    for name, size in graph.symbols.items():
+        others = {size + 1, size - 1, 2 * size, 3 * size, size + 32, size // 2} - {0, size}
+        if not any(_fits(graph, {**graph.symbols, name: other}) for other in others):
+            pinned[name] = size
+    return pinned
+
+
+def _fits(graph: Graph, symbols: Mapping[str, int]) -> bool:
+    try:
+        graph.infer_shapes(symbols)
+    except PQNetError:
+        return False
+    return True
+
+
+def _written(network: OnnxGraph) -> list[int]:
+    """Return sizes that the network's shapes name, the commonest first: an exporter may have written its example's."""
+    values = [array for array in network.constants.values()]
+    values += [value for node in network.walk() for value in node.attrs.values() if isinstance(value, np.ndarray)]
+    found = Counter(n for a in values if a.dtype == np.int64 and 0 < a.size <= 8 for n in a.reshape(-1).tolist())
+    return [n for n, _ in found.most_common(12) if 1 < n < 1 << 16 and n not in SIZES]
+
+
+def _samples(infos: Mapping[str, ValueInfo], network: OnnxGraph) -> Iterator[dict[str, int]]:
     """Yield sizes of the symbols to try: 2 samples and images of one size first, then all combinations of a few."""
     axes: dict[str, bool] = {}  # whether it is a first axis
     for info in infos.values():
@@ -219,9 +251,10 @@ def _samples(infos: Mapping[str, ValueInfo]) -> Iterator[dict[str, int]]:
         return not (key in seen or seen.add(key))  # type: ignore[func-returns-value]
 
     rest = [name for name, first in axes.items() if not first]
-    for batch, size in product((2, 1), SIZES if rest else (2,)):
+    sizes = (*SIZES, *_written(network))
+    for batch, size in product((2, 1), sizes if rest else (2,)):
         if fresh(sample := {name: batch if first else size for name, first in axes.items()}):
             yield sample
-    for tried, sizes in enumerate(product((*SIZES, 2), repeat=len(axes))):
-        if tried < TRIES and fresh(sample := dict(zip(axes, sizes, strict=True))):
+    for chosen in islice(product((*sizes, 2), repeat=len(axes)), TRIES):
+        if fresh(sample := dict(zip(axes, chosen, strict=True))):
             yield sample

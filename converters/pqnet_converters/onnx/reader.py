@@ -1,5 +1,6 @@
 """Reads an ONNX file as plain data, and checks it before anything is built."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -127,7 +128,8 @@ class _Reader:
     def node(self, node: Any, opset: int) -> OnnxNode:
         where = node.name or (node.output[0] if node.output else node.op_type)
         attrs = {a.name: self.attribute(a, opset, where) for a in node.attribute}
-        return OnnxNode(node.op_type, node.domain, node.name, tuple(node.input), tuple(node.output), attrs)
+        name = _scoped(node) or node.name
+        return OnnxNode(node.op_type, node.domain, name, tuple(node.input), tuple(node.output), attrs)
 
     def attribute(self, attribute: Any, opset: int, where: str) -> Any:
         kind = attribute.type
@@ -190,6 +192,15 @@ class _Reader:
         copy.data_type, copy.raw_data = tensor.data_type, whole[offset : offset + length].tobytes()
         copy.dims.extend(tensor.dims)
         return np.asarray(numpy_helper.to_array(copy))
+
+
+def _scoped(node: Any) -> str:
+    """Return the name of a node after its module, where PyTorch's newer exporter notes that; like the older's names."""
+    scopes = next((p.value for p in getattr(node, "metadata_props", ()) if p.key == "pkg.torch.onnx.name_scopes"), "")
+    parts = re.findall(r"'([^']*)'", scopes)
+    if len(parts) < 2 or not parts[-2] or parts[-2].startswith("_"):
+        return ""
+    return f"/{parts[-2].replace('.', '/')}/{node.op_type}"
 
 
 def _dtype(number: int) -> str:

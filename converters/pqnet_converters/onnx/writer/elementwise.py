@@ -109,7 +109,9 @@ def logical(w: Writer, node: Node, x: Values) -> str:
 @writes("where")
 def where(w: Writer, node: Node, x: Values) -> str:
     dtype = w.info(node.outputs[0]).dtype
-    return str(w.add("Where", x[0], *(w.cast(v, w.info(v).dtype, dtype) for v in x[1:])))
+    held = "uint8" if dtype == "bool" else dtype  # runtimes choose no booleans
+    chosen = w.add("Where", x[0], *(w.cast(v, w.info(v).dtype, held) for v in x[1:]))
+    return w.cast(chosen, held, dtype)
 
 
 @writes("cast")
@@ -167,8 +169,8 @@ def gelu(w: Writer, node: Node, x: Values) -> str:
 def prelu(w: Writer, node: Node, x: Values) -> str:
     slope, rank = w.role(node, "weight"), len(w.info(x[0]).shape)
     assert slope is not None
-    if w.shape_of(node, "weight") != (1,) and rank > 2:
-        slope = w.add("Reshape", slope, w.ints(-1, *(1,) * (rank - 2)))
+    if rank == 0 or (w.shape_of(node, "weight") != (1,) and rank > 2):
+        slope = w.add("Reshape", slope, w.ints(*((-1, *(1,) * (rank - 2)) if rank else ())))
     return str(w.add("PRelu", x[0], slope))
 
 
