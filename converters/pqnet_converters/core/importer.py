@@ -343,11 +343,12 @@ class Importer:
             if (first, last, step) == (0, size, 1):
                 return x
             return self.emit("slice", x, axis=axis, start=first, stop=None if last < 0 else last, step=step)
-        first, last, count = _span(size, start, stop, step)
+        count = _taken(size, start, stop, step)
         if step == 1 and isinstance(count, SymInt) and sizes.compare(count, size) == 0:
             return x
         shape = (*x.shape[:axis], count, *x.shape[axis + 1 :])
-        return self.emit("slice", x, axis=axis, start=first, stop=last, step=step, result_shape=shape)
+        first = (0 if step > 0 else -1) if start is None else start
+        return self.emit("slice", x, axis=axis, start=first, stop=stop, step=step, result_shape=shape)
 
 
 def _as_stored(y: Tensor, x: Tensor) -> Tensor:
@@ -355,29 +356,21 @@ def _as_stored(y: Tensor, x: Tensor) -> Tensor:
     return y if y.data is None or x.origin is None else replace(y, origin=x.origin)
 
 
-def _span(size: Any, start: Any, stop: Any, step: int) -> tuple[Any, Any, Any]:
-    """Return start, stop and number of elements of a slice whose limits or axis depend on symbols.
-
-    The operation cuts limits at the end of the axis by itself.
-    """
+def _taken(size: Any, start: Any, stop: Any, step: int) -> Any:
+    """Return the number of elements of a slice whose limits or axis depend on symbols."""
     if step > 0:
-        first = _from_front(0 if start is None else start, size)
-        last = None if stop is None else _from_front(stop, size)
-        end = size if last is None else sizes.minimum(last, size)
-        count = sizes.maximum(end - sizes.minimum(first, size), 0)
-        return first, last, count if step == 1 else -(-count // step)
-    first = size - 1 if start is None else sizes.minimum(_from_front(start, size), size - 1)
-    if stop is None or (not isinstance(stop, Symbolic) and stop < -(1 << 30)):
-        return first, None, (first - step) // -step
-    last = sizes.maximum(_from_front(stop, size), -1)
-    return first, last, sizes.maximum(-((last - first) // -step), 0)
+        first = 0 if start is None else sizes.minimum(_from_front(start, size, 0), size)
+        last = size if stop is None else sizes.minimum(_from_front(stop, size, 0), size)
+        count = sizes.maximum(last - first, 0)
+        return count if step == 1 else -(-count // step)
+    first = size - 1 if start is None else sizes.minimum(_from_front(start, size, -1), size - 1)
+    last = -1 if stop is None else _from_front(stop, size, -1)
+    return sizes.maximum(-((first - last) // step), 0)
 
 
-def _from_front(end: Any, size: Any) -> Any:
-    """Return a limit counted from the front; below the front it is 0."""
-    if sizes.compare(end, 0) in (0, 1) or (isinstance(end, Symbolic) and end >= 0):  # type: ignore[operator]
-        return end
-    return sizes.maximum(size + end, 0)
+def _from_front(end: Any, size: Any, least: int) -> Any:
+    """Return a limit counted from the front, at least ``least``; one that depends on symbols is as at their sample."""
+    return end if end >= 0 else sizes.maximum(size + end, least)
 
 
 def _compared(op: str) -> Callable[[Any, Any], Any]:

@@ -27,7 +27,7 @@ Source: TypeAlias = str | Path | bytes
 Shape: TypeAlias = Sequence[int | str]
 
 # Sizes that free axes are tried at, until the network takes them: what it knows of them is in its code alone.
-SIZES = (64, 48, 224, 32, 256, 320, 128, 512, 576, 640, 1024, 16, 8, 4096, 16000, 3, 1)
+SIZES = (64, 48, 224, 32, 256, 320, 128, 512, 576, 640, 1024, 16, 8, 4096, 16000, 3)
 TRIES = 60
 
 
@@ -251,7 +251,7 @@ def _samples(infos: Mapping[str, ValueInfo], network: OnnxGraph) -> Iterator[dic
         return not (key in seen or seen.add(key))  # type: ignore[func-returns-value]
 
     rest = [name for name, first in axes.items() if not first]
-    sizes = (*SIZES, *_written(network))
+    sizes = (*SIZES, *_written(network), 1)
     for batch, size in product((2, 1), sizes if rest else (2,)):
         if fresh(sample := {name: batch if first else size for name, first in axes.items()}):
             yield sample
