@@ -6,7 +6,7 @@ import numpy as np
 
 __all__ = ["Tied"]
 
-LEAST = 4096  # elements; smaller arrays, biases say, are often equal by chance
+LEAST = 256  # elements of arrays of several axes; biases and small arrays are often equal by chance
 SEEN = 64  # elements that are compared before all are
 
 
@@ -25,7 +25,7 @@ class Tied:
         if id(array) in self._same:
             return self._same[id(array)][1]
         kept = np.asarray(array, order="C")
-        if array.size < LEAST:
+        if array.size < LEAST or sum(n > 1 for n in array.shape) < 2:
             name = store(kept)
         else:
             flat = kept.reshape(-1)

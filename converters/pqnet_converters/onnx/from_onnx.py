@@ -227,11 +227,13 @@ def _fits(graph: Graph, symbols: Mapping[str, int]) -> bool:
 
 
 def _written(network: OnnxGraph) -> list[int]:
-    """Return sizes that the network's shapes name, the commonest first: an exporter may have written its example's."""
-    values = [array for array in network.constants.values()]
+    """Return sizes that the network names, the commonest first: those of its example may be in shapes or in tables."""
+    values = list(network.constants.values())
     values += [value for node in network.walk() for value in node.attrs.values() if isinstance(value, np.ndarray)]
-    found = Counter(n for a in values if a.dtype == np.int64 and 0 < a.size <= 8 for n in a.reshape(-1).tolist())
-    return [n for n, _ in found.most_common(12) if 1 < n < 1 << 16 and n not in SIZES]
+    shapes = Counter(n for a in values if a.dtype == np.int64 and 0 < a.size <= 8 for n in a.reshape(-1).tolist())
+    tables = Counter(n for a in values if a.dtype == np.float32 and a.ndim < 4 for n in a.shape)
+    found = [n for counted in (shapes, tables) for n, _ in counted.most_common(12)]
+    return [n for n in dict.fromkeys(found) if 1 < n < 1 << 16 and n not in SIZES]
 
 
 def _samples(infos: Mapping[str, ValueInfo], network: OnnxGraph) -> Iterator[dict[str, int]]:

@@ -31,8 +31,14 @@ def write_packed(w: "Writer", name: str, packed: Packed) -> str:
 
 
 def _float(w: "Writer", array: np.ndarray, name: str) -> str:
-    stored = w.constant(array, array.dtype.name, name)
-    return stored if array.dtype == np.float32 else str(w.add("Cast", stored, to=TensorProto.FLOAT))
+    """Return numbers as float32, stored as float16 if that, times a power of two, holds them exactly."""
+    top = float(np.abs(array).max(initial=0))
+    factor = np.float32(2.0 ** np.floor(np.log2(top)) if 0 < top < np.inf else 1)
+    halves = (array.astype(np.float32) / factor).astype(np.float16)
+    if not np.array_equal(halves.astype(np.float32) * factor, array):
+        return w.constant(array, "float32", name)
+    wide = w.add("Cast", w.constant(halves, "float16", name), to=TensorProto.FLOAT)
+    return str(wide if factor == 1 else w.add("Mul", wide, w.constant(factor, "float32")))
 
 
 def _looked_up(w: "Writer", name: str, lookup: Lookup, shape: tuple[int, ...]) -> str:
