@@ -164,7 +164,11 @@ def imported(name: str) -> tuple[Model, dict[str, np.ndarray]]:
     make, shape, dtype = NETS[name]
     torch.manual_seed(0)
     x = noise(3, *shape) if dtype == "float32" else np.random.default_rng(0).integers(0, 50, (3, *shape))
-    return from_torch(nets.randomise(make()), torch.from_numpy(x[:2])), {"input": x}
+    net = nets.randomise(make())
+    with torch.no_grad():
+        for parameter in net.parameters():  # copies of one layer start out equal
+            parameter += 0.01 * torch.randn_like(parameter)
+    return from_torch(net, torch.from_numpy(x[:2])), {"input": x}
 
 
 @pytest.mark.parametrize("name", NETS)

@@ -441,7 +441,7 @@ def _attention(g: Rewriter, node: Node) -> list[Node] | None:
         weights = g.maker(weights.inputs[2], "softmax") if found and found["p"] == weights.inputs[2] else None
     if weights is None or weights.attrs["axis"] != len(g.shape(node.inputs[0])) - 1:
         return None
-    scores, masks = weights.inputs[0], []
+    scores, masks, made = weights.inputs[0], [], []
     added = g.maker(scores, "add", "where")
     if added is not None and added.op == "add" and len(added.inputs) == 2:
         sides = [(v, m) for v, m in (added.inputs, added.inputs[::-1]) if _product(g, v) is not None]
@@ -449,11 +449,15 @@ def _attention(g: Rewriter, node: Node) -> list[Node] | None:
             return None
         scores, masks = sides[0][0], [sides[0][1]]
     elif added is not None and added.op == "where":
-        hidden = g.operands(added)[2]
-        array = g.constant(hidden)
-        if not (hidden == -math.inf or (array is not None and array.size == 1 and array.item() == -math.inf)):
+        condition, left, right = added.inputs
+        if _is_hidden(g, right):
+            scores, masks = left, [condition]
+        elif _is_hidden(g, left):
+            inverse = g.maker(condition, "logical_not")
+            made = [] if inverse else [g.node("logical_not", [condition], _stem(node, "seen"))]
+            scores, masks = right, [inverse.inputs[0] if inverse else made[0].outputs[0]]
+        else:
             return None
-        scores, masks = added.inputs[1], [added.inputs[0]]
     found_product = _product(g, scores)
     if found_product is None:
         return None
@@ -461,12 +465,19 @@ def _attention(g: Rewriter, node: Node) -> list[Node] | None:
     shapes = [g.shape(v) for v in (query, keys, node.inputs[1])]
     if min(map(len, shapes)) < 3 or any(g.constant(v) is not None for v in (query, keys, node.inputs[1])):
         return None
-    if any(len(g.shape(m)) > len(g.shape(scores)) for m in masks) or any(g.shape(m) == () for m in masks):
+    shape = g.shape(made[0].inputs[0] if made else masks[0]) if masks else (1,)
+    if not 0 < len(shape) <= len(g.shape(scores)):
         return None
     rank = len(shapes[1])
     turned = g.node("permute", [keys], _stem(node, "keys"), axes=(*range(rank - 2), rank - 1, rank - 2))
     inputs = [query, turned.outputs[0], node.inputs[1], *masks]
-    return [turned, g.node("attention", inputs, _stem(node, "attention"), output=node.outputs[0], scale=scale)]
+    return [*made, turned, g.node("attention", inputs, _stem(node, "attention"), output=node.outputs[0], scale=scale)]
+
+
+def _is_hidden(g: Rewriter, value: str) -> bool:
+    """Tell whether a value is minus infinity."""
+    array = g.constant(value)
+    return array is not None and array.size == 1 and array.item() == -math.inf
 
 
 def _product(g: Rewriter, value: str) -> tuple[tuple[str, str], float] | None:

@@ -182,6 +182,8 @@ class Rewriter:
 
     def _note(self, made: list[Node]) -> None:
         for node in made:
+            if any(isinstance(v, str) for a in node.attrs.values() for v in (a if isinstance(a, tuple) else ())):
+                continue  # its value takes the place of another, whose shape is known
             params = {r: Info(self.params[p].shape, "float32") for r, p in node.params.items()}
             if node.outputs[0] not in self.infos and all(v in self.infos for v in node.inputs):
                 info = get_op(node.op).infer([self.infos[v] for v in node.inputs], params, node.attrs)
