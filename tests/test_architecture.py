@@ -306,7 +306,13 @@ def test_import_pqnet_stays_light() -> None:
 
 
 def test_importing_the_converters_loads_no_framework() -> None:
-    assert loaded("import pqnet_converters\nassert {'from_onnx', 'from_torch'} <= set(dir(pqnet_converters))", ["onnx", "torch"]) == []
+    assert (
+        loaded(
+            "import pqnet_converters\nassert {'from_onnx', 'from_torch'} <= set(dir(pqnet_converters))",
+            ["onnx", "torch"],
+        )
+        == []
+    )
 
 
 def test_loading_and_running_a_network_imports_nothing_that_makes_networks_small() -> None:

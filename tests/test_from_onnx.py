@@ -67,15 +67,15 @@ def test_arithmetic_of_shapes_leaves_sizes_free(name: str) -> None:
 
 
 RESIZES = [
-    ("mode = \"nearest\", coordinate_transformation_mode = \"asymmetric\", nearest_mode = \"floor\"", "1.0, 1.0, 2.0, 2.0"),
-    ("mode = \"nearest\"", "1.0, 1.0, 3.0, 2.0"),
-    ("mode = \"nearest\", nearest_mode = \"ceil\"", "1.0, 1.0, 0.5, 1.5"),
-    ("mode = \"linear\"", "1.0, 1.0, 2.0, 0.5"),
-    ("mode = \"linear\", coordinate_transformation_mode = \"asymmetric\"", "1.0, 1.0, 2.0, 1.5"),
-    ("mode = \"linear\", coordinate_transformation_mode = \"align_corners\"", "1.0, 1.0, 2.0, 3.0"),
-    ("mode = \"cubic\", cubic_coeff_a = -0.5", "1.0, 1.0, 2.0, 2.0"),
-    ("mode = \"linear\", antialias = 1", "1.0, 1.0, 0.5, 0.6"),
-]  # fmt: skip
+    ('mode = "nearest", coordinate_transformation_mode = "asymmetric", nearest_mode = "floor"', "1.0, 1.0, 2.0, 2.0"),
+    ('mode = "nearest"', "1.0, 1.0, 3.0, 2.0"),
+    ('mode = "nearest", nearest_mode = "ceil"', "1.0, 1.0, 0.5, 1.5"),
+    ('mode = "linear"', "1.0, 1.0, 2.0, 0.5"),
+    ('mode = "linear", coordinate_transformation_mode = "asymmetric"', "1.0, 1.0, 2.0, 1.5"),
+    ('mode = "linear", coordinate_transformation_mode = "align_corners"', "1.0, 1.0, 2.0, 3.0"),
+    ('mode = "cubic", cubic_coeff_a = -0.5', "1.0, 1.0, 2.0, 2.0"),
+    ('mode = "linear", antialias = 1', "1.0, 1.0, 0.5, 0.6"),
+]
 
 
 @pytest.mark.parametrize(("attrs", "scales"), RESIZES)
@@ -113,7 +113,10 @@ def test_shapes_fix_and_name_axes() -> None:
 def test_a_network_made_for_one_size_has_that_size() -> None:
     text = """n (float[b, s, 6] x) => (float[b, 42] y) { k = Constant<value = int64[2] {-1, 42}>()
         y = Reshape(x, k)  }"""
-    exported = text.replace("y = Reshape(x, k)", "c = Constant<value = float[7, 6] {" + ", ".join(["1"] * 42) + "}>() z = Add(x, c) y = Reshape(z, k)")
+    exported = text.replace(
+        "y = Reshape(x, k)",
+        "c = Constant<value = float[7, 6] {" + ", ".join(["1"] * 42) + "}>() z = Add(x, c) y = Reshape(z, k)",
+    )
     assert imported(exported).inputs == {"x": ((None, 7, 6), "float32")}
 
 
@@ -178,7 +181,7 @@ def test_recurrent_layers(op: str, direction: str) -> None:
     attrs: dict[str, Any] = {"linear_before_reset": 1} if op == "GRU" else {}
     names = ["y", "h", "c"][: 3 if op == "LSTM" else 2]
     node = helper.make_node(op, ["x", "w", "r", "b"], names, hidden_size=size, direction=direction, **attrs)
-    proto = _model([node], {"x": ("t", "k", 3)}, {name: None for name in names}, arrays)
+    proto = _model([node], {"x": ("t", "k", 3)}, dict.fromkeys(names), arrays)
     assert_agrees(from_onnx(proto.SerializeToString()), runtime(proto), {"x": noise(4, 2, 3)})
 
 
@@ -286,21 +289,69 @@ REFUSED: list[tuple[Any, type[PQNetError], str]] = [
     (parse(RELU, 24), UnsupportedOpError, "expected opset 9 to 23, got 24; export it with an older opset"),
     (b"", FormatError, "expected a model with a graph and an operator set"),
     (b"not a model", FormatError, "damaged, truncated or of another kind"),
-    (parse("n (string[b] x) => (string[b] y) { y = Identity(x) }"), UnsupportedOpError, "input 'x': a tensor of strings"),
-    (parse("n (complex64[b] x) => (complex64[b] y) { y = Identity(x) }"), UnsupportedOpError, "real numbers .*, got complex64"),
-    (parse("n (seq(float[b]) x) => (float y) { y = ConcatFromSequence<axis = 0>(x) }"), UnsupportedOpError, "'x': expected a tensor, got a sequence"),
-    (parse("n (float[b] x) => (float[b] y) { s = SequenceConstruct(x) y = ConcatFromSequence<axis = 0>(s) }"), UnsupportedOpError, "sequences and optional values have no rule"),
-    (parse("n (float[b] x) => (int64[k, b] y) { y = NonZero(x) }"), UnsupportedOpError, "node 'y' .NonZero.: the size of its result depends on what is in the input"),
-    (parse("n (float[b] x, int64[k] s) => (float[c, d] y) { y = Reshape(x, s) }"), UnsupportedOpError, "a shape that follows from the shapes of the inputs, got one that depends on what is in them"),
-    (parse("n (float[b, 4] x) => (float[b, 4] y) { z = Det(x) a = Det(x) y = STFT(z, a) }"), UnsupportedOpError, r"without a rule: Det \(2: z, a\); STFT \(1: y\)"),
-    (parse("n (float[b, 4] x) => (float[b, 4] y) { y = Relu(z) }"), PQNetError, "the input of node 'y' .Relu., 'z' is computed by no node before it"),
+    (
+        parse("n (string[b] x) => (string[b] y) { y = Identity(x) }"),
+        UnsupportedOpError,
+        "input 'x': a tensor of strings",
+    ),
+    (
+        parse("n (complex64[b] x) => (complex64[b] y) { y = Identity(x) }"),
+        UnsupportedOpError,
+        "real numbers .*, got complex64",
+    ),
+    (
+        parse("n (seq(float[b]) x) => (float y) { y = ConcatFromSequence<axis = 0>(x) }"),
+        UnsupportedOpError,
+        "'x': expected a tensor, got a sequence",
+    ),
+    (
+        parse("n (float[b] x) => (float[b] y) { s = SequenceConstruct(x) y = ConcatFromSequence<axis = 0>(s) }"),
+        UnsupportedOpError,
+        "sequences and optional values have no rule",
+    ),
+    (
+        parse("n (float[b] x) => (int64[k, b] y) { y = NonZero(x) }"),
+        UnsupportedOpError,
+        "node 'y' .NonZero.: the size of its result depends on what is in the input",
+    ),
+    (
+        parse("n (float[b] x, int64[k] s) => (float[c, d] y) { y = Reshape(x, s) }"),
+        UnsupportedOpError,
+        "a shape that follows from the shapes of the inputs, got one that depends on what is in them",
+    ),
+    (
+        parse("n (float[b, 4] x) => (float[b, 4] y) { z = Det(x) a = Det(x) y = STFT(z, a) }"),
+        UnsupportedOpError,
+        r"without a rule: Det \(2: z, a\); STFT \(1: y\)",
+    ),
+    (
+        parse("n (float[b, 4] x) => (float[b, 4] y) { y = Relu(z) }"),
+        PQNetError,
+        "the input of node 'y' .Relu., 'z' is computed by no node before it",
+    ),
     (parse("n (float[b, 4] x) => (float[b, 4] z) { y = Relu(x) }"), PQNetError, "output 'z' is computed by no node"),
-    (parse("n (float[b, 4] x) => (float[b, 4] y) { y = Concat(x, x) }"), PQNetError, "node 'y' .Concat.: the model is not valid"),
-    (parse("n (float[b, 4] x) => (float[b, 4] y) { y = Relu(x, x) }"), PQNetError, "node 'y' .Relu.: the model is not valid"),
-    (parse("n (float[2, 4] x) => (float[2, 3] y) { k = Constant<value = int64[2] {2, 3}>() y = Reshape(x, k) }"), PQNetError, "node 'y' .Reshape.: shape: expected one for 8 elements"),
-    (parse("n (float x) => (float y) { y = RandomNormalLike(x) }"), UnsupportedOpError, "random numbers have no rule; make them an input"),
+    (
+        parse("n (float[b, 4] x) => (float[b, 4] y) { y = Concat(x, x) }"),
+        PQNetError,
+        "node 'y' .Concat.: the model is not valid",
+    ),
+    (
+        parse("n (float[b, 4] x) => (float[b, 4] y) { y = Relu(x, x) }"),
+        PQNetError,
+        "node 'y' .Relu.: the model is not valid",
+    ),
+    (
+        parse("n (float[2, 4] x) => (float[2, 3] y) { k = Constant<value = int64[2] {2, 3}>() y = Reshape(x, k) }"),
+        PQNetError,
+        "node 'y' .Reshape.: shape: expected one for 8 elements",
+    ),
+    (
+        parse("n (float x) => (float y) { y = RandomNormalLike(x) }"),
+        UnsupportedOpError,
+        "random numbers have no rule; make them an input",
+    ),
     (parse("n (float[2, 3] x, float[3, 2] w) => (float y) { y = Conv(x, w) }"), PQNetError, "node 'y' .Conv."),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("source", "kind", "match"), REFUSED, ids=[m[:40] for *_, m in REFUSED])

@@ -1,4 +1,4 @@
-"""Modules as PyTorch's exporter writes them: layers that it takes apart are put together again, outputs are PyTorch's."""
+"""Modules as PyTorch's exporter writes them: layers that it takes apart are put together, outputs are PyTorch's."""
 
 import io
 import warnings
@@ -126,7 +126,7 @@ def exported(module: nn.Module, inputs: tuple[Tensor, ...], axes: dict[int, str]
     file, names = io.BytesIO(), [f"x{i}" for i in range(len(inputs))]
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        free = {name: axes for name in names}
+        free = dict.fromkeys(names, axes)
         torch.onnx.export(module, inputs, file, dynamo=False, opset_version=opset, input_names=names, dynamic_axes=free)
     return file.getvalue()
 

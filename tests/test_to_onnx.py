@@ -39,8 +39,12 @@ def _defined(op: str, inputs: Sequence[np.ndarray], attrs: Mapping[str, Any]) ->
 DEFINED = [case for case in CASES if _defined(case[0], case[1], case[3])]
 
 
-@pytest.mark.parametrize(("op", "inputs", "params", "attrs"), DEFINED, ids=[f"{i}-{c[0]}" for i, c in enumerate(DEFINED)])
-def test_operations(op: str, inputs: tuple[np.ndarray, ...], params: dict[str, np.ndarray], attrs: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("op", "inputs", "params", "attrs"), DEFINED, ids=[f"{i}-{c[0]}" for i, c in enumerate(DEFINED)]
+)
+def test_operations(
+    op: str, inputs: tuple[np.ndarray, ...], params: dict[str, np.ndarray], attrs: dict[str, Any]
+) -> None:
     n_outputs = len(attrs["sizes"]) if op == "split" else 2 if op == "topk" else 1
     graph = build(op, [x.copy() for x in inputs], params, n_outputs, **attrs)
     feed = dict(zip(graph.inputs, inputs, strict=True)) if inputs else {"unused": np.zeros(1, np.float32)}
@@ -56,23 +60,58 @@ def window(n: int) -> dict[str, Any]:
 
 
 DRAWN: list[tuple[str, tuple[np.ndarray, ...], dict[str, np.ndarray], dict[str, Any], int]] = [
-    *((f"conv{n}d", (noise(2, 6, *(7,) * n),), {"weight": noise(8, 3, *(2,) * n), "bias": noise(8)}, window(n), 1) for n in (1, 2, 3)),
-    *((f"conv_transpose{n}d", (noise(2, 6, *(5,) * n),), {"weight": noise(8, 3, *(2,) * n)}, window(n) | {"output_padding": (1, 0, 0)[:n]}, 1) for n in (1, 2, 3)),
+    *(
+        (f"conv{n}d", (noise(2, 6, *(7,) * n),), {"weight": noise(8, 3, *(2,) * n), "bias": noise(8)}, window(n), 1)
+        for n in (1, 2, 3)
+    ),
+    *(
+        (
+            f"conv_transpose{n}d",
+            (noise(2, 6, *(5,) * n),),
+            {"weight": noise(8, 3, *(2,) * n)},
+            window(n) | {"output_padding": (1, 0, 0)[:n]},
+            1,
+        )
+        for n in (1, 2, 3)
+    ),
     ("max_pool2d", (noise(1, 2, 9, 8),), {}, {"kernel": (3, 2), "stride": (2, 2), "padding": (1, 0, 1, 1)}, 1),
-    ("avg_pool2d", (noise(1, 2, 9, 8),), {}, {"kernel": (3, 2), "stride": (2, 2), "padding": (1, 0, 1, 1), "count_include_pad": False}, 1),
+    (
+        "avg_pool2d",
+        (noise(1, 2, 9, 8),),
+        {},
+        {"kernel": (3, 2), "stride": (2, 2), "padding": (1, 0, 1, 1), "count_include_pad": False},
+        1,
+    ),
     ("avg_pool2d", (noise(1, 2, 9, 8),), {}, {"kernel": (3, 2), "stride": (2, 2), "divisor": 5}, 1),
-    *(("interpolate", (noise(1, 2, 5, 6),), {}, {"size": (9, 4), "mode": m, "align_corners": c}, 1) for m in ("bilinear", "bicubic") for c in (False, True)),
+    *(
+        ("interpolate", (noise(1, 2, 5, 6),), {}, {"size": (9, 4), "mode": m, "align_corners": c}, 1)
+        for m in ("bilinear", "bicubic")
+        for c in (False, True)
+    ),
     ("interpolate", (noise(1, 2, 5, 6),), {}, {"size": (10, 18)}, 1),
     ("interpolate", (noise(1, 2, 8, 8),), {}, {"size": (4, 5), "mode": "bilinear", "antialias": True}, 1),
     ("slice", (noise(4, 9),), {}, {"axis": 1, "start": -2, "stop": None, "step": -3}, 1),
-    *(("rnn", (noise(2, 4, 3), noise(2, 3)), {"weight": noise(3, 3)}, {"nonlinearity": k}, 2) for k in ("tanh", "relu")),
-    ("lstm", (noise(2, 4, 12), noise(2, 3), noise(2, 3, seed=1)), {"weight": noise(12, 3), "bias": noise(12)}, {"reverse": True}, 3),
+    *(
+        ("rnn", (noise(2, 4, 3), noise(2, 3)), {"weight": noise(3, 3)}, {"nonlinearity": k}, 2)
+        for k in ("tanh", "relu")
+    ),
+    (
+        "lstm",
+        (noise(2, 4, 12), noise(2, 3), noise(2, 3, seed=1)),
+        {"weight": noise(12, 3), "bias": noise(12)},
+        {"reverse": True},
+        3,
+    ),
     ("gru", (noise(2, 4, 9),), {"weight": noise(9, 3), "bias": noise(9)}, {}, 2),
-]  # fmt: skip
+]
 
 
-@pytest.mark.parametrize(("op", "inputs", "params", "attrs", "n_outputs"), DRAWN, ids=[f"{i}-{c[0]}" for i, c in enumerate(DRAWN)])
-def test_layers(op: str, inputs: tuple[np.ndarray, ...], params: dict[str, np.ndarray], attrs: dict[str, Any], n_outputs: int) -> None:
+@pytest.mark.parametrize(
+    ("op", "inputs", "params", "attrs", "n_outputs"), DRAWN, ids=[f"{i}-{c[0]}" for i, c in enumerate(DRAWN)]
+)
+def test_layers(
+    op: str, inputs: tuple[np.ndarray, ...], params: dict[str, np.ndarray], attrs: dict[str, Any], n_outputs: int
+) -> None:
     graph = build(op, [x.copy() for x in inputs], params, n_outputs, **attrs)
     got = outputs(runtime(to_onnx(graph)), dict(zip(graph.inputs, inputs, strict=True)))
     for name, want in evaluate(graph, [x.copy() for x in inputs]).items():
@@ -90,7 +129,7 @@ CODECS: list[Codec] = [
     *(IntN(bits, per="channel", symmetric=symmetric) for bits in (3, 8) for symmetric in (True, False)),
     IntN(4, per="group", group=18),
     Additive([pqnet.PQ(k=32, d=4), Sparse(fraction=0.05)]),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("codec", CODECS, ids=str)
@@ -98,7 +137,9 @@ def test_packed_weights_stay_codes(codec: Codec) -> None:
     b = GraphBuilder({"x": ValueInfo(("batch", 8, 6, 6)), "ids": ValueInfo(("batch", 3), "int64")}, {"batch": 2})
     h = b.add("conv2d", "x", params={"weight": codec.fit(noise(32, 8, 3, 3))})
     flat = b.add("reshape", b.add("slice", h, axis=1, stop=8), shape=("batch", -1))
-    y = b.add("linear", b.add("slice", flat, axis=1, stop=72), params={"weight": codec.fit(noise(64, 72)), "bias": noise(64)})
+    y = b.add(
+        "linear", b.add("slice", flat, axis=1, stop=72), params={"weight": codec.fit(noise(64, 72)), "bias": noise(64)}
+    )
     rows = b.add("embedding", "ids", params={"weight": codec.fit(noise(60, 36))})
     model = Model(b.build({"h": h, "y": y, "rows": rows}))
     feed = {"x": noise(3, 8, 6, 6), "ids": np.random.default_rng(0).integers(0, 60, (3, 3))}
@@ -181,7 +222,9 @@ def test_networks(name: str) -> None:
     assert_agrees(again, runtime(proto), feed)
     assert list(again.graph.layers()) == list(model.graph.layers())
     for layer, node in model.graph.layers().items():
-        ours, theirs = (m.graph.params[n.params["weight"]] for m, n in ((model, node), (again, again.graph.layers()[layer])))
+        ours, theirs = (
+            m.graph.params[n.params["weight"]] for m, n in ((model, node), (again, again.graph.layers()[layer]))
+        )
         assert np.array_equal(ours, theirs)
 
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import pqnet
 from pqnet import PQNetError
-from pqnet.cli.data import check_output, replaced
+from pqnet.cli.data import check_output
 from pqnet.cli.parser import Parser, add_common
+from pqnet.io import replaced
 
 __all__ = ["export", "formats", "run", "sources"]
 

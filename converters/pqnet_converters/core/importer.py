@@ -1,20 +1,20 @@
 """What builds a graph from the operations of another format: values, folding, sizes, parameters stored once."""
 
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial, reduce
 from typing import Any
 
 import numpy as np
 
-from pqnet.errors import PQNetError, UnsupportedOpError
-from pqnet.graph import GraphBuilder, Node
+from pqnet.errors import UnsupportedOpError
+from pqnet.graph import GraphBuilder
 from pqnet.graph.graph import param_info
-from pqnet.graph.op import DTYPES, REQUIRED, Info, complete_attrs, get_op
+from pqnet.graph.op import DTYPES, Info, complete_attrs, get_op
 from pqnet.graph.sizes import check_shape_limits
 from pqnet_converters.core import sizes
-from pqnet_converters.core.sizes import Comparison, SymInt, Symbolic, Undecided
+from pqnet_converters.core.sizes import Comparison, Symbolic, SymInt, Undecided
 from pqnet_converters.core.tied import Tied
 
 __all__ = ["Importer", "Tensor", "as_known", "graph_dtype"]
@@ -24,8 +24,13 @@ FOLDED = 1 << 14  # elements of a folded result that may be more than those of w
 # The dtypes of other formats in the graph's terms.
 WIDENED = {
     **dict.fromkeys(("float16", "float64", "bfloat16"), "float32"),
-    **{"uint16": "int32", "uint32": "int64", "uint64": "int64", "int4": "int8", "uint4": "uint8"},
-    **{"int2": "int8", "uint2": "uint8"},
+    "uint16": "int32",
+    "uint32": "int64",
+    "uint64": "int64",
+    "int4": "int8",
+    "uint4": "uint8",
+    "int2": "int8",
+    "uint2": "uint8",
 }
 
 
@@ -100,7 +105,7 @@ class Importer:
     def input(self, name: str) -> Tensor:
         """Return an input of the graph."""
         info = self.builder.inputs[name]
-        return Tensor(tuple(self.symbols.get(d, d) for d in info.shape), info.dtype, value=name)
+        return Tensor(tuple(self.symbols.get(str(d), d) for d in info.shape), info.dtype, value=name)
 
     def emit(self, op: str, *inputs: Tensor, **more: Any) -> Tensor:
         """Return the result of an operation with one output; see `emit_many`."""
@@ -321,6 +326,10 @@ class Importer:
                     op = {"lt": "gt", "gt": "lt", "le": "ge", "ge": "le"}.get(op, op)
                 return self.emit(op, self.cast(other, dtype), scalar=scalar, **flag)
         return self.emit(op, self.cast(x, dtype), self.cast(y, dtype))
+
+    def total(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Add tensors up."""
+        return reduce(partial(self.binary, "add"), tensors)
 
     def reshape(self, x: Tensor, shape: Iterable[Any]) -> Tensor:
         """Give a tensor another shape, of which one size may be -1."""

@@ -6,7 +6,9 @@ __all__ = ["clean", "layer_name", "module_path"]
 
 # Names that an exporter made up: they say nothing of the layer.
 _MADE = re.compile(r"(onnx::\w+|_?v_?\d+|val_\d+|\d+|.*/?const_fold_opt__\d+|p2o\..*|auto_\d+_.*|tmp_\d+|.*_quantized)")
-_ROLE = re.compile(r"[._]?(weight|kernel|w|W|filter|Conv2D/ReadVariableOp|MatMul/ReadVariableOp|ReadVariableOp)[._]?\d*$")
+_ROLE = re.compile(
+    r"[._]?(weight|kernel|w|W|filter|Conv2D/ReadVariableOp|MatMul/ReadVariableOp|ReadVariableOp)[._]?\d*$"
+)
 
 
 def clean(name: str) -> str:

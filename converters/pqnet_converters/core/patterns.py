@@ -17,7 +17,7 @@ from pqnet_converters.core.rewrite import Operand, Pattern, Rewriter
 __all__ = ["TABLES", "simplify"]
 
 Rule = Callable[[Rewriter, Node], list[Node] | None]
-LAYERS = tuple(f"{op}{n}d" for op in ("conv", "conv_transpose") for n in (1, 2, 3)) + ("linear",)
+LAYERS = ("linear", *(f"{op}{n}d" for op in ("conv", "conv_transpose") for n in (1, 2, 3)))
 
 
 def simplify(graph: Graph) -> Graph:
@@ -56,8 +56,16 @@ _HALF_TANHS: list[Pattern] = [
         ("add", ("tanh", ("mul", ("add", "x", ("mul", cube, 0.044715)), math.sqrt(2 / math.pi))), 1.0)
         for cube in _CUBES
     ),
-    ("add", ("tanh", ("mul", ("add", "x", ("mul", "x", ("mul", "x", ("mul", "x", 0.044715)))), math.sqrt(2 / math.pi))), 1.0),
-    ("add", ("tanh", ("mul", ("mul", "x", ("add", ("mul", ("mul", "x", "x"), 0.044715), 1.0)), math.sqrt(2 / math.pi))), 1.0),
+    (
+        "add",
+        ("tanh", ("mul", ("add", "x", ("mul", "x", ("mul", "x", ("mul", "x", 0.044715)))), math.sqrt(2 / math.pi))),
+        1.0,
+    ),
+    (
+        "add",
+        ("tanh", ("mul", ("mul", "x", ("add", ("mul", ("mul", "x", "x"), 0.044715), 1.0)), math.sqrt(2 / math.pi))),
+        1.0,
+    ),
 ]
 
 
@@ -136,9 +144,7 @@ def _reshapes(g: Rewriter, node: Node) -> list[Node] | None:
     before = g.maker(node.inputs[0], "reshape")
     if before is None:
         return None
-    return [
-        g.node("reshape", before.inputs, _stem(node, "reshape"), output=node.outputs[0], shape=node.attrs["shape"])
-    ]
+    return [g.node("reshape", before.inputs, _stem(node, "reshape"), output=node.outputs[0], shape=node.attrs["shape"])]
 
 
 # ---- layers: bias, table of rows
@@ -309,7 +315,11 @@ def _variance(g: Rewriter, value: Operand) -> tuple[Operand, tuple[int, ...]] | 
         if inner is not None and list(g.shape(value)) == kept:
             return inner
     if node is not None and node.op in ("maximum", "clamp"):
-        least = node.attrs["min"] if node.op == "clamp" else next((o for o in g.operands(node) if not isinstance(o, str)), 1)
+        least = (
+            node.attrs["min"]
+            if node.op == "clamp"
+            else next((o for o in g.operands(node) if not isinstance(o, str)), 1)
+        )
         return _variance(g, node.inputs[0]) if least == 0 else None
     if node is not None and node.op == "sub" and len(node.inputs) == 2:
         squares, mean = _mean(g, node.inputs[0]), _square(g, node.inputs[1])
@@ -358,7 +368,9 @@ def _weights(g: Rewriter, value: Operand, shape: tuple[int, ...]) -> str | None:
     return name if array.shape == shape else g.store(name, array.reshape(shape))
 
 
-def _normed(g: Rewriter, left: Operand, right: Operand, divided: bool) -> tuple[Operand, Operand, float, Operand | None] | None:
+def _normed(
+    g: Rewriter, left: Operand, right: Operand, divided: bool
+) -> tuple[Operand, Operand, float, Operand | None] | None:
     """Return dividend, variance, eps and a weight of a product with, or quotient by, a standard deviation."""
     if divided:
         found = g.first([("sqrt", ("add", "v", "eps"))], right)
@@ -416,7 +428,9 @@ def _norm_affine(g: Rewriter, node: Node) -> list[Node] | None:
         return None
     stem = name.rpartition(".")[0] or norm.name
     params = {**norm.params, role: name}
-    return [g.node("layer_norm", norm.inputs, stem, params, node.outputs[0], axes=norm.attrs["axes"], eps=norm.attrs["eps"])]
+    return [
+        g.node("layer_norm", norm.inputs, stem, params, node.outputs[0], axes=norm.attrs["axes"], eps=norm.attrs["eps"])
+    ]
 
 
 # ---- attention
@@ -487,11 +501,6 @@ def _product(g: Rewriter, value: str) -> tuple[tuple[str, str], float] | None:
     if node is None:
         return None
     (left, a), (right, c) = (_factor(g, v) for v in node.inputs)
-    turned = g.maker(right, "permute")
-    if turned is not None:  # the scale may stand before the keys are turned
-        keys, d = _factor(g, turned.inputs[0])
-        if d != 1:
-            return None if not math.isfinite(d) else ((left, node.inputs[1]), scale * a)
     return (left, right), scale * a * c
 
 

@@ -7,27 +7,46 @@ layers does not grow: ``((h+1)//2+1)//2`` is ``(h+3)//4``.
 
 import math
 import operator
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from functools import cached_property, lru_cache
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
 from pqnet.errors import PQNetError
 from pqnet.graph.sizes import MAX_TEXT
 
-__all__ = ["Comparison", "Expr", "Number", "SymInt", "SymRatio", "Undecided", "ceil", "common_denominator", "compare", "differ", "floor", "maximum", "minimum", "symbol"]
+__all__ = [
+    "Comparison",
+    "Expr",
+    "Number",
+    "SymInt",
+    "SymRatio",
+    "Undecided",
+    "ceil",
+    "common_denominator",
+    "compare",
+    "differ",
+    "floor",
+    "maximum",
+    "minimum",
+    "symbol",
+]
 
 Atom: TypeAlias = "str | Quotient | Positive"
 Monomial: TypeAlias = tuple[Atom, ...]
 Number: TypeAlias = "int | SymInt | SymRatio | Fraction"
 
 
-class Opaque:
+class Opaque(ABC):
     """A part of an expression that is an integer and not looked into."""
 
-    text: str
+    @property
+    @abstractmethod
+    def text(self) -> str:
+        """As graphs take it."""
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Opaque) and self.text == other.text
@@ -50,7 +69,7 @@ class Quotient(Opaque):
     def limits(self) -> tuple[float, float]:
         """Return numbers that it is not below and not above."""
         low, high = self.numerator.limits()
-        least, most = self.denominator.limits()
+        least = self.denominator.limits()[0]
         by = self.denominator.constant
         if by and by > 0:
             return math.floor(low / by) if low > -math.inf else low, math.floor(high / by) if high < math.inf else high
@@ -85,7 +104,7 @@ class Positive(Opaque):
         return self.size.symbols()
 
     def at(self, sizes: Mapping[str, np.ndarray]) -> np.ndarray:
-        return np.maximum(self.size.at(sizes), 0)
+        return np.asarray(np.maximum(self.size.at(sizes), 0))
 
 
 def _text(atom: Atom) -> str:
@@ -338,7 +357,7 @@ class Undecided(Exception):
 class Comparison:
     """A comparison of sizes whose answer depends on the symbols; ``sample`` is that at their sample."""
 
-    OPPOSITE = {"eq": "ne", "ne": "eq", "lt": "ge", "ge": "lt", "gt": "le", "le": "gt"}
+    OPPOSITE: ClassVar = {"eq": "ne", "ne": "eq", "lt": "ge", "ge": "lt", "gt": "le", "le": "gt"}
 
     def __init__(self, op: str, x: Any, y: Any) -> None:
         self.op, self.x, self.y = op, x, y
@@ -379,7 +398,7 @@ def ceil(x: Any) -> Any:
 def compare(x: Any, y: Any) -> int | None:
     """Return the sign of a difference: -1, 0 or 1; None if it depends on the symbols."""
     if not isinstance(x, Symbolic) and not isinstance(y, Symbolic):
-        return (x > y) - (x < y)
+        return int(x > y) - int(x < y)
     low, high = _range(Expr.of(x) + -Expr.of(y))
     return 1 if low > 0 else -1 if high < 0 else 0 if low == high == 0 else None
 
@@ -437,6 +456,6 @@ def minimum(x: Any, y: Any) -> Any:
     return -maximum(-x, -y)
 
 
-def common_denominator(x: SymRatio) -> int:
+def common_denominator(x: Symbolic) -> int:
     """Return the least number by which it has to be multiplied to have whole coefficients."""
     return math.lcm(*(Fraction(c).denominator for c in x.expr.terms.values()))

@@ -33,7 +33,7 @@ class OnnxCommand:
             action="append",
             default=[],
             metavar="NAME=NUMBER",
-            help="value that an input always has, such as a sampling rate; it is no input of the model then; repeatable",
+            help="value that an input always has, such as a sampling rate; no input of the model then; repeatable",
         )
 
     def convert(self, args: argparse.Namespace) -> Model:

@@ -185,7 +185,8 @@ def _inputs(network: OnnxGraph, shapes: Mapping[str, Shape], values: Mapping[str
 def _shape(declared: Declared, given: Shape | None) -> Iterator[int | str]:
     if declared.shape is None and given is None:
         raise UnsupportedOpError(
-            f"input {declared.name!r}: expected a known number of axes, got none; give shapes={{{declared.name!r}: [...]}}"
+            f"input {declared.name!r}: expected a known number of axes, got none; give its shape: "
+            f"shapes={{{declared.name!r}: [...]}}, --input {declared.name}=SHAPE"
         )
     own = declared.shape if declared.shape is not None else (None,) * len(given or ())
     if given is not None and len(given) != len(own):

@@ -94,7 +94,9 @@ def read(source: str | Path | bytes) -> OnnxGraph:
     try:
         model.ParseFromString(data)
     except DecodeError:
-        raise FormatError("ONNX file: expected a model, got data that is damaged, truncated or of another kind") from None
+        raise FormatError(
+            "ONNX file: expected a model, got data that is damaged, truncated or of another kind"
+        ) from None
     if not model.HasField("graph") or not model.opset_import:
         raise FormatError("ONNX file: expected a model with a graph and an operator set, got none; is it truncated?")
     opset = max((o.version for o in model.opset_import if o.domain in STANDARD), default=OPSETS[-1])
@@ -119,7 +121,9 @@ class _Reader:
     def graph(self, graph: Any, opset: int, producer: str = "") -> OnnxGraph:
         constants = {t.name: self.array(t, f"initializer {t.name!r}") for t in graph.initializer}
         if graph.sparse_initializer:
-            raise UnsupportedOpError(f"initializer {graph.sparse_initializer[0].values.name!r}: sparse tensors have no rule")
+            raise UnsupportedOpError(
+                f"initializer {graph.sparse_initializer[0].values.name!r}: sparse tensors have no rule"
+            )
         inputs = tuple(_declared(v, "input") for v in graph.input if v.name not in constants)
         outputs = tuple(_declared(v, "output") for v in graph.output)
         nodes = tuple(self.node(n, opset) for n in graph.node)
@@ -169,7 +173,8 @@ class _Reader:
         location = entries.get("location", "")
         if self.folder is None:
             raise FormatError(
-                f"{where}: its data is in the file {location!r} beside the model; pass the path of the model, not its bytes"
+                f"{where}: its data is in the file {location!r} beside the model; "
+                "pass the path of the model, not its bytes"
             )
         folder = self.folder.resolve()
         path = (folder / location).resolve()
@@ -179,14 +184,19 @@ class _Reader:
             try:
                 self.files[path] = np.memmap(path, np.uint8, mode="r")
             except (OSError, ValueError) as reason:
-                raise FormatError(f"{where}: its data is missing: cannot read {location!r} beside the model: {reason}") from None
+                raise FormatError(
+                    f"{where}: its data is missing: cannot read {location!r} beside the model: {reason}"
+                ) from None
         whole = self.files[path]
         count = int(np.prod(tensor.dims, dtype=np.int64))
-        bits = {T.INT4: 4, T.UINT4: 4}.get(tensor.data_type, 0) or 8 * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        bits = {T.INT4: 4, T.UINT4: 4}.get(tensor.data_type, 0) or 8 * onnx.helper.tensor_dtype_to_np_dtype(
+            tensor.data_type
+        ).itemsize
         offset, length = int(entries.get("offset", 0)), int(entries.get("length", -(-count * bits // 8)))
         if offset < 0 or length != -(-count * bits // 8) or offset + length > whole.size:
             raise FormatError(
-                f"{where}: expected {count} elements in {location!r} from byte {offset}, got {whole.size} bytes in the file"
+                f"{where}: expected {count} elements in {location!r} from byte {offset}, "
+                f"got {whole.size} bytes in the file"
             )
         copy = T()
         copy.data_type, copy.raw_data = tensor.data_type, whole[offset : offset + length].tobytes()
@@ -206,7 +216,7 @@ def _scoped(node: Any) -> str:
 def _dtype(number: int) -> str:
     """Return the name of an element type."""
     name = T.DataType.Name(number).lower()
-    return {"float": "float32", "double": "float64"}.get(name, name)
+    return str({"float": "float32", "double": "float64"}.get(name, name))
 
 
 def _declared(value: Any, what: str) -> Declared:
@@ -227,4 +237,3 @@ def _size(dim: Any) -> int | str | None:
     if dim.WhichOneof("value") == "dim_param":
         return dim.dim_param or None
     return dim.dim_value if dim.dim_value > 0 else None
-

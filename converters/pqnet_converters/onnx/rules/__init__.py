@@ -1,5 +1,7 @@
 """How ONNX operations become pqnet's: one rule each, one family per file; importing this registers them."""
 
+from pqnet_converters.onnx.registry import RULES as RULES
+from pqnet_converters.onnx.registry import rule as rule
 from pqnet_converters.onnx.rules import activation as activation
 from pqnet_converters.onnx.rules import attention as attention
 from pqnet_converters.onnx.rules import control as control
@@ -13,5 +15,3 @@ from pqnet_converters.onnx.rules import recurrent as recurrent
 from pqnet_converters.onnx.rules import reduce as reduce
 from pqnet_converters.onnx.rules import resize as resize
 from pqnet_converters.onnx.rules import shape as shape
-from pqnet_converters.onnx.registry import RULES as RULES
-from pqnet_converters.onnx.registry import rule as rule

@@ -14,7 +14,10 @@ def _plain(op: str) -> Callable[[OnnxImporter, Tensor], Tensor]:
 
 
 for _onnx, _op in {
-    **{"Sigmoid": "sigmoid", "Tanh": "tanh", "HardSwish": "hardswish", "Mish": "mish"},
+    "Sigmoid": "sigmoid",
+    "Tanh": "tanh",
+    "HardSwish": "hardswish",
+    "Mish": "mish",
 }.items():
     rule(_onnx)(_plain(_op))
 

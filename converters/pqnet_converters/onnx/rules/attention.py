@@ -45,12 +45,11 @@ def attention(
     if past_key is not None and past_value is not None:
         k, v = b.emit("concat", past_key, k, axis=2), b.emit("concat", past_value, v, axis=2)
     present = (k, v)
-    causal, more = bool(b.attr("is_causal", 0)), ()
+    causal = bool(b.attr("is_causal", 0))
     k, v = (_repeated(b, x, q.shape[1]) for x in (k, v))
     if causal and (mask is not None or past_key is not None):
         mask, causal = _causal(b, q.shape[2], k.shape[2], past_key, mask), False
-    if mask is not None:
-        more = (mask,)
+    more = () if mask is None else (mask,)
     attrs: dict[str, Any] = {} if b.attr("scale") is None else {"scale": b.attr("scale")}
     y = b.emit("attention", q, k, v, *more, causal=causal, **attrs)
     if flat:

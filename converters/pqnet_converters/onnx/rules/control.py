@@ -2,7 +2,6 @@
 
 from typing import Any
 
-
 from pqnet.errors import PQNetError
 from pqnet_converters.core.importer import Tensor, as_known
 from pqnet_converters.core.sizes import Comparison, Symbolic
@@ -49,9 +48,7 @@ def if_(b: OnnxImporter, condition: Tensor) -> tuple[Tensor, ...]:
     for x, y in zip(then, other, strict=True):
         if x.dtype != y.dtype or [str(n) for n in x.shape] != [str(n) for n in y.shape]:
             got = f"{x.dtype} {x.shape} and {y.dtype} {y.shape}"
-            raise b.refuse(
-                f"expected a known condition, or branches of one shape, got {got}; {_way_out(b, condition)}"
-            )
+            raise b.refuse(f"expected a known condition, or branches of one shape, got {got}; {_way_out(b, condition)}")
     flag = b.reshape(condition, ())
     return tuple(x if x is y else b.emit("where", flag, x, y) for x, y in zip(then, other, strict=True))
 
@@ -132,5 +129,3 @@ def sequences(b: OnnxImporter, *_: Any) -> Tensor:
 @rule("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli")
 def random(b: OnnxImporter, *_: Any) -> Tensor:
     raise b.refuse("random numbers have no rule; make them an input of the network")
-
-

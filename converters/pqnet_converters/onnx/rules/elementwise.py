@@ -80,7 +80,8 @@ def _function(op: str) -> Rule:
 
 for _onnx, _op in {
     **{name: name.lower() for name in ("Exp", "Log", "Sqrt", "Reciprocal", "Sin", "Cos", "Erf", "Neg", "Abs", "Sign")},
-    **{"Not": "logical_not", "BitwiseNot": "bitwise_not"},
+    "Not": "logical_not",
+    "BitwiseNot": "bitwise_not",
 }.items():
     rule(_onnx)(_function(_op))
 

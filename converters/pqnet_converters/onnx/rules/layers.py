@@ -75,9 +75,7 @@ def conv_transpose(b: OnnxImporter, x: Tensor, weight: Tensor, bias: Tensor | No
     filters = grouped.reshape(-1, array.shape[0] // groups, *kernel)
     params = {"weight": as_known(filters, "float32", weight.origin), "bias": _bias(bias)}
     attrs: dict[str, Any] = {"stride": stride, "dilation": dilation, "padding": tuple(padding), "groups": groups}
-    return b.emit(
-        f"conv_transpose{n}d", x, name=b.layer(weight), params=params, output_padding=tuple(more), **attrs
-    )
+    return b.emit(f"conv_transpose{n}d", x, name=b.layer(weight), params=params, output_padding=tuple(more), **attrs)
 
 
 def linear(b: OnnxImporter, x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> Tensor:
@@ -90,9 +88,9 @@ def linear(b: OnnxImporter, x: Tensor, weight: Tensor, bias: Tensor | None, tran
 @rule("MatMul")
 def matmul(b: OnnxImporter, x: Tensor, y: Tensor) -> Tensor:
     x, y = b.cast(x, "float32"), b.cast(y, "float32")
-    if y.constant is not None and x.constant is None and x.rank >= y.rank >= 2 and y.constant.size:
-        if all(size == 1 for size in y.shape[:-2]):
-            return linear(b, x, y, None, False)
+    known = y.constant is not None and x.constant is None and y.constant.size > 0
+    if known and x.rank >= y.rank >= 2 and all(size == 1 for size in y.shape[:-2]):
+        return linear(b, x, y, None, False)
     return b.emit("matmul", x, y)
 
 

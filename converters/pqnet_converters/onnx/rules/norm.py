@@ -10,9 +10,7 @@ from pqnet_converters.onnx.registry import rule
 
 
 @rule("BatchNormalization")
-def batch_norm(
-    b: OnnxImporter, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor
-) -> Tensor:
+def batch_norm(b: OnnxImporter, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> Tensor:
     if b.attr("training_mode", 0):
         raise b.refuse("expected a network for inference, got a batch norm in training mode")
     params = {"weight": weight, "bias": bias, "mean": mean, "var": var}

@@ -4,8 +4,8 @@ from typing import Any
 
 from pqnet_converters.core.importer import Tensor
 from pqnet_converters.onnx.importer import OnnxImporter
-from pqnet_converters.onnx.rules.layers import windows
 from pqnet_converters.onnx.registry import rule
+from pqnet_converters.onnx.rules.layers import windows
 
 Window = dict[str, tuple[int, ...]]
 

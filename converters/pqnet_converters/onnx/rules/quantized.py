@@ -6,9 +6,9 @@ import numpy as np
 
 from pqnet_converters.core.importer import Tensor, as_known
 from pqnet_converters.onnx.importer import OnnxImporter, axis_of
+from pqnet_converters.onnx.registry import rule
 from pqnet_converters.onnx.rules.elementwise import number_dtype
 from pqnet_converters.onnx.rules.layers import conv, matmul
-from pqnet_converters.onnx.registry import rule
 
 
 def _along(b: OnnxImporter, x: Tensor, p: Tensor, axis: int, block: int) -> Tensor:
@@ -22,7 +22,9 @@ def _along(b: OnnxImporter, x: Tensor, p: Tensor, axis: int, block: int) -> Tens
     return b.reshape(p, [p.shape[0] if i == axis else 1 for i in range(x.rank)])
 
 
-def dequantized(b: OnnxImporter, x: Tensor, scale: Tensor, zero: Tensor | None, axis: int = 1, block: int = 0) -> Tensor:
+def dequantized(
+    b: OnnxImporter, x: Tensor, scale: Tensor, zero: Tensor | None, axis: int = 1, block: int = 0
+) -> Tensor:
     """Return (x - zero) scale."""
     numbers = b.cast(x, "float32")
     if zero is not None and not (zero.constant is not None and not zero.constant.any()):
@@ -50,7 +52,9 @@ def quantize(b: OnnxImporter, x: Tensor, scale: Tensor, zero: Tensor | None = No
     kind = b.attr("output_dtype", 0)
     dtype = zero.dtype if zero is not None else number_dtype(b, kind) if kind else "uint8"
     if dtype == "float32" or b.attr("block_size", 0):
-        raise b.refuse("expected integers with one scale, or one for each channel; small floats and blocks have no rule")
+        raise b.refuse(
+            "expected integers with one scale, or one for each channel; small floats and blocks have no rule"
+        )
     return quantized(b, x, scale, zero, dtype, b.attr("axis", 1))
 
 

@@ -15,7 +15,7 @@ MODES = {"nearest": "nearest", "linear": "bilinear", "cubic": "bicubic"}
 
 @rule("Upsample")
 def upsample(b: OnnxImporter, x: Tensor, scales: Tensor | None = None) -> Tensor:
-    factors = b.attr("scales") if scales is None else b.numbers(scales, "scales")
+    factors = b.attr("scales", []) if scales is None else b.numbers(scales, "scales") or []
     out = [floor(n * f) for n, f in zip(x.shape, factors, strict=True)]
     where = "asymmetric"
     return _resized(b, x, out, list(factors), list(range(x.rank)), b.attr("mode", "nearest"), where, "floor")
@@ -68,7 +68,9 @@ def _resized(
     attrs: dict[str, Any] = {"align_corners": where == "align_corners", "antialias": bool(b.attr("antialias", 0))}
     image = x.dtype == "float32" and x.rank == 4 and min(axes) >= 2
     if image and _is_interpolate(b, x, out, factors, mode, where, near):
-        return b.emit("interpolate", x, size=tuple(out[2:]), mode=MODES[mode], **_scales(x, out, factors, where), **attrs)
+        return b.emit(
+            "interpolate", x, size=tuple(out[2:]), mode=MODES[mode], **_scales(x, out, factors, where), **attrs
+        )
     for axis in axes:
         position, scale = _position(b, x.shape[axis], out[axis], factors[axis], where), 1.0
         if mode == "nearest":
@@ -162,27 +164,21 @@ def _filtered(b: OnnxImporter, x: Tensor, axis: int, position: Tensor, mode: str
     part, start = b.emit("sub", position, low), floor(-reach / scale) + 1
     last = as_known(np.array(x.shape[axis] - 1, object), "float32")
     taps, weights = [], []
-    for tap in range(start, 2 - start):
-        away = b.emit("abs", b.emit("sub", part, scalar=float(tap)))
+    for number in range(start, 2 - start):
+        away = b.emit("abs", b.emit("sub", part, scalar=float(number)))
         distance = away if scale == 1 else b.emit("mul", away, scalar=scale)
-        taps.append(b.emit("add", low, scalar=float(tap)))
+        taps.append(b.emit("add", low, scalar=float(number)))
         weights.append(_triangle(b, distance) if mode == "linear" else _cubic(b, distance))
     if b.attr("exclude_outside", 0):
         for i, tap in enumerate(taps):
             inside = b.emit("logical_and", b.emit("ge", tap, scalar=0), b.binary("le", tap, last))
             weights[i] = b.emit("mul", weights[i], b.cast(inside, "float32"))
     if scale != 1 or b.attr("exclude_outside", 0):
-        total = weights[0]
-        for weight in weights[1:]:
-            total = b.emit("add", total, weight)
+        total = b.total(weights)
         weights = [b.emit("div", weight, total) for weight in weights]
-    result: Tensor | None = None
-    for tap, weight in zip(taps, weights, strict=True):
-        factor = b.reshape(weight, (weight.shape[0], *(1,) * (x.rank - 1 - axis)))
-        term = b.emit("mul", _select(b, x, axis, tap), factor)
-        result = term if result is None else b.emit("add", result, term)
-    assert result is not None
-    return result
+    shape = (-1, *(1,) * (x.rank - 1 - axis))
+    pairs = zip(taps, weights, strict=True)
+    return b.total([b.emit("mul", _select(b, x, axis, tap), b.reshape(w, shape)) for tap, w in pairs])
 
 
 def _triangle(b: OnnxImporter, distance: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ import numpy as np
 from pqnet_converters.core.importer import Tensor, as_known
 from pqnet_converters.core.sizes import Symbolic, compare
 from pqnet_converters.onnx.importer import OnnxImporter, axes_of, axis_of
-from pqnet_converters.onnx.rules.elementwise import sizes
 from pqnet_converters.onnx.registry import rule
+from pqnet_converters.onnx.rules.elementwise import sizes
 
 
 @rule("Shape")
@@ -173,7 +173,7 @@ def _pad_by_parts(
         raise b.refuse(f"expected known padding for mode {mode}, got {before}, {after}")
     fill = 0 if value is None else b.number(value)
     for axis, ends in enumerate(zip(before, after, strict=True)):
-        parts = []
+        parts: list[Tensor | None] = []
         for n in ends:
             if not isinstance(n, Symbolic) and n == 0:
                 parts.append(None)

@@ -14,9 +14,21 @@ from pqnet_converters.onnx.writer.writer import ELEMENTS, Writer, writes
 Values = list[str]
 
 BINARY = {
-    **{"add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "pow": "Pow", "maximum": "Max", "minimum": "Min"},
-    **{"eq": "Equal", "lt": "Less", "le": "LessOrEqual", "gt": "Greater", "ge": "GreaterOrEqual"},
-    **{"bitwise_and": "BitwiseAnd", "bitwise_or": "BitwiseOr", "bitwise_xor": "BitwiseXor"},
+    "add": "Add",
+    "sub": "Sub",
+    "mul": "Mul",
+    "div": "Div",
+    "pow": "Pow",
+    "maximum": "Max",
+    "minimum": "Min",
+    "eq": "Equal",
+    "lt": "Less",
+    "le": "LessOrEqual",
+    "gt": "Greater",
+    "ge": "GreaterOrEqual",
+    "bitwise_and": "BitwiseAnd",
+    "bitwise_or": "BitwiseOr",
+    "bitwise_xor": "BitwiseXor",
 }
 
 
@@ -67,7 +79,9 @@ def divided(w: Writer, node: Node, x: Values) -> str:
 UNARY = {
     **{name: name.capitalize() for name in ("exp", "log", "sqrt", "erf", "reciprocal", "sin", "cos", "floor", "ceil")},
     **{name: name.capitalize() for name in ("round", "neg", "abs", "sign", "relu", "sigmoid", "tanh", "mish")},
-    **{"logical_not": "Not", "bitwise_not": "BitwiseNot", "hardswish": "HardSwish"},
+    "logical_not": "Not",
+    "bitwise_not": "BitwiseNot",
+    "hardswish": "HardSwish",
 }
 
 

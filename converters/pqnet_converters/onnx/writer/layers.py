@@ -49,7 +49,7 @@ def conv_transpose(w: Writer, node: Node, x: Values) -> str:
     apart = w.add("Reshape", weight, w.ints(groups, outputs // groups, inputs, *kernel))
     turned = w.permute(apart, (0, 2, 1, *range(3, 3 + len(kernel))))
     filters = w.add("Reshape", turned, w.ints(groups * inputs, outputs // groups, *kernel))
-    more = {"output_padding": list(node.attrs["output_padding"])}
+    more: dict[str, Any] = {"output_padding": list(node.attrs["output_padding"])}
     return str(w.add("ConvTranspose", x[0], filters, *([] if bias is None else [bias]), **_window(node), **more))
 
 
@@ -64,7 +64,10 @@ def attention(w: Writer, node: Node, x: Values) -> str:
     hidden = w.constant(-math.inf, "float32")
     if node.attrs["causal"]:
         shape = w.add("Shape", scores)
-        row, column = (w.add("Squeeze", w.add("Slice", shape, w.ints(i), w.ints(end)), w.ints(0)) for i, end in ((-2, -1), (-1, 1 << 40)))
+        row, column = (
+            w.add("Squeeze", w.add("Slice", shape, w.ints(i), w.ints(end)), w.ints(0))
+            for i, end in ((-2, -1), (-1, 1 << 40))
+        )
         zero, one = w.constant(0, "int64"), w.constant(1, "int64")
         rows = w.add("Unsqueeze", w.add("Range", zero, row, one), w.ints(1))
         seen = w.add("GreaterOrEqual", rows, w.add("Range", zero, column, one))

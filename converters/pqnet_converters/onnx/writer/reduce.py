@@ -116,7 +116,10 @@ def interpolate(w: Writer, node: Node, x: Values) -> str:
         attrs |= {"antialias": 1, "exclude_outside": 1}
     scales = [a["scale_height"], a["scale_width"]]
     if any(s is not None for s in scales):
-        known = [s if s is not None else int(n) / int(m) for s, n, m in zip(scales, w.info(node.outputs[0]).shape[2:], shape[2:], strict=True)]
+        known = [
+            s if s is not None else int(n) / int(m)
+            for s, n, m in zip(scales, w.info(node.outputs[0]).shape[2:], shape[2:], strict=True)
+        ]
         return str(w.add("Resize", x[0], "", w.constant([1.0, 1.0, *known], "float32"), **attrs))
     lead = w.add("Slice", w.add("Shape", x[0]), w.ints(0), w.ints(2))
     size = w.add("Concat", lead, w.sizes(a["size"]), axis=0)

@@ -1,4 +1,4 @@
-"""Writes the nodes of a graph as ONNX nodes: values, constants, sizes, and parameters in the form they are stored in."""
+"""Writes the nodes of a graph as ONNX nodes: values, constants, sizes, and parameters as they are stored."""
 
 import operator
 from collections.abc import Callable, Sequence
@@ -201,9 +201,7 @@ class Writer:
 
     def _symbol(self, symbol: str) -> str:
         if symbol not in self._sizes:
-            name, axis = next(
-                (n, i.shape.index(symbol)) for n, i in self.graph.inputs.items() if symbol in i.shape
-            )
+            name, axis = next((n, i.shape.index(symbol)) for n, i in self.graph.inputs.items() if symbol in i.shape)
             self._sizes[symbol] = self.add("Gather", self.add("Shape", name), self.ints(axis))
         return self._sizes[symbol]
 
