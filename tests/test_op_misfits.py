@@ -184,6 +184,10 @@ MISFITS: list[tuple[str, list[Info], dict[str, Info], dict[str, Any], str]] = [
     ("pad", [I1], {}, {"padding": (1, 0), "value": 0.5}, "value: expected a whole number for int64"),
     ("index_select", [F2, F1], {}, {"axis": 0}, "ids: expected int64, got float32"),
     ("index_select", [F2, Info((1, 2), "int64")], {}, {"axis": 0}, "ids: expected 1 axis"),
+    ("scatter", [F2, F2, F2], {}, {"axis": 0}, "ids: expected int64, got float32"),
+    ("scatter", [F2, Info((2, 3), "int64"), Info((2, 3), "int64")], {}, {"axis": 0}, "updates: expected float32"),
+    ("scatter", [F2, Info((4, 4), "int64"), Info((4, 4))], {}, {"axis": 1}, "ids: expected no more than"),
+    ("scatter", [F2, Info((1,), "int64"), F1], {}, {"axis": 0}, "ids: expected one for each update"),
     ("attention", [F1, F2, F2], {}, {}, r"expected queries \(\.\.\., L, E\)"),
     ("attention", [F2, F2, B2], {}, {}, "input: expected float32, got bool"),
     ("attention", [F2, F2, F2, Info((2, 3, 3))], {}, {}, r"mask: expected a shape that broadcasts to \(3, 3\)"),
@@ -210,6 +214,7 @@ def test_ids_out_of_range_are_refused(bad: int) -> None:
     for graph, inputs in (
         (build("embedding", [ids], {"weight": x}), [ids]),
         (build("index_select", [x, ids], {}, axis=0), [x, ids]),
+        (build("scatter", [x, ids[None], x[:1, :2]], {}, axis=0), [x, ids[None], x[:1, :2]]),
     ):
         with pytest.raises(PQNetError, match=r"ids: expected entries in \[0, 3\)"):
             evaluate(graph, inputs)

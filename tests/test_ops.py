@@ -221,6 +221,13 @@ CASES: list[Case] = [
     *(case("split", CUBE, axis=2, sizes=s) for s in ((5,), (2, 3), (1, 0, 4))),
     *(case("expand", f(3, 1), shape=s) for s in ((3, 1), (3, 4), (2, 3, 4), (3, 0))),
     *(case("index_select", x, ids, axis=1) for x in (CUBE, ints(2, 4)) for ids in (np.array([2, 0, 2]), ints(0))),
+    *(
+        case("scatter", x, ids, x[1:], axis=a, reduction=r)
+        for x in (f(3, 4), ints(3, 4))
+        for a, ids in ((0, np.array([[2, 0, 1, 2], [0, 1, 2, 1]])), (1, np.array([[3, 0, 1, 2], [0, 3, 2, 1]])))
+        for r in ("none", "add", "mul", "max", "min")
+    ),
+    case("scatter", CUBE, np.array([[[1, 1]], [[0, 0]]]), f(2, 1, 2), axis=1, reduction="add"),
     *(case("pad", x, padding=(1, 2, -1, 0), value=3) for x in (f(2, 3), ints(2, 3), mask(2, 3))),
     *(case("pad", x, padding=(-1, 3, -3, 1), value=-math.inf) for x in (f(2, 3), mask(2, 3))),
     case("attention", f(2, 3, 4, 8), f(2, 3, 5, 8), f(2, 3, 5, 6)),

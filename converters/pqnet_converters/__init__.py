@@ -1,4 +1,4 @@
-"""Thin importers and exporters: PyTorch modules, published checkpoints, recorded activations.
+"""Thin importers and exporters: PyTorch modules, ONNX files, published checkpoints, recorded activations.
 
 What a source needs (PyTorch, say) is imported when a function for it is first asked for.
 """
@@ -8,19 +8,24 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pqnet_converters.checkpoints.kill_the_bits import from_kill_the_bits as from_kill_the_bits
     from pqnet_converters.checkpoints.pqf import from_pqf as from_pqf
+    from pqnet_converters.onnx.from_onnx import from_onnx as from_onnx
+    from pqnet_converters.onnx.to_onnx import to_onnx as to_onnx
     from pqnet_converters.torch.activations import statistics_from_activations as statistics_from_activations
     from pqnet_converters.torch.from_torch import from_torch as from_torch
     from pqnet_converters.torch.to_torch import to_torch as to_torch
 
 _CHECKPOINTS = ("from_kill_the_bits", "from_pqf")
+_ONNX = ("from_onnx", "to_onnx")
 _TORCH = ("from_torch", "statistics_from_activations", "to_torch")
 
-__all__ = [*_CHECKPOINTS, *_TORCH]
+__all__ = [*_CHECKPOINTS, *_ONNX, *_TORCH]
 
 
 def __getattr__(name: str) -> Any:
     if name in _CHECKPOINTS:
         import pqnet_converters.checkpoints as home
+    elif name in _ONNX:
+        import pqnet_converters.onnx as home  # type: ignore[no-redef]
     elif name in _TORCH:
         import pqnet_converters.torch as home  # type: ignore[no-redef]
     else:

@@ -38,7 +38,7 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"pqnet {__version__}")
     sub = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
     making = (_convert, _compress, _calibrate, _plan, _quantize, _train, _finetune)
-    for add in (*making, _run, _inspect, _verify, _bench, _warmup, _demo):
+    for add in (*making, _export, _run, _inspect, _verify, _bench, _warmup, _demo):
         add(sub)
     return parser
 
@@ -48,12 +48,27 @@ def _convert(sub: Any) -> None:
         sub,
         "convert",
         convert.run,
-        "make a pqnet model file from a PyTorch module or a published checkpoint",
+        "make a pqnet model file from a PyTorch module, an ONNX file or a published checkpoint",
         "pqnet convert torch my_pkg.models:resnet50 --weights w.pth --input 1x3x224x224 -o model.h5\n"
+        "  pqnet convert onnx model.onnx -o model.h5\n"
         "  pqnet convert kill-the-bits resnet18 file.pth -o model.h5\n  pqnet convert torch -h",
     )
     p.add_argument("source", help="one of the installed converters: " + ", ".join(convert.sources()))
     p.add_argument("rest", nargs=argparse.REMAINDER, help="arguments of that converter, see pqnet convert SOURCE -h")
+
+
+def _export(sub: Any) -> None:
+    p = _command(
+        sub,
+        "export",
+        convert.export,
+        "write a model for another runtime, its packed weights as codes and codebooks",
+        "pqnet export onnx small.h5 -o small.onnx",
+    )
+    p.add_argument("format", help="one of the installed exporters: " + ", ".join(convert.formats()))
+    p.add_argument("model", help="pqnet model file")
+    p.add_argument("-o", "--output", required=True, help="file to write")
+    add_common(p)
 
 
 def _calibrate(sub: Any) -> None:

@@ -31,7 +31,7 @@ def index_limits(graph: Graph, infos: Mapping[str, Info]) -> dict[str, int]:
         rule = get_op(node.op).weight
         if rule is not None and rule.looked_up:
             ids, rows = node.inputs[0], graph.params[node.params["weight"]].shape[0]
-        elif node.op == "index_select":
+        elif node.op in ("index_select", "scatter"):
             ids, rows = node.inputs[1], infos[node.inputs[0]].shape[node.attrs["axis"]]
         else:
             continue

@@ -9,7 +9,7 @@ import numpy as np
 from pqnet._check import describe
 from pqnet.errors import PQNetError, UnsupportedOpError
 from pqnet.graph.axes import Axes, Tracked
-from pqnet.graph.sizes import MAX_ATTRIBUTE, Size, resolve_dim
+from pqnet.graph.sizes import MAX_ATTRIBUTE, resolve_dim
 
 if TYPE_CHECKING:
     from pqnet.graph.layers import WeightOp
@@ -120,7 +120,10 @@ def check_axes(axes: Iterable[int], rank: int) -> None:
 
 
 def broadcast_shape(*shapes: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape to which the shapes broadcast, or raise; of equal sizes, one that no symbol changes."""
+    """Return the shape to which the shapes broadcast, or raise; of equal sizes, one that no symbol changes.
+
+    Sizes that symbols change are of their own kinds of integers.
+    """
     out = []
     for i in range(-max(map(len, shapes), default=0), 0):
         sizes = [shape[i] for shape in shapes if len(shape) >= -i]
@@ -128,9 +131,9 @@ def broadcast_shape(*shapes: tuple[int, ...]) -> tuple[int, ...]:
         if any(size != wide[0] for size in wide[1:]):
             raise PQNetError(f"shapes {', '.join(map(str, shapes))} do not broadcast")
         if wide:
-            out.append(next((size for size in wide if not isinstance(size, Size)), wide[0]))
+            out.append(next((size for size in wide if type(size) is int), wide[0]))
         else:
-            out.append(next((size for size in sizes if isinstance(size, Size)), 1))
+            out.append(next((size for size in sizes if type(size) is not int), 1))
     return tuple(out)
 
 

@@ -362,6 +362,16 @@ def _pad(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
     return out
 
 
+REDUCTIONS = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
+
+
+def _scatter(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
+    target, ids, updates = x
+    if a["reduction"] == "none":
+        return target.scatter(a["axis"], ids, updates)
+    return target.scatter_reduce(a["axis"], ids, updates, REDUCTIONS[a["reduction"]])
+
+
 def _attention(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
     batch = torch.broadcast_shapes(*(t.shape[:-2] for t in x[:3]))
     q, k, v = (t.expand(*batch, *t.shape[-2:]) for t in x[:3])
@@ -473,5 +483,6 @@ TABLE: dict[str, TorchOp] = {
     "expand": lambda x, p, a: x[0].broadcast_to(a["shape"]),
     "pad": _pad,
     "index_select": lambda x, p, a: torch.index_select(x[0], a["axis"], x[1]),
+    "scatter": _scatter,
     "attention": _attention,
 }

@@ -10,4 +10,5 @@ from pqnet.graph.ops import pool as pool
 from pqnet.graph.ops import recurrent as recurrent
 from pqnet.graph.ops import reduce as reduce
 from pqnet.graph.ops import resize as resize
+from pqnet.graph.ops import scatter as scatter
 from pqnet.graph.ops import shape as shape
