@@ -15,15 +15,10 @@ MAX_AXES = 32  # of a value; NumPy takes 64
 MAX_ELEMENTS = 1 << 40  # of a value, empty axes counted as 1: 4 TiB of float32
 MAX_ATTRIBUTE = 1 << 24  # magnitude of an integer attribute: kernel, stride, padding, axis, ...
 
-MAX_TEXT = 200  # characters of an expression
+MAX_TEXT = 1000  # characters of an expression
 
 Step = int | str | Callable[..., int]
-_BINARY: dict[str, tuple[int, Step]] = {
-    "+": (1, operator.add),
-    "-": (1, operator.sub),
-    "*": (2, operator.mul),
-    "//": (2, operator.floordiv),
-}
+_NEGATIVE = 4
 _OPEN = (0, 0)  # a parenthesis among the operators that wait for their right side
 
 
@@ -71,6 +66,15 @@ def _lift_swapped(function: Callable[..., int]) -> Callable[..., int]:
     return lambda right, left: apply(function, left, right)
 
 
+_BINARY: dict[str, tuple[int, Step]] = {
+    "max": (1, _lift(max)),
+    "min": (1, _lift(min)),
+    "+": (2, operator.add),
+    "-": (2, operator.sub),
+    "*": (3, operator.mul),
+    "//": (3, operator.floordiv),
+}
+
 for _name in ("add", "sub", "mul", "floordiv"):
     setattr(Size, f"__{_name}__", _lift(getattr(operator, _name)))
     setattr(Size, f"__r{_name}__", _lift_swapped(getattr(operator, _name)))
@@ -78,7 +82,10 @@ setattr(Size, "__neg__", _lift(operator.neg))  # noqa: B010  (beside its sibling
 
 
 def resolve_dim(dim: int | str, symbols: Mapping[str, int]) -> int:
-    """Return the value of a size: an int, or an integer expression (+ - * // and parentheses) of free symbols."""
+    """Return the value of a size: an int, or an integer expression of free symbols.
+
+    Expressions have ``+ - * //``, parentheses, and ``max`` and ``min`` between two operands: ``"n//2 max 1"``.
+    """
     if isinstance(dim, int):
         return dim
     stack: list[int] = []
@@ -111,9 +118,9 @@ def _postfix(text: str) -> tuple[Step, ...]:
     steps: list[Step] = []
     waiting: list[tuple[int, Step]] = []
     operand = True  # what comes next
-    for token in filter(None, map(str.strip, re.split(r"(//|[-+*()])", text))):
+    for token in filter(None, map(str.strip, re.split(r"(//|[-+*()]|\s+)", text))):
         if operand and token in ("-", "("):
-            waiting.append((3, operator.neg) if token == "-" else _OPEN)
+            waiting.append((_NEGATIVE, operator.neg) if token == "-" else _OPEN)
         elif operand and (token.isidentifier() or (token.isascii() and token.isdecimal())):
             steps.append(token if token.isidentifier() else int(token))
             operand = False

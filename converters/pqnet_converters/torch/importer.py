@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from pqnet.errors import PQNetError, UnsupportedOpError
 from pqnet.graph import GraphBuilder
 from pqnet.graph.op import DTYPES
-from pqnet.graph.sizes import resolve_dim
 from pqnet_converters.torch.aten.registry import RULES
+from pqnet_converters.torch.sizes import Expression, fraction_text, size_text
 
 __all__ = ["Importer", "Tensor", "dtype_name"]
 
@@ -62,13 +63,15 @@ class Importer:
         Its inputs are declared.
     inputs : dict of str to str
         Placeholder name to graph input name.
-    batch : str, optional
-        The program's symbol for the free batch size.
+    sizes : dict of str to str
+        The program's symbols for free sizes, as integer expressions of the builder's.
     """
 
-    def __init__(self, program: Any, builder: GraphBuilder, inputs: Mapping[str, str], batch: str = "") -> None:
-        self.program, self.builder, self.inputs = program, builder, inputs
-        self._batch = batch
+    def __init__(
+        self, program: Any, builder: GraphBuilder, inputs: Mapping[str, str], sizes: Mapping[str, str]
+    ) -> None:
+        self.program, self.builder, self.inputs, self._sizes = program, builder, inputs, sizes
+        self._size_values: dict[str, str] = {}  # expression -> the value that is it
         self._env: dict[Any, Any] = {}
         self._stored: dict[Any, str] = {}  # what a stored tensor is (storage, view, form) -> parameter name
         self._constants: dict[str, str] = {}  # parameter name -> value that a constant node gives it
@@ -205,14 +208,21 @@ class Importer:
         if isinstance(x, Tensor):
             return x.data.item() if x.data is not None and x.rank == 0 else None
         if isinstance(x, str):
-            raise self.refuse(f"expected a fixed number, got one that depends on the input ({x})")
+            raise self.refuse(f"expected a fixed number, got one that depends on a free size ({x})")
         return x  # type: ignore[no-any-return]
 
     def fixed(self, size: Dim) -> int:
-        """Return a size that must not depend on the batch."""
+        """Return a size that must not be free."""
         if isinstance(size, str):
-            raise self.refuse(f"expected a fixed size, got one that depends on the batch size ({size})")
+            raise self.refuse(f"expected a fixed size, got one that depends on a free one ({size})")
         return size
+
+    def size(self, expression: str) -> Tensor:
+        """Return a size that depends on free ones as a tensor without axes."""
+        if expression not in self._size_values:
+            one = self.emit("arange", name="size", start=expression, end=f"({expression})+1")
+            self._size_values[expression] = self.emit("reshape", one, name="size", shape=())
+        return Tensor((), "int64", value=self._size_values[expression])
 
     def refuse(self, reason: str) -> UnsupportedOpError:
         """Build the error for an operation that the graph cannot express."""
@@ -263,6 +273,8 @@ class Importer:
         val = arg.meta.get("val")
         if isinstance(val, torch.SymInt | int):
             return self._dim(val)
+        if isinstance(val, torch.SymFloat) and arg not in self._env:
+            self._env[arg] = self._real(val)
         if arg not in self._env:
             raise self.refuse(f"expected a fixed number, got one that depends on the input ({val})")
         return self._env[arg]
@@ -303,12 +315,28 @@ class Importer:
             return size
         if size.node.expr.is_number:
             return int(size.node.expr)
-        expr = re.sub(rf"\b{self._batch}\b", "batch", str(size.node.expr)) if self._batch else str(size)
-        try:
-            resolve_dim(expr, {"batch": 2})
-        except PQNetError:
-            raise self.refuse(f"the size {expr} is no integer expression of the batch size") from None
-        return expr
+        text = size_text(size.node.expr, self._sizes)
+        if text is None:
+            raise self._refuse_size(size, f"an integer expression of {sorted(self.builder.symbols)}")
+        return Expression(text)
+
+    def _refuse_size(self, size: Any, expected: str) -> UnsupportedOpError:
+        if free_unbacked_symbols(size):
+            return self.refuse(
+                f"expected a fixed number, got one that depends on the values of the input ({size}); convert the part "
+                "of the module before it, or pass the option that makes it fixed"
+            )
+        return self.refuse(f"expected {expected}, got the size {size}")
+
+    def _real(self, number: Any) -> Tensor | float:
+        """Return a number that depends on free sizes as a tensor without axes."""
+        if number.node.expr.is_number:
+            return float(number.node.expr)
+        found = fraction_text(number.node.expr, self._sizes)
+        if found is None:
+            raise self._refuse_size(number, "a fixed number, or a quotient of free sizes")
+        top, bottom = (self.cast(self.size(text), "float32") for text in found)
+        return top if found[1] == "1" else Tensor((), "float32", value=self.emit("div", top, bottom))
 
     def _array(self, data: torch.Tensor, name: str) -> np.ndarray:
         dtype = np.dtype(dtype_name(data.dtype, name))
@@ -332,10 +360,8 @@ def _foldable(target: Any, arguments: Any) -> bool:
         return False
     if torch.Tag.nondeterministic_seeded in target.tags:
         return False
-    # A str where the schema wants a number is a size that depends on the batch; other strs are options.
     return not any(
-        (isinstance(leaf, Tensor) and leaf.data is None) or (isinstance(leaf, str) and "batch" in leaf)
-        for leaf in _leaves(arguments)
+        isinstance(leaf, Expression) or (isinstance(leaf, Tensor) and leaf.data is None) for leaf in _leaves(arguments)
     )
 
 

@@ -5,11 +5,15 @@ from typing import Any
 from pqnet_converters.torch.aten.elementwise import as_number
 from pqnet_converters.torch.aten.registry import rule
 from pqnet_converters.torch.importer import Importer, Tensor
+from pqnet_converters.torch.sizes import Expression
 
 
 def _full(b: Importer, value: Any) -> str:
     dtype = b.out_dtype()
-    return b.emit("full", shape=b.out_shape(), value=as_number(b.number(value), dtype), dtype=dtype)
+    size = b.size(value) if isinstance(value, Expression) else value
+    if b.number(size) is None:
+        return b.emit("expand", b.cast(size, dtype), shape=b.out_shape())
+    return b.emit("full", shape=b.out_shape(), value=as_number(b.number(size), dtype), dtype=dtype)
 
 
 @rule("aten.full.default")
@@ -26,6 +30,11 @@ def full_like(b: Importer, x: Tensor, value: Any, *_: Any) -> str:
 def empty(b: Importer, *_: Any) -> str:
     """Memory without a meaning: zeros are as good as any."""
     return _full(b, 0)
+
+
+@rule("aten.scalar_tensor.default")
+def scalar_tensor(b: Importer, value: Any, *_: Any) -> str:
+    return _full(b, value)
 
 
 @rule("aten.arange.start_step")

@@ -64,13 +64,18 @@ def slice_scatter(b: Importer, x: Tensor, source: Tensor, axis: int, start: Any,
         return source
     if step != 1:
         raise b.refuse(f"expected an assignment to adjacent rows, got a step of {step}")
-    size, written = b.fixed(x.shape[axis]), b.fixed(source.shape[axis])
-    first = slice(start, None).indices(size)[0]
+    size, written = x.shape[axis], source.shape[axis]
     parts: list[Tensor | str] = [source]
-    if first > 0:
+    if isinstance(size, int) and isinstance(written, int) and not isinstance(start, str):
+        first: Dim = slice(start, None).indices(size)[0]
+        behind: Dim = first + written
+    else:  # parts of no elements are right
+        first = 0 if start is None else f"({size})+{start}" if isinstance(start, int) and start < 0 else start
+        behind = f"({first})+{written}"
+    if first != 0:
         parts.insert(0, b.emit("slice", x, axis=axis, start=0, stop=first))
-    if first + written < size:
-        parts.append(b.emit("slice", x, axis=axis, start=first + written))
+    if behind != size:
+        parts.append(b.emit("slice", x, axis=axis, start=behind))
     return b.emit("concat", *parts, axis=axis)
 
 
