@@ -1,13 +1,11 @@
 """Exports modules as functional programs, decomposed as far as there is no rule."""
 
-import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.export.dynamic_shapes import refine_dynamic_shapes_from_suggested_fixes
 from torch.utils import _pytree as pytree
 
 from pqnet.errors import PQNetError
@@ -16,7 +14,6 @@ from pqnet_converters.torch.sizes import Axes
 
 __all__ = ["export"]
 
-TRIES = 3  # each with the sizes that the one before found to be possible
 NUMBERS = (torch.Tensor, int, float, bool, str, torch.SymInt, torch.SymFloat, torch.SymBool, type(None))
 
 
@@ -25,13 +22,18 @@ def export(module: torch.nn.Module, examples: Mapping[str, torch.Tensor], free: 
     args, kwargs = ((), dict(examples)) if by_name else (tuple(examples.values()), {})
     try:
         with _tensors_only(module), _inference(module):
-            program = _export(module, args, kwargs, _shapes(module, args, kwargs, examples, free))
+            program = torch.export.export(
+                module,
+                args,
+                kwargs,
+                dynamic_shapes=_shapes(module, args, kwargs, examples, free),
+                strict=False,
+                prefer_deferred_runtime_asserts_over_guards=True,
+            )
             table = torch.export.default_decompositions()
             for op in [op for op in table if str(op) in RULES]:
                 del table[op]
             program = program.run_decompositions(table)
-    except PQNetError:
-        raise
     except Exception as reason:  # whatever the module's own code and the exporter raise
         raise PQNetError(f"module: expected one that torch.export takes, got: {_first_line(reason)}") from reason
     signature = program.graph_signature
@@ -48,48 +50,20 @@ def _shapes(
     examples: Mapping[str, torch.Tensor],
     free: Axes,
 ) -> Any:
+    """Return the free axes as torch.export takes them: what sizes it finds to be possible is asked for afterwards."""
     shapes = torch.export.ShapesCollection()
     for name, x in examples.items():
         if free[name]:
-            shapes[x] = free[name]
+            shapes[x] = {axis: torch.export.Dim.AUTO(max=_most(dim)) for axis, dim in free[name].items()}
     return shapes.dynamic_shapes(module, args, kwargs) if any(free.values()) else None
 
 
-def _export(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any) -> Any:
-    """Export; a free size that is possible only as a multiple, or up to a limit, is tried again as such."""
-    for left in reversed(range(TRIES)):
-        try:
-            return torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
-        except torch._dynamo.exc.UserError as reason:
-            text = str(reason)
-            if not text.startswith("Constraints violated"):
-                raise
-            if fixed := re.search(r"^\s*(\w+) = (-?\d+)$", text, re.M):
-                raise _fixed_size(fixed[1], text) from reason
-            if not left:
-                raise
-            shapes = refine_dynamic_shapes_from_suggested_fixes(text, shapes)
-    raise AssertionError
-
-
-def _fixed_size(name: str, text: str) -> PQNetError:
-    lines = [line.strip(" -") for line in text.splitlines()[1:] if line.strip()]
-    why = next((line for line in lines if re.search(rf"\b{name}\b", line)), lines[0]).split(". ")[0]
-    if name == "batch":
-        return PQNetError(
-            f"module: expected one that works for every batch size, got: {why}; pass dynamic_batch=False to fix "
-            "the batch size to that of example_inputs"
-        )
-    return PQNetError(
-        f"module: expected one that works for every size of {name!r}, got: {why}; leave {name!r} out of dynamic to fix "
-        "it to that of example_inputs"
-    )
+def _most(dim: Any) -> int | None:
+    return dim.max if isinstance(dim.max, int) else None
 
 
 def _first_line(reason: Exception) -> str:
     lines = [line.strip(" -") for line in str(reason).splitlines() if line.strip()]
-    if lines and lines[0].startswith("Constraints violated") and len(lines) > 1:
-        return lines[1].split(". ")[0]
     text = lines[0] if lines else type(reason).__name__
     if "data-dependent" in text or "Could not guard" in text or "unbacked" in text:
         text += (

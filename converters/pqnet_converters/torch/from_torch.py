@@ -9,7 +9,7 @@ from pqnet.errors import PQNetError
 from pqnet.graph import Graph, GraphBuilder, Node, ValueInfo
 from pqnet_converters.torch.export import export
 from pqnet_converters.torch.importer import Importer, dtype_name
-from pqnet_converters.torch.sizes import Dynamic, free_axes, graph_sizes, widened
+from pqnet_converters.torch.sizes import Dynamic, conditions, free_axes, graph_sizes, widened
 
 if TYPE_CHECKING:
     from pqnet.runtime import Model
@@ -99,7 +99,7 @@ def graph_from_torch(
     program = export(module, examples, free, isinstance(example_inputs, Mapping))
     keys = list(examples)
     if isinstance(example_inputs, Mapping):
-        keys = list(program.call_spec.in_spec.child(1).context)  # torch.export may change the order
+        keys = list(program.call_spec.in_spec.child(1).context)  # torch.export may change their order
     placeholders = dict(zip(keys, program.graph_signature.user_inputs, strict=True))
     vals = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
     shapes, sizes, texts = graph_sizes({key: vals[placeholders[key]] for key in examples}, free)
@@ -113,7 +113,7 @@ def graph_from_torch(
     builder.nodes = _needed(builder.nodes, values)
     default = ["output"] if len(values) == 1 else [f"output{i}" for i in range(len(values))]
     outputs = dict(zip(_names(output_names, default, "output_names"), values, strict=True))
-    return builder.build(outputs, {"source": f"torch {type(module).__qualname__}"})
+    return builder.build(outputs, {"source": f"torch {type(module).__qualname__}"}, conditions(program, texts))
 
 
 def _needed(nodes: list[Node], outputs: Sequence[str]) -> list[Node]:

@@ -9,11 +9,12 @@ from torch.export.dynamic_shapes import _DimHint, _DimHintType
 
 from pqnet.errors import PQNetError
 
-__all__ = ["Axes", "Dynamic", "Expression", "free_axes", "fraction_text", "graph_sizes", "size_text", "widened"]
+__all__ = ["Axes", "Dynamic", "Expression", "conditions", "free_axes", "fraction_text", "graph_sizes", "size_text", "widened"]
 
 Axes: TypeAlias = dict[str, dict[int, Any]]  # input name -> axis -> torch.export.Dim
 Dynamic: TypeAlias = Mapping[Any, Any] | Sequence[Any]
 
+LONGEST = 120  # characters of a condition
 FREE = (_DimHintType.AUTO, _DimHintType.DYNAMIC)
 
 
@@ -118,6 +119,8 @@ def graph_sizes(
         shape: list[int | str] = []
         for axis, size in enumerate(val.shape):
             if isinstance(size, int) or size.node.expr.is_number:
+                if axis in free[name]:
+                    raise _fixed_size(free[name][axis].__name__, int(size))
                 shape.append(int(size))
                 continue
             symbol, own = size.node.expr, free[name][axis].__name__
@@ -131,6 +134,52 @@ def graph_sizes(
             sizes[own] = int(size.node.hint)
         shapes[name] = tuple(shape)
     return shapes, sizes, texts
+
+
+def _fixed_size(name: str, size: int) -> PQNetError:
+    if name == "batch":
+        return PQNetError(
+            f"module: expected one that works for every batch size, got one whose code makes it the constant ({size}); "
+            "pass dynamic_batch=False to fix the batch size to that of example_inputs"
+        )
+    return PQNetError(
+        f"module: expected one that works for every size of {name!r}, got one whose code makes it the constant {size}; "
+        f"leave {name!r} out of dynamic to fix it to that of example_inputs"
+    )
+
+
+def conditions(program: Any, names: Mapping[str, str]) -> list[str]:
+    """Return what torch.export found to hold for all sizes that a program is right for, as the graph has it.
+
+    Sizes of 0 and 1 it takes for others; the graph knows what they are. Long conditions are that elements can be cut
+    into windows, which shape rules check again.
+    """
+    limits = {key: bounds for key, bounds in program.range_constraints.items() if str(key) in names}
+    found = [f"{bounds.upper}-{names[str(key)]}" for key, bounds in limits.items() if bounds.upper.is_Integer]
+    found += [f"{names[str(key)]}-{bounds.lower}" for key, bounds in limits.items() if bounds.lower > 2]
+    for node in program.graph.nodes:
+        val = node.args[0].meta.get("val") if str(node.target) == "aten._assert_scalar.default" else None
+        text = _condition(val.node.expr, names) if isinstance(val, torch.SymBool) else None
+        found += [text] if text is not None and len(text) <= LONGEST else []
+    return list(dict.fromkeys(found))
+
+
+def _condition(relation: Any, names: Mapping[str, str]) -> str | None:
+    kind = type(relation).__name__
+    if kind not in ("Equality", "Unequality", *("LessThan", "StrictLessThan", "GreaterThan", "StrictGreaterThan")):
+        return None
+    if kind == "Unequality" and any(side in (0, 1) for side in relation.args):
+        return None
+    left, right = (size_text(side, names) for side in relation.args)
+    if left is None or right is None:
+        return None
+    if kind in ("Equality", "Unequality"):
+        return None if left == right else f"0-({left}-({right}))*({left}-({right}))" if kind == "Equality" else (
+            f"({left}-({right}))*({left}-({right}))-1")
+    small, large = (left, right) if "Less" in kind else (right, left)
+    if kind.startswith("Strict") and small in ("0", "1"):
+        return None
+    return f"{large}-({small})" + ("-1" if kind.startswith("Strict") else "")
 
 
 def size_text(expr: Any, names: Mapping[str, str]) -> str | None:

@@ -197,8 +197,3 @@ def to_copy(b: Importer, x: Tensor, *_: Any) -> Tensor:
 @rule("aten.clone.default", "aten.alias.default", "aten.detach.default", "aten.lift_fresh_copy.default")
 def same(b: Importer, x: Tensor, *_: Any) -> Tensor:
     return x
-
-
-@rule("aten._assert_tensor_metadata.default", "aten._assert_scalar.default", "aten._assert_async.msg")
-def check(b: Importer, *_: Any) -> None:
-    """What export checked, it checked: such a node has no value."""

@@ -87,8 +87,10 @@ def copy(b: Importer, x: Tensor, source: Tensor, *_: Any) -> Tensor | str:
 
 @rule("aten.cat.default")
 def cat(b: Importer, tensors: Any, axis: int) -> str:
-    dtype = b.out_dtype()
-    return b.emit("concat", *(b.cast(x, dtype) for x in tensors), axis=axis % len(b.out_shape()))
+    """Join tensors; those of shape (0,), caches that are empty yet, fit to any."""
+    dtype, rank = b.out_dtype(), len(b.out_shape())
+    parts = [b.cast(x, dtype) for x in tensors if x.rank == rank and x.shape != (0,)]
+    return b.emit("concat", *parts, axis=axis % rank) if len(parts) > 1 else b.value(parts[0])
 
 
 @rule("aten.split_with_sizes.default", "aten.split.Tensor", "aten.unbind.int")
