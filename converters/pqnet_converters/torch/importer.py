@@ -20,6 +20,7 @@ __all__ = ["Importer", "Tensor", "dtype_name"]
 
 Dim = int | str
 CHECKS = ("aten._assert_", "aten.sym_constrain_range")
+SILENT = (*CHECKS, "aten.sym_")
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -259,16 +260,32 @@ class Importer:
         if _foldable(node.target, (args, kwargs)):
             return self._fold(node, args, kwargs)
         if str(node.target) not in RULES:
-            raise self.refuse(
-                f'there is no rule for this operation; write one, decorated with @rule("{node.target}") from '
-                "pqnet_converters.torch.aten, as in converters/pqnet_converters/torch/aten/elementwise.py"
-            )
+            raise self._missing(node)
         schema = node.target._schema.arguments
         bound = [args[i] if i < len(args) else kwargs.get(arg.name, arg.default_value) for i, arg in enumerate(schema)]
         result = RULES[str(node.target)](self, *bound)
         if isinstance(result, tuple):
             return tuple(self._wrap(r, val) for r, val in zip(result, node.meta["val"], strict=True))
         return self._wrap(result, node.meta.get("val"))
+
+    def _missing(self, first: Any) -> UnsupportedOpError:
+        """Build the error for a node without a rule; it names all operations without one, each with its first module."""
+        missing = {str(first.target): first}
+        dependent = {node for node in self.program.graph.nodes if node.name in self.inputs}
+        for node in self.program.graph.nodes:
+            if node.op == "call_function" and dependent.intersection(node.all_input_nodes):
+                dependent.add(node)
+                aten = isinstance(node.target, torch._ops.OpOverload)
+                if aten and str(node.target) not in RULES and not str(node.target).startswith(SILENT):
+                    missing.setdefault(str(node.target), node)
+        reason = (
+            f'there is no rule for this operation; write one, decorated with @rule("{first.target}") from '
+            "pqnet_converters.torch.aten, as in converters/pqnet_converters/torch/aten/elementwise.py"
+        )
+        if torch.Tag.nondeterministic_seeded in getattr(first.target, "tags", ()):
+            reason = "it draws random numbers in every run; pass them as an input, if forward takes one (noise, ...)"
+        others = [f"{op} in {_module_path(node) or 'the top module'}" for op, node in list(missing.items())[1:]]
+        return self.refuse(reason + (f"; nor are there rules for {', '.join(others)}" if others else ""))
 
     def _argument(self, arg: Any) -> Any:
         if not isinstance(arg, torch.fx.Node):

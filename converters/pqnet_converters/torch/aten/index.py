@@ -69,6 +69,22 @@ def _counted(b: Importer, op: str, ids: Tensor | str, size: Dim) -> str:
     return b.emit(op, ids, b.size(size)) if isinstance(size, str) else b.emit(op, ids, scalar=size)
 
 
+@rule("aten.unfold.default")
+def unfold(b: Importer, x: Tensor, axis: int, size: int, step: int) -> Tensor | str:
+    """Select the elements of all windows, one after the other, then put those of a window into the last axis."""
+    if x.rank == 0:
+        return b.emit("reshape", x, shape=b.out_shape())
+    axis %= x.rank
+    count = b.out_shape()[axis]
+    starts = b.emit("reshape", b.emit("mul", b.emit("arange", end=count), scalar=step), shape=(count, 1))
+    ids = b.emit("reshape", b.emit("add", starts, b.emit("arange", end=size)), shape=(-1,))
+    windows = b.emit("index_select", x, ids, axis=axis)
+    apart = b.emit("reshape", windows, shape=(*x.shape[:axis], count, size, *x.shape[axis + 1 :]))
+    if axis == x.rank - 1:
+        return apart
+    return b.emit("permute", apart, axes=(*range(axis + 1), *range(axis + 2, x.rank + 1), axis + 1))
+
+
 @rule("aten.flip.default")
 def flip(b: Importer, x: Tensor, axes: Any) -> Tensor | str:
     y: Tensor | str = x
