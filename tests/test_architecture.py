@@ -48,7 +48,7 @@ TABLE: dict[str, set[str]] = {
     "converters/pqnet_converters": set(),
     "converters/pqnet_converters/checkpoints": CONVERTER | {"torch"},
     # The sizes in torch.export graphs are sympy expressions.
-    "converters/pqnet_converters/torch": CONVERTER | {"pqnet.train", "sympy", "torch"},
+    "converters/pqnet_converters/torch": CONVERTER | {"pqnet.train", "safetensors", "sympy", "torch"},
 }
 FORBIDDEN = {"marshal", "pickle", "shelve"}  # they run code from files
 DYNAMIC = {"__import__", "import_module"}
