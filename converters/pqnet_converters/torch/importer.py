@@ -21,6 +21,8 @@ __all__ = ["Importer", "Tensor", "dtype_name"]
 Dim = int | str
 CHECKS = ("aten._assert_", "aten.sym_constrain_range")
 SILENT = (*CHECKS, "aten.sym_")
+LOOKUPS = tuple(f"aten.{op}" for op in ("embedding.default", "index.Tensor", "index_select.default", "gather.default"))
+SMALL = 4096  # elements: a constant of no more is stored whatever it is made of
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -29,7 +31,7 @@ class Tensor:
     """A tensor of the exported program: a value of the graph being built, or a constant.
 
     ``origin`` is the name in the module's state dict, if the constant is a parameter or a view of one; ``path`` is
-    that of the module which computed it.
+    that of the module which computed it, and ``learned`` counts the floats of parameters that a constant is made of.
     """
 
     shape: tuple[Dim, ...]
@@ -38,6 +40,7 @@ class Tensor:
     data: torch.Tensor | None = None
     origin: str | None = None
     path: str = ""
+    learned: int = 0
 
     @property
     def rank(self) -> int:
@@ -241,7 +244,8 @@ class Importer:
         target = next(spec.target for spec in signature.input_specs if getattr(spec.arg, "name", "") == node.name)
         tensor = self.program.state_dict.get(target)
         data = self.program.constants[target] if tensor is None else tensor
-        return self._wrap(data.detach(), data, self._named[_identity(data)])
+        learned = data.numel() if data.is_floating_point() else 0
+        return self._wrap(data.detach(), data, self._named[_identity(data)], learned)
 
     def _output(self, output: Any) -> str:
         if output not in self._env:
@@ -257,7 +261,7 @@ class Importer:
             return result
         args = torch.fx.node.map_aggregate(node.args, self._argument)
         kwargs = torch.fx.node.map_aggregate(node.kwargs, self._argument)
-        if _foldable(node.target, (args, kwargs)):
+        if _foldable(node.target, (args, kwargs)) and not self._grows(node, (args, kwargs)):
             return self._fold(node, args, kwargs)
         if str(node.target) not in RULES:
             raise self._missing(node)
@@ -299,28 +303,37 @@ class Importer:
             raise self.refuse(f"expected a fixed number, got one that depends on the input ({val})")
         return self._env[arg]
 
+    def _grows(self, node: Any, arguments: Any) -> bool:
+        """Tell whether a constant would be larger than the parameters it is made of: a table of positions by pairs.
+
+        The engine computes it once for each input size; the file keeps the table.
+        """
+        val = node.meta.get("val")
+        return str(node.target) in LOOKUPS and 0 < _learned(arguments) < val.numel() > SMALL
+
     def _fold(self, node: Any, args: Any, kwargs: Any) -> Any:
         """Compute a node whose tensors are all constant."""
 
         def real(arg: Any) -> Any:
             return arg.data if isinstance(arg, Tensor) else arg
 
+        learned = _learned((args, kwargs))
         parents = [a for a in _leaves((args, kwargs)) if isinstance(a, Tensor) and a.origin]
 
         def wrap(data: torch.Tensor) -> Any:
             views = (p.origin for p in parents if p.data is not None and _same_elements(data, p.data))
-            return self._wrap(data, data, next(views, None))
+            return self._wrap(data, data, next(views, None), learned)
 
         with torch.no_grad():
             result = node.target(*torch.fx.node.map_aggregate(args, real), **torch.fx.node.map_aggregate(kwargs, real))
         return tuple(map(wrap, result)) if isinstance(result, tuple | list) else wrap(result)
 
-    def _wrap(self, result: Any, val: Any, origin: str | None = None) -> Any:
+    def _wrap(self, result: Any, val: Any, origin: str | None = None, learned: int = 0) -> Any:
         if result is None or isinstance(result, Tensor):
             return result
         dtype = dtype_name(val.dtype, origin or str(self.node.target))
         if isinstance(result, torch.Tensor):
-            return Tensor(tuple(result.shape), dtype, data=result, origin=origin, path=self.path)
+            return Tensor(tuple(result.shape), dtype, data=result, origin=origin, path=self.path, learned=learned)
         return Tensor(self._shape(val), dtype, value=result)
 
     def _result(self, output: int | None) -> Any:
@@ -383,6 +396,11 @@ def _foldable(target: Any, arguments: Any) -> bool:
     return not any(
         isinstance(leaf, Expression) or (isinstance(leaf, Tensor) and leaf.data is None) for leaf in _leaves(arguments)
     )
+
+
+def _learned(arguments: Any) -> int:
+    """Return how many floats of parameters constants are made of."""
+    return sum({id(leaf): leaf.learned for leaf in _leaves(arguments) if isinstance(leaf, Tensor)}.values())
 
 
 def _leaves(tree: Any) -> list[Any]:

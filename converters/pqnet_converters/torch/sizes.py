@@ -173,6 +173,9 @@ def _condition(relation: Any, names: Mapping[str, str]) -> str | None:
     left, right = (size_text(side, names) for side in relation.args)
     if left is None or right is None:
         return None
+    for own, other in ((left, relation.args[1]), (right, relation.args[0])):
+        if kind == "Equality" and own in names.values() and own.isidentifier() and other.is_Integer:
+            raise _fixed_size(own, int(other))
     if kind in ("Equality", "Unequality"):
         return None if left == right else f"0-({left}-({right}))*({left}-({right}))" if kind == "Equality" else (
             f"({left}-({right}))*({left}-({right}))-1")

@@ -39,5 +39,8 @@ def scalar_tensor(b: Importer, value: Any, *_: Any) -> str:
 
 @rule("aten.arange.start_step")
 def arange(b: Importer, start: Any, end: Any, step: Any, *_: Any) -> Tensor | str:
-    ids = b.emit("arange", start=start, end=end, step=step)
-    return ids if b.out_dtype() == "int64" else b.emit("cast", ids, dtype=b.out_dtype())
+    limits = {"start": start, "end": end, "step": step}
+    for name, limit in limits.items():
+        if isinstance(limit, float) and limit.is_integer():
+            limits[name] = int(limit)
+    return b.cast(Tensor(b.out_shape(), "int64", value=b.emit("arange", **limits)), b.out_dtype())
