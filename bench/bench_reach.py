@@ -92,31 +92,84 @@ def transformers_cases() -> Iterator[tuple[str, Callable[[], Case]]]:
     yield text("AlbertModel", "AlbertConfig", **SMALL, embedding_size=16)
     yield text("ElectraModel", "ElectraConfig", **SMALL, embedding_size=16)
     yield text("MPNetModel", "MPNetConfig", **SMALL, max_position_embeddings=64)
-    yield text("DebertaV2Model", "DebertaV2Config", **SMALL, relative_attention=True, position_buckets=8,
-               pos_att_type=["p2c", "c2p"], max_position_embeddings=64)
-    yield text("DebertaModel", "DebertaConfig", **SMALL, relative_attention=True, pos_att_type=["p2c", "c2p"],
-               max_position_embeddings=64, max_relative_positions=64)
+    yield text(
+        "DebertaV2Model",
+        "DebertaV2Config",
+        **SMALL,
+        relative_attention=True,
+        position_buckets=8,
+        pos_att_type=["p2c", "c2p"],
+        max_position_embeddings=64,
+    )
+    yield text(
+        "DebertaModel",
+        "DebertaConfig",
+        **SMALL,
+        relative_attention=True,
+        pos_att_type=["p2c", "c2p"],
+        max_position_embeddings=64,
+        max_relative_positions=64,
+    )
     yield text("T5EncoderModel", "T5Config", d_model=32, d_kv=8, d_ff=37, num_layers=2, num_heads=4)
     yield text("GPT2LMHeadModel", "GPT2Config", n_embd=32, n_layer=2, n_head=4, n_positions=64, **ids)
-    yield text("OPTModel", "OPTConfig", hidden_size=32, num_hidden_layers=2, num_attention_heads=4, ffn_dim=37,
-               word_embed_proj_dim=32, max_position_embeddings=64)
+    yield text(
+        "OPTModel",
+        "OPTConfig",
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        ffn_dim=37,
+        word_embed_proj_dim=32,
+        max_position_embeddings=64,
+    )
     yield text("GPTNeoXModel", "GPTNeoXConfig", **SMALL)
     yield text("BloomModel", "BloomConfig", hidden_size=32, n_layer=2, n_head=4)
     yield text("MPTModel" if hasattr(t, "MPTModel") else "MptModel", "MptConfig", d_model=32, n_heads=4, n_layers=2)
     yield text("FalconModel", "FalconConfig", hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
     decoder = {**SMALL, "num_key_value_heads": 2, "max_position_embeddings": 64}
-    for name in ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Phi", "Phi3", "StableLm", "Olmo", "Olmo2",
-                 "Granite", "Cohere", "Starcoder2", "SmolLM3"):
+    for name in (
+        "Llama",
+        "Mistral",
+        "Qwen2",
+        "Qwen3",
+        "Gemma",
+        "Gemma2",
+        "Phi",
+        "Phi3",
+        "StableLm",
+        "Olmo",
+        "Olmo2",
+        "Granite",
+        "Cohere",
+        "Starcoder2",
+        "SmolLM3",
+    ):
         more = {"head_dim": 8} if name in ("Gemma", "Gemma2", "Qwen3") else {}
         yield text(f"{name}ForCausalLM", f"{name}Config", **decoder, **ids, **more)
     yield text("MixtralForCausalLM", "MixtralConfig", **decoder, **ids, num_local_experts=4)
-    yield text("Qwen2MoeForCausalLM", "Qwen2MoeConfig", **decoder, **ids, num_experts=4, moe_intermediate_size=16,
-               shared_expert_intermediate_size=16)
+    yield text(
+        "Qwen2MoeForCausalLM",
+        "Qwen2MoeConfig",
+        **decoder,
+        **ids,
+        num_experts=4,
+        moe_intermediate_size=16,
+        shared_expert_intermediate_size=16,
+    )
     yield text("FunnelModel", "FunnelConfig", d_model=32, n_head=4, d_head=8, d_inner=37, block_sizes=[1, 1])
     yield text("ConvBertModel", "ConvBertConfig", **SMALL, embedding_size=32)
     yield text("SqueezeBertModel", "SqueezeBertConfig", **SMALL, embedding_size=32)
-    yield text("MobileBertModel", "MobileBertConfig", hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
-               intermediate_size=37, intra_bottleneck_size=16, embedding_size=16, true_hidden_size=16)
+    yield text(
+        "MobileBertModel",
+        "MobileBertConfig",
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=37,
+        intra_bottleneck_size=16,
+        embedding_size=16,
+        true_hidden_size=16,
+    )
     yield text("LayoutLMModel", "LayoutLMConfig", **SMALL)
     yield text("XLNetModel", "XLNetConfig", d_model=32, n_layer=2, n_head=4, d_inner=37)
     yield text("RoFormerModel", "RoFormerConfig", **SMALL)
@@ -142,10 +195,26 @@ def transformers_cases() -> Iterator[tuple[str, Callable[[], Case]]]:
 
         return model, make
 
-    bart = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
-            "decoder_attention_heads": 4, "encoder_ffn_dim": 37, "decoder_ffn_dim": 37, "max_position_embeddings": 64}
-    yield encoder_decoder("T5ForConditionalGeneration", "T5Config", d_model=32, d_kv=8, d_ff=37, num_layers=2,
-                          num_heads=4, decoder_start_token_id=0)
+    bart = {
+        "d_model": 32,
+        "encoder_layers": 2,
+        "decoder_layers": 2,
+        "encoder_attention_heads": 4,
+        "decoder_attention_heads": 4,
+        "encoder_ffn_dim": 37,
+        "decoder_ffn_dim": 37,
+        "max_position_embeddings": 64,
+    }
+    yield encoder_decoder(
+        "T5ForConditionalGeneration",
+        "T5Config",
+        d_model=32,
+        d_kv=8,
+        d_ff=37,
+        num_layers=2,
+        num_heads=4,
+        decoder_start_token_id=0,
+    )
     yield encoder_decoder("BartModel", "BartConfig", **bart)
     yield encoder_decoder("MarianModel", "MarianConfig", **bart, decoder_start_token_id=0, pad_token_id=0)
     yield encoder_decoder("PegasusModel", "PegasusConfig", **bart)
@@ -170,51 +239,153 @@ def transformers_cases() -> Iterator[tuple[str, Callable[[], Case]]]:
     yield vision("BeitModel", "BeitConfig", one, False, **vit)
     yield vision("Data2VecVisionModel", "Data2VecVisionConfig", one, False, **vit)
     yield vision("Dinov2Model", "Dinov2Config", [(2, 32, 48), (3, 48, 32), (1, 64, 64)], **vit)
-    yield vision("SwinModel", "SwinConfig", [(2, 64, 96), (3, 96, 64), (1, 128, 64)], embed_dim=16, depths=[2, 2],
-                 num_heads=[2, 4], window_size=4, image_size=64)
-    yield vision("Swinv2Model", "Swinv2Config", [(2, 64, 96), (3, 96, 64), (1, 128, 64)], embed_dim=16, depths=[2, 2],
-                 num_heads=[2, 4], window_size=4, image_size=64)
+    yield vision(
+        "SwinModel",
+        "SwinConfig",
+        [(2, 64, 96), (3, 96, 64), (1, 128, 64)],
+        embed_dim=16,
+        depths=[2, 2],
+        num_heads=[2, 4],
+        window_size=4,
+        image_size=64,
+    )
+    yield vision(
+        "Swinv2Model",
+        "Swinv2Config",
+        [(2, 64, 96), (3, 96, 64), (1, 128, 64)],
+        embed_dim=16,
+        depths=[2, 2],
+        num_heads=[2, 4],
+        window_size=4,
+        image_size=64,
+    )
     yield vision("ConvNextModel", "ConvNextConfig", several, hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 2, 1])
     yield vision("ConvNextV2Model", "ConvNextV2Config", several, hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 2, 1])
-    yield vision("ResNetForImageClassification", "ResNetConfig", several, embedding_size=8,
-                 hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 2, 1])
-    yield vision("RegNetModel", "RegNetConfig", several, embedding_size=8, hidden_sizes=[8, 16, 24, 32],
-                 depths=[1, 1, 2, 1], groups_width=4)
+    yield vision(
+        "ResNetForImageClassification",
+        "ResNetConfig",
+        several,
+        embedding_size=8,
+        hidden_sizes=[8, 16, 24, 32],
+        depths=[1, 1, 2, 1],
+    )
+    yield vision(
+        "RegNetModel",
+        "RegNetConfig",
+        several,
+        embedding_size=8,
+        hidden_sizes=[8, 16, 24, 32],
+        depths=[1, 1, 2, 1],
+        groups_width=4,
+    )
     yield vision("MobileNetV1Model", "MobileNetV1Config", several, depth_multiplier=0.25, image_size=64)
     yield vision("MobileNetV2Model", "MobileNetV2Config", several, depth_multiplier=0.25, image_size=64)
-    yield vision("EfficientNetModel", "EfficientNetConfig", several, width_coefficient=0.25, depth_coefficient=0.3,
-                 hidden_dim=320, image_size=64)
-    yield vision("MobileViTModel", "MobileViTConfig", several, hidden_sizes=[16, 24, 32], image_size=64,
-                 neck_hidden_sizes=[8, 8, 16, 24, 32, 40, 48])
+    yield vision(
+        "EfficientNetModel",
+        "EfficientNetConfig",
+        several,
+        width_coefficient=0.25,
+        depth_coefficient=0.3,
+        hidden_dim=320,
+        image_size=64,
+    )
+    yield vision(
+        "MobileViTModel",
+        "MobileViTConfig",
+        several,
+        hidden_sizes=[16, 24, 32],
+        image_size=64,
+        neck_hidden_sizes=[8, 8, 16, 24, 32, 40, 48],
+    )
     yield vision("PoolFormerModel", "PoolFormerConfig", several, hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1])
-    yield vision("PvtModel", "PvtConfig", [(2, 64, 64), (3, 64, 64)], False, image_size=64, depths=[1, 1, 1, 1],
-                 hidden_sizes=[8, 16, 24, 32], num_attention_heads=[1, 2, 2, 4])
-    yield vision("PvtV2Model", "PvtV2Config", several, depths=[1, 1, 1, 1], hidden_sizes=[8, 16, 24, 32],
-                 num_attention_heads=[1, 2, 2, 4])
+    yield vision(
+        "PvtModel",
+        "PvtConfig",
+        [(2, 64, 64), (3, 64, 64)],
+        False,
+        image_size=64,
+        depths=[1, 1, 1, 1],
+        hidden_sizes=[8, 16, 24, 32],
+        num_attention_heads=[1, 2, 2, 4],
+    )
+    yield vision(
+        "PvtV2Model",
+        "PvtV2Config",
+        several,
+        depths=[1, 1, 1, 1],
+        hidden_sizes=[8, 16, 24, 32],
+        num_attention_heads=[1, 2, 2, 4],
+    )
     yield vision("LevitModel", "LevitConfig", [(2, 224, 224), (3, 224, 224)], False)
     yield vision("CvtModel", "CvtConfig", several, embed_dim=[8, 16, 24], num_heads=[1, 2, 3], depth=[1, 1, 2])
-    yield vision("SegformerForSemanticSegmentation", "SegformerConfig", several, depths=[1, 1, 1, 1],
-                 hidden_sizes=[8, 16, 24, 32], num_attention_heads=[1, 2, 2, 4], decoder_hidden_size=32)
-    yield vision("GLPNForDepthEstimation", "GLPNConfig", several, depths=[1, 1, 1, 1], hidden_sizes=[8, 16, 24, 32],
-                 num_attention_heads=[1, 2, 2, 4], decoder_hidden_size=32)
-    yield vision("DPTForDepthEstimation", "DPTConfig", one, False, **vit, backbone_out_indices=[0, 1, 1, 1],
-                 neck_hidden_sizes=[8, 16, 24, 32], fusion_hidden_size=16)
+    yield vision(
+        "SegformerForSemanticSegmentation",
+        "SegformerConfig",
+        several,
+        depths=[1, 1, 1, 1],
+        hidden_sizes=[8, 16, 24, 32],
+        num_attention_heads=[1, 2, 2, 4],
+        decoder_hidden_size=32,
+    )
+    yield vision(
+        "GLPNForDepthEstimation",
+        "GLPNConfig",
+        several,
+        depths=[1, 1, 1, 1],
+        hidden_sizes=[8, 16, 24, 32],
+        num_attention_heads=[1, 2, 2, 4],
+        decoder_hidden_size=32,
+    )
+    yield vision(
+        "DPTForDepthEstimation",
+        "DPTConfig",
+        one,
+        False,
+        **vit,
+        backbone_out_indices=[0, 1, 1, 1],
+        neck_hidden_sizes=[8, 16, 24, 32],
+        fusion_hidden_size=16,
+    )
     yield vision("FocalNetModel", "FocalNetConfig", several, embed_dim=8, depths=[1, 1, 2, 1], image_size=64)
-    yield vision("VanModel" if hasattr(t, "VanModel") else "BitModel", "VanConfig" if hasattr(t, "VanModel") else
-                 "BitConfig", several, **({} if hasattr(t, "VanModel") else {"embedding_size": 8,
-                 "hidden_sizes": [32, 32, 64, 64], "depths": [1, 1, 1, 1]}))
+    yield vision(
+        "VanModel" if hasattr(t, "VanModel") else "BitModel",
+        "VanConfig" if hasattr(t, "VanModel") else "BitConfig",
+        several,
+        **(
+            {}
+            if hasattr(t, "VanModel")
+            else {"embedding_size": 8, "hidden_sizes": [32, 32, 64, 64], "depths": [1, 1, 1, 1]}
+        ),
+    )
     yield vision("ViTMAEModel", "ViTMAEConfig", one, False, **vit, mask_ratio=0.0)
     yield vision("ViTMSNModel", "ViTMSNConfig", one, False, **vit)
-    yield vision("YolosModel", "YolosConfig", [(2, 32, 32), (3, 32, 32)], False, **{**vit, "image_size": [32, 32]},
-                 num_detection_tokens=5)
+    yield vision(
+        "YolosModel",
+        "YolosConfig",
+        [(2, 32, 32), (3, 32, 32)],
+        False,
+        **{**vit, "image_size": [32, 32]},
+        num_detection_tokens=5,
+    )
 
     def detr() -> Case:
-        backbone = t.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1],
-                                  out_features=["stage4"])
-        config = t.DetrConfig(use_timm_backbone=False, use_pretrained_backbone=False, backbone=None,
-                              backbone_config=backbone, d_model=32, encoder_layers=2, decoder_layers=2,
-                              encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=37,
-                              decoder_ffn_dim=37, num_queries=7)
+        backbone = t.ResNetConfig(
+            embedding_size=8, hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1], out_features=["stage4"]
+        )
+        config = t.DetrConfig(
+            use_timm_backbone=False,
+            use_pretrained_backbone=False,
+            backbone=None,
+            backbone_config=backbone,
+            d_model=32,
+            encoder_layers=2,
+            decoder_layers=2,
+            encoder_attention_heads=4,
+            decoder_attention_heads=4,
+            encoder_ffn_dim=37,
+            decoder_ffn_dim=37,
+            num_queries=7,
+        )
         return Case(t.DetrForObjectDetection(config), images(), several, PIXELS)
 
     yield "DetrForObjectDetection", detr
@@ -228,11 +399,16 @@ def transformers_cases() -> Iterator[tuple[str, Callable[[], Case]]]:
     yield vision("CLIPVisionModelWithProjection", "CLIPVisionConfig", one, False, **part, image_size=32, patch_size=8)
 
     def clip() -> Case:
-        config = t.CLIPConfig(text_config={**part, "vocab_size": 99, "max_position_embeddings": 64, "eos_token_id": 98},
-                              vision_config={**part, "image_size": 32, "patch_size": 8}, projection_dim=16)
+        config = t.CLIPConfig(
+            text_config={**part, "vocab_size": 99, "max_position_embeddings": 64, "eos_token_id": 98},
+            vision_config={**part, "image_size": 32, "patch_size": 8},
+            projection_dim=16,
+        )
         return Case(
             Only(t.CLIPModel(config), "logits_per_image", "text_embeds", "image_embeds"),
-            lambda b, n: {**texts()(b, n), **images()(b, 32, 32)}, LENGTHS, TOKENS,
+            lambda b, n: {**texts()(b, n), **images()(b, 32, 32)},
+            LENGTHS,
+            TOKENS,
         )
 
     yield "CLIPModel", clip
@@ -243,33 +419,56 @@ def transformers_cases() -> Iterator[tuple[str, Callable[[], Case]]]:
         return Case(t.SiglipTextModel(config), texts(), LENGTHS, TOKENS)
 
     yield "SiglipTextModel", siglip_text
-    yield vision("SiglipModel".replace("Model", "ForImageClassification"), "SiglipConfig", one, False,
-                 vision_config={**SMALL, "image_size": 32, "patch_size": 8})
+    yield vision(
+        "SiglipModel".replace("Model", "ForImageClassification"),
+        "SiglipConfig",
+        one,
+        False,
+        vision_config={**SMALL, "image_size": 32, "patch_size": 8},
+    )
 
     def whisper() -> Case:
-        config = t.WhisperConfig(d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
-                                 decoder_attention_heads=4, encoder_ffn_dim=37, decoder_ffn_dim=37,
-                                 max_source_positions=20, num_mel_bins=16)
+        config = t.WhisperConfig(
+            d_model=32,
+            encoder_layers=2,
+            decoder_layers=2,
+            encoder_attention_heads=4,
+            decoder_attention_heads=4,
+            encoder_ffn_dim=37,
+            decoder_ffn_dim=37,
+            max_source_positions=20,
+            num_mel_bins=16,
+        )
         module = t.WhisperModel(config).get_encoder()
         return Case(module, lambda b: {"input_features": torch.randn(b, 16, 40)}, [(2,), (3,), (1,)])
 
     yield "WhisperEncoder", whisper
 
     def sound(model: str, config: str, **options: Any) -> tuple[str, Callable[[], Case]]:
-        settings = {**SMALL, "conv_dim": [16, 16, 16], "conv_stride": [5, 2, 2], "conv_kernel": [10, 3, 3],
-                    "num_feat_extract_layers": 3, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2,
-                    **options}
+        settings = {
+            **SMALL,
+            "conv_dim": [16, 16, 16],
+            "conv_stride": [5, 2, 2],
+            "conv_kernel": [10, 3, 3],
+            "num_feat_extract_layers": 3,
+            "num_conv_pos_embeddings": 16,
+            "num_conv_pos_embedding_groups": 2,
+            **options,
+        }
 
         def make() -> Case:
             module = getattr(t, model)(getattr(t, config)(**settings))
-            return Case(module, lambda b, n: {"input_values": torch.randn(b, n)}, [(2, 800), (3, 640), (1, 1203)],
-                        {"input_values": {1: "samples"}})
+            return Case(
+                module,
+                lambda b, n: {"input_values": torch.randn(b, n)},
+                [(2, 800), (3, 640), (1, 1203)],
+                {"input_values": {1: "samples"}},
+            )
 
         return model, make
 
     yield sound("Wav2Vec2Model", "Wav2Vec2Config")
-    yield sound("Wav2Vec2ForCTC", "Wav2Vec2Config", vocab_size=30, do_stable_layer_norm=True,
-                feat_extract_norm="layer")
+    yield sound("Wav2Vec2ForCTC", "Wav2Vec2Config", vocab_size=30, do_stable_layer_norm=True, feat_extract_norm="layer")
     yield sound("HubertModel", "HubertConfig")
     yield sound("WavLMModel", "WavLMConfig")
 
@@ -298,8 +497,16 @@ def transformers_cases() -> Iterator[tuple[str, Callable[[], Case]]]:
     yield "VideoMAEModel", video
 
     def patches() -> Case:
-        config = t.PatchTSTConfig(num_input_channels=2, context_length=32, patch_length=8, patch_stride=8, d_model=16,
-                                  num_hidden_layers=2, num_attention_heads=4, ffn_dim=24)
+        config = t.PatchTSTConfig(
+            num_input_channels=2,
+            context_length=32,
+            patch_length=8,
+            patch_stride=8,
+            d_model=16,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            ffn_dim=24,
+        )
         return Case(t.PatchTSTModel(config), lambda b: {"past_values": torch.randn(b, 32, 2)}, [(2,), (3,)])
 
     yield "PatchTSTModel", patches
@@ -310,6 +517,7 @@ def timm_cases() -> Iterator[tuple[str, Callable[[], Case]]]:
     from timm.models import list_modules
 
     for family in list_modules():
+
         def make(family: str = family) -> Case:
             names = timm.list_models(module=family)
             sizes = {}
@@ -318,7 +526,7 @@ def timm_cases() -> Iterator[tuple[str, Callable[[], Case]]]:
                     warnings.simplefilter("ignore")
                     try:
                         sizes[name] = sum(p.numel() for p in timm.create_model(name).parameters())
-                    except Exception:  # noqa: S112  (a member that does not build without its weights)
+                    except Exception:  # a member that does not build without its weights
                         continue
                 if sizes[name] <= MOST // 6:
                     break
@@ -343,6 +551,7 @@ def torchvision_cases() -> Iterator[tuple[str, Callable[[], Case]]]:
     for module in (models, models.segmentation):
         names = models.list_models(module=module)
         for name in names:
+
             def make(name: str = name, segmentation: bool = module is models.segmentation) -> Case:
                 options: dict[str, Any] = {"weights": None}
                 if segmentation:
@@ -458,8 +667,11 @@ def main() -> None:
             signal.alarm(0)
             key = f"{family} {row['result']}"
             counts[key] = counts.get(key, 0) + 1
-            print(f"{family:<12} {name:<40} {row['result']:<5} {row['difference'] or 0:<8.1g} {row['seconds']:>6} "
-                  f"{row['reason']}", flush=True)
+            print(
+                f"{family:<12} {name:<40} {row['result']:<5} {row['difference'] or 0:<8.1g} {row['seconds']:>6} "
+                f"{row['reason']}",
+                flush=True,
+            )
             if args.output:
                 fresh = not Path(args.output).is_file()
                 with open(args.output, "a", newline="", encoding="utf-8") as file:

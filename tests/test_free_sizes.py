@@ -108,7 +108,9 @@ def test_sizes_that_a_network_is_not_right_for_are_refused(tmp_path: Path) -> No
     model = pqnet.load(tmp_path / "net.h5")
     compare(model, module, {"input": torch.randn(1, 9, 4)})
     for tokens in (3, 12):
-        with pytest.raises(PQNetError, match=f"expected sizes at which .*tokens.* is not negative, got tokens {tokens}"):
+        with pytest.raises(
+            PQNetError, match=f"expected sizes at which .*tokens.* is not negative, got tokens {tokens}"
+        ):
             model(np.zeros((1, tokens, 4), np.float32))
     with pytest.raises(PQNetError, match="converted for this size only: leave the axis free there"):
         model(np.zeros((1, 9, 5), np.float32))
@@ -162,7 +164,9 @@ def text_networks() -> dict[str, Callable[[], nn.Module]]:
         "deberta": lambda: t.DebertaV2Model(
             t.DebertaV2Config(vocab_size=50, **CONFIG, relative_attention=True, pos_att_type=["p2c", "c2p"])
         ),
-        "t5": lambda: t.T5EncoderModel(t.T5Config(vocab_size=50, d_model=16, d_kv=8, d_ff=20, num_layers=1, num_heads=2)),
+        "t5": lambda: t.T5EncoderModel(
+            t.T5Config(vocab_size=50, d_model=16, d_kv=8, d_ff=20, num_layers=1, num_heads=2)
+        ),
         "gpt2": lambda: t.GPT2LMHeadModel(t.GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2, **ids)),
         "llama": lambda: t.LlamaForCausalLM(
             t.LlamaConfig(vocab_size=50, **CONFIG, num_key_value_heads=1, tie_word_embeddings=True, **ids)
@@ -204,6 +208,18 @@ def test_caches_of_decoders_are_left_out_with_a_warning() -> None:
     with pytest.warns(UserWarning, match=r"outputs left out: .*past_key_values.* \(DynamicCache\) .*use_cache=False"):
         model = from_torch(module, {"input_ids": ids})
     assert model.outputs == {"output": ((None, 4, 50), "float32")}
+
+
+def test_a_forward_of_any_keywords() -> None:
+    class Any_(nn.Module):
+        def forward(self, scale: torch.Tensor, **others: torch.Tensor) -> torch.Tensor:
+            return scale * others["left"] - others["right"]
+
+    inputs = {name: torch.randn(2, 3) for name in ("right", "scale", "left")}
+    module = Any_()
+    model = from_torch(module, inputs, dynamic={name: {1: "n"} for name in inputs})
+    assert list(model.inputs) == list(inputs) and "forward" not in vars(module)
+    compare(model, module, {name: torch.randn(4, 5) for name in inputs}, keywords=True)
 
 
 def test_what_tokenizers_give() -> None:

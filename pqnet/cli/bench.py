@@ -67,5 +67,8 @@ def warmup(args: argparse.Namespace) -> None:
         for batch, *sizes in itertools.product(batches, *choices.values()):
             inputs = _draw_inputs(model, batch, dict(zip(choices, sizes, strict=True)), args.seed)
             model.run(inputs, threads=args.threads)
-        ready = [f"batches of {', '.join(map(str, batches))}", *(f"{n} {', '.join(map(str, s))}" for n, s in choices.items())]
+        ready = [
+            f"batches of {', '.join(map(str, batches))}",
+            *(f"{n} {', '.join(map(str, s))}" for n, s in choices.items()),
+        ]
         print(f"{path}: ready for {', '.join(ready)} in {time.perf_counter() - start:.1f} s")

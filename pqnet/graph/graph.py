@@ -199,7 +199,9 @@ class Graph:
                 expected = symbols.setdefault(dim, size) if isinstance(dim, str) else dim
                 if size != expected or (free and size < 1):
                     fixed = isinstance(dim, int) and size > 0
-                    remedy = "; it was converted for this size only: leave the axis free there (dynamic)" if fixed else ""
+                    remedy = (
+                        "; it was converted for this size only: leave the axis free there (dynamic)" if fixed else ""
+                    )
                     where = f" ({dim!r} is {expected} in another input)" if free and size > 0 else ""
                     raise PQNetError(f"input {name!r}: expected shape {_readable(want)}, got {shape}{where}{remedy}")
         self._check_conditions(symbols)

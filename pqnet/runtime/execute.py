@@ -46,7 +46,11 @@ def check_inputs(graph: Graph, inputs: Mapping[str, Any]) -> dict[str, np.ndarra
 def _as_mask(graph: Graph, name: str, value: Any) -> Any:
     """Return booleans as numbers and zeros and ones as booleans, where the input is of the other kind."""
     wanted, kind = graph.inputs[name].dtype, getattr(getattr(value, "dtype", None), "kind", "")
-    if kind == "b" and wanted not in ("bool", "float32") and not any(_looks_up(node, name) for node in graph.readers.values.get(name, ())):
+    if (
+        kind == "b"
+        and wanted not in ("bool", "float32")
+        and not any(_looks_up(node, name) for node in graph.readers.values.get(name, ()))
+    ):
         return np.asarray(value).astype(wanted)
     if kind in ("i", "u") and wanted == "bool" and np.isin(value, (0, 1)).all():
         return np.asarray(value).astype(bool)

@@ -119,7 +119,7 @@ def _print_sizes(model: Model) -> None:
 
 
 def _examples(items: list[str], sizes: list[str]) -> tuple[Any, list[dict[int, str]]]:
-    """Return example tensors for ``[NAME=]SHAPE[:DTYPE]``, a tuple, or a dict if they are named, and their free axes."""
+    """Return examples for ``[NAME=]SHAPE[:DTYPE]``, a tuple, or a dict if they are named, and their free axes."""
     known = _sizes(sizes)
     named: dict[str, torch.Tensor] = {}
     free: list[dict[int, str]] = []

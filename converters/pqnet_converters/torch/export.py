@@ -1,5 +1,6 @@
 """Exports modules as functional programs, decomposed as far as there is no rule."""
 
+import inspect
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ def export(module: torch.nn.Module, examples: Mapping[str, torch.Tensor], free: 
     """Return the exported program of a module; its examples are positional, or keywords."""
     args, kwargs = ((), dict(examples)) if by_name else (tuple(examples.values()), {})
     try:
-        with _tensors_only(module), _inference(module):
+        with _tensors_only(module), _inference(module), _named(module, list(kwargs)):
             program = torch.export.export(
                 module,
                 args,
@@ -88,6 +89,30 @@ def _inference(module: torch.nn.Module) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fused)
         for m, flag in training.items():
             m.training = flag
+
+
+@contextmanager
+def _named(module: torch.nn.Module, names: list[str]) -> Iterator[None]:
+    """Give a forward that takes any keywords the names of those it is called with: torch.export asks for them."""
+    signature = inspect.signature(module.forward)
+    if not names or not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
+        yield
+        return
+    forward, own = module.forward, module.__dict__.get("forward")
+
+    def named(*args: Any, **kwargs: Any) -> Any:
+        return forward(**dict(zip(names, args, strict=False)), **kwargs)
+
+    parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
+    named.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    module.forward = named
+    try:
+        yield
+    finally:
+        if own is None:
+            del module.forward
+        else:
+            module.forward = own
 
 
 @contextmanager

@@ -273,7 +273,7 @@ class Importer:
         return self._wrap(result, node.meta.get("val"))
 
     def _missing(self, first: Any) -> UnsupportedOpError:
-        """Build the error for a node without a rule; it names all operations without one, each with its first module."""
+        """Build the error for a node without a rule: all operations without one, each with its first module."""
         missing = {str(first.target): first}
         dependent = {node for node in self.program.graph.nodes if node.name in self.inputs}
         for node in self.program.graph.nodes:

@@ -9,7 +9,17 @@ from torch.export.dynamic_shapes import _DimHint, _DimHintType
 
 from pqnet.errors import PQNetError
 
-__all__ = ["Axes", "Dynamic", "Expression", "conditions", "free_axes", "fraction_text", "graph_sizes", "size_text", "widened"]
+__all__ = [
+    "Axes",
+    "Dynamic",
+    "Expression",
+    "conditions",
+    "free_axes",
+    "fraction_text",
+    "graph_sizes",
+    "size_text",
+    "widened",
+]
 
 Axes: TypeAlias = dict[str, dict[int, Any]]  # input name -> axis -> torch.export.Dim
 Dynamic: TypeAlias = Mapping[Any, Any] | Sequence[Any]
@@ -177,8 +187,13 @@ def _condition(relation: Any, names: Mapping[str, str]) -> str | None:
         if kind == "Equality" and own in names.values() and own.isidentifier() and other.is_Integer:
             raise _fixed_size(own, int(other))
     if kind in ("Equality", "Unequality"):
-        return None if left == right else f"0-({left}-({right}))*({left}-({right}))" if kind == "Equality" else (
-            f"({left}-({right}))*({left}-({right}))-1")
+        return (
+            None
+            if left == right
+            else f"0-({left}-({right}))*({left}-({right}))"
+            if kind == "Equality"
+            else (f"({left}-({right}))*({left}-({right}))-1")
+        )
     small, large = (left, right) if "Less" in kind else (right, left)
     if kind.startswith("Strict") and small in ("0", "1"):
         return None
@@ -238,8 +253,10 @@ def _sum(terms: Sequence[tuple[str, str]]) -> tuple[str, str]:
     if all(term[1] == bottom for term in terms):
         return "(" + "+".join(top for top, _ in terms) + ")", bottom
     product = _product([(b, "1") for _, b in terms])[0]
-    tops = [_product([(top, "1"), *((b, "1") for j, (_, b) in enumerate(terms) if j != i)])[0]
-            for i, (top, _) in enumerate(terms)]
+    tops = [
+        _product([(top, "1"), *((b, "1") for j, (_, b) in enumerate(terms) if j != i)])[0]
+        for i, (top, _) in enumerate(terms)
+    ]
     return "(" + "+".join(tops) + ")", product
 
 
