@@ -50,7 +50,7 @@ TABLE: dict[str, set[str]] = {
     "converters/pqnet_converters/core": CONVERTER,
     "converters/pqnet_converters/onnx": CONVERTER | {"google.protobuf", "onnx"},
     # The sizes in torch.export graphs are sympy expressions.
-    "converters/pqnet_converters/torch": CONVERTER | {"pqnet.train", "sympy", "torch"},
+    "converters/pqnet_converters/torch": CONVERTER | {"pqnet.train", "safetensors", "sympy", "torch"},
 }
 FORBIDDEN = {"marshal", "pickle", "shelve"}  # they run code from files
 DYNAMIC = {"__import__", "import_module"}

@@ -1,24 +1,30 @@
 """The commands ``bench`` and ``warmup``: how long a model takes and why, and kernels compiled in advance."""
 
 import argparse
+import itertools
 import os
 import statistics
 import time
+from collections.abc import Mapping
 
 import numpy as np
 
 import pqnet
-from pqnet import Model
+from pqnet import Model, PQNetError
 
 __all__ = ["run", "warmup"]
 
 
-def _draw_inputs(model: Model, batch: int, seed: int) -> dict[str, np.ndarray]:
-    """Return random inputs with every free axis of size ``batch``, or of the recorded size if only that fits."""
-    rng = np.random.default_rng(seed)
+def _draw_inputs(model: Model, batch: int, sizes: Mapping[str, int], seed: int) -> dict[str, np.ndarray]:
+    """Return random inputs of ``batch`` samples; other free axes have the sizes given, or those it was made with."""
+    graph, rng = model.graph, np.random.default_rng(seed)
+    if unknown := set(sizes) - set(graph.symbols):
+        raise PQNetError(f"--size: expected a free size among {sorted(graph.symbols)}, got {sorted(unknown)[0]!r}")
+    samples = {info.shape[0]: batch for info in graph.inputs.values() if info.shape}
+    sizes = {**graph.symbols, **{name: n for name, n in samples.items() if isinstance(name, str)}, **sizes}
     arrays = {}
-    for name, info in model.graph.inputs.items():
-        shape = tuple(batch if isinstance(size, str) else size for size in info.shape)
+    for name, info in graph.inputs.items():
+        shape = tuple(sizes[size] if isinstance(size, str) else size for size in info.shape)
         if info.dtype == "float32":
             arrays[name] = rng.standard_normal(shape, np.float32)
         else:
@@ -28,7 +34,7 @@ def _draw_inputs(model: Model, batch: int, seed: int) -> dict[str, np.ndarray]:
 
 def run(args: argparse.Namespace) -> None:
     model = pqnet.load(args.model, args.compute)
-    inputs = _draw_inputs(model, args.batch, args.seed)
+    inputs = _draw_inputs(model, args.batch, dict(args.size), args.seed)
     times = []
     for _ in range(args.runs + 1):
         start = time.perf_counter()
@@ -51,11 +57,18 @@ def run(args: argparse.Namespace) -> None:
 
 
 def warmup(args: argparse.Namespace) -> None:
-    batches = args.batch or [1]
     os.environ.setdefault("PQNET_TUNE", "3600")  # here measurements are what is wanted, however long they take
+    choices: dict[str, list[int]] = {}
+    for name, size in args.size:
+        choices.setdefault(name, []).append(size)
     for path in args.model:
         start = time.perf_counter()
-        model = pqnet.load(path, args.compute)
-        for batch in batches:
-            model.run(_draw_inputs(model, batch, args.seed), threads=args.threads)
-        print(f"{path}: ready for batches of {', '.join(map(str, batches))} in {time.perf_counter() - start:.1f} s")
+        model, batches = pqnet.load(path, args.compute), args.batch or [1]
+        for batch, *sizes in itertools.product(batches, *choices.values()):
+            inputs = _draw_inputs(model, batch, dict(zip(choices, sizes, strict=True)), args.seed)
+            model.run(inputs, threads=args.threads)
+        ready = [
+            f"batches of {', '.join(map(str, batches))}",
+            *(f"{n} {', '.join(map(str, s))}" for n, s in choices.items()),
+        ]
+        print(f"{path}: ready for {', '.join(ready)} in {time.perf_counter() - start:.1f} s")

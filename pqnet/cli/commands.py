@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,9 @@ from pqnet.cli.data import (
     count_samples,
     read_inputs,
     read_labels,
+    read_samples,
     run_batches,
+    sample_files,
     write_outputs,
 )
 from pqnet.cli.plan import check_curve, outputs_for, plans_for, read_source, write_curve
@@ -32,7 +35,7 @@ def calibrate(args: argparse.Namespace) -> None:
     check_output(args.output, (".h5",))
     model = pqnet.load(args.model)
     others = [pqnet.load_statistics(path) for path in args.merge]
-    data = read_inputs(args.calibration, list(model.inputs))
+    data = read_samples(args.calibration, list(model.inputs))
     stats = pqnet.calibrate(model, data, seed=args.seed, threads=args.threads, progress=True)
     for other in others:
         stats = stats.merge(other)
@@ -97,17 +100,33 @@ def run(args: argparse.Namespace) -> None:
     if args.output is None and args.labels is None:
         raise PQNetError("run: expected --output, --labels or both, got neither")
     model = pqnet.load(args.model, args.compute)
-    if args.output is not None:
-        check_output(args.output, (".npy", ".npz") if len(model.outputs) == 1 else (".npz",))
-    inputs = read_inputs(args.input, list(model.inputs))
-    labels = None if args.labels is None else read_labels(args.labels, count_samples(inputs))
-    outputs = run_batches(model, inputs, args.batch, args.threads)
+    names = list(model.inputs)
+    suffixes = (".npy", ".npz") if len(model.outputs) == 1 else (".npz",)
+    given = read_samples(args.input, names)
+    batches = given if isinstance(given, list) else [given]
+    if isinstance(given, list) and args.output is not None and Path(args.output).is_file():
+        raise PQNetError(f"--output: expected a folder for the outputs of those of --input, got a file, {args.output}")
+    if isinstance(given, dict) and args.output is not None:
+        check_output(args.output, suffixes)
+    labels = None if args.labels is None else read_labels(args.labels, sum(map(count_samples, batches)))
+    outputs = [run_batches(model, inputs, args.batch, args.threads) for inputs in batches]
     if labels is not None:
-        _print_accuracy(outputs, labels)
+        _print_accuracy(_joined(outputs), labels)
     if args.output is None:
         return
-    write_outputs(args.output, outputs)
-    print(f"{args.output}: " + ", ".join(f"{name} {a.dtype} {a.shape}" for name, a in outputs.items()))
+    files = [args.output]
+    if isinstance(given, list):
+        Path(args.output).mkdir(exist_ok=True)
+        files = [str(Path(args.output) / f"{file.stem}{suffixes[0]}") for file in sample_files(args.input[0])]
+    for file, found in zip(files, outputs, strict=True):
+        write_outputs(file, found)
+        print(f"{file}: " + ", ".join(f"{name} {a.dtype} {a.shape}" for name, a in found.items()))
+
+
+def _joined(outputs: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Return the outputs of all batches in one array, those that are alike but for the batch."""
+    alike = [name for name in outputs[0] if len({o[name].shape[1:] for o in outputs}) == 1 and outputs[0][name].ndim]
+    return {name: np.concatenate([each[name] for each in outputs]) for name in alike}
 
 
 def _print_accuracy(outputs: dict[str, np.ndarray], labels: np.ndarray) -> None:

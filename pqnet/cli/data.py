@@ -19,7 +19,9 @@ __all__ = [
     "count_samples",
     "read_inputs",
     "read_labels",
+    "read_samples",
     "run_batches",
+    "sample_files",
     "write_outputs",
 ]
 
@@ -56,9 +58,24 @@ def read_inputs(items: Sequence[str], names: Sequence[str]) -> dict[str, np.ndar
         if double := set(out) & set(data):
             raise PQNetError(f"{item}: input {sorted(double)[0]!r} is given twice")
         out.update(data)
-    if set(out) != set(names):
+    if not set(out) >= set(names):
         raise PQNetError(f"inputs: expected arrays for {list(names)}, got {sorted(out)}")
     return out
+
+
+def read_samples(items: Sequence[str], names: Sequence[str]) -> dict[str, np.ndarray] | list[dict[str, np.ndarray]]:
+    """Return the arrays of ``[NAME=]FILE`` arguments by input name, or a list of such for the files of a folder."""
+    if len(items) != 1 or not Path(items[0]).is_dir():
+        return read_inputs(items, names)
+    files = sample_files(items[0])
+    if not files:
+        raise PQNetError(f"{items[0]}: expected a folder of .npy, .npz or .h5 files, each a batch, got none")
+    return [read_inputs([str(file)], names) for file in files]
+
+
+def sample_files(folder: str) -> list[Path]:
+    """Return the files of a folder that hold arrays, in the order of their names."""
+    return sorted(file for file in Path(folder).iterdir() if file.suffix in (".npy", ".npz", ".h5", ".hdf5"))
 
 
 def count_samples(arrays: Mapping[str, np.ndarray]) -> int:

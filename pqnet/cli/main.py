@@ -9,7 +9,7 @@ from typing import Any
 
 from pqnet import PQNetError, __version__
 from pqnet.cli import bench, commands, compress, convert, demo, plan, train
-from pqnet.cli.parser import Parser, add_common, add_data, at_least
+from pqnet.cli.parser import Parser, add_common, add_data, at_least, free_size
 
 __all__ = ["build_parser", "main"]
 
@@ -80,7 +80,7 @@ def _calibrate(sub: Any) -> None:
         "pqnet calibrate model.h5 --calibration x.npy -o stats.h5",
     )
     p.add_argument("model", help="pqnet model file")
-    add_data(p, "--calibration", "calibration samples")
+    add_data(p, "--calibration", "calibration samples", folders=True)
     p.add_argument("--merge", action="append", default=[], metavar="STATS", help="statistics file to add; repeatable")
     p.add_argument("-o", "--output", required=True, help="statistics file to write")
     add_common(p)
@@ -227,7 +227,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
 
 def _add_source(parser: argparse.ArgumentParser, data: str) -> None:
     parser.add_argument("model", help="pqnet model file with float weights")
-    add_data(parser, "--calibration", data, required=False)
+    add_data(parser, "--calibration", data, required=False, folders=True)
     parser.add_argument("--statistics", help="statistics file of pqnet calibrate, instead of --calibration")
 
 
@@ -264,11 +264,11 @@ def _run(sub: Any) -> None:
         "pqnet run small.h5 --input x.npy -o y.npy\n  pqnet run small.h5 --input x.npy --labels labels.npy",
     )
     p.add_argument("model", help="pqnet model file")
-    add_data(p, "--input", "input")
+    add_data(p, "--input", "input", folders=True)
     p.add_argument("--labels", metavar="FILE", help=".npy of class numbers: print the share of right answers")
     _add_compute(p)
     _add_batch(p)
-    p.add_argument("-o", "--output", help=".npy file to write; .npz for several outputs")
+    p.add_argument("-o", "--output", help=".npy file to write; .npz for several outputs; a folder for one")
     add_common(p)
 
 
@@ -297,6 +297,11 @@ def _verify(sub: Any) -> None:
     add_common(p)
 
 
+def _add_size(parser: argparse.ArgumentParser, more: str) -> None:
+    text = f"size of another free axis (default: that of the conversion); repeatable{more}"
+    parser.add_argument("--size", type=free_size, action="append", default=[], metavar="NAME=N", help=text)
+
+
 def _bench(sub: Any) -> None:
     p = _command(
         sub,
@@ -306,7 +311,8 @@ def _bench(sub: Any) -> None:
         "pqnet bench small.h5 --explain",
     )
     p.add_argument("model", help="pqnet model file")
-    p.add_argument("--batch", type=at_least(1), default=1, help="size of the free axes (default 1)")
+    p.add_argument("--batch", type=at_least(1), default=1, help="samples (default 1)")
+    _add_size(p, "")
     p.add_argument("--runs", type=at_least(1), default=20, help="runs to take the median of (default 20)")
     _add_compute(p)
     p.add_argument("--explain", action="store_true", help="print layer, algorithm, time, share and bytes of every step")
@@ -319,10 +325,11 @@ def _warmup(sub: Any) -> None:
         "warmup",
         bench.warmup,
         "compile the kernels that models need and measure algorithms for their layers, for images and first requests",
-        "pqnet warmup small.h5 --batch 1 --batch 8",
+        "pqnet warmup small.h5 --batch 1 --batch 8 --size tokens=16 --size tokens=64",
     )
     p.add_argument("model", nargs="+", help="pqnet model files")
-    p.add_argument("--batch", type=at_least(1), action="append", help="sizes of the free axes (default 1); repeatable")
+    p.add_argument("--batch", type=at_least(1), action="append", help="samples (default 1); repeatable")
+    _add_size(p, ", also for several of one axis")
     _add_compute(p)
     add_common(p)
 

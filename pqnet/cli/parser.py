@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 
 from pqnet import PQNetError
 
-__all__ = ["Parser", "add_common", "add_data", "at_least"]
+__all__ = ["Parser", "add_common", "add_data", "at_least", "free_size"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -44,12 +44,23 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_data(parser: argparse.ArgumentParser, flag: str, text: str, required: bool = True) -> None:
-    """Add an option for files of arrays, see `pqnet.cli.data.read_inputs`."""
+def free_size(text: str) -> tuple[str, int]:
+    """Return the name and the number of an argument ``NAME=N``."""
+    name, equals, number = text.partition("=")
+    if not (equals and name.isidentifier() and number.isdecimal() and int(number) > 0):
+        raise argparse.ArgumentTypeError(f"expected NAME=N such as tokens=64, got {text!r}")
+    return name, int(number)
+
+
+def add_data(
+    parser: argparse.ArgumentParser, flag: str, text: str, required: bool = True, folders: bool = False
+) -> None:
+    """Add an option for files of arrays, see `pqnet.cli.data.read_inputs` and, for ``folders``, `read_samples`."""
     parser.add_argument(
         flag,
         action="append",
         required=required,
         metavar="[NAME=]FILE",
-        help=f"{text}: .npy, or .npz / .h5 with an array for each input; NAME= if there are several inputs; repeatable",
+        help=f"{text}: .npy, or .npz / .h5 with an array for each input; NAME= if there are several inputs; repeatable"
+        + ("; or a folder of such files, batches of different sizes" if folders else ""),
     )

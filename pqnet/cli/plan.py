@@ -10,7 +10,7 @@ import numpy as np
 
 import pqnet
 from pqnet import Model, PQNetError
-from pqnet.cli.data import check_output, codec_text, read_inputs
+from pqnet.cli.data import check_output, codec_text, read_samples
 from pqnet.io import replaced
 from pqnet.pipeline import FileSizes, Plan, measure
 
@@ -23,7 +23,7 @@ def read_source(args: argparse.Namespace, model: Model, command: str) -> Any:
         raise PQNetError(f"{command}: expected one of --calibration and --statistics, got both")
     if args.statistics:
         return pqnet.load_statistics(args.statistics)
-    return read_inputs(args.calibration, list(model.inputs)) if args.calibration else None
+    return read_samples(args.calibration, list(model.inputs)) if args.calibration else None
 
 
 def plans_for(args: argparse.Namespace, model: Model, source: Any) -> list[Plan]:

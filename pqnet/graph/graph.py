@@ -67,6 +67,9 @@ class Graph:
         The free sizes of the input shapes, each with a size that is known to work.
     meta : dict
         Plain data (JSON types): provenance, recipe, preprocessing, labels.
+    conditions : tuple of str
+        Integer expressions of the symbols that are 0 or more at all sizes that the network takes: what its nodes
+        compute is right there alone, such as ``"512-tokens"``.
     """
 
     inputs: dict[str, ValueInfo]
@@ -75,6 +78,7 @@ class Graph:
     params: dict[str, Param]
     symbols: dict[str, int] = field(default_factory=dict)
     meta: dict[str, Any] = field(default_factory=dict)
+    conditions: tuple[str, ...] = ()
 
     def validate(self) -> "Graph":
         """Return a checked copy: attributes completed, names unique, every value defined, all shapes fitting."""
@@ -110,7 +114,17 @@ class Graph:
             raise PQNetError(f"parameters {unused[:5]} are used by no node")
         graph = replace(self, nodes=nodes, params=dict(self.params))
         graph.infer_shapes(graph.symbols)
+        graph._check_conditions(graph.symbols)
         return graph
+
+    def _check_conditions(self, symbols: Mapping[str, int]) -> None:
+        for condition in self.conditions:
+            if resolve_dim(condition, symbols) < 0:
+                sizes = ", ".join(f"{name} {size}" for name, size in symbols.items() if name in condition)
+                raise PQNetError(
+                    f"inputs: expected sizes at which {condition} is not negative, got {sizes}; only for these was the "
+                    "network converted"
+                )
 
     def _check_inputs(self) -> None:
         used: set[str] = set()
@@ -184,8 +198,13 @@ class Graph:
                 free = isinstance(dim, str)
                 expected = symbols.setdefault(dim, size) if isinstance(dim, str) else dim
                 if size != expected or (free and size < 1):
+                    fixed = isinstance(dim, int) and size > 0
+                    remedy = (
+                        "; it was converted for this size only: leave the axis free there (dynamic)" if fixed else ""
+                    )
                     where = f" ({dim!r} is {expected} in another input)" if free and size > 0 else ""
-                    raise PQNetError(f"input {name!r}: expected shape {_readable(want)}, got {shape}{where}")
+                    raise PQNetError(f"input {name!r}: expected shape {_readable(want)}, got {shape}{where}{remedy}")
+        self._check_conditions(symbols)
         return symbols
 
     @cached_property
@@ -305,8 +324,11 @@ class GraphBuilder:
         self.nodes.append(Node(op, name, tuple(inputs), outputs, attrs, roles))
         return outputs
 
-    def build(self, outputs: Mapping[str, str], meta: Mapping[str, Any] | None = None) -> Graph:
+    def build(
+        self, outputs: Mapping[str, str], meta: Mapping[str, Any] | None = None, conditions: Sequence[str] = ()
+    ) -> Graph:
         """Return the checked graph."""
         used = used_params(self.nodes)
         params = {n: p for n, p in self.params.items() if n in used}
-        return Graph(self.inputs, dict(outputs), self.nodes, params, self.symbols, dict(meta or {})).validate()
+        meta = dict(meta or {})
+        return Graph(self.inputs, dict(outputs), self.nodes, params, self.symbols, meta, tuple(conditions)).validate()

@@ -281,6 +281,8 @@ def graph_content(graph: Graph, golden: Golden | None = None) -> tuple[dict[str,
         "params": params,
         "meta": graph.meta,
     }
+    if graph.conditions:
+        header["conditions"] = list(graph.conditions)
     if golden is not None:
         header["golden"] = {"seed": golden.seed, "shapes": {n: list(s) for n, s in golden.shapes.items()}}
         arrays |= {f"golden/inputs/{n}": a for n, a in golden.arrays.items()}
@@ -362,7 +364,7 @@ def _param(name: str, record: Any, arrays: Mapping[str, np.ndarray]) -> Param:
 
 def _graph_from(header: Mapping[str, Any], params: Mapping[str, Param], golden: Golden | None) -> Graph:
     """Build the graph and check golden record against it; the fields of the header are checked one by one."""
-    optional = {} if golden is None else {"golden": dict}
+    optional = ({} if golden is None else {"golden": dict}) | ({"conditions": list} if "conditions" in header else {})
     types = {"inputs": dict, "outputs": dict, "symbols": dict, "nodes": list, "params": dict, "meta": dict}
     fields = _record(header, "header", **types, **optional)
     symbols = fields["symbols"]
@@ -373,6 +375,7 @@ def _graph_from(header: Mapping[str, Any], params: Mapping[str, Param], golden: 
         params=dict(params),
         symbols=symbols,
         meta=fields["meta"],
+        conditions=tuple(check_name(c, "condition") for c in fields.get("conditions", ())),
     )
     for name in (*graph.inputs, *graph.outputs, *graph.params):
         check_name(name, "name")

@@ -1,5 +1,6 @@
 """Running the nodes of a graph on arrays."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,23 +16,51 @@ __all__ = ["check_inputs", "dense_param", "evaluate_node", "node_params", "run_f
 
 
 def check_inputs(graph: Graph, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Return the inputs as checked arrays, or raise PQNetError naming the one that does not fit."""
-    if not isinstance(inputs, dict | Mapping) or inputs.keys() != graph.inputs.keys():
+    """Return the inputs as checked arrays, or raise PQNetError naming the one that does not fit.
+
+    What the network does not read is left out with a warning; booleans and integers that are 0 or 1 stand for each
+    other, as in masks.
+    """
+    if not isinstance(inputs, dict | Mapping) or not graph.inputs.keys() <= inputs.keys():
         got = sorted(map(str, inputs)) if isinstance(inputs, Mapping) else _check.describe(inputs)
         raise PQNetError(f"inputs: expected a dict with exactly the keys {list(graph.inputs)}, got {got}")
+    if len(inputs) > len(graph.inputs):
+        others = sorted(str(name) for name in inputs if name not in graph.inputs)
+        warnings.warn(f"inputs: the network does not read {', '.join(others)}: ignored", stacklevel=4)
     arrays = {}
     for name, info in graph.inputs.items():
         if info.dtype == "float32" and _check.is_plain(inputs[name]):
             arrays[name] = inputs[name]
             continue
         where = f"input {name!r}"
+        given = _as_mask(graph, name, inputs[name])
         if info.dtype == "float32":
-            arrays[name] = _check.float_array(inputs[name], where, empty=True, infinite=True)
+            arrays[name] = _check.float_array(given, where, empty=True, infinite=True)
         elif info.dtype == "bool":
-            arrays[name] = _check.bool_array(inputs[name], where)
+            arrays[name] = _check.bool_array(given, where)
         else:
-            arrays[name] = _check.int_array(inputs[name], where, info.dtype)
+            arrays[name] = _check.int_array(given, where, info.dtype)
     return arrays
+
+
+def _as_mask(graph: Graph, name: str, value: Any) -> Any:
+    """Return booleans as numbers and zeros and ones as booleans, where the input is of the other kind."""
+    wanted, kind = graph.inputs[name].dtype, getattr(getattr(value, "dtype", None), "kind", "")
+    if (
+        kind == "b"
+        and wanted not in ("bool", "float32")
+        and not any(_looks_up(node, name) for node in graph.readers.values.get(name, ()))
+    ):
+        return np.asarray(value).astype(wanted)
+    if kind in ("i", "u") and wanted == "bool" and np.isin(value, (0, 1)).all():
+        return np.asarray(value).astype(bool)
+    return value
+
+
+def _looks_up(node: Node, ids: str) -> bool:
+    """Tell whether a node takes a value for numbers of rows, which booleans are not."""
+    weight = get_op(node.op).weight
+    return (weight is not None and weight.looked_up) or (node.op == "index_select" and node.inputs[1] == ids)
 
 
 def node_params(graph: Graph, node: Node) -> dict[str, Any]:

@@ -50,8 +50,9 @@ class Epilogue:
 
     def arguments(self, b: Builder) -> dict[str, Any]:
         """Return the arguments of `kernels.products.epilogue.EPILOGUE`."""
-        fused = self.node.name, self.part, self.arithmetic, tuple(node.name for node in self.nodes)
         scale, shift = self.scale, self.shift
+        outputs = self.out.shape[1]  # of products a free size
+        fused = self.node.name, self.part, self.arithmetic, tuple(node.name for node in self.nodes), outputs
         return {
             "out": self.out,
             "out_step": self.out.strides[1],

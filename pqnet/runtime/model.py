@@ -76,11 +76,14 @@ class Model:
         """Name to (shape, dtype) in return order; None stands for a free axis."""
         return output_signature(self.graph)
 
-    def __call__(self, *arrays: Any, threads: int | None = None) -> Any:
-        """Run on the inputs, given in order; returns the output, or a tuple of several."""
-        if len(arrays) != len(self.graph.inputs):
+    def __call__(self, *arrays: Any, threads: int | None = None, **named: Any) -> Any:
+        """Run on the inputs, given in order or by name; returns the output, or a tuple of several."""
+        if not named and len(arrays) != len(self.graph.inputs):
             raise PQNetError(f"inputs: expected {len(self.graph.inputs)} ({list(self.inputs)}), got {len(arrays)}")
-        outputs = tuple(self.run(dict(zip(self.graph.inputs, arrays, strict=True)), threads=threads).values())
+        given = dict(zip(self.graph.inputs, arrays, strict=False))
+        if len(given) < len(arrays) or given.keys() & named.keys():
+            raise PQNetError(f"inputs: expected {list(self.inputs)}, each once, got {len(arrays)} and {list(named)}")
+        outputs = tuple(self.run({**given, **named}, threads=threads).values())
         return outputs[0] if len(outputs) == 1 else outputs
 
     def run(self, inputs: Mapping[str, Any], *, threads: int | None = None) -> dict[str, np.ndarray]:
@@ -89,8 +92,10 @@ class Model:
         Parameters
         ----------
         inputs : dict of str to array
-            Exactly the names of ``self.inputs``. Floats and integers become float32 where float32 is wanted;
-            integers and booleans are never made from floats, and integers have to fit into the dtype of the input.
+            By the names of ``self.inputs``; others are ignored with a warning, so that what a tokenizer gives can be
+            passed as it is. Floats and integers become float32 where float32 is wanted; integers and booleans are
+            never made from floats, integers have to fit into the dtype of the input, and booleans and integers that
+            are 0 or 1 stand for each other (masks).
         threads : int, optional
             Cores to use; default all. The result does not depend on it. Any number of Python threads may call one model
             at once.
@@ -103,7 +108,7 @@ class Model:
         Raises
         ------
         PQNetError
-            A missing or unknown name, wrong shape or dtype, NaN, an integer out of range.
+            A missing name, wrong shape or dtype, NaN, an integer out of range.
         """
         arrays = check_inputs(self.graph, inputs)
         return self._engine.run(arrays, default_threads(threads))

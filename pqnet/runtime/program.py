@@ -337,7 +337,9 @@ class Program:
 def _arrange_uploads(b: Builder) -> None:
     """Drop the uploads that no step reads, and move those of inputs to the start: others would divide segments."""
     read = {id(view.buffer) for s in b.steps if isinstance(s, Step) for view in s.reads}
-    read |= {id(view.buffer) for value in b.graph.outputs.values() if (view := b.place(value)) is not None}
+    uploaded = {s.value for s in b.steps if isinstance(s, Upload)}  # NumPy has these itself, but not views of them
+    by_numpy = [v for s in b.steps if isinstance(s, HostStep) for v in s.node.inputs if v not in uploaded]
+    read |= {id(view.buffer) for v in (*b.graph.outputs.values(), *by_numpy) if (view := b.place(v)) is not None}
     uploads = [s for s in b.steps if isinstance(s, Upload)]
     unread = {id(s.view.buffer) for s in uploads} - read
     early = [s for s in uploads if s.value in b.graph.inputs and id(s.view.buffer) not in unread]

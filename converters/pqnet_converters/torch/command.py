@@ -7,7 +7,6 @@ import logging
 import pkgutil
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from pqnet import Model, PQNetError
 from pqnet.graph.op import DTYPES
 from pqnet_converters.torch.from_torch import from_torch
+from pqnet_converters.torch.weights import load_weights
 
 __all__ = ["torch_command"]
 
@@ -38,7 +38,15 @@ class TorchCommand:
             action="append",
             required=True,
             metavar="[NAME=]SHAPE",
-            help="shape of an example, 1x3x224x224; 1x128:int64 for token ids; NAME= for keyword inputs; repeatable",
+            help="shape of an example, 1x3x224x224; 1x128:int64 for token ids; names for free sizes, 1x3xHxW or "
+            "ids=BxT:int64; NAME= for keyword inputs; repeatable",
+        )
+        parser.add_argument(
+            "--size",
+            action="append",
+            default=[],
+            metavar="NAME=N",
+            help="size that a free axis has in the example (default: 16, of images 224 and 256); repeatable",
         )
         parser.add_argument("--fixed-batch", action="store_true", help="keep the example's batch size")
 
@@ -46,11 +54,15 @@ class TorchCommand:
         """Convert, run both on the same inputs, and record PyTorch's outputs in the file."""
         module = _module(args.module)
         if args.weights:
-            _load_weights(module, args.weights)
+            load_weights(module, args.weights)
+        else:
+            print("weights: those that the module is made with, random unless it loads its own; --weights gives others")
         module.float()  # half, bfloat16 and double become float32, as the examples are
         torch.manual_seed(args.seed)
         with _quiet():
-            model = from_torch(module, _examples(args.input), dynamic_batch=not args.fixed_batch)
+            examples, dynamic = _examples(args.input, args.size)
+            model = from_torch(module, examples, dynamic_batch=not args.fixed_batch, dynamic=dynamic)
+        _print_sizes(model)
         golden = model.draw_golden(args.seed)
         inputs = {name: torch.from_numpy(a) for name, a in golden.inputs().items()}
         keyword = any("=" in item for item in args.input)
@@ -98,35 +110,61 @@ def _module(path: str) -> torch.nn.Module:
     return module
 
 
-def _load_weights(module: torch.nn.Module, path: str) -> None:
-    if not Path(path).is_file():
-        raise PQNetError(f"--weights: expected a readable file, got {path}")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        module.load_state_dict(state.get("state_dict", state))
-    except Exception as reason:  # the unpickler and load_state_dict raise many kinds
-        raise PQNetError(f"--weights: {path} does not fit the module: {' '.join(str(reason).split())[:300]}") from None
+def _print_sizes(model: Model) -> None:
+    """Say which sizes the network takes."""
+    for name, info in model.graph.inputs.items():
+        free = [size for size in info.shape if isinstance(size, str)]
+        shape = ", ".join(map(str, info.shape))
+        print(f"input {name}: ({shape}), " + (f"{' and '.join(free)} free" if free else "all sizes fixed"))
 
 
-def _examples(items: list[str]) -> Any:
-    """Return example tensors for ``[NAME=]SHAPE[:DTYPE]`` arguments: a tuple, or a dict if they are named."""
+def _examples(items: list[str], sizes: list[str]) -> tuple[Any, list[dict[int, str]]]:
+    """Return examples for ``[NAME=]SHAPE[:DTYPE]``, a tuple, or a dict if they are named, and their free axes."""
+    known = _sizes(sizes)
     named: dict[str, torch.Tensor] = {}
+    free: list[dict[int, str]] = []
     for i, item in enumerate(items):
         name, equals, spec = item.rpartition("=")
-        sizes, _, dtype = spec.partition(":")
-        try:
-            shape = tuple(int(s) for s in sizes.split("x"))
-        except ValueError:
-            shape = ()
-        if not shape or min(shape) < 1 or dtype not in ("", *DTYPES) or (equals and not name):
-            raise PQNetError(f"--input: expected [NAME=]SHAPE such as 1x3x224x224 or ids=1x128:int64, got {item!r}")
+        text, _, dtype = spec.partition(":")
+        parts = text.split("x")
+        fits = all(part.isidentifier() or (part.isascii() and part.isdecimal() and int(part) > 0) for part in parts)
+        if not fits or dtype not in ("", *DTYPES) or (equals and not name):
+            raise PQNetError(
+                f"--input: expected [NAME=]SHAPE such as 1x3x224x224, 1x3xHxW or ids=1x128:int64, got {item!r}"
+            )
         real = dtype in ("", "float32")
+        shape = [
+            known.setdefault(part, _usual_size(len(parts), axis, real)) if part.isidentifier() else int(part)
+            for axis, part in enumerate(parts)
+        ]
+        free.append({axis: part for axis, part in enumerate(parts) if part.isidentifier()})
         tensor = torch.randn(shape) if real else torch.full(shape, dtype == "bool", dtype=getattr(torch, dtype))
         named[name or str(i)] = tensor
+    if unknown := {size.partition("=")[0] for size in sizes} - {part for axes in free for part in axes.values()}:
+        raise PQNetError(f"--size: expected names of free sizes in --input, got {sorted(unknown)[0]!r}")
     names_given = sum("=" in item for item in items)
     if names_given not in (0, len(items)) or len(named) != len(items):
         raise PQNetError(f"--input: expected a name for every input or for none, each once, got {items}")
-    return named if names_given else tuple(named.values())
+    return (named if names_given else tuple(named.values())), free
+
+
+def _usual_size(rank: int, axis: int, real: bool) -> int:
+    """Return a size that most networks take: of a batch, of an image, of a sound, or of a text."""
+    if axis == 0:
+        return 2
+    if real and rank >= 4:
+        return 256 if axis == rank - 1 else 224
+    return 16000 if real and rank == 2 else 16
+
+
+def _sizes(items: list[str]) -> dict[str, int]:
+    found = {}
+    for item in items:
+        name, _, number = item.partition("=")
+        if not (name.isidentifier() and number.isascii() and number.isdecimal() and int(number) > 0):
+            raise PQNetError(f"--size: expected NAME=N such as H=224, got {item!r}")
+        found[name] = int(number)
+    return found
 
 
 torch_command = TorchCommand()

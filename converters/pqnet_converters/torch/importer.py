@@ -8,16 +8,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from pqnet.errors import PQNetError, UnsupportedOpError
 from pqnet.graph import GraphBuilder
 from pqnet.graph.op import DTYPES
-from pqnet.graph.sizes import resolve_dim
 from pqnet_converters.torch.aten.registry import RULES
+from pqnet_converters.torch.sizes import Expression, fraction_text, size_text
 
 __all__ = ["Importer", "Tensor", "dtype_name"]
 
 Dim = int | str
+CHECKS = ("aten._assert_", "aten.sym_constrain_range")
+SILENT = (*CHECKS, "aten.sym_")
+LOOKUPS = tuple(f"aten.{op}" for op in ("embedding.default", "index.Tensor", "index_select.default", "gather.default"))
+SMALL = 4096  # elements: a constant of no more is stored whatever it is made of
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -26,7 +31,7 @@ class Tensor:
     """A tensor of the exported program: a value of the graph being built, or a constant.
 
     ``origin`` is the name in the module's state dict, if the constant is a parameter or a view of one; ``path`` is
-    that of the module which computed it.
+    that of the module which computed it, and ``learned`` counts the floats of parameters that a constant is made of.
     """
 
     shape: tuple[Dim, ...]
@@ -35,6 +40,7 @@ class Tensor:
     data: torch.Tensor | None = None
     origin: str | None = None
     path: str = ""
+    learned: int = 0
 
     @property
     def rank(self) -> int:
@@ -62,13 +68,15 @@ class Importer:
         Its inputs are declared.
     inputs : dict of str to str
         Placeholder name to graph input name.
-    batch : str, optional
-        The program's symbol for the free batch size.
+    sizes : dict of str to str
+        The program's symbols for free sizes, as integer expressions of the builder's.
     """
 
-    def __init__(self, program: Any, builder: GraphBuilder, inputs: Mapping[str, str], batch: str = "") -> None:
-        self.program, self.builder, self.inputs = program, builder, inputs
-        self._batch = batch
+    def __init__(
+        self, program: Any, builder: GraphBuilder, inputs: Mapping[str, str], sizes: Mapping[str, str]
+    ) -> None:
+        self.program, self.builder, self.inputs, self._sizes = program, builder, inputs, sizes
+        self._size_values: dict[str, str] = {}  # expression -> the value that is it
         self._env: dict[Any, Any] = {}
         self._stored: dict[Any, str] = {}  # what a stored tensor is (storage, view, form) -> parameter name
         self._constants: dict[str, str] = {}  # parameter name -> value that a constant node gives it
@@ -89,6 +97,8 @@ class Importer:
                 self._env[node] = self._placeholder(node)
             elif node.op == "output":
                 outputs = [self._output(v) for v in node.args[0] if v is not None]
+            elif str(node.target).startswith(CHECKS):
+                continue  # what export checked, it checked
             elif not isinstance(node.meta.get("val"), torch.SymInt | torch.SymBool | torch.SymFloat | int):
                 self._env[node] = self._call(node)
         return outputs
@@ -205,14 +215,21 @@ class Importer:
         if isinstance(x, Tensor):
             return x.data.item() if x.data is not None and x.rank == 0 else None
         if isinstance(x, str):
-            raise self.refuse(f"expected a fixed number, got one that depends on the input ({x})")
+            raise self.refuse(f"expected a fixed number, got one that depends on a free size ({x})")
         return x  # type: ignore[no-any-return]
 
     def fixed(self, size: Dim) -> int:
-        """Return a size that must not depend on the batch."""
+        """Return a size that must not be free."""
         if isinstance(size, str):
-            raise self.refuse(f"expected a fixed size, got one that depends on the batch size ({size})")
+            raise self.refuse(f"expected a fixed size, got one that depends on a free one ({size})")
         return size
+
+    def size(self, expression: str) -> Tensor:
+        """Return a size that depends on free ones as a tensor without axes."""
+        if expression not in self._size_values:
+            one = self.emit("arange", name="size", start=expression, end=f"({expression})+1")
+            self._size_values[expression] = self.emit("reshape", one, name="size", shape=())
+        return Tensor((), "int64", value=self._size_values[expression])
 
     def refuse(self, reason: str) -> UnsupportedOpError:
         """Build the error for an operation that the graph cannot express."""
@@ -227,7 +244,8 @@ class Importer:
         target = next(spec.target for spec in signature.input_specs if getattr(spec.arg, "name", "") == node.name)
         tensor = self.program.state_dict.get(target)
         data = self.program.constants[target] if tensor is None else tensor
-        return self._wrap(data.detach(), data, self._named[_identity(data)])
+        learned = data.numel() if data.is_floating_point() else 0
+        return self._wrap(data.detach(), data, self._named[_identity(data)], learned)
 
     def _output(self, output: Any) -> str:
         if output not in self._env:
@@ -243,13 +261,10 @@ class Importer:
             return result
         args = torch.fx.node.map_aggregate(node.args, self._argument)
         kwargs = torch.fx.node.map_aggregate(node.kwargs, self._argument)
-        if _foldable(node.target, (args, kwargs)):
+        if _foldable(node.target, (args, kwargs)) and not self._grows(node, (args, kwargs)):
             return self._fold(node, args, kwargs)
         if str(node.target) not in RULES:
-            raise self.refuse(
-                f'there is no rule for this operation; write one, decorated with @rule("{node.target}") from '
-                "pqnet_converters.torch.aten, as in converters/pqnet_converters/torch/aten/elementwise.py"
-            )
+            raise self._missing(node)
         schema = node.target._schema.arguments
         bound = [args[i] if i < len(args) else kwargs.get(arg.name, arg.default_value) for i, arg in enumerate(schema)]
         result = RULES[str(node.target)](self, *bound)
@@ -257,15 +272,44 @@ class Importer:
             return tuple(self._wrap(r, val) for r, val in zip(result, node.meta["val"], strict=True))
         return self._wrap(result, node.meta.get("val"))
 
+    def _missing(self, first: Any) -> UnsupportedOpError:
+        """Build the error for a node without a rule: all operations without one, each with its first module."""
+        missing = {str(first.target): first}
+        dependent = {node for node in self.program.graph.nodes if node.name in self.inputs}
+        for node in self.program.graph.nodes:
+            if node.op == "call_function" and dependent.intersection(node.all_input_nodes):
+                dependent.add(node)
+                aten = isinstance(node.target, torch._ops.OpOverload)
+                if aten and str(node.target) not in RULES and not str(node.target).startswith(SILENT):
+                    missing.setdefault(str(node.target), node)
+        reason = (
+            f'there is no rule for this operation; write one, decorated with @rule("{first.target}") from '
+            "pqnet_converters.torch.aten, as in converters/pqnet_converters/torch/aten/elementwise.py"
+        )
+        if torch.Tag.nondeterministic_seeded in getattr(first.target, "tags", ()):
+            reason = "it draws random numbers in every run; pass them as an input, if forward takes one (noise, ...)"
+        others = [f"{op} in {_module_path(node) or 'the top module'}" for op, node in list(missing.items())[1:]]
+        return self.refuse(reason + (f"; nor are there rules for {', '.join(others)}" if others else ""))
+
     def _argument(self, arg: Any) -> Any:
         if not isinstance(arg, torch.fx.Node):
             return arg
         val = arg.meta.get("val")
         if isinstance(val, torch.SymInt | int):
             return self._dim(val)
+        if isinstance(val, torch.SymFloat) and arg not in self._env:
+            self._env[arg] = self._real(val)
         if arg not in self._env:
             raise self.refuse(f"expected a fixed number, got one that depends on the input ({val})")
         return self._env[arg]
+
+    def _grows(self, node: Any, arguments: Any) -> bool:
+        """Tell whether a constant would be larger than the parameters it is made of: a table of positions by pairs.
+
+        The engine computes it once for each input size; the file keeps the table.
+        """
+        val = node.meta.get("val")
+        return str(node.target) in LOOKUPS and 0 < _learned(arguments) < val.numel() > SMALL
 
     def _fold(self, node: Any, args: Any, kwargs: Any) -> Any:
         """Compute a node whose tensors are all constant."""
@@ -273,22 +317,23 @@ class Importer:
         def real(arg: Any) -> Any:
             return arg.data if isinstance(arg, Tensor) else arg
 
+        learned = _learned((args, kwargs))
         parents = [a for a in _leaves((args, kwargs)) if isinstance(a, Tensor) and a.origin]
 
         def wrap(data: torch.Tensor) -> Any:
             views = (p.origin for p in parents if p.data is not None and _same_elements(data, p.data))
-            return self._wrap(data, data, next(views, None))
+            return self._wrap(data, data, next(views, None), learned)
 
         with torch.no_grad():
             result = node.target(*torch.fx.node.map_aggregate(args, real), **torch.fx.node.map_aggregate(kwargs, real))
         return tuple(map(wrap, result)) if isinstance(result, tuple | list) else wrap(result)
 
-    def _wrap(self, result: Any, val: Any, origin: str | None = None) -> Any:
+    def _wrap(self, result: Any, val: Any, origin: str | None = None, learned: int = 0) -> Any:
         if result is None or isinstance(result, Tensor):
             return result
         dtype = dtype_name(val.dtype, origin or str(self.node.target))
         if isinstance(result, torch.Tensor):
-            return Tensor(tuple(result.shape), dtype, data=result, origin=origin, path=self.path)
+            return Tensor(tuple(result.shape), dtype, data=result, origin=origin, path=self.path, learned=learned)
         return Tensor(self._shape(val), dtype, value=result)
 
     def _result(self, output: int | None) -> Any:
@@ -303,12 +348,28 @@ class Importer:
             return size
         if size.node.expr.is_number:
             return int(size.node.expr)
-        expr = re.sub(rf"\b{self._batch}\b", "batch", str(size.node.expr)) if self._batch else str(size)
-        try:
-            resolve_dim(expr, {"batch": 2})
-        except PQNetError:
-            raise self.refuse(f"the size {expr} is no integer expression of the batch size") from None
-        return expr
+        text = size_text(size.node.expr, self._sizes)
+        if text is None:
+            raise self._refuse_size(size, f"an integer expression of {sorted(self.builder.symbols)}")
+        return Expression(text)
+
+    def _refuse_size(self, size: Any, expected: str) -> UnsupportedOpError:
+        if free_unbacked_symbols(size):
+            return self.refuse(
+                f"expected a fixed number, got one that depends on the values of the input ({size}); convert the part "
+                "of the module before it, or pass the option that makes it fixed"
+            )
+        return self.refuse(f"expected {expected}, got the size {size}")
+
+    def _real(self, number: Any) -> Tensor | float:
+        """Return a number that depends on free sizes as a tensor without axes."""
+        if number.node.expr.is_number:
+            return float(number.node.expr)
+        found = fraction_text(number.node.expr, self._sizes)
+        if found is None:
+            raise self._refuse_size(number, "a fixed number, or a quotient of free sizes")
+        top, bottom = (self.cast(self.size(text), "float32") for text in found)
+        return top if found[1] == "1" else Tensor((), "float32", value=self.emit("div", top, bottom))
 
     def _array(self, data: torch.Tensor, name: str) -> np.ndarray:
         dtype = np.dtype(dtype_name(data.dtype, name))
@@ -332,11 +393,14 @@ def _foldable(target: Any, arguments: Any) -> bool:
         return False
     if torch.Tag.nondeterministic_seeded in target.tags:
         return False
-    # A str where the schema wants a number is a size that depends on the batch; other strs are options.
     return not any(
-        (isinstance(leaf, Tensor) and leaf.data is None) or (isinstance(leaf, str) and "batch" in leaf)
-        for leaf in _leaves(arguments)
+        isinstance(leaf, Expression) or (isinstance(leaf, Tensor) and leaf.data is None) for leaf in _leaves(arguments)
     )
+
+
+def _learned(arguments: Any) -> int:
+    """Return how many floats of parameters constants are made of."""
+    return sum({id(leaf): leaf.learned for leaf in _leaves(arguments) if isinstance(leaf, Tensor)}.values())
 
 
 def _leaves(tree: Any) -> list[Any]:

@@ -10,7 +10,7 @@ from pqnet.errors import PQNetError
 from pqnet.graph.axes import Axes, Axis, Tracked, broadcast, cut, fix, fresh, join, reshape, unify
 from pqnet.graph.op import Arrays, Attr, Attrs, Info, Params, broadcast_shape, check_axes, check_dtype, register
 from pqnet.graph.ops.elementwise import as_scalar, check_scalar
-from pqnet.graph.sizes import apply
+from pqnet.graph.sizes import MAX_ATTRIBUTE, apply
 
 MAX_INPUTS = 65536
 
@@ -186,6 +186,8 @@ def _infer_pad(x: Sequence[Info], p: Mapping[str, Info], a: Attrs) -> Info:
     shape, padding, mode = x[0].shape, a["padding"], a["mode"]
     if len(padding) != 2 * len(shape):
         raise PQNetError(f"padding: expected 2 numbers for each axis of {shape}, got {padding}")
+    if max(map(abs, padding), default=0) > MAX_ATTRIBUTE:
+        raise PQNetError(f"padding: expected numbers from {-MAX_ATTRIBUTE} to {MAX_ATTRIBUTE}, got {padding}")
     pairs = list(zip(padding[::2], padding[1::2], strict=True))
     out = tuple(size + before + after for size, (before, after) in zip(shape, pairs, strict=True))
     if mode != "constant":
@@ -231,7 +233,7 @@ register(
     infer=_infer_pad,
     evaluate=_eval_pad,
     order=_order_pad,
-    padding=Attr("ints"),
+    padding=Attr("dims"),
     mode=Attr("str", "constant", options=("constant", "reflect", "replicate")),
     value=Attr("number", 0.0),
 )

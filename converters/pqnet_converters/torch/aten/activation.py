@@ -3,9 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
-from pqnet_converters.torch.aten.elementwise import as_float, as_number
+from pqnet_converters.torch.aten.elementwise import as_float, as_number, clamp_tensor
 from pqnet_converters.torch.aten.registry import rule
 from pqnet_converters.torch.importer import Importer, Tensor
+from pqnet_converters.torch.sizes import Expression
 
 PLAIN = ("sigmoid", "tanh", "silu", "hardswish", "hardsigmoid", "mish")
 
@@ -54,8 +55,10 @@ def prelu(b: Importer, x: Tensor, weight: Tensor) -> str:
 
 
 @rule("aten.clamp.default", "aten.hardtanh.default")
-def clamp(b: Importer, x: Tensor, low: Any, high: Any) -> str:
+def clamp(b: Importer, x: Tensor, low: Any, high: Any) -> Tensor | str:
     dtype = b.out_dtype()
+    if isinstance(low, Expression) or isinstance(high, Expression):
+        return clamp_tensor(b, x, low, high)
     given = {"min": b.number(low), "max": b.number(high)}
     limits: dict[str, Any] = {end: as_number(v, dtype) for end, v in given.items() if v is not None}
     return b.emit("clamp", b.cast(x, dtype), **limits)

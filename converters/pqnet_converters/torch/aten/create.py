@@ -5,11 +5,15 @@ from typing import Any
 from pqnet_converters.torch.aten.elementwise import as_number
 from pqnet_converters.torch.aten.registry import rule
 from pqnet_converters.torch.importer import Importer, Tensor
+from pqnet_converters.torch.sizes import Expression
 
 
 def _full(b: Importer, value: Any) -> str:
     dtype = b.out_dtype()
-    return b.emit("full", shape=b.out_shape(), value=as_number(b.number(value), dtype), dtype=dtype)
+    size = b.size(value) if isinstance(value, Expression) else value
+    if b.number(size) is None:
+        return b.emit("expand", b.cast(size, dtype), shape=b.out_shape())
+    return b.emit("full", shape=b.out_shape(), value=as_number(b.number(size), dtype), dtype=dtype)
 
 
 @rule("aten.full.default")
@@ -28,7 +32,15 @@ def empty(b: Importer, *_: Any) -> str:
     return _full(b, 0)
 
 
+@rule("aten.scalar_tensor.default")
+def scalar_tensor(b: Importer, value: Any, *_: Any) -> str:
+    return _full(b, value)
+
+
 @rule("aten.arange.start_step")
 def arange(b: Importer, start: Any, end: Any, step: Any, *_: Any) -> Tensor | str:
-    ids = b.emit("arange", start=start, end=end, step=step)
-    return ids if b.out_dtype() == "int64" else b.emit("cast", ids, dtype=b.out_dtype())
+    limits = {"start": start, "end": end, "step": step}
+    for name, limit in limits.items():
+        if isinstance(limit, float) and limit.is_integer():
+            limits[name] = int(limit)
+    return b.cast(Tensor(b.out_shape(), "int64", value=b.emit("arange", **limits)), b.out_dtype())

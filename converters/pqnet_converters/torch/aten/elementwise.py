@@ -7,6 +7,7 @@ import torch
 
 from pqnet_converters.torch.aten.registry import rule
 from pqnet_converters.torch.importer import Importer, Tensor
+from pqnet_converters.torch.sizes import Expression
 
 
 def as_float(b: Importer, x: Tensor) -> Tensor:
@@ -28,6 +29,7 @@ def as_number(value: Any, dtype: str) -> int | float:
 
 def _meeting(b: Importer, op: str, x: Any, y: Any, dtype: str) -> str:
     """Emit a two-operand operation in a dtype, constants without axes as scalars; booleans meet as integers."""
+    x, y = (b.size(t) if isinstance(t, Expression) else t for t in (x, y))
     left, right = b.number(x), b.number(y)
     operands = [b.cast(t, dtype) for t, number in ((x, left), (y, right)) if number is None]
     attrs: dict[str, Any] = {}
@@ -61,12 +63,13 @@ def rsub(b: Importer, x: Any, y: Any, alpha: Any) -> str:
 
 
 def _times(b: Importer, y: Any, alpha: Any) -> Any:
-    factor, number = b.number(alpha), b.number(y)
-    if factor == 1:
+    if alpha == 1:
         return y
+    factor, number = b.number(alpha), None if isinstance(y, Expression) else b.number(y)
     if number is not None:
         return number * (factor or 0)
-    return Tensor(y.shape, b.out_dtype(), value=_binary(b, "mul", y, factor))
+    shape = y.shape if isinstance(y, Tensor) else ()
+    return Tensor(shape, b.out_dtype(), value=_binary(b, "mul", y, factor))
 
 
 def _dunder(name: str) -> tuple[str, str]:
@@ -194,8 +197,3 @@ def to_copy(b: Importer, x: Tensor, *_: Any) -> Tensor:
 @rule("aten.clone.default", "aten.alias.default", "aten.detach.default", "aten.lift_fresh_copy.default")
 def same(b: Importer, x: Tensor, *_: Any) -> Tensor:
     return x
-
-
-@rule("aten._assert_tensor_metadata.default", "aten._assert_scalar.default", "aten._assert_async.msg")
-def check(b: Importer, *_: Any) -> None:
-    """What export checked, it checked: such a node has no value."""

@@ -1,5 +1,6 @@
 """Indexing by tensors, and what can be expressed by it."""
 
+import math
 from typing import Any
 
 import torch
@@ -47,7 +48,7 @@ def _select(b: Importer, x: Tensor, indices: dict[int, Tensor | str]) -> str:
         source = b.emit("reshape", source, shape=(*shape[:first], -1, *shape[first + len(axes) :]))
     flat = indices[axes[0]]
     for axis in axes[1:]:
-        flat = b.emit("add", b.emit("mul", flat, scalar=b.fixed(x.shape[axis])), indices[axis])
+        flat = b.emit("add", _counted(b, "mul", flat, x.shape[axis]), indices[axis])
     ids = b.emit("reshape", flat, shape=(-1,))
     return b.emit("reshape", b.emit("index_select", source, ids, axis=first), shape=b.out_shape())
 
@@ -60,14 +61,58 @@ def _non_negative(b: Importer, ids: Tensor, size: Dim, node: Any) -> Tensor | st
         node = node.args[0]
     if str(node.target) == "aten.arange.start_step" and isinstance(node.args[0], int) and node.args[0] >= 0:
         return ids
-    size = b.fixed(size)
-    return b.emit("where", b.emit("lt", ids, scalar=0), b.emit("add", ids, scalar=size), ids)
+    return b.emit("where", b.emit("lt", ids, scalar=0), _counted(b, "add", ids, size), ids)
+
+
+def _counted(b: Importer, op: str, ids: Tensor | str, size: Dim) -> str:
+    """Emit an operation of indices with the size of an axis."""
+    return b.emit(op, ids, b.size(size)) if isinstance(size, str) else b.emit(op, ids, scalar=size)
+
+
+@rule("aten.unfold.default")
+def unfold(b: Importer, x: Tensor, axis: int, size: int, step: int) -> Tensor | str:
+    """Select the elements of all windows, one after the other, then put those of a window into the last axis."""
+    if x.rank == 0:
+        return b.emit("reshape", x, shape=b.out_shape())
+    axis %= x.rank
+    count = b.out_shape()[axis]
+    starts = b.emit("reshape", b.emit("mul", b.emit("arange", end=count), scalar=step), shape=(count, 1))
+    ids = b.emit("reshape", b.emit("add", starts, b.emit("arange", end=size)), shape=(-1,))
+    windows = b.emit("index_select", x, ids, axis=axis)
+    apart = b.emit("reshape", windows, shape=(*x.shape[:axis], count, size, *x.shape[axis + 1 :]))
+    if axis == x.rank - 1:
+        return apart
+    return b.emit("permute", apart, axes=(*range(axis + 1), *range(axis + 2, x.rank + 1), axis + 1))
 
 
 @rule("aten.flip.default")
 def flip(b: Importer, x: Tensor, axes: Any) -> Tensor | str:
     y: Tensor | str = x
     for axis in axes:
-        backwards = torch.arange(b.fixed(x.shape[axis]) - 1, -1, -1)
-        y = b.emit("index_select", y, Tensor(tuple(backwards.shape), "int64", data=backwards), axis=axis % x.rank)
+        y = b.emit("slice", y, axis=axis % x.rank, start=-1, step=-1)
     return y
+
+
+@rule("aten.roll.default")
+def roll(b: Importer, x: Tensor, shifts: Any, axes: Any) -> Tensor | str:
+    """Take the last elements of each axis first; without axes those of all elements in a row."""
+    if not axes:
+        row = b.emit("reshape", x, shape=(-1,))
+        return b.emit("reshape", _rolled(b, row, 0, shifts[0], math.prod(map(b.fixed, x.shape))), shape=x.shape)
+    y: Tensor | str = x
+    for shift, axis in zip(shifts, axes, strict=True):
+        y = _rolled(b, y, axis % x.rank, shift, x.shape[axis])
+    return y
+
+
+def _rolled(b: Importer, x: Tensor | str, axis: int, shift: Any, size: Dim) -> Tensor | str:
+    """Swap the elements before and behind the place that comes first."""
+    if isinstance(shift, int) and isinstance(size, int):
+        first: Dim = -shift % max(size, 1)
+        if first == 0:
+            return x
+    else:
+        first = f"(-{shift})-({size})*((-{shift})//({size}))"
+    return b.emit(
+        "concat", b.emit("slice", x, axis=axis, start=first), b.emit("slice", x, axis=axis, stop=first), axis=axis
+    )

@@ -49,6 +49,11 @@ def addmm(b: Importer, bias: Tensor, x: Tensor, y: Tensor, beta: Any, alpha: Any
     return b.emit("add", _scaled(b, product, alpha), _scaled(b, bias, beta))
 
 
+def _each(numbers: Any, n: int) -> tuple[int, ...]:
+    """Return one number for each axis, of which torch lets one stand for all."""
+    return tuple(numbers) * (n if len(numbers) == 1 else 1)
+
+
 @rule("aten.convolution.default")
 def convolution(
     b: Importer,
@@ -73,15 +78,15 @@ def convolution(
     params = {"weight": b.param(weight, "weight", filters, f"filters of {groups} groups" if transposed else "filters")}
     if bias is not None:
         params["bias"] = b.param(bias, "bias")
-    attrs: dict[str, Any] = {"output_padding": tuple(output_padding)} if transposed else {}
+    attrs: dict[str, Any] = {"output_padding": _each(output_padding, n)} if transposed else {}
     return b.emit(
         f"conv_transpose{n}d" if transposed else f"conv{n}d",
         x,
         name=b.layer_name(weight),
         params=params,
-        stride=tuple(stride),
-        padding=(*padding, *padding),
-        dilation=tuple(dilation),
+        stride=_each(stride, n),
+        padding=_each(padding, n) * 2,
+        dilation=_each(dilation, n),
         groups=groups,
         **attrs,
     )

@@ -13,7 +13,10 @@ def _interpolate(b: Importer, x: Tensor, scales: tuple[Any, ...], **attrs: Any) 
     """torch places pixels by the scale if it is given, the graph by the two sizes unless they say something else."""
     size, given = b.out_shape()[2:], scales if len(scales) == 2 else scales[0] or ()
     for axis, scale, before, after in zip(("height", "width"), given, x.shape[2:], size, strict=False):
-        if scale is not None and b.fixed(before) * scale != after:
+        whole = scale is not None and (
+            float(scale).is_integer() if isinstance(before, str) else before * scale == after
+        )
+        if scale is not None and not whole:
             attrs[f"scale_{axis}"] = scale
     return b.emit("interpolate", x, size=size, **attrs)
 

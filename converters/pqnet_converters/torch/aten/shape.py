@@ -64,13 +64,18 @@ def slice_scatter(b: Importer, x: Tensor, source: Tensor, axis: int, start: Any,
         return source
     if step != 1:
         raise b.refuse(f"expected an assignment to adjacent rows, got a step of {step}")
-    size, written = b.fixed(x.shape[axis]), b.fixed(source.shape[axis])
-    first = slice(start, None).indices(size)[0]
+    size, written = x.shape[axis], source.shape[axis]
     parts: list[Tensor | str] = [source]
-    if first > 0:
+    if isinstance(size, int) and isinstance(written, int) and not isinstance(start, str):
+        first: Dim = slice(start, None).indices(size)[0]
+        behind: Dim = first + written
+    else:  # parts of no elements are right
+        first = 0 if start is None else f"({size})+{start}" if isinstance(start, int) and start < 0 else start
+        behind = f"({first})+{written}"
+    if first != 0:
         parts.insert(0, b.emit("slice", x, axis=axis, start=0, stop=first))
-    if first + written < size:
-        parts.append(b.emit("slice", x, axis=axis, start=first + written))
+    if behind != size:
+        parts.append(b.emit("slice", x, axis=axis, start=behind))
     return b.emit("concat", *parts, axis=axis)
 
 
@@ -82,8 +87,10 @@ def copy(b: Importer, x: Tensor, source: Tensor, *_: Any) -> Tensor | str:
 
 @rule("aten.cat.default")
 def cat(b: Importer, tensors: Any, axis: int) -> str:
-    dtype = b.out_dtype()
-    return b.emit("concat", *(b.cast(x, dtype) for x in tensors), axis=axis % len(b.out_shape()))
+    """Join tensors; those of shape (0,), caches that are empty yet, fit to any."""
+    dtype, rank = b.out_dtype(), len(b.out_shape())
+    parts = [b.cast(x, dtype) for x in tensors if x.rank == rank and x.shape != (0,)]
+    return b.emit("concat", *parts, axis=axis % rank) if len(parts) > 1 else b.value(parts[0])
 
 
 @rule("aten.split_with_sizes.default", "aten.split.Tensor", "aten.unbind.int")
