@@ -3,12 +3,14 @@
 import csv
 import re
 import sys
+from dataclasses import replace
 
 import naive
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from test_pipeline import small_net
 
 import pqnet
 from pqnet import PQ, ConfigError, IntN, Model, PQNetError, Recipe
@@ -16,7 +18,7 @@ from pqnet.cli.main import main
 from pqnet.demo import load_images, model_path
 from pqnet.graph import GraphBuilder, ValueInfo
 from pqnet.io import graph_nbytes
-from pqnet.pipeline import measure, parse_size
+from pqnet.pipeline import FileSizes, measure, parse_size
 from pqnet.pipeline.allocate import allocations
 from pqnet.pipeline.noise import quantized_alike
 from pqnet.pipeline.rates import LayerRates, block_sizes, codec_nbytes, smallest_codec
@@ -433,3 +435,20 @@ def test_bad_command_lines(demo, images, capsys, line, message, tmp_path):
     assert printed.count("\n") == 1
     assert re.search(message, printed), printed
     assert not list(tmp_path.glob("*.yaml")) and not (tmp_path / "s.h5").exists()
+
+
+@pytest.mark.parametrize("factor", [1.0, 1e-6])
+@pytest.mark.parametrize("codec", [PQ(16, 4), pqnet.Scalar(8), IntN(4, per="channel"), pqnet.Additive([PQ(8, 4)] * 2)])
+def test_sizes_of_files_before_they_exist_are_no_less_than_they_become(factor, codec):
+    """Numbers too small for float16 have an exponent, which takes room."""
+    net = small_net()
+    weights = {node.params["weight"] for node in net.graph.layers().values()}
+    params = {n: p * np.float32(factor) if n in weights else p for n, p in net.graph.params.items()}
+    model = Model(replace(net.graph, params=params))
+    recipe = {"default": codec, "fc": PQ(12, 2)}
+    small = pqnet.quantize(model, recipe, metric="none", progress=False)
+    chosen = {
+        n: small.graph.params[node.params["weight"]].codec for n, node in small.graph.layers().items() if n != "stem"
+    }
+    expected, got = FileSizes(model, False, 0).nbytes(chosen), graph_nbytes(small.graph)
+    assert got <= expected <= got + 128

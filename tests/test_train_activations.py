@@ -140,6 +140,40 @@ def test_attention_has_integer_inputs(training):
         torch.testing.assert_close(layer.train(training)(x), want, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_last_layer_of_attention_has_integer_inputs(training, bias):
+    torch.manual_seed(0)
+    layer = nn.MultiheadAttention(8, 2, bias=bias, batch_first=True)
+    twin, x = copy.deepcopy(layer), draw(2, 3, 8)
+    noise = ActivationNoise(layer, {"out_proj": 3, "in_proj_weight": 16})
+    keys = list(layer.state_dict())
+    copied = copy.deepcopy(layer)
+    seen = layer(x, x, x)[0]
+    assert torch.equal(seen, copied(x, x, x)[0])
+    assert list(layer.state_dict()) == keys
+
+    y, twin.out_proj.weight = integers(x, x.min(), x.max(), 16), nn.Parameter(torch.eye(8))
+    values, shares = twin(y, y, y)
+    values = values - twin.out_proj.bias if bias else values
+    with torch.no_grad():
+        want = integers(values, values.min(), values.max(), 3) @ layer.out_proj.weight.T
+        want = want + layer.out_proj.bias if bias else want
+        found, weights = layer.train(training)(x, x, x)
+    torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(weights, shares)
+    torch.testing.assert_close(layer.out_proj_input_range.high, values.detach().max())
+
+    layer(x, x, x)[0].sum().backward()
+    assert layer.out_proj.weight.grad.abs().sum() > 0
+    with pytest.raises(Exception, match="shape|size"):
+        layer(x, x, draw(2, 4, 8))
+    assert isinstance(layer.out_proj, nn.Linear)  # an error leaves it as it was
+    noise.remove()
+    assert list(layer.state_dict()) == list(twin.state_dict())
+    assert not layer._forward_hooks and not layer._forward_pre_hooks
+
+
 def test_projections_of_other_sizes_have_their_own_ranges():
     layer = nn.MultiheadAttention(8, 2, kdim=4, vdim=6, batch_first=True)
     ActivationNoise(layer, {"k_proj_weight": 8, "v_proj_weight": 8})
@@ -185,7 +219,6 @@ def test_tied_embeddings_have_the_inputs_of_the_other_layer():
     ("make", "what", "text"),
     [
         (lambda: nn.Embedding(4, 2), {"weight": 8}, "weight 'weight': expected a layer that is called with the inputs"),
-        (lambda: nn.MultiheadAttention(4, 2), {"out_proj": 8}, "'out_proj': expected a layer that is called .* None"),
         (lambda: to_module(load(model_path())), {"fc": 8}, "'fc': expected a layer that is called with the inputs"),
         (lambda: nn.Linear(2, 2), {"weight": 1}, "weight 'weight': expected 2 to 16 bits, got 1"),
         (lambda: nn.Linear(2, 2), {"weight": IntN(8)}, "weight 'weight': expected 2 to 16 bits, got IntN"),

@@ -259,6 +259,38 @@ def test_layerwise_distillation_beats_codes_alone_and_resumes(nets, tmp_path):
     assert not changed(better, again)
 
 
+def test_blockwise_distillation_trains_one_block_after_the_other_and_resumes(nets, tmp_path):
+    _, teacher = nets
+    student = pqnet.quantize(teacher, {**RECIPE, "stem": PQ(16, 3)}, DATA, mode="bgd", progress=False)
+    options = {"steps": 15, "stage": "blockwise", **OPTIONS}
+    better = distill(student, teacher, DATA, **options)
+    assert divergence(better, teacher) < 0.9 * divergence(student, teacher)
+    for weight, other in zip(student.graph.params.values(), better.graph.params.values(), strict=True):
+        assert not isinstance(weight, Packed) or np.array_equal(weight.codes, other.codes)
+    # of the first block alone what is of its nodes
+    first = distill(student, teacher, DATA, train=("biases",), **options)
+    assert {name.split(".")[0] for name in changed(student, first)} == {"up", "fc"}
+    once = distill(student, teacher, DATA, checkpoint=tmp_path / "blocks", **options)
+    assert sorted(path.name for path in (tmp_path / "blocks").iterdir()) == ["block0", "block1"]
+    (tmp_path / "blocks" / "block1").unlink()
+    again = distill(student, teacher, DATA, checkpoint=tmp_path / "blocks", **options)
+    assert not changed(better, once)
+    assert not changed(better, again)
+
+
+def test_blocks_share_no_parameter_that_is_trained():
+    b = GraphBuilder({"x": ValueInfo(("batch", 6))}, {"batch": 2})
+    y = "x"
+    for name, weight in {"a": rand(6, 6), "b": rand(6, 6, seed=1), "c": rand(6, 6, seed=2), "d": "a.weight"}.items():
+        y = b.add("relu", b.add("linear", y, name=name, params={"weight": weight, "bias": rand(6)}))
+    teacher = pqnet.Model(b.build({"y": b.add("linear", y, name="e", params={"weight": rand(5, 6)})}))
+    x = rand(60, 6)
+    student = pqnet.quantize(teacher, {"default": PQ(8, 2)}, x, metric="none", progress=False)
+    found = distill(student, teacher, x, steps=4, stage="blockwise", **OPTIONS)
+    assert "a.weight codebook" not in changed(student, found)
+    assert "b.weight codebook" in changed(student, found)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -401,7 +433,8 @@ def test_images_move_and_are_mirrored():
     [
         ({"student": small_net()}, "student: expected a quantized network"),
         ({"student": "small.h5"}, "student: expected a pqnet.Model, got str"),
-        ({"stage": "both"}, "stage: expected 'global' or 'layerwise', got 'both'"),
+        ({"stage": "both"}, "stage: expected 'global', 'layerwise' or 'blockwise', got 'both'"),
+        ({"stage": "blockwise", "hints": 0.1}, "stage: expected 'global' with .* hints or labels, got 'blockwise'"),
         ({"loss": "l1"}, "loss: expected 'kl', 'mse' or a function"),
         ({"optimizer": "lamb"}, "optimizer: expected 'adam' or 'sgd', got 'lamb'"),
         ({"steps": 0}, "steps: expected an integer of at least 1, got 0"),
@@ -508,7 +541,7 @@ def test_finetune_goes_on_after_it_was_killed(files):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("--stage both -o b.h5", "stage: expected 'global' or 'layerwise'"),
+        ("--stage both -o b.h5", "stage: expected 'global', 'layerwise' or 'blockwise'"),
         ("-o b.npy", "--output: expected a file name ending in .h5"),
         ("--augment --labels x.npy -o b.h5", "--labels: expected one integer for each of"),
         ("--labels x.npy -o b.h5", "--labels: expected one integer for each of"),

@@ -127,6 +127,9 @@ def _quantize(sub: Any) -> None:
     p.add_argument("--no-correct-bias", action="store_true", help="leave biases and norms as they are")
     p.add_argument("--permute", action="store_true", help="first put channels into an order that suits the codes")
     p.add_argument("--reestimate-norm", action="store_true", help="measure batch norm statistics again")
+    p.add_argument("--effort", default="normal", help="how long to look for codewords: low, normal (default) or high")
+    p.add_argument("--no-balanced", action="store_true", help="of presets: leave every layer the codewords that it has")
+    p.add_argument("--repair", help="blocks: after all, fit what is float in each block to the float block's outputs")
     p.add_argument("--activations", help="int8: ranges of the inputs of layers, for --compute int8; weights may stay")
     p.add_argument("--max-drop", type=float, default=0.02, help="of the outputs, by integers; layers stay float for it")
     p.add_argument("--checkpoint", metavar="DIR", help="folder of finished layers: run again to go on after a stop")
@@ -197,7 +200,9 @@ def _train(sub: Any) -> None:
 
 def _add_distill(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--teacher", help="float model file, of distill")
-    parser.add_argument("--stage", help="of distill: global (default), or layerwise: quantize anew, train each layer")
+    parser.add_argument(
+        "--stage", help="of distill: global (default), or layerwise: quantize each layer anew and train it, blockwise"
+    )
     parser.add_argument("--hints", type=float, help="of distill: weight of the errors of all layers (default 0)")
     parser.add_argument("--reassign", type=at_least(1), help="of distill: steps between choices of new codes")
 
@@ -209,7 +214,12 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     add("--label-weight", type=float, default=0.5, help="of the labels against the teacher (default 0.5)")
     add("--train", action="append", metavar="PART", help="codebooks, norms, biases, weights (default all); repeatable")
     add("--augment", action="store_true", help="move and mirror images at random")
-    add("--steps", type=at_least(1), default=1000, help="in all; for layerwise, of every layer (default 1000)")
+    add(
+        "--steps",
+        type=at_least(1),
+        default=1000,
+        help="in all; for layerwise, blockwise of each layer or block (default 1000)",
+    )
     add("--loss", default="kl", help="kl (default) for logits, or mse for other outputs")
     add("--temperature", type=float, default=1.0, help="of kl (default 1)")
     add("--norm-statistics", action="store_true", help="batch norms by statistics of their batch")
@@ -219,7 +229,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     add("--optimizer", default="adam", help="adam (default) or sgd")
     add("--weight-decay", type=float, default=0.0, help="of the optimizer (default 0)")
     add("--every", type=at_least(1), default=250, help="steps between judging and saving (default 250)")
-    add("--checkpoint", metavar="FILE", help="state of the run (layerwise: a folder): run again to go on")
+    add("--checkpoint", metavar="FILE", help="state of the run (layerwise, blockwise: a folder): run again to go on")
     add("--device", default="cpu", help="where PyTorch computes (default cpu)")
     add("-o", "--output", required=True, help="model file to write")
     add_common(parser)

@@ -10,7 +10,7 @@ changed, and none ever has to be deleted for a result to be right.
 import hashlib
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ def resumable(
     source: Sequence[Batch] | Statistics | None,
     more: str | None = None,
     write: bool = True,
+    blocks: Collection[str] = (),
 ) -> Callable[..., None]:
     """Return ``visit(node, ...)`` such that for a layer with an entry in the folder it does only what it once did.
 
@@ -59,20 +60,23 @@ def resumable(
     folder : Path or None
         None: keep nothing.
     run : Run
-        Before its first layer.
+        Before its first layer, or block.
     source : list of Batch, Statistics or None
         What layers are measured with: data, each after those before it; statistics or nothing, each on its own.
     more : str, optional
         What else the result depends on.
     write : bool
         Whether to add entries; of several processes one does.
+    blocks : collection of str
+        Names of nodes where blocks begin, in place of layers, for a visit that repairs these.
     """
     if folder is None:
         return visit
-    entries = _Entries(folder, run, source, more)
+    entries = _Entries(folder, run, source, more, bool(blocks))
+    kept = blocks or run.codecs
 
     def once(node: Node, *inputs: Any) -> None:
-        if node.name not in run.codecs:
+        if node.name not in kept:
             visit(node, *inputs)
             return
         key = entries.key(node)
@@ -88,8 +92,16 @@ def resumable(
 class _Entries:
     """The files of one run."""
 
-    def __init__(self, folder: Path, run: Run, source: Sequence[Batch] | Statistics | None, more: str | None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        run: Run,
+        source: Sequence[Batch] | Statistics | None,
+        more: str | None,
+        of_blocks: bool,
+    ) -> None:
         self.folder, self.run = folder, run
+        self.reports, self.done = (run.blocks, run.block_done) if of_blocks else (run.report, run.done)
         self.statistics = source if isinstance(source, Statistics) else None
         self.chained = isinstance(source, Sequence)
         self.digest = hashlib.sha256()
@@ -103,9 +115,11 @@ class _Entries:
                 add_content(self.digest, "batch", batch)
 
     def key(self, node: Node) -> str:
-        digest, header = self.digest.copy(), [node.op, node.name, self.run.codecs[node.name].to_attrs()]
-        if node.name in self.run.instead:
-            header.append(self.run.instead[node.name].to_attrs())
+        digest = self.digest.copy()
+        header: list[Any] = [node.op, node.name]
+        header += [
+            codecs[node.name].to_attrs() for codecs in (self.run.codecs, self.run.instead) if node.name in codecs
+        ]
         if self.chained:
             add_content(digest, header, {})
             self.digest = digest  # what later layers see depends on this one
@@ -133,11 +147,11 @@ class _Entries:
             warnings.warn(f"checkpoint: {reason}; layer {node.name!r} is quantized again", stacklevel=2)
             return False
         self.run.graph.params |= changed
-        self.run.done(node, header["report"])
+        self.done(node, header["report"])
         return True
 
     def store(self, node: Node, key: str, before: Mapping[str, Param]) -> None:
         changed = {name: param for name, param in self.run.graph.params.items() if param is not before[name]}
         records, arrays = params_content(changed)
-        header = {"key": key, "report": self.run.report[node.name], "params": records}
+        header = {"key": key, "report": self.reports[node.name], "params": records}
         write_container(self.folder / f"{key}.h5", "layer", header, arrays)

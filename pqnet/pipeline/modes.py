@@ -16,6 +16,7 @@ from pqnet.pipeline.statistics import Statistics
 __all__ = ["MODES", "check_calibration", "choose_options", "integers_instead", "mode_search"]
 
 TARGETS = ("teacher", "weight")
+REPAIRS = ("blocks", None)
 DEPTHWISE_BITS = 4
 
 
@@ -53,6 +54,7 @@ def choose_options(
     seed: int,
     effort: str,
     balanced: bool | None,
+    repair: str | None,
 ) -> Options:
     """Return the checked options of `quantize`; None is what the mode has, without a mode the best."""
     _check.choice(mode, "mode", (None, *MODES))
@@ -94,6 +96,7 @@ def choose_options(
         _check.rng_seed(seed),
         _check.choice(effort, "effort", tuple(EFFORTS)),
         _check.choice(chosen["balanced"], "balanced", (False, True)),
+        _check.choice(repair, "repair", REPAIRS),
     )
 
 
@@ -102,6 +105,8 @@ def check_calibration(options: Options, calibration: Any) -> None:
     has_data = not (calibration is None or isinstance(calibration, Statistics))
     if options.reestimate_norm and not has_data:
         raise ConfigError("reestimate_norm: expected calibration data, got none; statistics are not enough")
+    if options.repair is not None and not has_data:
+        raise ConfigError("repair: expected calibration data, got none; statistics are not enough")
     if options.mode == "bgd" and not has_data:
         raise ConfigError("calibration: expected data for mode='bgd', which goes layer after layer, got none")
     if options.metric != "none" and calibration is None:

@@ -7,7 +7,7 @@ import numpy as np
 from pqnet.errors import PQNetError
 from pqnet.pipeline.batches import Batch
 
-__all__ = ["MASK", "masked", "real_positions"]
+__all__ = ["MASK", "masked", "real_positions", "without_padding"]
 
 SEGMENTS = ("token_type_ids", "segment_ids")  # of zeros and ones too, of pairs of texts
 MASK = "attention_mask"  # the input that text networks everywhere call so: (B, T), zero at padded positions
@@ -34,6 +34,12 @@ def real_positions(batch: Batch) -> np.ndarray | None:
 def masked(x: np.ndarray, real: np.ndarray | None) -> np.ndarray | None:
     """Return the mask if it is of the first two axes of an array with features at each position."""
     return real if real is not None and x.ndim > 2 and x.shape[:2] == real.shape else None
+
+
+def without_padding(x: np.ndarray, real: np.ndarray | None) -> np.ndarray:
+    """Return what is at positions that are no padding; all of an array that has none."""
+    mask = masked(x, real)
+    return x if mask is None else x[mask]
 
 
 def _mask_by_another_name(batch: Batch) -> str | None:

@@ -15,9 +15,10 @@ from pqnet.errors import ConfigError
 from pqnet.graph import Graph, Node, weight_op
 from pqnet.graph.affine import FreeAffine
 from pqnet.graph.passes import separate_norm_statistics
+from pqnet.io import network_digest
 from pqnet.pipeline.activations import check_activations, integer_inputs
 from pqnet.pipeline.balance import BALANCED, balance
-from pqnet.pipeline.batches import hold_out, iterate_batches
+from pqnet.pipeline.batches import Batch, hold_out, iterate_batches
 from pqnet.pipeline.checkpoint import checkpoint_folder, resumable
 from pqnet.pipeline.layerwise import FromData
 from pqnet.pipeline.modes import check_calibration, choose_options, integers_instead, mode_search
@@ -25,6 +26,7 @@ from pqnet.pipeline.moments import doubted, layer_metric, output_error, output_s
 from pqnet.pipeline.permute import Permutation
 from pqnet.pipeline.progress import progress_bar
 from pqnet.pipeline.recipe import Recipe, resolve_recipe
+from pqnet.pipeline.repair import BlockRepair
 from pqnet.pipeline.run import Run
 from pqnet.pipeline.scaled import pack_scaled
 from pqnet.pipeline.statistics import Statistics
@@ -89,6 +91,17 @@ def _and_finetune(
         run.report[node.name] |= {"output_error": None, "weight_error": None}  # those of the weight before
 
 
+def _repair_blocks(run: Run, teacher: Graph, data: list[Batch], learned: int, folder: Path | None) -> None:
+    if learned == len(data):
+        raise ConfigError("repair: expected at least eight samples, some of which are put aside to judge by, got fewer")
+    repair = BlockRepair(run, teacher, data, learned)
+    more = f"blocks of {network_digest(teacher)}"
+    visit = resumable(repair.visit, folder, run, data, more, blocks=repair.blocks)
+    before = dict(run.graph.params)
+    sweep(run.graph, data, repair.blocks, visit, run.threads, teacher)
+    repair.keep_if_better(before)
+
+
 def _check_float(graph: Graph, recipe: Mapping[str, Codec | None]) -> None:
     layers = graph.layers()
     for name, codec in recipe.items():
@@ -110,6 +123,7 @@ def quantize(
     reestimate_norm: bool = False,
     effort: str = "normal",
     balanced: bool | None = None,
+    repair: str | None = None,
     activations: str | None = None,
     max_drop: float = 0.02,
     finetune: Callable[[Graph, str], Packed] | None = None,
@@ -168,6 +182,11 @@ def quantize(
         codewords each layer has, at no more bytes in all, by how much of its error reaches the network's outputs, which
         is measured on a few samples; codewords may become 8-bit integers, small layers integers. The recipe of other
         calls is kept. Default True; recorded is whether it was done.
+    repair : {None, "blocks"}
+        After all layers, with data: fit the codewords, biases, and scales and shifts of norms of each block (a residual
+        block, a layer of a transformer, or two layers of a chain) together to what the float block gives, from what
+        the quantized network gives the block. Judged by the samples put aside, eight samples or more are needed for
+        these; a block that does not come nearer keeps what it had. Costs no bytes; takes about 50 forward passes.
     activations : {None, "int8"}
         Measure the ranges of the inputs of layers, with data, of the quantized network, for ``compute="int8"`` of
         `pqnet.load`. Float weights, too, are integers then. In float32 the network computes what it did.
@@ -213,7 +232,9 @@ def quantize(
     """
     if not isinstance(model, Model):
         raise _check.error("model", "a pqnet.Model", _check.describe(model))
-    options = choose_options(mode, metric, target, correct_bias, permute, reestimate_norm, seed, effort, balanced)
+    options = choose_options(
+        mode, metric, target, correct_bias, permute, reestimate_norm, seed, effort, balanced, repair
+    )
     codecs = {}
     if recipe is not None or activations is None:
         codecs = resolve_recipe(recipe, model.graph)  # type: ignore[arg-type]  # it says what is expected
@@ -259,6 +280,8 @@ def quantize(
             )
             beside = teacher if (options.metric, options.target) == ("full", "teacher") else None
             sweep(student, data, visits.visited, visit, threads, beside)
+            if options.repair == "blocks":
+                _repair_blocks(run, teacher, data, learned, folder)
         small = run.finish()
         if activations is None or data is None or isinstance(data, Statistics):
             return small

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,7 @@ class Options:
     seed: int
     effort: str = "normal"
     balanced: bool = False
+    repair: str | None = None
 
 
 @dataclass
@@ -48,6 +49,7 @@ class Run:
     search: Mapping[str, Any]  # arguments of the fit, of the mode
     instead: Mapping[str, Codec] = field(default_factory=dict)  # codecs to take where they leave less error
     report: dict[str, dict[str, Any]] = field(default_factory=dict)
+    blocks: dict[str, dict[str, Any]] = field(default_factory=dict)  # of a repair, by the first node
 
     def weight(self, node: Node) -> np.ndarray:
         """Return the weight of a layer that is still float."""
@@ -96,19 +98,32 @@ class Run:
         self.bar.set_postfix_str(node.name, refresh=False)
         self.bar.update()
 
+    def block_done(self, node: Node, report: dict[str, Any]) -> None:
+        """Take note of a block that was looked at."""
+        self.blocks[node.name] = report
+        self.bar.update()
+
     def finish(self) -> Model:
         """Return the model of the finished graph."""
-        return Model(finished_graph(self.graph, self.options, self.report))
+        return Model(finished_graph(self.graph, self.options, self.report, list(self.blocks.values())))
 
 
-def finished_graph(graph: Graph, options: Options, report: Mapping[str, Mapping[str, Any]]) -> Graph:
+def finished_graph(
+    graph: Graph,
+    options: Options,
+    report: Mapping[str, Mapping[str, Any]],
+    blocks: Sequence[Mapping[str, Any]] = (),
+) -> Graph:
     """Return a graph with folded batch norms and the report of its layers; errors have four digits, for small files."""
     graph = fold_norm_statistics(graph)
-    layers = {
-        name: {key: float(f"{v:.4g}") if isinstance(v, float) else v for key, v in entry.items()}
-        for name, entry in report.items()
-    }
-    return replace(graph, meta={**graph.meta, "quantization": {**vars(options), "layers": layers}})
+    found: dict[str, Any] = {"layers": {name: _rounded(entry) for name, entry in report.items()}}
+    if blocks:
+        found["blocks"] = [_rounded(entry) for entry in blocks]
+    return replace(graph, meta={**graph.meta, "quantization": {**vars(options), **found}})
+
+
+def _rounded(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: float(f"{v:.4g}") if isinstance(v, float) else v for key, v in entry.items()}
 
 
 def layer_report(packed: Packed, weight_error: float, iterations: int) -> dict[str, Any]:

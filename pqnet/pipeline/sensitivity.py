@@ -11,7 +11,7 @@ from pqnet._threads import ordered_map
 from pqnet.graph import Graph, Node, weight_op
 from pqnet.pipeline.batches import Batch, iterate_batches, named_inputs
 from pqnet.pipeline.moments import operand
-from pqnet.pipeline.padding import masked, real_positions
+from pqnet.pipeline.padding import real_positions, without_padding
 from pqnet.pipeline.sweep import Values, sweep
 from pqnet.runtime.execute import evaluate_node, node_params, run_from, run_graph, values_to_free
 
@@ -116,18 +116,13 @@ def network_gains(
     return gains
 
 
-def _without_padding(x: np.ndarray, real: np.ndarray | None) -> np.ndarray:
-    mask = masked(x, real)
-    return x if mask is None else x[mask]
-
-
 def _energy(x: np.ndarray, real: np.ndarray | None) -> float:
-    return float(np.square(_without_padding(x, real), dtype=np.float64).sum())
+    return float(np.square(without_padding(x, real), dtype=np.float64).sum())
 
 
 def _channel_means(changes: list[np.ndarray], axis: int, real: list[np.ndarray | None]) -> np.ndarray:
     """Return the mean of each channel over all arrays, float32."""
-    rows = [np.moveaxis(_without_padding(x, mask), axis, -1) for x, mask in zip(changes, real, strict=True)]
+    rows = [np.moveaxis(without_padding(x, mask), axis, -1) for x, mask in zip(changes, real, strict=True)]
     count = sum(x.size // x.shape[-1] for x in rows)
     total = sum(x.sum(tuple(range(x.ndim - 1)), np.float64) for x in rows)
     return np.asarray(total / count, np.float32)

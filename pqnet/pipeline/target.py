@@ -10,6 +10,7 @@ import numpy as np
 
 from pqnet import _check
 from pqnet.codecs import Codec, Packed
+from pqnet.codecs.halves import exponent_for
 from pqnet.errors import ConfigError
 from pqnet.graph.passes import separate_norm_statistics
 from pqnet.io import Golden, graph_nbytes
@@ -20,6 +21,7 @@ from pqnet.runtime import Model
 __all__ = ["FileSizes", "float_weights", "parse_size"]
 
 UNITS = {"": 1, "b": 1} | {p + "b": 1000**i for i, p in enumerate("kmg", 1)}
+EXPONENTS_NBYTES, EXPONENT_NBYTES = 96, 24  # at most: of exponents of numbers too small for float16, and of each
 UNITS |= {p + "ib": 1024**i for i, p in enumerate("kmg", 1)}
 
 
@@ -76,6 +78,8 @@ class FileSizes:
         self.layers, self.seed = self.graph.layers(), seed
         self.golden: Golden | None = model.with_golden(model.draw_golden(seed)).golden if golden else None
         self.most = graph_nbytes(self.graph, self.golden)
+        squares = {name: np.square(weight, dtype=np.float64).mean() for name, weight in float_weights(model).items()}
+        self.small = {name for name, square in squares.items() if exponent_for(np.sqrt(square), alone=False)}
         self._made: dict[tuple[str, Codec], Packed] = {}
 
     def nbytes(self, codecs: Mapping[str, Codec | None]) -> int:
@@ -91,7 +95,9 @@ class FileSizes:
             # Digits that compress as badly as any, in numbers of the longest text.
             errors = [float(f"{x:.3e}") for x in rng.uniform(1e-5, 9.999e-5, 2)]
             report[name] = layer_report(packed, errors[0], int(rng.integers(10, 99))) | {"output_error": errors[1]}
-        return graph_nbytes(finished_graph(student, options, report), self.golden) + len(chosen) + 16
+        small = len(self.small & chosen.keys())
+        exponents = EXPONENTS_NBYTES + EXPONENT_NBYTES * small if small else 0
+        return graph_nbytes(finished_graph(student, options, report), self.golden) + exponents + len(chosen) + 16
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a layer's weight."""

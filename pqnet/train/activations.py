@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pqnet.errors import ConfigError
@@ -14,6 +15,7 @@ from pqnet.train.weights import CONVS, TRANSPOSED, find_weights, match
 
 __all__ = ["ActivationNoise"]
 
+PROJECTION = "out_proj.weight"  # of attention, whose inputs no hook of the layer sees
 INPUTS = {  # of attention, by the weight that they meet; other layers have one
     "in_proj_weight": ("query", "key", "value"),
     "q_proj_weight": ("query",),
@@ -48,7 +50,7 @@ class ActivationNoise(Draws):
     ------
     ConfigError
         A pattern that matches no weight, a number of bits that is none; a weight whose inputs are no activations of
-        their own: embeddings, ``out_proj`` of attention, weights of a `TorchGraph`. The module is then unchanged.
+        their own: embeddings, weights of a `TorchGraph`. The module is then unchanged.
 
     Examples
     --------
@@ -77,12 +79,14 @@ class ActivationNoise(Draws):
             raise ConfigError(f"observer: expected one of {OBSERVERS}, got {observer!r}")
         self.observer = observer
         weights = find_weights(module)
-        bypassed = {part.out_proj for part in module.modules() if isinstance(part, nn.MultiheadAttention)}
+        bypassed = {part.out_proj: part for part in module.modules() if isinstance(part, nn.MultiheadAttention)}
         layers = (nn.Linear, *CONVS, *TRANSPOSED, nn.MultiheadAttention)
         places: list[tuple[nn.Module, str, int]] = []
         for name, bits in match(module, what).items():
             here = [
-                place for place in weights[name].places if isinstance(place[0], layers) and place[0] not in bypassed
+                (bypassed[owner], PROJECTION) if owner in bypassed else (owner, attribute)
+                for owner, attribute in weights[name].places
+                if isinstance(owner, layers)
             ]
             if not here:
                 raise ConfigError(
@@ -98,16 +102,25 @@ class ActivationNoise(Draws):
         super().__init__(module, p, seed)
         self._added: list[tuple[nn.Module, str, Any]] = []
         for owner, attribute, bits in places:
-            inputs = _Range(self, len(self._added), bits, getattr(owner, attribute).device)
+            projection = attribute == PROJECTION
+            weight = owner.out_proj.weight if projection else getattr(owner, attribute)
+            inputs = _Range(self, len(self._added), bits, weight.device)
             owner.add_module(_label(attribute), inputs.train(owner.training))
-            hook = owner.register_forward_pre_hook(_Quantize(attribute), with_kwargs=True)
-            self._added.append((owner, _label(attribute), hook))
+            if projection:
+                hooks = [
+                    owner.register_forward_pre_hook(_without_projection),
+                    owner.register_forward_hook(_project, always_call=True),
+                ]
+            else:
+                hooks = [owner.register_forward_pre_hook(_Quantize(attribute), with_kwargs=True)]
+            self._added.append((owner, _label(attribute), hooks))
 
     def remove(self) -> None:
         """Take the noise off, and the ranges."""
         self._hook.remove()
-        for owner, label, hook in self._added:
-            hook.remove()
+        for owner, label, hooks in self._added:
+            for hook in hooks:
+                hook.remove()
             delattr(owner, label)
         self._added = []
 
@@ -120,7 +133,7 @@ def layers_with_ranges(module: nn.Module) -> list[str]:
 
 def _label(attribute: str) -> str:
     """Return the name under which a layer has the range of the inputs of a weight."""
-    return f"{attribute.removesuffix('weight')}input_range"
+    return f"{attribute.removesuffix('weight').replace('.', '_')}input_range"
 
 
 class _Quantize:
@@ -139,6 +152,34 @@ class _Quantize:
         new = {name: made[id(x)] for name, x in wanted.items()}  # what was one tensor stays one: attention asks
         changed = [new.get(name, x) for name, x in zip(self.order, args, strict=False)]
         return (*changed, *args[len(changed) :]), {name: new.get(name, x) for name, x in kwargs.items()}
+
+
+class _Identity(nn.Module):  # type: ignore[misc]
+    """What stands for the last layer of attention, which computes with its weight and bias and does not call it."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = [layer]  # a list keeps it out of the sub-modules
+        weight = layer.weight
+        self.weight = torch.eye(len(weight), device=weight.device, dtype=weight.dtype)
+        self.bias = None if layer.bias is None else torch.zeros_like(layer.bias)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _without_projection(attention: nn.MultiheadAttention, args: tuple) -> None:
+    """Let attention return what its last layer is to be given."""
+    attention.out_proj = _Identity(attention.out_proj)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _project(attention: nn.MultiheadAttention, args: tuple, found: Any) -> Any:
+    """Do what the last layer does, to integers, whether or not there is something to do it to."""
+    layer = attention.out_proj.layer[0]
+    attention.out_proj = layer
+    if found is None:  # an error is on its way
+        return None
+    (values,) = getattr(attention, _label(PROJECTION))(found[0])
+    return F.linear(values, layer.weight, layer.bias), *found[1:]
 
 
 class _Range(Observer):

@@ -13,10 +13,12 @@ import torch
 from pqnet.codecs import Packed, PackedPQ
 from pqnet.errors import ConfigError, PQNetError
 from pqnet.graph import Graph, Node
+from pqnet.graph.blocks import find_blocks
 from pqnet.graph.passes import fold_norm_statistics
 from pqnet.io import add_content, graph_content
 from pqnet.pipeline import calibrate, quantize
 from pqnet.pipeline.batches import iterate_batches
+from pqnet.pipeline.checkpoint import checkpoint_folder
 from pqnet.pipeline.moments import channel_statistics, layer_metric
 from pqnet.pipeline.padding import real_positions
 from pqnet.pipeline.sweep import Values, sweep
@@ -24,18 +26,19 @@ from pqnet.runtime import Model
 from pqnet.train.checks import check_integer, check_number
 from pqnet.train.data import Batches
 from pqnet.train.module import to_model, to_module
-from pqnet.train.objective import Loss, Objective
+from pqnet.train.objective import BlockObjective, Loss, Objective
 from pqnet.train.ops import TorchGraph
 from pqnet.train.packed import packed_weights
 from pqnet.train.parallel import is_main, torch_threads
 from pqnet.train.stored import Gradient
-from pqnet.train.trainer import PARTS, Schedule, run_training
+from pqnet.train.trainer import PARTS, Schedule, choose_parameters, run_training
 
 __all__ = ["CALIBRATION", "distill", "find_device"]
 
 CALIBRATION = 1000  # samples, of batches, that layers are quantized by
 NORM_EPS = 1e-5
 OPTIONS = ("metric", "target", "correct_bias", "permute", "reestimate_norm", "seed")
+STAGES = ("global", "layerwise", "blockwise")
 OPTIONS_OF_MODES = ("mode", "reestimate_norm", "seed")
 
 
@@ -82,11 +85,13 @@ def distill(
         Samples along axis 0, each used once an epoch; or batches, used in turn; or a function that gives the batch of
         a step, say of `image_batches`.
     steps : int
-        Of ``layerwise``, for every layer.
-    stage : {"global", "layerwise"}
+        Of ``layerwise`` and ``blockwise``, for every layer or block.
+    stage : {"global", "layerwise", "blockwise"}
         ``layerwise``: every layer is quantized anew, with the student's codecs and options, and its codebook trained
         right then, before the next layer is looked at, the later ones float and norms left alone ("And the Bit Goes
-        Down", whose second stage is ``global``). ``global``: all at once.
+        Down", whose second stage is ``global``). ``blockwise``: one block of the network after the other, such as a
+        residual block, for the relative error of its outputs, with the blocks of ``repair="blocks"`` of
+        `pqnet.quantize`. ``global``: all at once.
     loss : {"kl", "mse"} or callable
         ``kl``: T^2 KL(softmax(t / T) || softmax(s / T)) of logits; ``mse``: |s - t|^2 / |t|^2; or a function of two
         tensors, the student's and the teacher's output, that gives a number for each sample (a checkpoint knows it by
@@ -122,7 +127,7 @@ def distill(
         Samples to judge by. Default: a tenth of the samples, at most 1000, which are then not trained on.
     checkpoint : str or Path, optional
         File of the state. An interrupted call that is repeated goes on from it, to the same result. For ``layerwise``
-        a folder, as for `pqnet.quantize`.
+        and ``blockwise`` a folder, as for `pqnet.quantize`.
     seed : int
         Of the order of samples.
     threads : int, optional
@@ -163,8 +168,8 @@ def distill(
         raise ConfigError("student: expected a quantized network, got one without packed weights; quantize it first")
     if gradient not in ("mean", "sum"):
         raise ConfigError(f"gradient: expected 'mean' or 'sum', got {gradient!r}")
-    if stage not in ("global", "layerwise"):
-        raise ConfigError(f"stage: expected 'global' or 'layerwise', got {stage!r}")
+    if stage not in STAGES:
+        raise ConfigError(f"stage: expected {', '.join(map(repr, STAGES[:-1]))} or {STAGES[-1]!r}, got {stage!r}")
     if check_number("labels", labels) > 1:
         raise ConfigError(f"labels: expected a weight of at most 1, got {labels!r}")
     if check_number("temperature", temperature) == 0:
@@ -178,8 +183,11 @@ def distill(
         check_integer(name, value, low)
     schedule = Schedule(steps, lr, optimizer, weight_decay, every, reassign)
     report = student.graph.meta.get("quantization", {})
-    if (hints or reassign) and report.get("permute"):
-        raise ConfigError("hints, reassign: expected channels in the teacher's order, got a student of permute=True")
+    if (hints or reassign or stage == "blockwise") and report.get("permute"):
+        raise ConfigError(
+            "hints, reassign, stage='blockwise': expected channels in the teacher's order, got a student of "
+            "permute=True"
+        )
     if reassign and (report.get("target") != "weight" or report.get("correct_bias")):
         raise ConfigError(
             "reassign: expected a student whose codes stand for the teacher's weights, of mode='bgd' or of "
@@ -187,6 +195,11 @@ def distill(
         )
     if stage == "layerwise" and (reassign or norm_statistics or tuple(train) != PARTS):
         raise ConfigError("stage: expected 'global' with reassign, norm_statistics or train, got 'layerwise'")
+    if stage == "blockwise" and (reassign or norm_statistics or hints or labels):
+        raise ConfigError(
+            "stage: expected 'global' with reassign, norm_statistics, hints or labels, got 'blockwise', which compares "
+            "the outputs of blocks"
+        )
     data = Batches(student.graph, batches, held_out, batch_size, seed)
     real_positions(data.held_out.inputs)  # has a word to say about masks by another name
     task = _Task(
@@ -205,6 +218,8 @@ def distill(
     with torch_threads(threads):
         if stage == "layerwise":
             return _layer_by_layer(task, student, checkpoint)
+        if stage == "blockwise":
+            return _block_by_block(task, student, tuple(train), checkpoint)
         return _all_together(task, student, tuple(train), norm_statistics, checkpoint, threads)
 
 
@@ -274,6 +289,35 @@ def _layer_by_layer(task: _Task, student: Model, checkpoint: str | Path | None) 
     )
 
 
+def _block_by_block(task: _Task, student: Model, parts: tuple[str, ...], checkpoint: str | Path | None) -> Model:
+    graph = student.graph
+    layers = [n for n, node in graph.layers().items() if isinstance(graph.params[node.params["weight"]], Packed)]
+    ours, theirs = find_blocks(graph, layers), find_blocks(task.teacher.graph, layers)
+    if [block.layers for block in ours] != [block.layers for block in theirs]:
+        raise ConfigError("stage: expected a teacher with blocks of the student's layers for 'blockwise', got others")
+    folder = None if checkpoint is None else checkpoint_folder(checkpoint)
+    module = to_module(graph, gradient=task.gradient)
+    choose_parameters(module, parts)  # there are some
+    teacher = to_module(task.teacher).to(task.device)
+    key = task.key(graph) if checkpoint else ""
+    for i, (block, other) in enumerate(zip(ours, theirs, strict=True)):
+        inside = graph.nodes[block.start : block.stop]
+        elsewhere = {name for node in graph.nodes if node not in inside for name in node.params.values()}
+        own = {node.name for node in inside if elsewhere.isdisjoint(node.params.values())}
+        run_training(
+            BlockObjective(module.to(task.device), teacher, block, other),
+            task.data,
+            task.schedule,
+            parts,
+            key=f"{key} block {i}",
+            device=task.device,
+            checkpoint=None if folder is None else folder / f"block{i}",
+            progress=task.progress,
+            only=own,
+        )
+    return to_model(module)
+
+
 @dataclass(frozen=True)
 class _LayerTrainer:
     """Trains the codebook of a layer right after it is quantized, see ``finetune`` of `pqnet.quantize`."""
@@ -284,7 +328,7 @@ class _LayerTrainer:
 
     def __call__(self, graph: Graph, layer: str) -> Packed:
         module = to_module(graph, gradient=self.task.gradient)
-        self.task.run(module, ("codebooks",), "", only=layer, progress=False)
+        self.task.run(module, ("codebooks",), "", only={layer}, progress=False)
         return packed_weights(module)[layer].packed()
 
 

@@ -9,12 +9,13 @@ from torch import Tensor, nn
 
 from pqnet.errors import ConfigError, PQNetError
 from pqnet.graph import Graph, Node
+from pqnet.graph.blocks import Block
 from pqnet.graph.op import get_op
 from pqnet.pipeline.padding import MASK, masked
 from pqnet.train.ops import TorchGraph
 from pqnet.train.parallel import mean_of_all
 
-__all__ = ["LOSSES", "Objective", "kl_divergence", "relative_error"]
+__all__ = ["LOSSES", "BlockObjective", "Objective", "kl_divergence", "relative_error"]
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -41,6 +42,37 @@ def relative_error(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 LOSSES = ("kl", "mse")
+
+
+class BlockObjective(nn.Module):  # type: ignore[misc]
+    """The loss of a batch for a block: the mean relative error of its outputs, from the student's inputs of it.
+
+    Parameters
+    ----------
+    student, teacher : TorchGraph
+        Only the student is a sub-module.
+    ours, theirs : Block
+        The same layers in both.
+    """
+
+    def __init__(self, student: TorchGraph, teacher: TorchGraph, ours: Block, theirs: Block) -> None:
+        super().__init__()
+        self.student, self.mask = student, _mask_of(student.graph)
+        self._teacher = [teacher.eval().requires_grad_(False)]
+        self.ours, self.theirs = ours, theirs
+
+    def forward(self, inputs: Sequence[Tensor], labels: Tensor | None = None) -> Tensor:
+        """Return the loss of a batch; labels have no say."""
+        with torch.no_grad():
+            wanted = self._teacher[0].run_to(self.theirs.stop, inputs)
+        found = self.student.run_to(self.ours.stop, inputs)
+        real = _real_positions(inputs, self.mask)
+        errors = [
+            mean_of_all(relative_error(*_real(found[s], wanted[t], real)))
+            for s, t in zip(self.ours.outputs, self.theirs.outputs, strict=True)
+            if found[s].is_floating_point()
+        ]
+        return torch.stack(errors).mean()
 
 
 class Objective(nn.Module):  # type: ignore[misc]
@@ -88,16 +120,14 @@ class Objective(nn.Module):  # type: ignore[misc]
         if hints and not both:
             raise ConfigError("hints: expected a teacher with layers of the student's names and shapes, got none")
         self.pairs = [(ours[name][0], theirs[name][0]) for name in both] if hints else []
-        mask = list(student.graph.inputs)
-        self.mask = mask.index(MASK) if MASK in mask else None
+        self.mask = _mask_of(student.graph)
 
     def forward(self, inputs: Sequence[Tensor], labels: Tensor | None = None) -> Tensor:
         """Return the loss of a batch."""
         with torch.no_grad():
             wanted, inside_wanted = self._teacher[0].run(inputs, [t for _, t in self.pairs])
         found, inside = self.student.run(inputs, [s for s, _ in self.pairs])
-        mask = None if self.mask is None else inputs[self.mask]
-        real = None if mask is None or mask.ndim != 2 or mask.is_floating_point() else mask != 0
+        real = _real_positions(inputs, self.mask)
         outputs = [(s, t) for s, t in zip(found, wanted, strict=True) if s.is_floating_point()]
         if not outputs:
             raise PQNetError("loss: expected a network with an output of floats, got integers only")
@@ -170,6 +200,17 @@ def _seen(graph: Graph) -> dict[str, tuple[str, tuple[int, ...]]]:
             value = after[0].outputs[0]
         found[name] = value, tuple(shapes[value].shape)
     return found
+
+
+def _mask_of(graph: Graph) -> int | None:
+    """Return which input says where texts are padding, if one does."""
+    names = list(graph.inputs)
+    return names.index(MASK) if MASK in names else None
+
+
+def _real_positions(inputs: Sequence[Tensor], which: int | None) -> Tensor | None:
+    mask = None if which is None else inputs[which]
+    return None if mask is None or mask.ndim != 2 or mask.is_floating_point() else mask != 0
 
 
 def _real(student: Tensor, teacher: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -74,9 +74,14 @@ class TorchGraph(nn.Module):  # type: ignore[misc]
 
     def run(self, inputs: Sequence[Tensor], inside: Sequence[str] = ()) -> tuple[list[Tensor], list[Tensor]]:
         """Return the outputs and, by their names in the graph, some of the values that nodes write."""
+        values = self.run_to(len(self.graph.nodes), inputs)
+        return [values[value] for value in self.graph.outputs.values()], [values[value] for value in inside]
+
+    def run_to(self, stop: int, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Return all values by name after so many nodes."""
         symbols = self.graph.bind_symbols(self._check(inputs))
         values = dict(zip(self.graph.inputs, inputs, strict=True))
-        for node in self.graph.nodes:
+        for node in self.graph.nodes[:stop]:
             attrs = resolve_attrs(get_op(node.op), node.attrs, symbols)
             params = {role: getattr(self, self._keys[name]) for role, name in node.params.items()}
             live = self.training and node.op == "batch_norm" and {"mean", "var"} <= params.keys()
@@ -85,7 +90,7 @@ class TorchGraph(nn.Module):  # type: ignore[misc]
             with nullcontext() if node.inputs else torch.device(inputs[0].device):
                 result = run([values[v] for v in node.inputs], params, attrs)
             values.update(zip(node.outputs, (result,) if isinstance(result, Tensor) else result, strict=True))
-        return [values[value] for value in self.graph.outputs.values()], [values[value] for value in inside]
+        return values
 
     def _check(self, inputs: Sequence[Tensor]) -> dict[str, tuple[int, ...]]:
         wanted = self.graph.inputs

@@ -1,7 +1,7 @@
 """The loop of distillation: steps, judging, checkpoints; the same bytes after a stop as without."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from pqnet.errors import ConfigError, PQNetError
 from pqnet.pipeline.progress import progress_bar
 from pqnet.train.checks import check_integer, check_number
 from pqnet.train.data import Batch, Batches
-from pqnet.train.objective import Objective
+from pqnet.train.objective import BlockObjective, Objective
 from pqnet.train.ops import TorchGraph
 from pqnet.train.packed import packed_weights
 from pqnet.train.parallel import is_main, rank, world
@@ -85,15 +85,20 @@ class Schedule:
         return torch.optim.SGD(groups, lr=self.lr, momentum=MOMENTUM, weight_decay=self.weight_decay)
 
 
-def choose_parameters(module: TorchGraph, parts: tuple[str, ...], only: str | None = None) -> list[Tensor]:
-    """Return the parameters of some parts of a module to train, of packed weights on request one, freeze the others."""
+def choose_parameters(module: TorchGraph, parts: tuple[str, ...], only: Collection[str] | None = None) -> list[Tensor]:
+    """Return the parameters of some parts of a module to train, on request of some nodes only; freeze the others.
+
+    Of some nodes there may be none.
+    """
     if not parts or any(part not in PARTS for part in parts):
         raise ConfigError(f"train: expected some of {PARTS}, got {parts!r}")
     graph = module.graph
     kinds: dict[int, str] = {}
     for name, weight in packed_weights(module).items():
-        kinds.update((id(p), "codebooks" if only in (None, name) else "others") for p in weight.parameters())
+        kinds.update((id(p), "codebooks" if only is None or name in only else "others") for p in weight.parameters())
     for node in graph.nodes:
+        if only is not None and node.name not in only:
+            continue
         for role, name in node.params.items():
             kind = "norms" if node.op.endswith("_norm") else "biases" if role == "bias" else "weights"
             kind = "constants" if node.op == "constant" else kind  # masks, tables of positions
@@ -102,7 +107,7 @@ def choose_parameters(module: TorchGraph, parts: tuple[str, ...], only: str | No
     for p in module.parameters():
         p.requires_grad_(kinds.get(id(p), "constants") in parts)
         chosen += [p] if p.requires_grad else []
-    if not chosen:
+    if not chosen and only is None:
         raise ConfigError(f"train: expected parts that the student has parameters of, got {parts!r}")
     return chosen
 
@@ -156,7 +161,7 @@ class _State:
                 torch.set_num_threads(content.get("threads", torch.get_num_threads()))
 
 
-def judge(objective: Objective, held_out: Batch, device: torch.device) -> float:
+def judge(objective: Objective | BlockObjective, held_out: Batch, device: torch.device) -> float:
     """Return the mean loss over samples, of the weights as they would be stored."""
     objective.student.eval()
     total = 0.0
@@ -168,7 +173,7 @@ def judge(objective: Objective, held_out: Batch, device: torch.device) -> float:
 
 
 def run_training(
-    objective: Objective,
+    objective: Objective | BlockObjective,
     batches: Batches,
     schedule: Schedule,
     parts: tuple[str, ...],
@@ -178,17 +183,19 @@ def run_training(
     key: str,
     progress: bool,
     device: torch.device,
-    only: str | None = None,
+    only: Collection[str] | None = None,
     norm_statistics: bool = False,
     any_threads: bool = False,
 ) -> None:
     """Train the student of an objective and leave it with the best parameters seen, by the loss of held out samples.
 
-    With ``only``, of packed weights no other than that of this layer. With ``any_threads``, a run goes on with as many
+    With ``only``, no parameters but those of these nodes, by name. With ``any_threads``, a run goes on with as many
     threads of PyTorch as the checkpoint was made with.
     """
     student = objective.student
     parameters = choose_parameters(student, parts, only)
+    if not parameters:
+        return
     optimizer = schedule.make_optimizer(parameters)
     state = _State(checkpoint, student, optimizer, f"{key} {parts}")
     state.load(any_threads)
