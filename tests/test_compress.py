@@ -141,7 +141,8 @@ def test_compress_keeps_what_is_asked_for(tmp_path):
     found = pqnet.compress(net(), X, 0.95, on_try=seen.append, checkpoint="layers", progress=False)
     assert tuple(seen) == found.tries and found.metric == "top1"
     best = min((t for t in found.tries if t.enough), key=lambda t: t.nbytes)
-    assert best.kept >= 0.95 and best.bound >= 0.9 and graph_nbytes(found.model.graph) == best.nbytes
+    assert best.kept >= 0.95 and best.bound >= 0.9
+    assert graph_nbytes(found.model.graph) == pytest.approx(best.nbytes, rel=2e-3)  # reports errors of other samples
     more = max((t.nbytes for t in found.tries if not t.enough), default=0)
     assert more < best.nbytes
     others = rand(2000, 24, seed=9)
@@ -151,21 +152,53 @@ def test_compress_keeps_what_is_asked_for(tmp_path):
     assert again.tries == found.tries and before == {path.name for path in Path("layers").iterdir()}
 
 
-def test_samples_to_judge_by_are_not_those_to_quantize_by(monkeypatch):
-
+@pytest.fixture
+def calls(monkeypatch):
+    """What `quantize` was given, and what judged it, in the order of calls; it gives the float network."""
+    found = []
     module = __import__("sys").modules["pqnet.pipeline.compress"]
-    used, judged = [], []
-    monkeypatch.setattr(module, "quantize", lambda model, recipe, data, **_: used.append(data["x"]) or model)
+    monkeypatch.setattr(module, "quantize", lambda model, recipe, data, **_: found.append((data["x"], [])) or model)
     original = Agreement.scores
-    monkeypatch.setattr(Agreement, "scores", lambda *a: judged.extend(b["x"] for b in a[3]) or original(*a))
-    for model in (net(), net(batch=4)):
-        used.clear(), judged.clear()
-        pqnet.compress(model, X, 0.9, seed=3, progress=False)
-        rows = {row.tobytes() for row in X}
-        held, rest = ({row.tobytes() for a in arrays for row in a} for arrays in (judged, used))
-        assert held | rest == rows and not held & rest and len(held) == 100
+
+    def scores(*args):
+        found[-1][1].extend(b["x"] for b in args[3])
+        return original(*args)
+
+    monkeypatch.setattr(Agreement, "scores", scores)
+    return found
+
+
+def rows_of(arrays):
+    return [row.tobytes() for a in arrays for row in a]
+
+
+@pytest.mark.parametrize(("samples", "batch"), [(400, "n"), (400, 4), (1800, "n"), (4000, "n")])
+def test_samples_to_judge_by_are_not_those_to_quantize_by(samples, batch, calls):
+    x = rand(samples, 24, seed=4)
+    pqnet.compress(net(batch=batch), x, 0.9, seed=3, progress=False)
+    assert rows_of([calls[-1][0]]) == rows_of([x]) and not calls[-1][1]  # at last from all
+    everything, folds = set(rows_of([x])), min(3, math.ceil(1000 / (samples // 3)))
+    tries = calls[:-1]
+    assert len(tries) % folds == 0
+    for i in range(0, len(tries), folds):
+        judged = []
+        for used, held in tries[i : i + folds]:
+            held, used = rows_of(held), set(rows_of([used]))
+            assert not set(held) & used and set(held) | used == everything and samples / 5 < len(held) <= 1000
+            judged += held
+        assert len(set(judged)) == len(judged) == (samples if samples < 1000 else min(samples // 3, 1000) * folds)
+
+
+def test_a_part_of_the_samples_that_keeps_too_little_is_enough_to_know(calls, monkeypatch):
+    monkeypatch.setattr(Agreement, "scores", lambda *a: np.zeros(sum(len(b["x"]) for b in a[3])))
+    with pytest.raises(ConfigError, match="keep: expected a share that a quantized network keeps"):
+        pqnet.compress(net(), X, 0.9, progress=False)
+    assert len({rows_of([used])[0] for used, _ in calls}) == 1 and all(len(used) == 266 for used, _ in calls)
+
+
+def test_samples_to_judge_by_of_ones_own(calls):
     pqnet.compress(net(), X, 0.9, held_out=X[:50] + 1, progress=False)
-    assert len(used[-1]) == 400
+    assert all(rows_of([used]) == rows_of([X]) and rows_of(held) == rows_of([X[:50] + 1]) for used, held in calls)
 
 
 def test_a_score_of_ones_own():
@@ -187,11 +220,7 @@ def test_a_score_of_ones_own():
     [
         (X, {"keep": 1}, "keep: expected a share above 0 and below 1, such as 0.99, got int 1"),
         (X, {"keep": 1.5}, "keep: expected a share"),
-        (
-            X[:100],
-            {},
-            r"data: expected 162 samples at least to tell keep=0.99, half of them held out, got 100; .* 0.98",
-        ),
+        (X[:60], {}, r"data: expected 81 samples at least to tell keep=0.99, got 60; .* 0.98"),
         (X, {"held_out": X[:20]}, "held_out: expected 81 samples at least to tell keep=0.99, got 20"),
         (X, {"metric": "psnr"}, "metric: expected one of None, 'top1', 'cosine', 'error', got"),
         (X, {"score": len, "metric": "top1"}, "score: expected a function, and neither metric nor held_out with it"),
@@ -244,8 +273,9 @@ def test_the_command(capsys):
     with open("sizes.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     enough = [int(row["nbytes"]) for row in rows if row["enough"] == "1"]
-    assert min(enough) == Path("small.h5").stat().st_size and len(rows) == len(out) - 3
-    assert out[-1].startswith(f"small.h5: {min(enough)} bytes, ") and "(top1) of held-out samples" in out[-1]
+    size = Path("small.h5").stat().st_size
+    assert min(enough) == pytest.approx(size, rel=2e-3) and len(rows) == len(out) - 3
+    assert out[-1].startswith(f"small.h5: {size} bytes, ") and "(top1) of held-out samples" in out[-1]
     assert main(["verify", "small.h5"]) == 0
 
 

@@ -20,6 +20,7 @@ from pqnet.graph import GraphBuilder, ValueInfo
 from pqnet.io import graph_nbytes
 from pqnet.pipeline import FileSizes, measure, parse_size
 from pqnet.pipeline.allocate import allocations
+from pqnet.pipeline.moments import doubted, output_squares, share_to_doubt
 from pqnet.pipeline.noise import quantized_alike
 from pqnet.pipeline.rates import LayerRates, block_sizes, codec_nbytes, smallest_codec
 from pqnet.pipeline.sensitivity import network_gains
@@ -226,6 +227,24 @@ def test_the_search_gains_where_blocks_depend_on_each_other():
     assert rates[0]._shaping(4, "spatial") == pytest.approx(1, abs=1e-3)
     assert rates[1]._shaping(4, "spatial") < 0.8
     assert rates[1]._shaping(16, "spatial") == pytest.approx(1)
+
+
+def test_what_the_search_takes_for_correlations_by_chance_is_foreseen():
+    """Few independent rows for many inputs: the same codec, found under their moments, errs more on other rows."""
+    n, weight = 96, rand(64, 96)
+    mix = rand(n, n).astype(float) * np.exp(-np.arange(n) / 12)
+    mix /= np.linalg.norm(mix, axis=1, keepdims=True)
+    true, codec, node = mix @ mix.T, PQ(64, 4, "channel"), linear_net().graph.layers()["first"]
+    found, foreseen = [], []
+    for rows in (60, 4000):
+        x = np.random.default_rng(0).standard_normal((rows, n)) @ mix.T
+        known = doubted((x.T @ x / rows)[None], share_to_doubt(n, rows))
+        found.append(output_squares(true[None], weight - codec.fit(weight, known[None]).decode()).sum())
+        moments, others = (Moments(m[None].astype(np.float32), rows) for m in (x.T @ x / rows, true))
+        rates = LayerRates(node, weight, moments, 0, 1, others=others)
+        foreseen.append(next(c.error for c in rates.choices() if c.codec == codec))
+    assert found[0] / found[1] > 1.5
+    assert 1 / 1.4 < (foreseen[0] / foreseen[1]) / (found[0] / found[1]) < 1.4
 
 
 # -- files ---------------------------------------------------------------------------------------------------

@@ -146,10 +146,10 @@ def _compress(sub: Any) -> None:
         "pqnet compress model.h5 --calibration x.npy --keep 99% -o small.h5",
     )
     p.add_argument("model", help="pqnet model file with float weights")
-    add_data(p, "--calibration", "400 samples or more like those of later use, without labels; a part is held out")
+    add_data(p, "--calibration", "400 samples or more like those of later use, no labels; parts are held out in turn")
     p.add_argument("--keep", type=compress.share, default=0.99, help="share of the outputs to keep (default 99%%)")
     p.add_argument("--metric", help="top1, cosine or error (default: by what the outputs are, see pqnet.compress)")
-    add_data(p, "--held-out", "samples to judge by, instead of a part of the others", required=False)
+    add_data(p, "--held-out", "samples to judge by, instead of parts of the others", required=False)
     _add_prefer(p)
     _add_curve(p, "bytes, predicted error, what is kept, of every size tried", "try")
     p.add_argument("--checkpoint", metavar="DIR", help="folder of finished layers: run again to go on after a stop")

@@ -1,6 +1,7 @@
 """Which codec for which layer, so that the file has a wanted size and the network's outputs change least."""
 
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from pqnet.errors import ConfigError, of_layer
 from pqnet.graph import Node
 from pqnet.graph.affine import FreeAffine
 from pqnet.pipeline.allocate import allocations
+from pqnet.pipeline.batches import Batch, hold_out
 from pqnet.pipeline.calibrate import calibrate
 from pqnet.pipeline.moments import METRICS
 from pqnet.pipeline.progress import progress_bar
@@ -27,6 +29,7 @@ __all__ = ["Measured", "Plan", "PlannedLayer", "measure", "plan"]
 PREFER = ("error", "latency")
 LEAST_SHARE = 0.99  # of the target that the file takes
 AIM = 0.997  # of the target, up to which plans keep away from that share
+TRIED = 8  # choices, best first, whose files are looked at before what is beside the weights is estimated anew
 CELLS = 16384  # of bytes; 400 for each layer if that is more
 MOMENT_SAMPLES = 64  # blocks of d inputs need few
 GAIN_SAMPLES = 8
@@ -213,7 +216,14 @@ def measure(
     if only_statistics:
         calibration.check(graph)
     samples = [] if only_statistics else some_samples(graph, calibration, MOMENT_SAMPLES)
-    statistics = calibration if only_statistics else calibrate(model, samples, seed=seed, threads=threads)
+    samples, learned = hold_out(graph, samples)
+
+    def measured(batches: list[Batch]) -> Statistics:
+        return calibrate(model, batches, seed=seed, threads=threads)
+
+    statistics = calibration if only_statistics else measured(samples[:learned])
+    apart = samples[learned:]
+    others = measured(apart).layers if apart else {}
     moments = {name: statistics.for_layer(node, weights[name].shape) for name, node in layers.items()}  # before work
     # `quantize` gives their outputs the means back, where it knows those of the inputs.
     known = {name for name in layers if second_order and moments[name].first is not None}
@@ -234,6 +244,7 @@ def measure(
                 fast=fast,
                 second_order=second_order,
                 corrected=name in corrected,
+                others=others.get(name),
             )
             with of_layer(name):
                 options[name] = rates[name].choices()
@@ -243,7 +254,7 @@ def measure(
             bar.update()
             return rates[node.name].perturbed()
 
-        some = single_samples(graph, samples, GAIN_SAMPLES) if samples else []
+        some = single_samples(graph, apart or samples, GAIN_SAMPLES) if samples else []
         gains = network_gains(graph, some, perturb, layers, threads, corrected) if some else dict.fromkeys(layers, 1.0)
     return Measured(model, options, gains, fast, seed)
 
@@ -301,15 +312,18 @@ def _choose_with(
             low, high = max(0, int(start) - overhead), target - overhead
             if high < low:
                 break
-            choices = allocations(sizes, errors, low, high, max(CELLS, 400 * len(names)))
-            choice = next((c for c in choices if any(useful[n][i].codec for n, i in zip(names, c, strict=True))), None)
-            if choice is None:
+            better = None
+            for choice in islice(allocations(sizes, errors, low, high, max(CELLS, 400 * len(names))), TRIED):
+                chosen = {n: useful[n][i] for n, i in zip(names, choice, strict=True)}
+                if not any(c.codec for c in chosen.values()):
+                    continue
+                chosen, nbytes = _filled(chosen, gains, files, target)
+                if enough <= nbytes <= target:
+                    return chosen, nbytes
+                better = nbytes - total(chosen) if better is None else better
+            if better is None:
                 break
-            chosen = {n: useful[n][i] for n, i in zip(names, choice, strict=True)}
-            chosen, nbytes = _filled(chosen, gains, files, target)
-            if enough <= nbytes <= target:
-                return chosen, nbytes
-            overhead = nbytes - total(chosen)
+            overhead = better
     return None
 
 

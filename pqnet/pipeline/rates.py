@@ -10,7 +10,15 @@ from pqnet.codecs.layout import block_columns, from_blocks, to_blocks
 from pqnet.codecs.pq import Integers
 from pqnet.fit import assign, weighted_kmeans
 from pqnet.graph import Node, weight_op
-from pqnet.pipeline.moments import build_metric, diagonal_blocks, output_squares, relative, row_weights, share_to_doubt
+from pqnet.pipeline.moments import (
+    build_metric,
+    diagonal_blocks,
+    measured_doubt,
+    output_squares,
+    relative,
+    row_weights,
+    share_to_doubt,
+)
 from pqnet.pipeline.noise import quantized_alike
 from pqnet.pipeline.statistics import Moments
 
@@ -104,6 +112,8 @@ class LayerRates:
         Whether the search is that of metric "full".
     corrected : bool
         Whether something makes up for the mean error of each output, so that only what varies counts.
+    others : Moments, optional
+        Of other samples, which tell how much of the moments is chance, and what that does to errors.
     seed, threads : int
     """
 
@@ -118,11 +128,14 @@ class LayerRates:
         fast: bool = False,
         second_order: bool = True,
         corrected: bool = False,
+        others: Moments | None = None,
     ) -> None:
         self.weight, self.seed, self.threads = weight, seed, threads
         self.fast, self.second_order = fast, second_order
         self._factors: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self._energies: dict[int, float] = {}
+        self._chance: float | None = None
+        self.apart: np.ndarray | None = None
         self.embedding = weight_op(node.op).looked_up
         if self.embedding:
             weights = row_weights("full", moments.mean.astype(np.float64) * moments.count)
@@ -132,7 +145,11 @@ class LayerRates:
         else:
             second = moments.centred() if corrected else moments.mean
             seen = build_metric("full", second[:, None])
-            full = build_metric("full", second[:, None], share_to_doubt(second.shape[1], moments.count))
+            doubt = share_to_doubt(second.shape[1], moments.count)
+            if others is not None:
+                self.apart = others.centred() if corrected else others.mean
+                doubt = max(doubt, measured_doubt(second, self.apart))
+            full = build_metric("full", second[:, None], doubt)
             assert full is not None and seen is not None
             self.seen = seen[:, 0]  # what errors are measured under: hardly damped, and not zero where inputs are
             self.moment, self.whole = full[:, 0], moments.mean
@@ -258,7 +275,8 @@ class LayerRates:
 
         Of fine quantization, choosing each block's code to make up for the errors of those before it: the volume of a
         block's moment given the inputs before it, over that of the moment alone, as a mean over blocks. Inputs too
-        weak to be coded take no part, which the damping stands for.
+        weak to be coded take no part, which the damping stands for. What the search
+        takes for correlations and is chance raises the errors that other samples see.
         """
         if self.embedding or not self.second_order:
             return 1.0
@@ -266,7 +284,9 @@ class LayerRates:
         at = np.arange(moment.shape[1]).reshape(-1, d)
         alone = np.linalg.slogdet(moment[:, at[:, :, None], at[:, None, :]])[1] / d
         given = np.log(pivots).reshape(*alone.shape, d).mean(2)
-        return float(np.exp(given).sum() / np.exp(alone).sum())
+        if self._chance is None:  # whatever the layout
+            self._chance = self._spread_by_chance()
+        return min(1.0, self._chance * float(np.exp(given).sum() / np.exp(alone).sum()))
 
     def _pivots(self, layout: str) -> tuple[np.ndarray, np.ndarray]:
         """Return the variance of each input given those before it, in the order of a layout, and the damped moment."""
@@ -278,6 +298,18 @@ class LayerRates:
             factor = np.linalg.cholesky(moment)
             self._factors[layout] = np.diagonal(factor, axis1=1, axis2=2) ** 2, moment
         return self._factors[layout]
+
+    def _spread_by_chance(self) -> float:
+        """Return by which factor other samples see larger errors than the moments that the search shapes them by."""
+        if self.apart is None:
+            return 1.0
+        energy = np.diagonal(self.moment, axis1=1, axis2=2).astype(np.float64)
+        size = np.sqrt(energy)
+        pairs = size[:, :, None] * size[:, None, :]
+        known, apart = ((m / pairs + SHAPING_DAMPING * np.eye(m.shape[1])) for m in (self.moment, self.apart))
+        shaped = np.trace(np.linalg.solve(known, apart), axis1=1, axis2=2)
+        alone = np.trace(apart, axis1=1, axis2=2) / (1 + SHAPING_DAMPING)
+        return float(shaped.sum() / alone.sum())
 
     def _error(self, decoded: np.ndarray, target: np.ndarray) -> float:
         """Return the relative squared error of the outputs of some rows."""
