@@ -47,13 +47,13 @@ class Winograd(Algorithm):
         outputs, channels, weight = layer.outputs, layer.channels, layer.codes
         high, across = _patches(layer)
         patches, panels = layer.batch * high * across, -(-outputs // ROWS)
-        tasks, rest = -(-patches // LANES), patches % LANES
-        tiles = patches // LANES + (min((-(-rest // WIDTH) + 1) / VECTORS, 1) if rest else 0)  # the last may be narrow
+        # The last tile may be narrow; a single vector takes as long as two.
+        tasks, tiles = -(-patches // LANES), max(-(-patches // WIDTH), 2) / VECTORS
         decode = 0.0
         if weight is not None:
             decode = DECODE_CHANNEL if weight.codec.layout == "channel" else DECODE_SPATIAL
         inner = panels * (tiles * 16 * PRODUCT * STRIDED + tasks * ROWS * decode)
-        return channels * (inner + tiles * PATCHES) + tiles * outputs * FINISH
+        return channels * (inner + tasks * PATCHES) + tasks * outputs * FINISH
 
     def windows(self, b: Builder, layer: Layer, x: View) -> Windows:
         """Pad the input to whole patches."""
