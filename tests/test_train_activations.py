@@ -2,6 +2,7 @@
 
 import copy
 
+import naive
 import numpy as np
 import pytest
 
@@ -12,6 +13,7 @@ from pqnet import IntN, load  # noqa: E402
 from pqnet.demo import model_path  # noqa: E402
 from pqnet.errors import ConfigError  # noqa: E402
 from pqnet.train import ActivationNoise, QuantNoise, to_model, to_module  # noqa: E402
+from pqnet.train.observers import to_integers  # noqa: E402
 from pqnet_converters import from_torch  # noqa: E402
 
 
@@ -252,3 +254,19 @@ def test_a_model_without_the_ranges_of_its_inputs_says_so():
         to_model(net, model)
     noise.remove()
     to_model(net, model)
+
+
+def test_a_model_has_the_integers_of_its_module():
+    net = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2))
+    model = from_torch(net, torch.zeros(1, 16))
+    ActivationNoise(net, {"0": 8, "2": 8}, observer="mse")
+    net(draw(64, 16))
+    ranges = to_model(net, model).graph.meta["input_ranges"]
+    state = net.state_dict()
+    assert ranges == {
+        name: [float(state[f"{name}.input_range.{end}"]) for end in ("low", "high")] for name in ("0", "2")
+    }
+    x = draw(50, 16)
+    for low, high in ranges.values():
+        want = to_integers(x, torch.tensor(low), torch.tensor(high), 8).numpy()
+        assert np.abs(naive.round_inputs(x.numpy(), low, high) - want).max() <= 1e-5 * (high - low)

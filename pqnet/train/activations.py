@@ -125,10 +125,13 @@ class ActivationNoise(Draws):
         self._added = []
 
 
-def layers_with_ranges(module: nn.Module) -> list[str]:
-    """Return the names of the layers whose inputs are integers of some range."""
-    parts = module.named_modules()
-    return [name.rpartition(".")[0] for name, part in parts if isinstance(part, _Range) and bool(part.seen)]
+def ranges_of_inputs(module: nn.Module) -> dict[str, tuple[int, float, float]]:
+    """Return bits, least and largest number of the inputs that are integers, by the weight's name in the state dict."""
+    parts = ((name, part) for name, part in module.named_modules() if isinstance(part, _Range) and bool(part.seen))
+    return {
+        f"{name.removesuffix('input_range')}weight": (part.bits, float(part.low), float(part.high))
+        for name, part in parts
+    }
 
 
 def _label(attribute: str) -> str:

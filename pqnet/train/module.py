@@ -13,8 +13,9 @@ from torch.nn.utils.parametrize import is_parametrized
 from pqnet.codecs import Packed
 from pqnet.errors import PQNetError
 from pqnet.graph import Graph
+from pqnet.graph.ranges import INPUT_RANGES
 from pqnet.runtime import Model
-from pqnet.train.activations import layers_with_ranges
+from pqnet.train.activations import ranges_of_inputs
 from pqnet.train.ops import TorchGraph
 from pqnet.train.packed import PackedWeight, packed_weights, register
 from pqnet.train.stored import Gradient
@@ -108,19 +109,33 @@ def to_model(module: nn.Module, model: Model | None = None) -> Model:
     if not isinstance(module, nn.Module) or own != (model is None) or not isinstance(model, Model | None):
         wanted = "a TorchGraph alone, or another torch.nn.Module and the Model that from_torch made of it"
         raise PQNetError(f"module, model: expected {wanted}, got {type(module).__name__}, {type(model).__name__}")
-    if ranges := layers_with_ranges(module):
-        warnings.warn(
-            f"to_model: the inputs of {ranges[:5]} are integers in the module, by ActivationNoise, and floats in the "
-            "model: files hold no ranges of activations",
-            stacklevel=2,
-        )
     graph = module.graph if model is None else model.graph
     with _evaluating(module):
         params = _graph_params(module) if model is None else _named_params(module, graph)
     meta = dict(graph.meta)
     if "quantization" in meta:
         meta["quantization"] = {key: value for key, value in meta["quantization"].items() if key != "layers"}
+    if ranges := _input_ranges(module, graph):
+        meta[INPUT_RANGES] = ranges
     return Model(replace(graph, params=params, meta=meta))
+
+
+def _input_ranges(module: nn.Module, graph: Graph) -> dict[str, list[float]]:
+    """Return the ranges of 8-bit inputs that `ActivationNoise` learned, by layer of the graph; warn of all others."""
+    layers = {node.params["weight"]: node.name for node in graph.nodes if "weight" in node.params}
+    found, others = {}, []
+    for weight, (bits, low, high) in ranges_of_inputs(module).items():
+        if bits == 8 and weight in layers and low < high:
+            found[layers[weight]] = [low, high]
+        else:
+            others.append(weight.removesuffix(".weight"))
+    if others:
+        warnings.warn(
+            f"to_model: the inputs of {others[:5]} are integers in the module, by ActivationNoise, and floats in the "
+            "model: files hold ranges of 8 bits, of layers of the model",
+            stacklevel=3,
+        )
+    return found
 
 
 @contextmanager
