@@ -558,7 +558,7 @@ BAD_TORCH = [
      "expected one that torch.export takes, got: .*data-dependent"),
     ("convert onnx missing.onnx -o m.h5", "path: expected a readable ONNX file, got missing.onnx"),
     ("convert onnx model.h5 -o m.h5", "ONNX file: expected a model, got data that is damaged, truncated or of another"),
-    ("convert onnx model.h5 -o m.h5 --input x=1xyX,", "--input: expected NAME=SHAPE such as images=1x3xHxW, got 'x=1xyX,'"),
+    ("convert onnx model.h5 -o m.h5 --input x=1x,", "--input: expected NAME=SHAPE such as images=1x3xHxW, got 'x=1x,'"),
     ("convert onnx model.h5 -o m.h5 --input 1x3", "--input: expected NAME=SHAPE such as images=1x3xHxW, got '1x3'"),
     ("convert onnx model.h5 -o m.h5 --value sr=high", "--value: expected NAME=NUMBER such as sr=16000, got 'sr=high'"),
     ("export caffe model.h5 -o m.proto", "export: expected a format of onnx, got 'caffe'"),

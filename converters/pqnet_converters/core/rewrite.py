@@ -169,7 +169,7 @@ class Rewriter:
         changed = False
         for i in reversed(range(len(self.nodes))):  # the largest pattern is seen from its end
             node = self.nodes[i]
-            if node.op == "" or not any(self._users[v] for v in node.outputs):
+            if not any(self._users[v] for v in node.outputs):
                 continue
             made = next((made for rule in rules.get(node.op, ()) if (made := rule(self, node)) is not None), None)
             if made is not None:
