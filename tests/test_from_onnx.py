@@ -265,20 +265,20 @@ def test_a_table_and_the_same_as_a_matrix_are_stored_once() -> None:
 
 
 def test_operations_of_another_domain() -> None:
-    node = helper.make_node("ScaledTanh", ["x"], ["y"], domain="mylib", scale=0.5)
+    node = helper.make_node("ScaledTanh", ["x"], ["y"], domain="mine", scale=0.5)
     proto = _model([node], {"x": ("b", 4)}, {"y": None}, {})
-    proto.opset_import.append(helper.make_opsetid("mylib", 1))
-    with pytest.raises(UnsupportedOpError, match=r"without a rule: mylib::ScaledTanh \(1: y\); a rule is a function"):
+    proto.opset_import.append(helper.make_opsetid("mine", 1))
+    with pytest.raises(UnsupportedOpError, match=r"without a rule: mine::ScaledTanh \(1: y\); a rule is a function"):
         from_onnx(proto.SerializeToString())
 
-    @rule("mylib::ScaledTanh")
+    @rule("mine::ScaledTanh")
     def scaled_tanh(b: Any, x: Any) -> Any:
         return b.emit("mul", b.emit("tanh", x), scalar=b.attr("scale", 1.0))
 
     try:
         assert ops(from_onnx(proto.SerializeToString())) == ["tanh", "mul"]
     finally:
-        del RULES["mylib::ScaledTanh"]
+        del RULES["mine::ScaledTanh"]
 
 
 # ---- what cannot be imported

@@ -152,6 +152,6 @@ def test_a_converted_network_is_saved_quantized_and_run(tmp_path: Any) -> None:
     from_onnx(packaged(package, path)).save(tmp_path / "net.h5")
     model, feed = pqnet.load(tmp_path / "net.h5"), make()[2]
     small = pqnet.quantize(model, {"default": IntN(8)}, [feed], progress=False)
-    assert small.size().ratio > 3
+    assert small.size().ratio > 2  # the first convolution stays float
     for name, want in model.run(feed).items():
         np.testing.assert_allclose(small.run(feed)[name], want, atol=0.05)

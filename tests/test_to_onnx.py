@@ -188,7 +188,7 @@ def test_what_has_no_onnx_form_is_listed() -> None:
 
 
 NETS = {
-    "resnet": (lambda: nets.resnet18(10), (3, 64, 64), "float32"),
+    "resnet": (lambda: nets.resnet18(10), (3, 32, 32), "float32"),
     "mobilenet": (nets.mobilenet_v3, (3, 64, 64), "float32"),
     "unet": (nets.SmallUNet, (3, 32, 32), "float32"),
     "vit": (nets.VisionTransformer, (3, 32, 32), "float32"),

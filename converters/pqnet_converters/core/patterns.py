@@ -12,6 +12,8 @@ import numpy as np
 
 from pqnet.graph import Graph, Node
 from pqnet.graph.layers import weight_op
+from pqnet_converters.core.attention import attention
+from pqnet_converters.core.norms import norm, norm_affine
 from pqnet_converters.core.rewrite import Operand, Pattern, Rewriter
 
 __all__ = ["TABLES", "simplify"]
@@ -35,12 +37,6 @@ def simplify(graph: Graph) -> Graph:
     for table in TABLES:
         graph = Rewriter(graph).run(table)
     return graph
-
-
-def _stem(node: Node, op: str) -> str:
-    """Return a name beside that of a node, after an operation."""
-    head, dot, _ = node.name.rpartition(".")
-    return f"{head}{dot}{op}"
 
 
 # ---- activations
@@ -99,7 +95,7 @@ def _activation(op: str, attrs: dict[str, Any], patterns: list[Pattern]) -> Rule
             return None
         if g.shape(found["x"]) != g.shape(node.outputs[0]):
             return None
-        return [g.node(op, [found["x"]], _stem(node, op), output=node.outputs[0], **attrs)]
+        return [g.node(op, [found["x"]], g.beside(node, op), output=node.outputs[0], **attrs)]
 
     return rule
 
@@ -135,7 +131,7 @@ def _permutes(g: Rewriter, node: Node) -> list[Node] | None:
     if before is not None:
         axes = tuple(before.attrs["axes"][a] for a in axes)
         if axes != tuple(range(len(axes))):
-            return [g.node("permute", before.inputs, _stem(node, "permute"), output=node.outputs[0], axes=axes)]
+            return [g.node("permute", before.inputs, g.beside(node, "permute"), output=node.outputs[0], axes=axes)]
         return _renamed(g, node, before.inputs[0])
     return _renamed(g, node, node.inputs[0]) if axes == tuple(range(len(axes))) else None
 
@@ -144,7 +140,9 @@ def _reshapes(g: Rewriter, node: Node) -> list[Node] | None:
     before = g.maker(node.inputs[0], "reshape")
     if before is None:
         return None
-    return [g.node("reshape", before.inputs, _stem(node, "reshape"), output=node.outputs[0], shape=node.attrs["shape"])]
+    return [
+        g.node("reshape", before.inputs, g.beside(node, "reshape"), output=node.outputs[0], shape=node.attrs["shape"])
+    ]
 
 
 # ---- layers: bias, table of rows
@@ -159,19 +157,9 @@ def _per_channel(g: Rewriter, value: Operand, rank: int, axis: int, channels: in
     return array.reshape(-1) if shape[axis] == channels else None
 
 
-def _constant_side(g: Rewriter, node: Node) -> tuple[str, str] | None:
-    """Return the value and the constant that a node combines."""
-    if len(node.inputs) != 2:
-        return None
-    for value, other in (node.inputs, node.inputs[::-1]):
-        if g.constant(other) is not None and g.constant(value) is None:
-            return value, other
-    return None
-
-
 def _bias(g: Rewriter, node: Node) -> list[Node] | None:
     """Let a layer add the constant that is added behind it."""
-    sides = _constant_side(g, node)
+    sides = g.constant_side(node)
     layer = None if sides is None else g.maker(sides[0], *LAYERS)
     if sides is None or layer is None or not g.alone(sides[0]):
         return None
@@ -265,243 +253,13 @@ def _one_hot(g: Rewriter, node: Node) -> list[Node] | None:
             continue
         if not shape or g.shape(ids) != (*shape, 1) or g.shape(node.outputs[0])[:-1] != shape:
             continue
-        ids_ = g.node("cast", one.inputs, _stem(node, "ids"), dtype="int64")
+        ids_ = g.node("cast", one.inputs, g.beside(node, "ids"), dtype="int64")
         table = np.asarray(weight.T, np.float32, order="C")
         if "bias" in node.params:
             table = table + g.params[node.params["bias"]]  # type: ignore[operator]
         name = g.store(f"{node.name}.table", table)
         return [ids_, g.node("embedding", ids_.outputs, node.name, {"weight": name}, node.outputs[0])]
     return None
-
-
-# ---- norms
-
-
-def _mean(g: Rewriter, value: Operand) -> tuple[Operand, tuple[int, ...]] | None:
-    """Return of what a value is the mean, and over which axes, whether or not these are kept."""
-    node = g.maker(value, "mean", "adaptive_avg_pool2d", "mul", "div", "reshape")
-    if node is None:
-        return None
-    if node.op == "mean":
-        return node.inputs[0], node.attrs["axes"]
-    if node.op == "reshape":  # it brings back the axes
-        inner = _mean(g, node.inputs[0])
-        kept = None if inner is None else [1 if a in inner[1] else n for a, n in enumerate(g.shape(inner[0]))]
-        return inner if inner is not None and list(g.shape(value)) == kept else None
-    operands = g.operands(node)
-    total = next((g.maker(o, "sum") for o in operands if g.maker(o, "sum") is not None), None)
-    number = next((o for o in operands if not isinstance(o, str)), None)
-    if total is None or number is None or not number:
-        return None
-    sizes = [g.shape(total.inputs[0])[a] for a in total.attrs["axes"]]
-    count = math.prod(sizes)
-    fits = math.isclose(number, 1 / count if node.op == "mul" else count, rel_tol=1e-5)
-    return (total.inputs[0], total.attrs["axes"]) if fits and all(type(n) is int for n in sizes) else None
-
-
-def _square(g: Rewriter, value: Operand) -> Operand | None:
-    found = g.first([("mul", "x", "x"), ("pow", "x", 2.0)], value)
-    return None if found is None else found["x"]
-
-
-def _variance(g: Rewriter, value: Operand) -> tuple[Operand, tuple[int, ...]] | None:
-    """Return of what a value is the variance: the mean square of deviations, or what the square of the mean leaves."""
-    node = g.maker(value, "reshape", "maximum", "clamp", "sub", "var")
-    if node is not None and node.op == "var":
-        return (node.inputs[0], node.attrs["axes"]) if node.attrs["correction"] == 0 else None
-    if node is not None and node.op == "reshape":
-        inner = _variance(g, node.inputs[0])
-        kept = None if inner is None else [1 if a in inner[1] else n for a, n in enumerate(g.shape(inner[0]))]
-        if inner is not None and list(g.shape(value)) == kept:
-            return inner
-    if node is not None and node.op in ("maximum", "clamp"):
-        least = (
-            node.attrs["min"]
-            if node.op == "clamp"
-            else next((o for o in g.operands(node) if not isinstance(o, str)), 1)
-        )
-        return _variance(g, node.inputs[0]) if least == 0 else None
-    if node is not None and node.op == "sub" and len(node.inputs) == 2:
-        squares, mean = _mean(g, node.inputs[0]), _square(g, node.inputs[1])
-        of = None if mean is None else _mean(g, mean)
-        if squares is not None and of is not None and _square(g, squares[0]) == of[0] and squares[1] == of[1]:
-            return of
-        return None
-    squares = _mean(g, value)
-    deviation = None if squares is None else _square(g, squares[0])
-    if squares is None or deviation is None:
-        return None
-    of = _deviation(g, deviation)
-    return of if of is not None and of[1] == squares[1] else None
-
-
-def _deviation(g: Rewriter, value: Operand) -> tuple[Operand, tuple[int, ...]] | None:
-    """Return of what a value is the deviation from its mean."""
-    node = g.maker(value, "sub")
-    if node is None or len(node.inputs) != 2:
-        return None
-    of = _mean(g, node.inputs[1])
-    return of if of is not None and of[0] == node.inputs[0] else None
-
-
-def _inverse_root(g: Rewriter, value: Operand) -> tuple[Operand, float] | None:
-    """Return v and eps of 1 / sqrt(v + eps)."""
-    found = g.first([("rsqrt", ("add", "v", "eps")), ("pow", ("add", "v", "eps"), -0.5)], value)
-    return None if found is None else _small(found)
-
-
-def _small(found: dict[str, Operand]) -> tuple[Operand, float] | None:
-    value, eps = found["v"], found["eps"]
-    if isinstance(value, float | int):
-        value, eps = eps, value
-    return (value, float(eps)) if not isinstance(eps, str) and 0 < eps < 0.1 else None
-
-
-def _weights(g: Rewriter, value: Operand, shape: tuple[int, ...]) -> str | None:
-    """Return the parameter that a constant is, if it has the shape of the normed axes."""
-    array = g.constant(value)
-    if array is None or array.dtype != np.float32 or array.size != math.prod(shape):
-        return None
-    if array.shape[-len(shape) :] != shape:
-        return None
-    name = g.parameter(value)
-    return name if array.shape == shape else g.store(name, array.reshape(shape))
-
-
-def _normed(
-    g: Rewriter, left: Operand, right: Operand, divided: bool
-) -> tuple[Operand, Operand, float, Operand | None] | None:
-    """Return dividend, variance, eps and a weight of a product with, or quotient by, a standard deviation."""
-    if divided:
-        found = g.first([("sqrt", ("add", "v", "eps"))], right)
-        small = None if found is None else _small(found)
-        return None if small is None else (left, *small, None)
-    root = _inverse_root(g, right)
-    if root is not None:
-        return left, *root, None
-    node = g.maker(right, "mul")
-    if node is not None and len(node.inputs) == 2:
-        for inner, weight in (node.inputs, node.inputs[::-1]):
-            root = _inverse_root(g, inner)
-            if root is not None and g.constant(weight) is not None:
-                return left, *root, weight
-    return None
-
-
-def _norm(g: Rewriter, node: Node) -> list[Node] | None:
-    """Layer norm without weights, or with a weight that its factor has."""
-    if len(node.inputs) != 2:
-        return None
-    sides = [(node.inputs[0], node.inputs[1])]
-    sides += [(node.inputs[1], node.inputs[0])] if node.op == "mul" else []
-    for left, right in sides:
-        parts = _normed(g, left, right, node.op == "div")
-        of = None if parts is None else _deviation(g, parts[0])
-        if parts is None or of is None or _variance(g, parts[1]) != of:
-            continue
-        value, axes = of
-        rank = len(g.shape(value))
-        if not isinstance(value, str) or tuple(sorted(axes)) != tuple(range(rank - len(axes), rank)):
-            continue
-        params: dict[str, str] = {}
-        if parts[3] is not None:
-            weight = _weights(g, parts[3], g.shape(value)[-len(axes) :])
-            if weight is None:
-                continue
-            params["weight"] = weight
-        stem = _stem(node, "layer_norm")
-        return [g.node("layer_norm", [value], stem, params, node.outputs[0], axes=len(axes), eps=parts[2])]
-    return None
-
-
-def _norm_affine(g: Rewriter, node: Node) -> list[Node] | None:
-    """Let a layer norm multiply by the weight and add the bias behind it."""
-    sides = _constant_side(g, node)
-    norm = None if sides is None else g.maker(sides[0], "layer_norm")
-    if sides is None or norm is None or not g.alone(sides[0]):
-        return None
-    role = "weight" if node.op == "mul" else "bias"
-    if role in norm.params or (role == "weight" and "bias" in norm.params):
-        return None
-    name = _weights(g, sides[1], g.shape(sides[0])[-norm.attrs["axes"] :])
-    if name is None:
-        return None
-    stem = name.rpartition(".")[0] or norm.name
-    params = {**norm.params, role: name}
-    return [
-        g.node("layer_norm", norm.inputs, stem, params, node.outputs[0], axes=norm.attrs["axes"], eps=norm.attrs["eps"])
-    ]
-
-
-# ---- attention
-
-
-def _factor(g: Rewriter, value: str) -> tuple[str, float]:
-    """Return what a value is a number of times, and that number."""
-    total = 1.0
-    while (node := g.maker(value, "mul", "div")) is not None and len(node.inputs) == 1 and not node.attrs["reverse"]:
-        number = float(node.attrs["scalar"])
-        if not number or not math.isfinite(number):
-            break
-        value, total = node.inputs[0], total * number if node.op == "mul" else total / number
-    return value, total
-
-
-def _attention(g: Rewriter, node: Node) -> list[Node] | None:
-    """softmax(q k' s + mask) v."""
-    weights = g.maker(node.inputs[0], "softmax", "where")
-    if weights is not None and weights.op == "where":  # rows of NaN become zeros: attention gives them anyway
-        found = g.first([("ne", "p", "p")], weights.inputs[0])
-        weights = g.maker(weights.inputs[2], "softmax") if found and found["p"] == weights.inputs[2] else None
-    if weights is None or weights.attrs["axis"] != len(g.shape(node.inputs[0])) - 1:
-        return None
-    scores, masks, made = weights.inputs[0], [], []
-    added = g.maker(scores, "add", "where")
-    if added is not None and added.op == "add" and len(added.inputs) == 2:
-        sides = [(v, m) for v, m in (added.inputs, added.inputs[::-1]) if _product(g, v) is not None]
-        if not sides:
-            return None
-        scores, masks = sides[0][0], [sides[0][1]]
-    elif added is not None and added.op == "where":
-        condition, left, right = added.inputs
-        if _is_hidden(g, right):
-            scores, masks = left, [condition]
-        elif _is_hidden(g, left):
-            inverse = g.maker(condition, "logical_not")
-            made = [] if inverse else [g.node("logical_not", [condition], _stem(node, "seen"))]
-            scores, masks = right, [inverse.inputs[0] if inverse else made[0].outputs[0]]
-        else:
-            return None
-    found_product = _product(g, scores)
-    if found_product is None:
-        return None
-    (query, keys), scale = found_product
-    shapes = [g.shape(v) for v in (query, keys, node.inputs[1])]
-    if min(map(len, shapes)) < 3 or any(g.constant(v) is not None for v in (query, keys, node.inputs[1])):
-        return None
-    shape = g.shape(made[0].inputs[0] if made else masks[0]) if masks else (1,)
-    if not 0 < len(shape) <= len(g.shape(scores)):
-        return None
-    rank = len(shapes[1])
-    turned = g.node("permute", [keys], _stem(node, "keys"), axes=(*range(rank - 2), rank - 1, rank - 2))
-    inputs = [query, turned.outputs[0], node.inputs[1], *masks]
-    return [*made, turned, g.node("attention", inputs, _stem(node, "attention"), output=node.outputs[0], scale=scale)]
-
-
-def _is_hidden(g: Rewriter, value: str) -> bool:
-    """Tell whether a value is minus infinity."""
-    array = g.constant(value)
-    return array is not None and array.size == 1 and array.item() == -math.inf
-
-
-def _product(g: Rewriter, value: str) -> tuple[tuple[str, str], float] | None:
-    """Return the factors of a product of matrices that may be scaled, or whose factors may be, and the scale."""
-    inner, scale = _factor(g, value)
-    node = g.maker(inner, "matmul")
-    if node is None:
-        return None
-    (left, a), (right, c) = (_factor(g, v) for v in node.inputs)
-    return (left, right), scale * a * c
 
 
 Table = list[tuple[tuple[str, ...], Rule]]
@@ -513,11 +271,11 @@ PATTERNS: Table = [
         (tuple(sorted({str(p[0]) for p in patterns if isinstance(p, tuple)})), _activation(op, attrs, patterns))
         for op, attrs, patterns in ACTIVATIONS
     ),
-    (("mul", "div"), _norm),
-    (("mul", "add"), _norm_affine),
+    (("mul", "div"), norm),
+    (("mul", "add"), norm_affine),
     (("linear",), _one_hot),
     (("add",), _bias),
-    (("matmul",), _attention),
+    (("matmul",), attention),
 ]
 # Products and sums by channel may be part of a norm: what is left of them when that is found.
 TABLES: tuple[Table, ...] = (PATTERNS, [(("add", "sub", "mul", "div", "batch_norm"), _affine)])

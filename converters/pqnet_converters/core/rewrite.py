@@ -116,7 +116,20 @@ class Rewriter:
                 return found
         return None
 
+    def constant_side(self, node: Node) -> tuple[str, str] | None:
+        """Return the value and the constant that a node of two inputs combines."""
+        if len(node.inputs) == 2:
+            for value, other in (node.inputs, node.inputs[::-1]):
+                if self.constant(other) is not None and self.constant(value) is None:
+                    return value, other
+        return None
+
     # ---- what they make
+
+    def beside(self, node: Node, op: str) -> str:
+        """Return the name of an operation in the module of a node."""
+        head, dot, _ = node.name.rpartition(".")
+        return f"{head}{dot}{op}"
 
     def name(self, stem: str) -> str:
         """Return a name that no node or value has."""
@@ -169,7 +182,7 @@ class Rewriter:
         changed = False
         for i in reversed(range(len(self.nodes))):  # the largest pattern is seen from its end
             node = self.nodes[i]
-            if node.op == "" or not any(self._users[v] for v in node.outputs):
+            if not any(self._users[v] for v in node.outputs):
                 continue
             made = next((made for rule in rules.get(node.op, ()) if (made := rule(self, node)) is not None), None)
             if made is not None:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from onnx import numpy_helper
 from pqnet.errors import FormatError, PQNetError, UnsupportedOpError
 from pqnet_converters.core.importer import graph_dtype
 
-__all__ = ["OPSETS", "Declared", "OnnxGraph", "OnnxNode", "read"]
+__all__ = ["OPSETS", "Declared", "OnnxGraph", "OnnxNode", "element_dtype", "read"]
 
 OPSETS = range(9, 24)  # what rules are written for
 STANDARD = ("", "ai.onnx")
@@ -57,7 +57,6 @@ class OnnxGraph:
     constants: Mapping[str, np.ndarray]
     opset: int = 0
     producer: str = ""
-    name: str = field(default="")
 
     def walk(self) -> Iterator[OnnxNode]:
         """Yield all nodes, those of bodies too."""
@@ -127,7 +126,7 @@ class _Reader:
         inputs = tuple(_declared(v, "input") for v in graph.input if v.name not in constants)
         outputs = tuple(_declared(v, "output") for v in graph.output)
         nodes = tuple(self.node(n, opset) for n in graph.node)
-        return OnnxGraph(inputs, outputs, nodes, constants, opset, producer, graph.name)
+        return OnnxGraph(inputs, outputs, nodes, constants, opset, producer)
 
     def node(self, node: Any, opset: int) -> OnnxNode:
         where = node.name or (node.output[0] if node.output else node.op_type)
@@ -155,7 +154,7 @@ class _Reader:
             raise UnsupportedOpError(f"{where}: a tensor of strings; tokenize before the network")
         if tensor.data_type not in T.DataType.values() or tensor.data_type == T.UNDEFINED:
             raise FormatError(f"{where}: expected a known data type, got number {tensor.data_type}")
-        dtype = graph_dtype(_dtype(tensor.data_type), where)
+        dtype = element_dtype(tensor.data_type, where)
         if tensor.data_location == T.EXTERNAL:
             array = self.external(tensor, where)
         else:
@@ -213,10 +212,10 @@ def _scoped(node: Any) -> str:
     return f"/{parts[-2].replace('.', '/')}/{node.op_type}"
 
 
-def _dtype(number: int) -> str:
-    """Return the name of an element type."""
+def element_dtype(number: int, where: str) -> str:
+    """Return the graph's dtype for the number that ONNX gives to an element type."""
     name = T.DataType.Name(number).lower()
-    return str({"float": "float32", "double": "float64"}.get(name, name))
+    return graph_dtype({"float": "float32", "double": "float64"}.get(name, name), where)
 
 
 def _declared(value: Any, what: str) -> Declared:
@@ -227,7 +226,7 @@ def _declared(value: Any, what: str) -> Declared:
     tensor = value.type.tensor_type
     if tensor.elem_type == T.STRING:
         raise UnsupportedOpError(f"{where}: a tensor of strings; tokenize before the network")
-    dtype = graph_dtype(_dtype(tensor.elem_type), where) if tensor.elem_type else "float32"
+    dtype = element_dtype(tensor.elem_type, where) if tensor.elem_type else "float32"
     if not tensor.HasField("shape"):
         return Declared(value.name, dtype, None)
     return Declared(value.name, dtype, tuple(_size(d) for d in tensor.shape.dim))

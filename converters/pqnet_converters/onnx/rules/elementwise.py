@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import onnx
 
-from pqnet_converters.core.importer import Tensor, as_known, graph_dtype
+from pqnet_converters.core.importer import Tensor, as_known
 from pqnet_converters.core.sizes import Symbolic, ceil
 from pqnet_converters.onnx.importer import OnnxImporter
+from pqnet_converters.onnx.reader import element_dtype
 from pqnet_converters.onnx.registry import rule
 
 Rule = Callable[..., Tensor]
@@ -189,13 +190,7 @@ def cast(b: OnnxImporter, x: Tensor) -> Tensor:
     number = b.attr("to")
     if number == onnx.TensorProto.STRING:
         raise b.refuse("strings have no rule")
-    return b.cast(x, number_dtype(b, number))
-
-
-def number_dtype(b: OnnxImporter, number: int) -> str:
-    """Return the graph's dtype for the number that ONNX gives to an element type."""
-    name = onnx.TensorProto.DataType.Name(number).lower()
-    return graph_dtype({"float": "float32", "double": "float64"}.get(name, name), b.node.op)
+    return b.cast(x, element_dtype(number, "Cast"))
 
 
 @rule("CastLike")
@@ -269,5 +264,5 @@ def range_(b: OnnxImporter, start: Tensor, end: Tensor, step: Tensor) -> Tensor:
 @rule("EyeLike")
 def eye_like(b: OnnxImporter, x: Tensor) -> Tensor:
     rows, columns = (b.fixed(size) for size in x.shape)
-    dtype = number_dtype(b, b.attr("dtype")) if b.attr("dtype") else x.dtype
+    dtype = element_dtype(b.attr("dtype"), "EyeLike") if b.attr("dtype") else x.dtype
     return as_known(np.eye(rows, columns, b.attr("k", 0)), dtype)

@@ -6,8 +6,8 @@ import numpy as np
 
 from pqnet_converters.core.importer import Tensor, as_known
 from pqnet_converters.onnx.importer import OnnxImporter, axis_of
+from pqnet_converters.onnx.reader import element_dtype
 from pqnet_converters.onnx.registry import rule
-from pqnet_converters.onnx.rules.elementwise import number_dtype
 from pqnet_converters.onnx.rules.layers import conv, matmul
 
 
@@ -50,7 +50,7 @@ def dequantize(b: OnnxImporter, x: Tensor, scale: Tensor, zero: Tensor | None = 
 @rule("QuantizeLinear", "com.microsoft::QuantizeLinear")
 def quantize(b: OnnxImporter, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
     kind = b.attr("output_dtype", 0)
-    dtype = zero.dtype if zero is not None else number_dtype(b, kind) if kind else "uint8"
+    dtype = zero.dtype if zero is not None else element_dtype(kind, "QuantizeLinear") if kind else "uint8"
     if dtype == "float32" or b.attr("block_size", 0):
         raise b.refuse(
             "expected integers with one scale, or one for each channel; small floats and blocks have no rule"

@@ -10,6 +10,8 @@ from pqnet_converters.onnx.importer import OnnxImporter, axes_of, axis_of
 from pqnet_converters.onnx.registry import rule
 from pqnet_converters.onnx.rules.elementwise import sizes
 
+FAR = (1 << 31) - 1  # a limit of slices that is beyond any axis
+
 
 @rule("Shape")
 def shape(b: OnnxImporter, x: Tensor) -> Tensor:
@@ -111,16 +113,14 @@ def slice_(
     along = b.ints("axes", axes, list(range(len(first))))
     by = b.ints("steps", steps, [1] * len(first))
     for axis, start, stop, step in zip(along, first, last, by, strict=True):
-        step = b.fixed(step, "step")
-        at = axis_of(b.fixed(axis, "axis"), x.rank)
-        limit = 1 << 31
-        end = None if not isinstance(stop, Symbolic) and (stop >= limit - 1 or (step < 0 and stop <= -limit)) else stop
-        if step < 0 and not isinstance(start, Symbolic) and start >= limit - 1:
-            start = None
-        if step < 0 and end is not None and not isinstance(end, Symbolic) and not isinstance(x.shape[at], Symbolic):
-            end = None if end < -x.shape[at] else end
-        x = b.slice(x, at, start, end, step)
+        at, step = axis_of(b.fixed(axis, "axis"), x.rank), b.fixed(step, "step")
+        x = b.slice(x, at, None if _is_far(start) else start, None if _is_far(stop) else stop, step)
     return x
+
+
+def _is_far(limit: Any) -> bool:
+    """Tell whether a limit stands for the end of any axis."""
+    return not isinstance(limit, Symbolic) and abs(limit) >= FAR
 
 
 MODES = {"constant": "constant", "reflect": "reflect", "edge": "replicate"}
@@ -264,6 +264,6 @@ def data_dependent(b: OnnxImporter, x: Tensor, *more: Tensor) -> Tensor:
     )
 
 
-@rule("String", "StringNormalizer", "TfIdfVectorizer", "LabelEncoder")
+@rule("StringConcat", "StringNormalizer", "StringSplit", "RegexFullMatch", "TfIdfVectorizer")
 def strings(b: OnnxImporter, *_: Any) -> Tensor:
     raise b.refuse("strings have no rule; tokenize before the network")
