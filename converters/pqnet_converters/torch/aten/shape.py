@@ -67,8 +67,9 @@ def slice_scatter(b: Importer, x: Tensor, source: Tensor, axis: int, start: Any,
     size, written = x.shape[axis], source.shape[axis]
     parts: list[Tensor | str] = [source]
     if isinstance(size, int) and isinstance(written, int) and not isinstance(start, str):
-        first: Dim = slice(start, None).indices(size)[0]
-        behind: Dim = first + written
+        begin = slice(start, None).indices(size)[0]
+        first: Dim = begin
+        behind: Dim = begin + written
     else:  # parts of no elements are right
         first = 0 if start is None else f"({size})+{start}" if isinstance(start, int) and start < 0 else start
         behind = f"({first})+{written}"
