@@ -1,6 +1,7 @@
 """Exports modules as functional programs, decomposed as far as there is no rule."""
 
 import inspect
+import operator
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,10 +12,12 @@ from torch.utils import _pytree as pytree
 
 from pqnet.errors import PQNetError
 from pqnet_converters.torch.aten import RULES
+from pqnet_converters.torch.importer import out_of_place
 from pqnet_converters.torch.sizes import Axes
 
 __all__ = ["export"]
 
+CREATED = ("aten.new_zeros.default", "aten.new_ones.default")  # of the sizes given
 NUMBERS = (torch.Tensor, int, float, bool, str, torch.SymInt, torch.SymFloat, torch.SymBool, type(None))
 
 
@@ -31,10 +34,11 @@ def export(module: torch.nn.Module, examples: Mapping[str, torch.Tensor], free: 
                 strict=False,
                 prefer_deferred_runtime_asserts_over_guards=True,
             )
-            table = torch.export.default_decompositions()
-            for op in [op for op in table if str(op) in RULES]:
-                del table[op]
-            program = program.run_decompositions(table)
+            if not _translatable(program):
+                table = torch.export.default_decompositions()
+                for op in [op for op in table if str(op) in RULES]:
+                    del table[op]
+                program = program.run_decompositions(table)
     except Exception as reason:  # whatever the module's own code and the exporter raise
         raise PQNetError(f"module: expected one that torch.export takes, got: {_first_line(reason)}") from reason
     signature = program.graph_signature
@@ -42,6 +46,48 @@ def export(module: torch.nn.Module, examples: Mapping[str, torch.Tensor], free: 
     if changed:
         raise PQNetError(f"module: expected a forward without side effects, got one that changes {changed}")
     return program
+
+
+def _translatable(program: Any) -> bool:
+    """Tell whether all nodes can be translated as they are; decomposing a program takes longer than exporting it."""
+    inputs = set(program.graph_signature.user_inputs)
+    fixed: set[Any] = set()  # what depends on no input is computed as it is
+    own: set[Any] = set()  # of that, memory that the program made: changing it in place changes no parameter
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and node.name not in inputs:
+            fixed.add(node)
+        elif node.op == "call_function":
+            made = str(node.target) in CREATED and not any(isinstance(a, torch.fx.Node) for a in node.args[1:])
+            if made or (fixed.issuperset(node.all_input_nodes) and isinstance(node.target, torch._ops.OpOverload)):
+                fixed.add(node)
+                if made or not _is_view(node.target) or own.intersection(node.all_input_nodes[:1]):
+                    own.add(node)
+            changes = isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+            if not (node in own if changes and node in fixed else node in fixed or _has_rule(node)):
+                return False
+    return True
+
+
+def _has_rule(node: Any) -> bool:
+    if node.target is operator.getitem or str(node.target).startswith(("aten._assert_", "aten.dropout_")):
+        return True
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return not isinstance(node.meta.get("val"), torch.Tensor | tuple | list) and "val" in node.meta
+    if not node.target._schema.is_mutable:
+        return str(node.target) in RULES or str(node.target).startswith("aten.sym_")
+    # In place: the same as out of place where nothing else sees the tensor, as itself or as a view.
+    changed = node.args[0] if node.args else None
+    if not isinstance(changed, torch.fx.Node) or list(changed.users) != [node]:
+        return False
+    if changed.op != "call_function" or not isinstance(changed.target, torch._ops.OpOverload):
+        return False
+    fresh = not _is_view(changed.target) or changed.target._schema.is_mutable
+    return fresh and out_of_place(node.target) in RULES
+
+
+def _is_view(op: Any) -> bool:
+    """Tell whether an operation's result may share memory with its input."""
+    return "dropout" in str(op) or any(result.alias_info is not None for result in op._schema.returns)
 
 
 def _shapes(

@@ -16,7 +16,7 @@ from pqnet.graph.op import DTYPES
 from pqnet_converters.torch.aten.registry import RULES
 from pqnet_converters.torch.sizes import Expression, fraction_text, size_text
 
-__all__ = ["Importer", "Tensor", "dtype_name"]
+__all__ = ["Importer", "Tensor", "dtype_name", "out_of_place"]
 
 Dim = int | str
 CHECKS = ("aten._assert_", "aten.sym_constrain_range")
@@ -45,6 +45,12 @@ class Tensor:
     @property
     def rank(self) -> int:
         return len(self.shape)
+
+
+def out_of_place(target: Any) -> str:
+    """Return the full name of an operation, of one in place that of the one that it amounts to."""
+    name = str(target)
+    return name.replace("_.", ".", 1) if name.startswith("aten.") and target._schema.is_mutable else name
 
 
 def dtype_name(dtype: torch.dtype, where: str) -> str:
@@ -263,11 +269,12 @@ class Importer:
         kwargs = torch.fx.node.map_aggregate(node.kwargs, self._argument)
         if _foldable(node.target, (args, kwargs)) and not self._grows(node, (args, kwargs)):
             return self._fold(node, args, kwargs)
-        if str(node.target) not in RULES:
+        op = out_of_place(node.target)
+        if op not in RULES:
             raise self._missing(node)
         schema = node.target._schema.arguments
         bound = [args[i] if i < len(args) else kwargs.get(arg.name, arg.default_value) for i, arg in enumerate(schema)]
-        result = RULES[str(node.target)](self, *bound)
+        result = RULES[op](self, *bound)
         if isinstance(result, tuple):
             return tuple(self._wrap(r, val) for r, val in zip(result, node.meta["val"], strict=True))
         return self._wrap(result, node.meta.get("val"))

@@ -1,6 +1,7 @@
 """How aten operations become pqnet's: one rule each, one family per file; importing this registers them."""
 
 from pqnet_converters.torch.aten import activation as activation
+from pqnet_converters.torch.aten import composite as composite
 from pqnet_converters.torch.aten import create as create
 from pqnet_converters.torch.aten import elementwise as elementwise
 from pqnet_converters.torch.aten import index as index

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import torch
+
 from pqnet_converters.torch.aten.elementwise import as_number
 from pqnet_converters.torch.aten.registry import rule
 from pqnet_converters.torch.importer import Importer, Tensor
@@ -30,6 +32,21 @@ def full_like(b: Importer, x: Tensor, value: Any, *_: Any) -> str:
 def empty(b: Importer, *_: Any) -> str:
     """Memory without a meaning: zeros are as good as any."""
     return _full(b, 0)
+
+
+def _filled(value: int) -> Any:
+    def filled(b: Importer, x: Tensor, size: Any, *_: Any) -> Tensor | str:
+        shape = b.out_shape()
+        if any(isinstance(n, str) for n in shape):
+            return _full(b, value)
+        dtype = b.out_dtype()
+        return Tensor(shape, dtype, data=torch.full([int(n) for n in shape], value, dtype=getattr(torch, dtype)))
+
+    return filled
+
+
+rule("aten.new_zeros.default")(_filled(0))
+rule("aten.new_ones.default")(_filled(1))
 
 
 @rule("aten.scalar_tensor.default")

@@ -10,7 +10,7 @@ from pqnet_converters.torch.importer import Dim, Importer, Tensor
 
 @rule(
     *("aten.view.default", "aten._unsafe_view.default", "aten.reshape.default", "aten.unsqueeze.default"),
-    *("aten.squeeze.dim", "aten.squeeze.dims", "aten.squeeze.default"),
+    *("aten.squeeze.dim", "aten.squeeze.dims", "aten.squeeze.default", "aten.flatten.using_ints", "aten.unflatten.int"),
 )
 def reshape(b: Importer, x: Tensor, *_: Any) -> Tensor | str:
     shape = b.out_shape()
@@ -67,9 +67,9 @@ def slice_scatter(b: Importer, x: Tensor, source: Tensor, axis: int, start: Any,
     size, written = x.shape[axis], source.shape[axis]
     parts: list[Tensor | str] = [source]
     if isinstance(size, int) and isinstance(written, int) and not isinstance(start, str):
-        place = slice(start, None).indices(size)[0]
-        first: Dim = place
-        behind: Dim = place + written
+        begin = slice(start, None).indices(size)[0]
+        first: Dim = begin
+        behind: Dim = begin + written
     else:  # parts of no elements are right
         first = 0 if start is None else f"({size})+{start}" if isinstance(start, int) and start < 0 else start
         behind = f"({first})+{written}"
@@ -125,3 +125,15 @@ def reflection_pad(b: Importer, x: Tensor, padding: Any) -> str:
 @rule("aten.replication_pad1d.default", "aten.replication_pad2d.default")
 def replication_pad(b: Importer, x: Tensor, padding: Any) -> str:
     return _pad(b, x, padding, mode="replicate")
+
+
+PADS = {"reflect": reflection_pad, "replicate": replication_pad}
+
+
+@rule("aten.pad.default")
+def pad(b: Importer, x: Tensor, padding: Any, mode: str, value: Any) -> str:
+    if mode == "constant":
+        return constant_pad(b, x, padding, 0 if value is None else value)
+    if mode not in PADS:
+        raise b.refuse(f"expected padding by constants, {' or '.join(PADS)}, got {mode}")
+    return PADS[mode](b, x, padding)
