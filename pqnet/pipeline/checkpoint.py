@@ -108,7 +108,8 @@ class _Entries:
         for file in sorted(Path(__file__).parents[1].rglob("*.py")):
             self.digest.update(file.read_bytes())
         host = [np.__version__, kernels.cpu.NAME, kernels.cpu.ISA]
-        add_content(self.digest, [host, vars(run.options), more], {})
+        options = replace(run.options, repair=None)  # layers are the same with it
+        add_content(self.digest, [host, vars(options), more], {})
         if isinstance(source, Sequence):
             add_content(self.digest, *graph_content(replace(run.graph, meta={}).validate()))
             for batch in source:

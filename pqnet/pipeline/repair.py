@@ -1,7 +1,7 @@
 """Block reconstruction: what is float in a quantized block, fitted so that it gives the outputs of the float block."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -10,7 +10,8 @@ from pqnet._threads import ordered_map
 from pqnet.codecs import PackedPQ
 from pqnet.codecs.layout import from_blocks, to_blocks
 from pqnet.errors import PQNetError
-from pqnet.graph import Graph, Node
+from pqnet.graph import Graph, Node, weight_op
+from pqnet.graph.affine import FreeAffine
 from pqnet.graph.blocks import Block, find_blocks
 from pqnet.graph.gradients import backward, has_gradient, reached
 from pqnet.graph.graph import Param
@@ -28,7 +29,7 @@ PATIENCE = 2  # iterations that bring samples put aside no nearer, after which a
 DAMPING = 1e-2  # of curvatures, as a share of the mean of a parameter's
 
 T = TypeVar("T")
-FIRST_STEP = 1e-2  # in units of 1 / curvature
+FIRST_STEP = 0.05  # in units of 1 / curvature
 TRIALS = 4  # of the length of a step
 LINEAR = 2.0  # factor up to which a step may become longer or shorter without another look
 SHORTER = 0.1  # at least so long from one look to the next
@@ -108,11 +109,34 @@ class BlockRepair:
 
 
 class _State(NamedTuple):
-    """Where a search is: the error of the samples learned from, its gradient, and what is missing of each batch."""
+    """Where a search is: the error of the samples learned from, half its gradient, what is missing of each batch."""
 
     error: float
     slope: Numbers
     missing: list[list[np.ndarray]]
+
+
+@dataclass(frozen=True)
+class _Shift:
+    """What keeps the mean of a layer's outputs where it is if its weight changes: another parameter, the bias.
+
+    To fit codewords about the means of inputs that are far from zero takes many times fewer iterations.
+    """
+
+    bias: str
+    gain: np.ndarray  # of the bias for that of the layer's outputs, (O,)
+    mean: np.ndarray  # of what the filters see, (G, Kin)
+
+    def of_weight(self, change: np.ndarray) -> np.ndarray:
+        """Return the change of the bias that goes with one of the weight."""
+        filters = change.reshape(len(self.mean), -1, self.mean.shape[1]).astype(np.float64)
+        found: np.ndarray = -self.gain * np.matmul(filters, self.mean[:, :, None]).reshape(-1)
+        return found
+
+    def slope(self, of_bias: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """Return the gradient of the weight that is by way of the bias."""
+        rows: np.ndarray = (-self.gain * of_bias).reshape(len(self.mean), -1, 1)
+        return np.asarray(rows * self.mean[:, None]).reshape(shape)
 
 
 class _Fit:
@@ -131,6 +155,7 @@ class _Fit:
         }
         theirs = {name: dense_param(repair.teacher.params[name]) for name in used}
         self.wanted = self._of_batches(lambda i: self._outputs(self._run(theirs, taught, i)), range(len(values)))
+        self.shifts = self._shifts()
         energies = [sum(_energy([y[j]]) for y in self.wanted) for j in range(len(block.outputs))]
         self.scales = [np.float32(1 / np.sqrt(energy)) if energy > 0 else np.float32(0) for energy in energies]
 
@@ -148,7 +173,7 @@ class _Fit:
             turn = 0.0 if last is None else max(0.0, (square - _product(scaled, last[0])) / last[1])
             direction = {name: turn * direction[name] - values for name, values in scaled.items()}
             step = self._step(at, direction, step, now) if square > 0 else 0.0
-            at = _moved(at, direction, step)
+            at = self._moved(at, direction, step)
             try:
                 found = self._as_stored(at)
             except PQNetError:  # numbers that a file cannot hold
@@ -166,11 +191,41 @@ class _Fit:
     def _step(self, at: Numbers, direction: Numbers, step: float, now: _State) -> float:
         """Return the length of a step of least error, as far as outputs change in proportion to it."""
         for _ in range(TRIALS):
-            longer = self._best_factor(_moved(at, direction, step), now)
+            longer = self._best_factor(self._moved(at, direction, step), now)
             step *= max(longer, SHORTER)
             if 1 / LINEAR < longer < LINEAR:
                 break
         return step
+
+    def _shifts(self) -> dict[str, _Shift]:
+        """Return by weight what makes up for the means of its outputs, if a number that is fitted does."""
+        graph = self.repair.run.graph
+        found: dict[str, tuple[Node, FreeAffine]] = {}
+        for node in self.nodes:
+            weight = node.params.get("weight", "")
+            if isinstance(self.stored.get(weight), PackedPQ) and weight_op(node.op).is_product:
+                affine = FreeAffine.find(graph, node)
+                if affine is not None and affine.node.params.get("bias") in self.start:
+                    found[weight] = node, affine
+
+        def seen(i: int) -> list[np.ndarray]:
+            values = self._run(self.present, self.values, i)
+            return [_mean_seen(node, self.stored[name].shape, values) for name, (node, _) in found.items()]
+
+        sizes = [len(self.wanted[i][0]) for i in self.repair.learned]
+        parts = zip(*self._of_batches(seen, self.repair.learned), strict=True)
+        means = [np.average(np.stack(part), 0, sizes) for part in parts]
+        return {
+            name: _Shift(affine.node.params["bias"], affine.gain, mean)
+            for (name, (_, affine)), mean in zip(found.items(), means, strict=True)
+        }
+
+    def _moved(self, numbers: Numbers, direction: Numbers, step: float) -> Numbers:
+        """Return numbers after a step, biases such that weights about the means of what they see have made it."""
+        found = {name: values + step * direction[name] for name, values in numbers.items()}
+        for name, shift in self.shifts.items():
+            found[shift.bias] += shift.of_weight(self._dense_one(name, step * direction[name]))
+        return found
 
     def _of_batches(self, function: Callable[[int], T], batches: range) -> list[T]:
         return list(ordered_map(function, batches, self.repair.run.threads))
@@ -200,12 +255,13 @@ class _Fit:
     def _dense(self, numbers: Numbers) -> dict[str, np.ndarray]:
         """Return all parameters of the block for other numbers, not rounded as a file would have them."""
         params = dict(self.present)
-        for name, values in numbers.items():
-            packed, values = self.stored[name], values.astype(np.float32)
-            params[name] = values
-            if isinstance(packed, PackedPQ):
-                params[name] = from_blocks(values[packed.codes], packed.shape, packed.codec.layout)
-        return params
+        return params | {name: self._dense_one(name, values.astype(np.float32)) for name, values in numbers.items()}
+
+    def _dense_one(self, name: str, values: np.ndarray) -> np.ndarray:
+        packed = self.stored[name]
+        if not isinstance(packed, PackedPQ):
+            return values
+        return from_blocks(values[packed.codes], packed.shape, packed.codec.layout)
 
     def _as_stored(self, numbers: Numbers) -> dict[str, Param]:
         found: dict[str, Param] = {}
@@ -229,10 +285,20 @@ class _Fit:
         error, energy = np.sum(self._of_batches(one, self.repair.judged), 0)
         return float(error / energy) if energy > 0 else 0.0
 
-    def _slopes(self, values: Mapping[str, np.ndarray], params: Mapping[str, np.ndarray], seeds, i: int) -> Numbers:  # type: ignore[no-untyped-def]
+    def _slopes(
+        self,
+        values: Mapping[str, np.ndarray],
+        params: Mapping[str, np.ndarray],
+        seeds: Sequence[np.ndarray],
+        i: int,
+    ) -> Numbers:
+        """Return the gradient of the numbers for that of the outputs, of batch i."""
         symbols = self.repair.symbols[i]
         attrs = [resolve_attrs(get_op(node.op), node.attrs, symbols) for node in self.nodes]
         found = backward(self.nodes, values, params, attrs, dict(zip(self.outputs, seeds, strict=True)), self.start)
+        for name, shift in self.shifts.items():
+            if shift.bias in found:
+                found[name] = found[name] + shift.slope(found[shift.bias], found[name].shape)
         return {name: self._of_numbers(name, found[name]) for name in self.start if name in found}
 
     def _of_numbers(self, name: str, grad: np.ndarray) -> np.ndarray:
@@ -249,7 +315,8 @@ class _Fit:
         def one(i: int) -> tuple[list[np.ndarray], Numbers]:
             values = self._run(params, self.values, i)
             missing = self._missing(values, i)
-            return missing, self._slopes(values, params, missing, i)
+            seeds = [array * scale for array, scale in zip(missing, self.scales, strict=True)]
+            return missing, self._slopes(values, params, seeds, i)
 
         total, missing = {name: np.zeros_like(values) for name, values in numbers.items()}, []
         for part, slopes in ordered_map(one, self.repair.learned, self.repair.run.threads):
@@ -293,13 +360,18 @@ class _Fit:
         return float(-along / energy) if energy > 0 else 0.0
 
 
+def _mean_seen(node: Node, shape: tuple[int, ...], values: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Return the mean of what the filters of a layer see, (G, Kin)."""
+    rule = weight_op(node.op)
+    assert rule.windows is not None
+    seen = rule.windows(values[node.inputs[0]], shape[2:], node.attrs)
+    mean: np.ndarray = seen.mean((0, *range(len(shape), seen.ndim)), np.float64)
+    return mean.reshape(rule.groups(node.attrs), -1)
+
+
 def _energy(arrays: Sequence[np.ndarray]) -> float:
     return sum(float(np.square(a, dtype=np.float64).sum()) for a in arrays)
 
 
 def _product(a: Numbers, b: Numbers) -> float:
     return sum(float(np.vdot(a[name], b[name])) for name in a)
-
-
-def _moved(numbers: Numbers, direction: Numbers, step: float) -> Numbers:
-    return {name: values + step * direction[name] for name, values in numbers.items()}
