@@ -254,7 +254,7 @@ def measure(
             bar.update()
             return rates[node.name].perturbed()
 
-        some = single_samples(graph, apart or samples, GAIN_SAMPLES) if samples else []
+        some = single_samples(graph, samples, GAIN_SAMPLES) if samples else []
         gains = network_gains(graph, some, perturb, layers, threads, corrected) if some else dict.fromkeys(layers, 1.0)
     return Measured(model, options, gains, fast, seed)
 
