@@ -275,8 +275,8 @@ class LayerRates:
 
         Of fine quantization, choosing each block's code to make up for the errors of those before it: the volume of a
         block's moment given the inputs before it, over that of the moment alone, as a mean over blocks. Inputs too
-        weak to be coded take no part, which the damping stands for. What the search takes for correlations and is chance raises
-        the errors that other samples see.
+        weak to be coded take no part, which the damping stands for. What the search takes for correlations and is
+        chance raises the errors that other samples see.
         """
         if self.embedding or not self.second_order:
             return 1.0
