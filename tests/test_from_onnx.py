@@ -78,7 +78,8 @@ INDEXING = {
     "ScatterND": """n (float[b, s, 6] x, int64[b, 1] i) => (float[b, s, 6] y) {
         y = ScatterND<reduction = "add">(x, i, x) }""",
     "OneHot": """n (float[b, s, 6] x, int64[b, s] i) => (float[b, s, 6] y) {
-        d = Constant<value = int64 {6}>() v = Constant<value = float[2] {0, 2}>() o = OneHot(i, d, v) y = Add(x, o) }""",
+        d = Constant<value = int64 {6}>() v = Constant<value = float[2] {0, 2}>()
+        o = OneHot(i, d, v) y = Add(x, o) }""",
     "Gather of the last": """n (float[b, s, 6] x, int64[b, s] i) => (float[b, s, 6] y) {
         last = Constant<value = int64[2] {-1, 0}>() g = Gather<axis = 1>(x, last)
         axes = Constant<value = int64[1] {1}>() total = ReduceSum(g, axes) y = Add(x, total) }""",
