@@ -66,6 +66,42 @@ def test_arithmetic_of_shapes_leaves_sizes_free(name: str) -> None:
         assert_agrees(model, session, {"x": noise(*shape)})
 
 
+INDEXING = {
+    "GatherElements": """n (float[b, s, 6] x, int64[b, s, 2] i) => (float[b, s, 2] y) {
+        y = GatherElements<axis = 2>(x, i) }""",
+    "GatherElements backwards": """n (float[b, s, 6] x, int64[b, s, 6] i) => (float[b, s, 6] y) {
+        two = Constant<value = int64 {2}>() n = Sub(i, two) y = GatherElements<axis = 1>(x, n) }""",
+    "GatherND": """n (float[b, s, 6] x, int64[k, 2, 2] i) => (float[k, 2, 6] y) { y = GatherND(x, i) }""",
+    "ScatterElements": """n (float[b, s, 6] x, int64[b, s, 2] i) => (float[b, s, 6] y) {
+        u = Constant<value = float[1] {3}>() shape = Shape(i) w = Expand(u, shape)
+        y = ScatterElements<axis = 2, reduction = "add">(x, i, w) }""",
+    "ScatterND": """n (float[b, s, 6] x, int64[b, 1] i) => (float[b, s, 6] y) {
+        y = ScatterND<reduction = "add">(x, i, x) }""",
+    "OneHot": """n (float[b, s, 6] x, int64[b, s] i) => (float[b, s, 6] y) {
+        d = Constant<value = int64 {6}>() v = Constant<value = float[2] {0, 2}>()
+        o = OneHot(i, d, v) y = Add(x, o) }""",
+    "Gather of the last": """n (float[b, s, 6] x, int64[b, s] i) => (float[b, s, 6] y) {
+        last = Constant<value = int64[2] {-1, 0}>() g = Gather<axis = 1>(x, last)
+        axes = Constant<value = int64[1] {1}>() total = ReduceSum(g, axes) y = Add(x, total) }""",
+}
+
+
+@pytest.mark.parametrize("name", INDEXING)
+def test_indexing_of_axes_of_any_size(name: str) -> None:
+    proto = parse(INDEXING[name], 18)
+    model, session = from_onnx(proto.SerializeToString()), runtime(proto)
+    for shape in ((2, 5, 6), (3, 9, 6)):
+        tail = {
+            "GatherND": (4, 2, 2),
+            "OneHot": shape[:2],
+            "Gather of the last": shape[:2],
+            "ScatterND": (shape[0], 1),
+        }.get(name)
+        tail = tail or ((*shape[:2], 6 if "backwards" in name else 2))
+        ids = np.random.default_rng(0).integers(0, 2, tail)
+        assert_agrees(model, session, {"x": noise(*shape), **({"i": ids} if "i" in model.inputs else {})})
+
+
 RESIZES = [
     ('mode = "nearest", coordinate_transformation_mode = "asymmetric", nearest_mode = "floor"', "1.0, 1.0, 2.0, 2.0"),
     ('mode = "nearest"', "1.0, 1.0, 3.0, 2.0"),

@@ -1,5 +1,6 @@
 """Networks of packages that ship ONNX files, against ONNX Runtime on rendered or recorded inputs of three sizes."""
 
+import sys
 from functools import cache
 from typing import Any
 
@@ -12,7 +13,11 @@ from sklearn.datasets import load_sample_images
 import pqnet
 from pqnet import IntN
 from pqnet_converters import from_onnx
+from pqnet_converters.core.importer import Tensor
+from pqnet_converters.core.sizes import SymInt
+from pqnet_converters.onnx.importer import OnnxImporter
 
+module = sys.modules["pqnet_converters.onnx.from_onnx"]  # whose package has a function of this name
 Feeds = list[dict[str, Any]]
 
 
@@ -129,6 +134,29 @@ def test_outputs_are_those_of_onnx_runtime(name: str) -> None:
     for feed in make():
         own = {name: array for name, array in feed.items() if name in model.inputs}
         assert_agrees(model, session, own, 1e-3, **{n: v for n, v in feed.items() if n not in own})
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_sizes_that_the_import_works_with_are_those_of_the_graph(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The expressions of the shapes of all values, at other sizes than those of the import."""
+    (package, path), make, values = NETWORKS[name]
+    shapes: dict[str, tuple[Any, ...]] = {}
+    emit_many = OnnxImporter.emit_many
+
+    def recorded(self: OnnxImporter, *args: Any, **more: Any) -> tuple[Tensor, ...]:
+        found = emit_many(self, *args, **more)
+        shapes.update({x.value: x.shape for x in found if x.value is not None})
+        return found
+
+    monkeypatch.setattr(OnnxImporter, "emit_many", recorded)
+    monkeypatch.setattr(module, "simplify", lambda graph: graph)
+    graph = module.graph_from_onnx(packaged(package, path), values=values)
+    for feed in make():
+        sizes = graph.bind_symbols({n: x.shape for n, x in feed.items() if n in graph.inputs})
+        points = {n: np.array([size]) for n, size in sizes.items()}
+        for value, info in graph.infer_shapes(sizes).items():
+            shape = (n.expr.at(points)[0] if isinstance(n, SymInt) else n for n in shapes.get(value, info.shape))
+            assert tuple(map(int, shape)) == info.shape, value
 
 
 # What must be recognized in a file: it has no such operation.

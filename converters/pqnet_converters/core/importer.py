@@ -73,11 +73,11 @@ def graph_dtype(name: str, where: str) -> str:
 
 def as_known(elements: Any, dtype: str, origin: str | None = None) -> Tensor:
     """Return known elements as a tensor: an array of the dtype, or of objects if one depends on symbols."""
-    array = np.asarray(elements)
+    array = elements if isinstance(elements, np.ndarray) else np.asarray(elements, object)  # keeps sizes as they are
     if array.dtype == object:
         flat = array.reshape(-1)
         if not any(isinstance(e, Symbolic | Comparison) for e in flat):
-            array = array.astype(dtype)
+            array = np.asarray(array.tolist(), dtype)
     else:
         array = np.asarray(array, dtype)
     return Tensor(array.shape, dtype, data=array, origin=origin)

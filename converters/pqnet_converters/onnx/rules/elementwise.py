@@ -231,7 +231,9 @@ def constant(b: OnnxImporter) -> Tensor:
 def constant_of_shape(b: OnnxImporter, shape: Tensor) -> Tensor:
     value = b.attr("value")
     value = np.zeros(1, np.float32) if value is None else value
-    return b.emit("full", shape=sizes(b, shape), value=value.reshape(-1)[0].item(), dtype=value.dtype.name)
+    number = value.reshape(-1)[0].item()
+    number = int(number) if value.dtype == bool else number
+    return b.emit("full", shape=sizes(b, shape), value=number, dtype=value.dtype.name)
 
 
 def sizes(b: OnnxImporter, x: Tensor) -> tuple[Any, ...]:

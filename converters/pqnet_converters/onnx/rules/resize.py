@@ -140,12 +140,12 @@ def _position(b: OnnxImporter, size: Any, out: Any, factor: Any, where: str) -> 
 
 
 def _quotient(b: OnnxImporter, x: Any, y: Any) -> Tensor:
-    return b.binary("div", as_known(np.array(x, object), "float32"), as_known(np.array(y, object), "float32"))
+    return b.binary("div", as_known(x, "float32"), as_known(y, "float32"))
 
 
 def _select(b: OnnxImporter, x: Tensor, axis: int, ids: Tensor) -> Tensor:
     """Take pixels of an axis, those beyond its ends from these."""
-    last = as_known(np.array(x.shape[axis] - 1, object), "int64")
+    last = as_known(x.shape[axis] - 1, "int64")
     inside = b.binary("minimum", b.emit("clamp", b.cast(ids, "int64"), min=0), last)
     return b.emit("index_select", x, inside, axis=axis)
 
@@ -162,7 +162,7 @@ def _filtered(b: OnnxImporter, x: Tensor, axis: int, position: Tensor, mode: str
     """Add up the pixels around each position, weighed by a kernel that is 1 / scale times as wide."""
     reach, low = 1 if mode == "linear" else 2, b.emit("floor", position)
     part, start = b.emit("sub", position, low), floor(-reach / scale) + 1
-    last = as_known(np.array(x.shape[axis] - 1, object), "float32")
+    last = as_known(x.shape[axis] - 1, "float32")
     taps, weights = [], []
     for number in range(start, 2 - start):
         away = b.emit("abs", b.emit("sub", part, scalar=float(number)))
