@@ -544,7 +544,10 @@ def test_refused_operations(function: Callable[[Any], Any], message: str) -> Non
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (lambda x: x + torch.ones(2, 1, 1, 1), r"works for every batch size, got one whose .* constant \(2\); pass dynamic_batch=False"),
+        (
+            lambda x: x + torch.ones(2, 1, 1, 1),
+            r"works for every batch size, got one whose .* constant \(2\); pass dynamic_batch=False",
+        ),
         (lambda x: x if x.sum() > 0 else -x, "module: expected one that torch.export takes, got: .*data-dependent"),
         (lambda x: x.add_(1), "forward without side effects, got one that changes"),
         (lambda x: (x, 3), "forward that returns tensors, got one that returns 3"),
