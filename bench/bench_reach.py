@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 from pqnet_converters import from_torch
 
 AGREEMENT = 1e-3
-SECONDS = 60  # for a network
+SECONDS = 240  # for a network
 MOST = 60_000_000  # parameters of a member of a family of timm
 
 Inputs = dict[str, torch.Tensor]
