@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any, TypeAlias
 
+import sympy
 import torch
 from torch.export.dynamic_shapes import _DimHint, _DimHintType
 
@@ -161,8 +162,8 @@ def _fixed_size(name: str, size: int) -> PQNetError:
 def conditions(program: Any, names: Mapping[str, str]) -> list[str]:
     """Return what torch.export found to hold for all sizes that a program is right for, as the graph has it.
 
-    Sizes of 0 and 1 it takes for others; the graph knows what they are. Long conditions are that elements can be cut
-    into windows, which shape rules check again.
+    Sizes of 0 and 1 it takes for others; the graph knows what they are. Long conditions, and those of products of
+    sizes, are about numbers of elements, which shape rules check again.
     """
     limits = {key: bounds for key, bounds in program.range_constraints.items() if str(key) in names}
     found = [f"{bounds.upper}-{names[str(key)]}" for key, bounds in limits.items() if bounds.upper.is_Integer]
@@ -181,6 +182,8 @@ def _condition(relation: Any, names: Mapping[str, str]) -> str | None:
     if kind == "Unequality" and any(side in (0, 1) for side in relation.args):
         return None
     left, right = (size_text(side, names) for side in relation.args)
+    if any(sum(bool(factor.free_symbols) for factor in term.args) > 1 for term in relation.atoms(sympy.Mul)):
+        return None
     if left is None or right is None:
         return None
     for own, other in ((left, relation.args[1]), (right, relation.args[0])):
