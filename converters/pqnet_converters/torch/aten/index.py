@@ -122,7 +122,7 @@ def _rolled(b: Importer, x: Tensor | str, axis: int, shift: Any, size: Dim) -> T
 def index_put(b: Importer, x: Tensor, indices: Any, value: Tensor, accumulate: bool) -> str:
     """Choose one value where a mask says so, or at places along the first axes, which are made into a mask."""
     ids = [i for i in indices if i is not None]
-    if accumulate or value.rank > 0 and any(size != 1 for size in value.shape) or len(ids) != len(indices):
+    if accumulate or (value.rank > 0 and any(size != 1 for size in value.shape)) or len(ids) != len(indices):
         raise b.refuse("expected one value that is written along the first axes, got several")
     if len(ids) == 1 and ids[0].dtype in ("bool", "uint8"):
         mask: Tensor | str = b.cast(ids[0], "bool")
