@@ -12,8 +12,9 @@ from test_from_torch import Fn, compare  # noqa: E402
 from torch import nn  # noqa: E402
 
 import pqnet  # noqa: E402
-from pqnet import PQNetError  # noqa: E402
+from pqnet import PQ, PQNetError  # noqa: E402
 from pqnet.cli.main import main  # noqa: E402
+from pqnet.train import attach  # noqa: E402
 from pqnet_converters import from_torch  # noqa: E402
 from pqnet_converters.torch.weights import load_weights  # noqa: E402
 
@@ -164,3 +165,5 @@ def test_modules_that_were_never_loaded() -> None:
         module = nn.Linear(8, 2)
     with pytest.raises(PQNetError, match="meta"):
         from_torch(module, torch.zeros(1, 8))
+    with pytest.raises(PQNetError, match="module: expected weights with values, got 'linear' on the meta device"):
+        attach(nn.ModuleDict({"linear": module}), {"linear": PQ(4, 4)})

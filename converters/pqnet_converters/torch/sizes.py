@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any, TypeAlias
 
-import sympy
 import torch
 from torch.export.dynamic_shapes import _DimHint, _DimHintType
 
@@ -182,7 +181,7 @@ def _condition(relation: Any, names: Mapping[str, str]) -> str | None:
     if kind == "Unequality" and any(side in (0, 1) for side in relation.args):
         return None
     left, right = (size_text(side, names) for side in relation.args)
-    if any(sum(bool(factor.free_symbols) for factor in term.args) > 1 for term in relation.atoms(sympy.Mul)):
+    if any(_is_product(side) for side in relation.args):
         return None
     if left is None or right is None:
         return None
@@ -201,6 +200,13 @@ def _condition(relation: Any, names: Mapping[str, str]) -> str | None:
     if kind.startswith("Strict") and small in ("0", "1"):
         return None
     return f"{large}-({small})" + ("-1" if kind.startswith("Strict") else "")
+
+
+def _is_product(expr: Any) -> bool:
+    """Tell whether sizes are multiplied with sizes anywhere in an expression."""
+    if expr.is_Mul and sum(bool(factor.free_symbols) for factor in expr.args) > 1:
+        return True
+    return any(map(_is_product, expr.args))
 
 
 def size_text(expr: Any, names: Mapping[str, str]) -> str | None:
