@@ -312,7 +312,7 @@ STEM = "header>params>stem.weight"
         ("header>nodes>2>attrs>min", "low", "clamp.min: expected number"),
         ("header>nodes>2>attrs>min", {}, "clamp.min: expected number"),
         ("header>nodes>3>attrs>shape>0", "batch**9", "expected an integer expression"),
-        ("header>nodes>3>attrs>shape>0", "(" * 300, "expected a short integer expression"),
+        ("header>nodes>3>attrs>shape>0", "(" * 1100, "expected a short integer expression"),
         ("header>nodes>3>attrs>shape", [-7, 7], "."),
         (STEM, 1, "parameter 'stem.weight': expected a JSON object"),
         (STEM, None, "parameter 'stem.weight': expected an array 'values', got .'codebook', 'codes'"),

@@ -158,6 +158,8 @@ def attach(
     made = {}
     for name, choice in chosen.items():
         weight = weights[name]
+        if weight.tensor.is_meta:
+            raise PQNetError(f"module: expected weights with values, got {name!r} on the meta device; load it first")
         dense = weight.form.to_filters(weight.tensor.detach()).cpu().numpy()
         packed = fit_weight(weight, choice, dense, seed=seed) if isinstance(choice, Codec) else choice
         made[name] = PackedWeight(packed, weight.form, gradient)

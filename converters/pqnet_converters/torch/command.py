@@ -130,7 +130,7 @@ def _examples(items: list[str], sizes: list[str]) -> tuple[Any, list[dict[int, s
         fits = all(part.isidentifier() or (part.isascii() and part.isdecimal() and int(part) > 0) for part in parts)
         if not fits or dtype not in ("", *DTYPES) or (equals and not name):
             raise PQNetError(
-                f"--input: expected [NAME=]SHAPE such as 1x3x224x224, 1x3xHxW or ids=1x128:int64, got {item!r}"
+                f"--input: expected [NAME=]SHAPE such as 1x3x224x224 or 1x3xHxW, or ids=1x128:int64, got {item!r}"
             )
         real = dtype in ("", "float32")
         shape = [

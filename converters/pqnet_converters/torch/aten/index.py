@@ -116,3 +116,34 @@ def _rolled(b: Importer, x: Tensor | str, axis: int, shift: Any, size: Dim) -> T
     return b.emit(
         "concat", b.emit("slice", x, axis=axis, start=first), b.emit("slice", x, axis=axis, stop=first), axis=axis
     )
+
+
+@rule("aten.index_put.default")
+def index_put(b: Importer, x: Tensor, indices: Any, value: Tensor, accumulate: bool) -> str:
+    """Choose one value where a mask says so, or at places along the first axes, which are made into a mask."""
+    ids = [i for i in indices if i is not None]
+    if accumulate or (value.rank > 0 and any(size != 1 for size in value.shape)) or len(ids) != len(indices):
+        raise b.refuse("expected one value that is written along the first axes, got several")
+    if len(ids) == 1 and ids[0].dtype in ("bool", "uint8"):
+        mask: Tensor | str = b.cast(ids[0], "bool")
+        shape = ids[0].shape
+    else:
+        mask, shape = _places(b, x, ids), x.shape[: len(ids)]
+    mask = b.emit("reshape", mask, shape=(*shape, *(1,) * (x.rank - len(shape))))
+    written = b.cast(value, x.dtype)
+    return b.emit("where", mask, b.emit("reshape", written, shape=()) if value.rank else written, x)
+
+
+def _places(b: Importer, x: Tensor, ids: list[Tensor]) -> str:
+    """Return a mask over the first axes that is true at the places that lists of indices name together."""
+    if any(i.rank > 1 for i in ids):
+        raise b.refuse("expected lists of indices, got indices with several axes")
+    found: str | None = None
+    for axis, i in enumerate(ids):
+        numbers = _non_negative(b, b.cast(i, "int64"), x.shape[axis], b.node.args[1][axis])
+        column = b.emit("reshape", numbers, shape=(-1, *(1,) * len(ids)))
+        own = (1, *(x.shape[axis] if a == axis else 1 for a in range(len(ids))))
+        same = b.emit("eq", column, b.emit("reshape", b.emit("arange", end=x.shape[axis]), shape=own))
+        found = same if found is None else b.emit("logical_and", found, same)
+    assert found is not None
+    return b.emit("max", found, axes=(0,), keepdims=False)

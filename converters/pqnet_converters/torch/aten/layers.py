@@ -85,7 +85,7 @@ def convolution(
         name=b.layer_name(weight),
         params=params,
         stride=_each(stride, n),
-        padding=_each(padding, n) if len(padding) == 2 * n > 2 else _each(padding, n) * 2,
+        padding=tuple(padding) if len(padding) == 2 * n else _each(padding, n) * 2,  # before and behind, or both
         dilation=_each(dilation, n),
         groups=groups,
         **attrs,

@@ -127,13 +127,28 @@ def replication_pad(b: Importer, x: Tensor, padding: Any) -> str:
     return _pad(b, x, padding, mode="replicate")
 
 
-PADS = {"reflect": reflection_pad, "replicate": replication_pad}
+def circular_pad(b: Importer, x: Tensor, padding: Any) -> Tensor | str:
+    """Put the last elements of each axis before it and the first behind it."""
+    y: Tensor | str = x
+    for i in range(0, len(padding), 2):
+        axis = x.rank - 1 - i // 2
+        before, behind = b.fixed(padding[i]), b.fixed(padding[i + 1])
+        parts = [y]
+        if before > 0:
+            parts.insert(0, b.emit("slice", y, axis=axis, start=-before))
+        if behind > 0:
+            parts.append(b.emit("slice", y, axis=axis, stop=behind))
+        y = b.emit("concat", *parts, axis=axis) if len(parts) > 1 else y
+        if min(before, behind) < 0:
+            raise b.refuse(f"expected circular padding that is not negative, got {padding}")
+    return y
+
+
+PADS = {"reflect": reflection_pad, "replicate": replication_pad, "circular": circular_pad}
 
 
 @rule("aten.pad.default")
-def pad(b: Importer, x: Tensor, padding: Any, mode: str, value: Any) -> str:
+def pad(b: Importer, x: Tensor, padding: Any, mode: str, value: Any) -> Tensor | str:
     if mode == "constant":
         return constant_pad(b, x, padding, 0 if value is None else value)
-    if mode not in PADS:
-        raise b.refuse(f"expected padding by constants, {' or '.join(PADS)}, got {mode}")
     return PADS[mode](b, x, padding)
