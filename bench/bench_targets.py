@@ -1,6 +1,6 @@
 """What a user gets without tuning: the same calls on several networks, judged on samples that they were not made from.
 
-Rows of each network: the preset ``small-blocks`` by default, plans of a few sizes (times smaller than the float file),
+Rows of each network: the preset ``small-blocks`` by default, the same with ``repair="blocks"``, plans of a few sizes (times smaller than the float file),
 and `pqnet.compress` with ``keep=0.99``. Figures: bytes and ratio of the file; of classifiers the share of the float
 network's right answers that are kept (``kept``), of equal decisions (``same``) and of right answers (``top1``); of the
 sentence encoder the mean cosine with the float embeddings and the Spearman correlation on the STS benchmark; the
@@ -133,6 +133,9 @@ def small_networks(subject: Subject, seed: int, rows: list[str]) -> Iterator[tup
     options: dict[str, Any] = {"seed": seed, "progress": False}
     if "default" in rows and subject.name != "minilm":
         yield "small-blocks", pqnet.quantize(model, "small-blocks", samples, **options), None
+    if "repair" in rows and subject.name != "minilm":
+        small = pqnet.quantize(model, "small-blocks", samples, repair="blocks", **options)
+        yield "small-blocks, repaired", small, None
     if "plan" in rows:
         sizes: dict[str, int | str] = {f"plan, {ratio}x": f"{ratio}x" for ratio in RATIOS.get(subject.name, ())}
         if subject.name.startswith("resnet"):
@@ -177,7 +180,9 @@ def table(name: str, seeds: list[int], rows: list[str]) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="*", choices=SUBJECTS, default=list(SUBJECTS))
-    parser.add_argument("--rows", nargs="*", choices=("default", "plan", "compress"), default=["default", "plan"])
+    parser.add_argument(
+        "--rows", nargs="*", choices=("default", "repair", "plan", "compress"), default=["default", "plan"]
+    )
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
     parser.add_argument("--csv", help="file for the means over the seeds")
     args = parser.parse_args()
