@@ -183,7 +183,7 @@ def quantize(
         After all layers, with data: fit the codewords, biases, and scales and shifts of norms of each block (a residual
         block, a layer of a transformer, or two layers of a chain) together to what the float block gives, from what
         the quantized network gives the block. Judged by the samples put aside, eight samples or more are needed for
-        these; a block that does not come nearer keeps what it had. Costs no bytes; takes about 50 forward passes.
+        these; a block that does not come nearer keeps what it had. Costs no bytes; takes about 60 forward passes.
     finetune : callable, optional
         With data: called right after each layer, with the network as it is then, the layers after it float, and the
         layer's name; returns its packed weight, trained say, to go on with; errors are not reported then. For a
