@@ -1,7 +1,7 @@
 """What a user gets without tuning: the same calls on several networks, judged on samples that they were not made from.
 
-Rows of each network: the preset ``small-blocks`` by default, plans of a few sizes (times smaller than the float file),
-and `pqnet.compress` with ``keep=0.99``. Figures: bytes and ratio of the file; of classifiers the share of the float
+Rows of each network: the preset ``small-blocks`` by default, the same with ``repair="blocks"``, plans of a few sizes
+(times smaller than the float file), and `pqnet.compress` with ``keep=0.99``. Figures: bytes and ratio of the file; of classifiers the share of the float
 network's right answers that are kept (``kept``), of equal decisions (``same``) and of right answers (``top1``); of the
 sentence encoder the mean cosine with the float embeddings and the Spearman correlation on the STS benchmark; the
 squared error of the outputs, relative to their variance, and of plans the predicted one; seconds of `quantize` or
@@ -155,6 +155,9 @@ def small_networks(subject: Subject, seed: int, rows: list[str]) -> Iterator[tup
     if "default" in rows and subject.name != "minilm":
         small, seconds = timed(lambda: pqnet.quantize(model, "small-blocks", samples, **options))
         yield "small-blocks", small, {"seconds": seconds}
+    if "repair" in rows and subject.name != "minilm":
+        small, seconds = timed(lambda: pqnet.quantize(model, "small-blocks", samples, repair="blocks", **options))
+        yield "small-blocks, repaired", small, {"seconds": seconds}
     if "plan" in rows:
         sizes: dict[str, int | str] = {f"plan, {ratio}x": f"{ratio}x" for ratio in RATIOS.get(subject.name, ())}
         if subject.name in ("resnet20", "resnet32"):
@@ -206,7 +209,9 @@ def table(name: str, seeds: list[int], rows: list[str]) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="*", choices=SUBJECTS, default=list(SUBJECTS)[:-1])
-    parser.add_argument("--rows", nargs="*", choices=("default", "plan", "compress"), default=["default", "plan"])
+    parser.add_argument(
+        "--rows", nargs="*", choices=("default", "repair", "plan", "compress"), default=["default", "plan"]
+    )
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
     parser.add_argument("--csv", help="file for the means over the seeds")
     args = parser.parse_args()

@@ -186,7 +186,7 @@ def quantize(
         After all layers, with data: fit the codewords, biases, and scales and shifts of norms of each block (a residual
         block, a layer of a transformer, or two layers of a chain) together to what the float block gives, from what
         the quantized network gives the block. Judged by the samples put aside, eight samples or more are needed for
-        these; a block that does not come nearer keeps what it had. Costs no bytes; takes about 50 forward passes.
+        these; a block that does not come nearer keeps what it had. Costs no bytes; takes about 60 forward passes.
     activations : {None, "int8"}
         Measure the ranges of the inputs of layers, with data, of the quantized network, for ``compute="int8"`` of
         `pqnet.load`. Float weights, too, are integers then. In float32 the network computes what it did.

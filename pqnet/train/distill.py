@@ -184,10 +184,8 @@ def distill(
     schedule = Schedule(steps, lr, optimizer, weight_decay, every, reassign)
     report = student.graph.meta.get("quantization", {})
     if (hints or reassign or stage == "blockwise") and report.get("permute"):
-        raise ConfigError(
-            "hints, reassign, stage='blockwise': expected channels in the teacher's order, got a student of "
-            "permute=True"
-        )
+        name = "hints, reassign" if stage != "blockwise" else "stage='blockwise'"
+        raise ConfigError(f"{name}: expected channels in the teacher's order, got a student of permute=True")
     if reassign and (report.get("target") != "weight" or report.get("correct_bias")):
         raise ConfigError(
             "reassign: expected a student whose codes stand for the teacher's weights, of mode='bgd' or of "
