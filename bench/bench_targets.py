@@ -1,12 +1,13 @@
 """What a user gets without tuning: the same calls on several networks, judged on samples that they were not made from.
 
 Rows of each network: the preset ``small-blocks`` by default, the same with ``repair="blocks"``, plans of a few sizes
-(times smaller than the float file), and `pqnet.compress` with ``keep=0.99``. Figures: bytes and ratio of the file; of classifiers the share of the float
-network's right answers that are kept (``kept``), of equal decisions (``same``) and of right answers (``top1``); of the
-sentence encoder the mean cosine with the float embeddings and the Spearman correlation on the STS benchmark; the
-squared error of the outputs, relative to their variance, and of plans the predicted one; seconds of `quantize` or
-`compress`, of plans also those of what they are made from (``measured``). Every row is the mean over the seeds,
-``spread`` their largest less their least ``kept`` (or ``cosine``). ``memory`` is the peak of the process so far.
+(times smaller than the float file), and `pqnet.compress` with ``keep=0.99``. Figures: bytes and ratio of the file; of
+classifiers the share of the float network's right answers that are kept (``kept``), of equal decisions (``same``) and
+of right answers (``top1``); of the sentence encoder the mean cosine with the float embeddings and the Spearman
+correlation on the STS benchmark; the squared error of the outputs, relative to their variance, and of plans the
+predicted one; seconds of `quantize` or `compress`, of plans also those of what they are made from (``measured``). Every
+row is the mean over the seeds, ``spread`` their largest less their least ``kept`` (or ``cosine``). ``memory`` is the
+peak of the process so far.
 
 The CIFAR ResNets are quantized from training images, where `compress` asks for images that they were not trained on:
 it is given 1000 of the test images, and judged by the others. ResNet-50, 512 images, is here for seconds and memory:
