@@ -327,7 +327,7 @@ def round_weight(weight: Any, kind: str) -> np.ndarray:
         largest, least = max(book.max() / 127, book.min() / -128) or 1.0, np.inf
         for share in np.linspace(1, 1 / 40, 40):
             rounded = np.clip(np.rint(book / (largest * share)), -128, 127) * (largest * share)
-            error = sum(np.square(rounded[code] - book[code]).sum() for code in words.codes.reshape(-1))
+            error = np.square(rounded - book)[words.codes.reshape(-1)].sum()
             if error < least * (1 - 1e-12):
                 best, least = rounded, error
     dense = from_blocks(best[words.codes.reshape(-1)], words.shape, words.codec.layout)

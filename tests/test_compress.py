@@ -142,7 +142,7 @@ def test_compress_keeps_what_is_asked_for(tmp_path):
     assert tuple(seen) == found.tries and found.metric == "top1"
     best = min((t for t in found.tries if t.enough), key=lambda t: t.nbytes)
     assert best.kept >= 0.95 and best.bound >= 0.9
-    assert graph_nbytes(found.model.graph) == pytest.approx(best.nbytes, rel=2e-3)  # reports errors of other samples
+    assert graph_nbytes(found.model.graph) == pytest.approx(best.nbytes, abs=32)  # digits of errors on other samples
     more = max((t.nbytes for t in found.tries if not t.enough), default=0)
     assert more < best.nbytes
     others = rand(2000, 24, seed=9)
@@ -274,7 +274,7 @@ def test_the_command(capsys):
         rows = list(csv.DictReader(file))
     enough = [int(row["nbytes"]) for row in rows if row["enough"] == "1"]
     size = Path("small.h5").stat().st_size
-    assert min(enough) == pytest.approx(size, rel=2e-3) and len(rows) == len(out) - 3
+    assert min(enough) == pytest.approx(size, abs=32) and len(rows) == len(out) - 3
     assert out[-1].startswith(f"small.h5: {size} bytes, ") and "(top1) of held-out samples" in out[-1]
     assert main(["verify", "small.h5"]) == 0
 

@@ -176,7 +176,7 @@ def test_names_and_numbers_that_say_nothing_are_refused(machine, monkeypatch):
         choose(Tuner())
     monkeypatch.setenv("PQNET_ALGORITHM", "fastest")
     with pytest.raises(
-        pqnet.PQNetError, match="PQNET_ALGORITHM: expected one of 'columns', 'decode', .* got str 'fastest'"
+        pqnet.PQNetError, match="PQNET_ALGORITHM: expected one of 'bfloat16', 'columns', .* got str 'fastest'"
     ):
         choose(Tuner())
 
