@@ -204,12 +204,12 @@ def test_the_precision_of_a_layer_is_the_fastest_here():
     weight = packed_weight(np.random.default_rng(1), (64, 64, 3, 3), 8, 20, "channel")
     graph = with_ranges(conv(weight, (28, 28), padding=(1, 1, 1, 1))[0])
     integers = cpu.has("avx512_vnni" if cpu.ISA == "avx512" else "avx_vnni")
-    halves = cpu.has("avx512_bf16")
+    either = {"bfloat16", "decode", "winograd", "lut"}
     for compute, fast in (
-        ("float32", {"decode", "winograd", "lut"}),
-        ("bfloat16", {"bfloat16"} if halves else {"decode", "winograd", "lut"}),
-        ("int8", {"int8"} if integers else {"bfloat16"} if halves else {"decode", "winograd", "lut"}),
-        ("auto", {"int8"} if integers else {"bfloat16"} if halves else {"decode", "winograd", "lut"}),
+        ("float32", either - {"bfloat16"}),
+        ("bfloat16", either),
+        ("int8", {"int8"} if integers else either),
+        ("auto", {"int8"} if integers else either),
     ):
         program = Program(graph, {}, Store(), compute=compute)
         assert {step.algorithm for _, _, step in program.kernel_steps()} & fast, compute
