@@ -49,7 +49,7 @@ class LutPointwise(Algorithm):
         """Tell whether kernels can read the codes, of one byte each, and a window is a pixel."""
         weight = layer.codes
         short = weight is not None and weight.codec.k <= 256 and 2 <= weight.codec.d <= MOST_D
-        return compute == "float32" and short and layer.pointwise and not layer.depthwise
+        return short and layer.pointwise and not layer.depthwise
 
     def cost(self, layer: Layer) -> float:
         """Return the expected cycles."""
