@@ -52,6 +52,20 @@ def clamp_limits(e, const):
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def place_of_tile(e, row, at):
+    # Where a tile of `products.tile` goes whose first output is ``row``, its first position ``at``
+    return (
+        e.out + row * e.out_step + at,
+        e.out_step,
+        e.scale + row if e.scale >= 0 else -1,
+        e.shift + row if e.shift >= 0 else -1,
+        e.residual + row * e.residual_step + at if e.residual >= 0 else -1,
+        e.residual_step,
+        e.parameters,
+    )
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def finish_rows(sums, s, step, rows, o, at, n, e, data, const):
     # IN sums (.,) f4: rows x n sums, rows ``step`` apart from s, of outputs o.. at positions at .. at + n
     # IN e: an EPILOGUE; OUT data: the rows of these outputs, nothing beside them

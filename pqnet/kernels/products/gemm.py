@@ -10,7 +10,7 @@ from numba import njit
 
 from pqnet.kernels.abi import CONST, FLAG, MAYBE_CODES, SCRATCH, SIZE, Arguments, step
 from pqnet.kernels.ops.activation import activate_row
-from pqnet.kernels.products.epilogue import EPILOGUE, WINDOWS, clamp_limits, finish_rows
+from pqnet.kernels.products.epilogue import EPILOGUE, WINDOWS, clamp_limits, finish_rows, place_of_tile
 from pqnet.kernels.products.lut_planes import table_numbers
 from pqnet.kernels.products.tile import (
     LANES,
@@ -239,15 +239,7 @@ def _multiply_tile(straight, a, a0, a_step, data, x, index, i0, k, scratch, x0, 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def _finish_tile(straight, a, a0, a_step, data, x, index, i0, k, scratch, x0, row, at, e, const):
     # OUT data: the results of ROWS outputs from ``row`` on at LANES positions from ``at`` on, as an EPILOGUE e says
-    place = (
-        e.out + row * e.out_step + at,
-        e.out_step,
-        e.scale + row if e.scale >= 0 else -1,
-        e.shift + row if e.shift >= 0 else -1,
-        e.residual + row * e.residual_step + at if e.residual >= 0 else -1,
-        e.residual_step,
-        e.parameters,
-    )
+    place = place_of_tile(e, row, at)
     limits = clamp_limits(e, const)
     if straight:
         multiply_listed_and_finish(a, a0, a_step, data, x, index, i0, k, data, const, place, limits)

@@ -11,7 +11,7 @@ from pqnet.kernels.abi import CONST, FLAG, MAYBE_CODES, SIZE, Arguments, step
 from pqnet.kernels.llvm import INDEX as POSITION
 from pqnet.kernels.llvm import LONG, WORD, compiled_or, element, load, offset, splat
 from pqnet.kernels.ops.activation import activate_row
-from pqnet.kernels.products.epilogue import EPILOGUE, WINDOWS, clamp_limits, finish_rows
+from pqnet.kernels.products.epilogue import EPILOGUE, WINDOWS, clamp_limits, finish_rows, place_of_tile
 from pqnet.kernels.products.gemm import CUT, pack, part_of_task
 from pqnet.kernels.products.prepare import PLANES
 from pqnet.kernels.products.tile import (
@@ -335,15 +335,7 @@ def _multiply(kind, a, a0, a_step, scratch, x0, k, s, wide, add):
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def _finish(kind, a, a0, a_step, k, scratch, x0, row, at, e, data, const):
     # OUT data: the results of ROWS outputs from ``row`` on at LANES positions from ``at`` on, as an EPILOGUE e says
-    place = (
-        e.out + row * e.out_step + at,
-        e.out_step,
-        e.scale + row if e.scale >= 0 else -1,
-        e.shift + row if e.shift >= 0 else -1,
-        e.residual + row * e.residual_step + at if e.residual >= 0 else -1,
-        e.residual_step,
-        e.parameters,
-    )
+    place = place_of_tile(e, row, at)
     limits = clamp_limits(e, const)
     if kind == INT8:
         bytes_and_finish(a, a0, a_step, scratch, x0, k, data, const, place, limits)
