@@ -379,6 +379,8 @@ class _Blas:
         self._limits: list[weakref.ref[_Limit]] = []  # one whose end an exception of a signal handler cut off is gone
         self._before: list[tuple[_Library, int]] = []  # the libraries and their numbers
         self._renew()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(before=self._hold, after_in_parent=self._release)
         reset_after_fork(self._renew)
 
     def _renew(self) -> None:
@@ -387,6 +389,16 @@ class _Blas:
             me = threading.get_ident()
             self._limits = [ref for ref in self._limits if (limit := ref()) is not None and limit.user == me]
             self._apply()
+
+    def _hold(self) -> None:
+        # OpenBLAS ends its threads before a fork, and starts them under a lock of its own when its number is set next:
+        # by another thread just before the process is copied, and the child waits for that lock for ever. Nobody sets
+        # the number until the fork is over. (A signal handler that forks may have cut off who holds our lock.)
+        self._held = self._lock.acquire(timeout=1)
+
+    def _release(self) -> None:
+        if self._held:
+            self._lock.release()
 
     def enter(self, limit: _Limit) -> None:
         with self._lock:

@@ -92,6 +92,43 @@ def test_a_child_forked_inside_a_blas_limit_keeps_it_until_it_leaves():
 
 
 @needs_fork
+def test_no_child_is_forked_while_another_thread_sets_the_number_of_blas_threads():
+    run_alone("""
+        import os, threading, time
+        from pqnet import _threads
+
+        class Library:
+            for_each_thread, inside, process = False, threading.Event(), os.getpid()
+
+            def read(self):
+                return 2
+
+            def set(self, number):
+                if os.getpid() == self.process:
+                    self.inside.set()
+                    time.sleep(0.2)
+                    self.inside.clear()
+
+        _threads._libraries = lambda: [Library()]
+
+        def limit():
+            with _threads.blas_limit(1):
+                pass
+
+        thread = threading.Thread(target=limit)
+        thread.start()
+        Library.inside.wait()
+        child = os.fork()
+        if child == 0:
+            os._exit(Library.inside.is_set())
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        thread.join()
+        with _threads.blas_limit(1):  # nobody has to wait for a fork that is over
+            print("right")
+    """)
+
+
+@needs_fork
 def test_a_child_forked_while_another_thread_compiles_can_compile():
     run_alone("""
         import os, signal, threading
