@@ -1,16 +1,23 @@
-# make demo: install into a fresh environment (no PyTorch) and run the demo.   make test: lint, type check, tests.
+# make demo: install into a fresh environment (no PyTorch) and run the demo.
+# make test: lint, type check, tests without the exhaustive ones.   make test-all: with them, in random order.
 PYTHON ?= python3
 RUN := .venv-run
 DEV := .venv-dev
+# As many processes as cores, so what asks for no number of threads has one.
+WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(DEV)/bin/pytest --numprocesses $(WORKERS) --dist worksteal
 SOURCES := $(shell find pqnet converters -type f -not -name '*.pyc' -not -name '*.nb?')
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-all lint clean
 
 demo: $(RUN)/installed
 	$(RUN)/bin/pqnet demo
 
 test: lint
-	$(DEV)/bin/pytest
+	$(PYTEST) -m 'not exhaustive'
+
+test-all: lint
+	$(PYTEST) -p randomly
 
 lint: $(DEV)/installed
 	$(DEV)/bin/ruff check .
