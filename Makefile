@@ -17,7 +17,7 @@ test: lint
 	$(PYTEST) -m 'not exhaustive'
 
 test-all: lint
-	$(PYTEST) -p randomly
+	$(PYTEST) -p randomly --verbose  # shows the seed of the order
 
 lint: $(DEV)/installed
 	$(DEV)/bin/ruff check .

@@ -9,9 +9,10 @@ import pytest
 import pqnet
 
 MODULES = [m.name for m in pkgutil.walk_packages(pqnet.__path__, "pqnet.") if not m.name.endswith("__main__")]
+LONG = {"pqnet.pipeline.compress": pytest.mark.exhaustive}  # a dozen networks are quantized
 
 
-@pytest.mark.parametrize("name", ["pqnet", *MODULES])
+@pytest.mark.parametrize("name", ["pqnet", *(pytest.param(name, marks=LONG.get(name, ())) for name in MODULES)])
 def test_examples(name):
     if name.startswith("pqnet.train"):
         pytest.importorskip("torch")

@@ -18,8 +18,9 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 
 
 def run_alone(code):
-    """Run code in a process of its own, which is to print ``right``."""
-    run = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=240)
+    """Run code in a process of its own with two threads, which is to print ``right``."""
+    command, environment = [sys.executable, "-c", textwrap.dedent(code)], os.environ | {"OMP_NUM_THREADS": "2"}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert run.stdout.strip() == "right", run.stdout + run.stderr
 
 
@@ -206,6 +207,7 @@ def interrupted(function, times, seed):
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timer signals here")
 # Python itself can only report what a signal handler raises while a generator that nobody needs any more is closed.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.usefixtures("two_blas_threads")
 @pytest.mark.parametrize("what", ["model", "token", "kmeans", "quantize", "ordered_map"])
 def test_results_are_right_after_many_interrupts(what):
     from test_threads import limits, token_model

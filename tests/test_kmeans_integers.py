@@ -23,7 +23,7 @@ def both(monkeypatch, blocks, codebook, **options):
     found = []
     for work in (0, np.inf):
         monkeypatch.setattr(problem, "INTEGER_WORK", work)
-        found.append(pqnet.assign(blocks, codebook, **options))
+        found.append(pqnet.assign(blocks, codebook, threads=2, **options))
     return found
 
 

@@ -128,11 +128,11 @@ def moments_by_hand(model, data):
 
 def test_calibrate_gives_exact_moments_for_any_batches_and_threads():
     model = small_net()
-    whole = pqnet.calibrate(model, DATA)
+    whole = pqnet.calibrate(model, DATA, threads=2)
     assert set(whole.layers) == {"stem", "grouped", "up", "fc"}
     assert np.allclose(whole.layers["fc"].mean[0], moments_by_hand(model, DATA), rtol=1e-4, atol=1e-5)
     assert whole.layers["grouped"].mean.shape == (2, 36, 36) and whole.layers["grouped"].count == 150 * 25
-    pieces = pqnet.calibrate(model, (DATA[i : i + 7] for i in range(0, 150, 7)))
+    pieces = pqnet.calibrate(model, (DATA[i : i + 7] for i in range(0, 150, 7)), threads=2)
     single = pqnet.calibrate(model, {"input": DATA}, threads=1)
     for name, moments in whole.layers.items():
         assert np.array_equal(moments.mean, single.layers[name].mean)

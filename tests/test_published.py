@@ -27,7 +27,7 @@ import sys
 sys.modules["torch"] = None  # any import of it fails
 sys.path.insert(0, sys.argv[1])
 import numpy as np, pqnet, realdata
-images = realdata.normalise(realdata.imagenet_dev()[0])
+images = realdata.normalise(realdata.imagenet_dev(int(sys.argv[4]))[0])
 model = pqnet.load(sys.argv[2])
 np.save(sys.argv[3], np.concatenate([model(images[i : i + 20]) for i in range(0, len(images), 20)]))
 """
@@ -76,26 +76,27 @@ def reference(name, arch):
 
 
 @needs_data
+@pytest.mark.parametrize("n", [20, pytest.param(500, marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize(("name", "importer", "arch", "parts", "right"), FILES)
-def test_import_runs_like_the_decoded_network(name, importer, arch, parts, right, tmp_path):
+def test_import_runs_like_the_decoded_network(name, importer, arch, parts, right, n, tmp_path):
     model = getattr(converters, importer)(DATA / "checkpoints" / name, arch)
     size = model.size()
     assert (size.codes, size.codebooks, size.other) == parts
     model.save(tmp_path / "model.h5")
     assert os.path.getsize(tmp_path / "model.h5") <= 1.02 * size.total + 16384
 
-    tests = str(Path(__file__).parent)
-    command = [sys.executable, "-c", WITHOUT_TORCH, tests, str(tmp_path / "model.h5"), str(tmp_path / "logits.npy")]
-    subprocess.run(command, check=True, timeout=500)
+    arguments = [Path(__file__).parent, tmp_path / "model.h5", tmp_path / "logits.npy", n]
+    subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *map(str, arguments)], check=True, timeout=500)
     ours = np.load(tmp_path / "logits.npy")
 
-    images, labels = imagenet_dev()
+    images, labels = imagenet_dev(n)
     module, batches = reference(name, arch), torch.from_numpy(normalise(images)).split(20)
     with torch.no_grad():
         theirs = np.concatenate([module(batch).numpy() for batch in batches])
     assert np.abs(ours - theirs).max() <= 1e-4 * np.abs(theirs).max()
     assert (ours.argmax(1) != theirs.argmax(1)).sum() <= 1
-    assert abs((ours.argmax(1) == labels).sum() - right) <= 1
+    if n == 500:
+        assert abs((ours.argmax(1) == labels).sum() - right) <= 1
 
 
 @needs_data

@@ -18,6 +18,7 @@ import pqnet
 from pqnet.pipeline import measure
 from pqnet.pipeline.recipe import resolve_recipe
 
+PRESETS = ["small-blocks", pytest.param("large-blocks", marks=pytest.mark.exhaustive)]
 # Mean relative output error of the quantized convolutions that a rough prototype reached, by preset and metric.
 REACHED = {
     "small-blocks": {"none": 0.087, "pooled": 0.050, "block": 0.041},
@@ -49,7 +50,7 @@ def test_float_accuracy_is_the_published_one(cifar):
 
 
 @needs_data
-@pytest.mark.parametrize("preset", ["small-blocks", "large-blocks"])
+@pytest.mark.parametrize("preset", PRESETS)
 def test_output_errors_on_cifar(cifar, preset):
     models, calibration, (images, labels) = cifar
     accuracy = {}
@@ -90,7 +91,8 @@ FLOORS = {
 
 
 @needs_data
-@pytest.mark.parametrize(("network", "preset"), FLOORS)
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("network", ["resnet20", pytest.param("resnet32", marks=pytest.mark.exhaustive)])
 def test_the_full_metric_keeps_accuracy_without_training(cifar, network, preset):
     models, calibration, _ = cifar
     small = pqnet.quantize(models[network], preset, calibration, progress=False)
@@ -98,7 +100,7 @@ def test_the_full_metric_keeps_accuracy_without_training(cifar, network, preset)
 
 
 @needs_data
-@pytest.mark.parametrize("preset", ["small-blocks", "large-blocks"])
+@pytest.mark.parametrize("preset", PRESETS)
 def test_the_full_metric_leaves_half_of_the_error_at_equal_bytes(cifar, preset):
     """Weights as targets and no repair, against "And the Bit Goes Down"."""
     models, calibration, _ = cifar
@@ -116,6 +118,7 @@ def test_the_full_metric_leaves_half_of_the_error_at_equal_bytes(cifar, preset):
 
 
 @needs_data
+@pytest.mark.exhaustive
 def test_tiny_darknet_keeps_its_right_answers():
     """Half of the images calibrate, the other half is asked."""
     model = tiny_darknet()
@@ -136,6 +139,20 @@ def test_tiny_darknet_keeps_its_right_answers():
 
 
 @needs_data
+def test_sentence_embeddings_stay_with_attention_from_codes():
+    """In one layer of a sentence encoder, from padded sentences."""
+    pytest.importorskip("transformers")
+    minilm_folder()  # skips without it
+    encoder = MiniLM(length=32)
+    recipe = {"*layer.0.attention*": pqnet.PQ(256, 2, "channel")}
+    small = pqnet.quantize(encoder.model, recipe, encoder.tokens(sst2(100)), progress=False)
+    sentences = stsb("dev")[0][:60]
+    cosine = (encoder.embed(encoder.model, sentences) * encoder.embed(small, sentences)).sum(1)
+    assert cosine.mean() >= 0.999
+
+
+@needs_data
+@pytest.mark.exhaustive
 def test_sentence_embeddings_stay_near_at_a_tenth_of_the_bytes():
     """All linear layers and embeddings of a sentence encoder, from padded sentences."""
     pytest.importorskip("transformers")

@@ -25,8 +25,10 @@ def limits():
     return {lib["num_threads"] for lib in _threads._controller().info() if lib["user_api"] == "blas"}
 
 
+@pytest.mark.usefixtures("two_blas_threads")
 def test_the_smallest_limit_of_those_inside_holds_and_all_is_restored():
     before = limits()
+    assert before == {2}
     with _threads.blas_limit(2):
         outer = limits()
         with _threads.blas_limit(1):
@@ -44,6 +46,7 @@ def in_thread(function):
     return found[0]
 
 
+@pytest.mark.usefixtures("two_blas_threads")
 def test_a_limit_holds_whichever_thread_sets_it():
     before = limits()
 
@@ -212,7 +215,7 @@ def test_models_run_in_several_python_threads_while_kmeans_runs():
     def run():
         for _ in range(5):
             wrong.append(np.abs(model(images, threads=1) - want).max() > 1e-5)
-            pqnet.weighted_kmeans(images.reshape(-1, 8), 16, n_iter=2)
+            pqnet.weighted_kmeans(images.reshape(-1, 8), 16, n_iter=2, threads=2)
 
     workers = [threading.Thread(target=run) for _ in range(4)]
     for worker in workers:
