@@ -7,6 +7,7 @@ import threading
 
 import numpy as np
 import pytest
+from forced import FORCED, run_forced
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from programs import GuardedSpace, untouched
@@ -177,19 +178,6 @@ for case in cases:
 from pqnet.kernels import simd
 print(simd.ISA)
 """
-
-
-FORCED = [{"PQNET_SIMD": isa} for isa in ("avx512", "avx2", "generic")] + [{"NUMBA_DISABLE_JIT": "1"}]
-
-
-def run_forced(code, settings_):
-    """Run a program that may import tests, with other environment variables; return what it prints."""
-    code = f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r})\n{code}"
-    run = subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | settings_, capture_output=True, text=True, timeout=600
-    )
-    assert run.returncode == 0, f"{settings_}: {run.stderr}"
-    return run.stdout.strip()
 
 
 @pytest.mark.parametrize("settings_", FORCED)

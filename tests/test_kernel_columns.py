@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from forced import FORCED, run_forced
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_engine import FORCED, check_algorithms, run_forced
+from test_engine import check_algorithms
 
 from pqnet.graph import Graph, GraphBuilder, ValueInfo
 

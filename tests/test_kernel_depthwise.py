@@ -1,11 +1,8 @@
 """Depthwise convolutions: any geometry against the NumPy meaning and PyTorch, and the memory around the values."""
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
+from forced import FORCED, run_forced
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from programs import GuardedSpace, run_tasks, untouched
@@ -121,18 +118,12 @@ def test_against_torch():
 
 
 SCRIPT = """
-import sys
-sys.path.insert(0, {tests!r})
 import test_kernel_depthwise as t
 for kernel, stride, width in [(3, 1, 7), (3, 1, 19), (5, 1, 33), (7, 1, 20), (5, 2, 21), (3, 2, 9), (3, 3, 10)]:
     t.check(*t.network(1, 3, (6, width), (kernel, kernel), dict(stride=(stride,) * 2, padding=(1,) * 4), 0, "norm"))
 """
 
 
-@pytest.mark.parametrize("settings_", [{"PQNET_SIMD": "avx2"}, {"PQNET_SIMD": "generic"}, {"NUMBA_DISABLE_JIT": "1"}])
+@pytest.mark.parametrize("settings_", FORCED)
 def test_the_same_under_each_instruction_set_and_without_a_compiler(settings_):
-    code = SCRIPT.format(tests=os.path.dirname(__file__))
-    run = subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | settings_, capture_output=True, text=True, timeout=600
-    )
-    assert run.returncode == 0, run.stderr
+    run_forced(SCRIPT, settings_)

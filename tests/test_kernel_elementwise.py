@@ -1,11 +1,8 @@
 """Chains of element-wise operations against the NumPy meaning of their nodes; vector functions against float64."""
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
+from forced import FORCED, run_forced
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from programs import GuardedSpace, run_tasks, untouched
@@ -173,8 +170,6 @@ def test_accuracy_against_float64(name, low, high):
 
 
 SCRIPT = """
-import sys
-sys.path.insert(0, {tests!r})
 import test_kernel_elementwise as t
 nodes = [("add", "input", (0, 0)), ("gelu", None, (0, 0)), ("mul", "constant", (2, 0)), ("batch_norm", None, (0, 0))]
 t.check(*t.build((3, 5, 7), nodes, 0))
@@ -184,9 +179,6 @@ print(t.simd.ISA)
 """
 
 
-@pytest.mark.parametrize("settings_", [{"PQNET_SIMD": "avx2"}, {"PQNET_SIMD": "generic"}, {"NUMBA_DISABLE_JIT": "1"}])
+@pytest.mark.parametrize("settings_", FORCED)
 def test_the_same_under_each_instruction_set_and_without_a_compiler(settings_):
-    code = SCRIPT.format(tests=os.path.dirname(__file__))
-    run = subprocess.run([sys.executable, "-c", code], env=os.environ | settings_, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.strip() == settings_.get("PQNET_SIMD", simd.ISA)
+    assert run_forced(SCRIPT, settings_) == settings_.get("PQNET_SIMD", simd.ISA)

@@ -1,11 +1,8 @@
 """Products of panels and tiles: positions where they lie or packed, tiles in registers or in pieces, any epilogue."""
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
+from forced import FORCED, run_forced
 from programs import GuardedSpace, untouched
 from test_engine import close, packed_weight, reference
 
@@ -92,8 +89,6 @@ def test_numbers_of_a_table_are_the_same_from_planes(reduction, k, monkeypatch):
 
 
 SCRIPT = """
-import sys
-sys.path.insert(0, {tests!r})
 import test_kernel_gemm as t
 for size, tail in [((6, 8), "silu"), ((7, 7), "clamp"), ((5, 13), "relu")]:
     for groups, kernel in [(1, 1), (2, 3)]:
@@ -101,10 +96,6 @@ for size, tail in [((6, 8), "silu"), ((7, 7), "clamp"), ((5, 13), "relu")]:
 """
 
 
-@pytest.mark.parametrize("settings_", [{"PQNET_SIMD": "avx2"}, {"PQNET_SIMD": "generic"}, {"NUMBA_DISABLE_JIT": "1"}])
+@pytest.mark.parametrize("settings_", FORCED)
 def test_the_same_under_each_instruction_set_and_without_a_compiler(settings_):
-    code = SCRIPT.format(tests=os.path.dirname(__file__))
-    run = subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | settings_, capture_output=True, text=True, timeout=600
-    )
-    assert run.returncode == 0, run.stderr
+    run_forced(SCRIPT, settings_)

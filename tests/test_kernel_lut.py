@@ -1,13 +1,10 @@
 """Table kernels against the sums that they stand for, term by term: any geometry, tile and order of tasks."""
 
-import os
-import subprocess
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
+from forced import FORCED, run_forced
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -364,11 +361,6 @@ def check_some():
             check_planes(one)
 
 
-OTHERS = [{"PQNET_SIMD": "avx512"}, {"PQNET_SIMD": "avx2"}, {"PQNET_SIMD": "generic"}, {"NUMBA_DISABLE_JIT": "1"}]
-
-
-@pytest.mark.parametrize("environment", OTHERS)
-def test_other_widths_and_the_reference(environment):
-    code = "import test_kernel_lut; test_kernel_lut.check_some()"
-    folder = Path(__file__).parent
-    subprocess.run([sys.executable, "-c", code], cwd=folder, env=os.environ | environment, check=True)
+@pytest.mark.parametrize("settings_", FORCED)
+def test_other_widths_and_the_reference(settings_):
+    run_forced("import test_kernel_lut; test_kernel_lut.check_some()", settings_)

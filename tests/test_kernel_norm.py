@@ -1,11 +1,8 @@
 """Norms and softmax in every storage order against float64 and the NumPy meaning of the nodes."""
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
+from forced import FORCED, run_forced
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_kernel_elementwise import check
@@ -106,20 +103,15 @@ def test_softmax_of_many_rows_and_of_special_numbers(op, order, algorithm):
 
 
 SCRIPT = """
-import sys
-sys.path.insert(0, {tests!r})
 import test_kernel_norm as t
 for order in ((0, 1, 2), (2, 0, 1)):
     for op, attrs in (("layer_norm", dict(axes=1)), ("group_norm", dict(groups=2)), ("softmax", dict(axis=2))):
         b, y, inputs, _ = t.stored((3, 4, 19), order, True, 0)
-        t.check(b.build({{"y": b.add(op, y, **attrs)}}), inputs, tolerance=2e-5)
+        t.check(b.build({"y": b.add(op, y, **attrs)}), inputs, tolerance=2e-5)
 print(t.simd.ISA)
 """
 
 
-@pytest.mark.parametrize("settings_", [{"PQNET_SIMD": "avx2"}, {"PQNET_SIMD": "generic"}, {"NUMBA_DISABLE_JIT": "1"}])
+@pytest.mark.parametrize("settings_", FORCED)
 def test_the_same_under_each_instruction_set_and_without_a_compiler(settings_):
-    code = SCRIPT.format(tests=os.path.dirname(__file__))
-    run = subprocess.run([sys.executable, "-c", code], env=os.environ | settings_, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.strip() == settings_.get("PQNET_SIMD", simd.ISA)
+    assert run_forced(SCRIPT, settings_) == settings_.get("PQNET_SIMD", simd.ISA)

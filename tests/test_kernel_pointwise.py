@@ -1,11 +1,8 @@
 """Vector tables of pointwise convolutions: any sizes, groups, batches and epilogues, and how work is cut."""
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
+from forced import FORCED, run_forced
 from programs import GuardedSpace, untouched
 from test_engine import close, packed_weight, reference
 
@@ -74,18 +71,12 @@ def test_parts_of_outputs_change_no_bit(monkeypatch):
 
 
 SCRIPT = """
-import sys
-sys.path.insert(0, {tests!r})
 import test_kernel_pointwise as t
 for shape, tail in zip(t.SHAPES, 2 * ["none", "clamp", "relu", "silu"]):
     t.check(*t.network(shape, 11, 3, 31, 9, 2, tail))
 """
 
 
-@pytest.mark.parametrize("settings_", [{"PQNET_SIMD": "avx2"}, {"PQNET_SIMD": "generic"}, {"NUMBA_DISABLE_JIT": "1"}])
+@pytest.mark.parametrize("settings_", FORCED)
 def test_the_same_under_each_instruction_set_and_without_a_compiler(settings_):
-    code = SCRIPT.format(tests=os.path.dirname(__file__))
-    run = subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | settings_, capture_output=True, text=True, timeout=600
-    )
-    assert run.returncode == 0, run.stderr
+    run_forced(SCRIPT, settings_)

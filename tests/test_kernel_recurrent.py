@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from forced import FORCED, run_forced
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from programs import GuardedSpace, untouched
 from random_graphs import reference
-from test_engine import FORCED, run_forced
 from test_kernel_sums import packed
 from test_ops import GATES
 

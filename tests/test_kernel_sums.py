@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from forced import FORCED, run_forced
 from programs import GuardedSpace, untouched
 from test_decoding import SIMPLE, SUMS
-from test_engine import FORCED, check_algorithms, run_forced
+from test_engine import check_algorithms
 
 import pqnet
 from pqnet import PQ, Additive, Fixed, IntN, Scalar, Sparse

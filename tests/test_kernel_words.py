@@ -1,13 +1,11 @@
 """Products in 8-bit integers and bfloat16: against the same network with rounded numbers, and bit for bit."""
 
 import hashlib
-import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from forced import FORCED, run_forced
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from naive import round_bfloat16, round_inputs, round_weight
@@ -185,19 +183,15 @@ def digest_of_integers():
     return found.hexdigest()
 
 
-@pytest.mark.parametrize("settings_", [{"PQNET_SIMD": "avx2"}, {"PQNET_SIMD": "generic"}, {"NUMBA_DISABLE_JIT": "1"}])
+@pytest.mark.parametrize("settings_", FORCED)
 def test_integers_give_the_same_bits_under_each_instruction_set(settings_):
-    code = f"import sys\nsys.path.insert(0, {os.path.dirname(__file__)!r})\n"
-    code += "import test_kernel_words as t\nfrom pqnet.kernels.llvm import COMPILED\n"
+    code = "import test_kernel_words as t\nfrom pqnet.kernels.llvm import COMPILED\n"
     code += "print(t.digest_of_integers() if COMPILED else '')\n"
     code += "for weight, attrs in list(t.weights())[::3]:\n"
     code += "    assert all(t.check(*t.conv(weight, (5, 6), **attrs), kind) for kind in t.KINDS)"
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | settings_, capture_output=True, text=True, timeout=600
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() in ("", digest_of_integers())  # NumPy does not fuse multiplications and additions
-    assert bool(done.stdout.strip()) == ("PQNET_SIMD" in settings_)
+    printed = run_forced(code, settings_)
+    assert printed in ("", digest_of_integers())  # NumPy does not fuse multiplications and additions
+    assert bool(printed) == ("PQNET_SIMD" in settings_)
 
 
 def test_the_precision_of_a_layer_is_the_fastest_here():

@@ -1,14 +1,11 @@
 """Some taps of a weight; transposed convolutions by phases; convolutions whose outer taps see only padding."""
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
+from forced import FORCED, run_forced
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_engine import FORCED, check_algorithms, divisors, packed_weight
+from test_engine import check_algorithms, divisors, packed_weight
 
 from pqnet.codecs import PackedPQ
 from pqnet.errors import PQNetError
@@ -164,8 +161,6 @@ def test_a_residual_of_a_transposed_convolution():
 
 
 SCRIPT = """
-import sys
-sys.path.insert(0, {tests!r})
 import numpy as np
 import test_taps as t, test_kernel_matmul as m
 from test_lowered_ops import check, floats
@@ -177,17 +172,13 @@ m.product((2, 9, 5), (2, 5, 18))
 m.product((1, 5), (5, 18))
 m.product((7, 5), (5, 1))
 x = floats((1, 2, 4, 5))
-b = GraphBuilder({{"x": ValueInfo(x.shape)}})
-outputs = {{mode: b.add("interpolate", "x", size=(7, 9), mode=mode) for mode in ("nearest", "bilinear")}}
-outputs |= {{op: b.add(op, "x", size=(3, 3)) for op in ("adaptive_avg_pool2d", "adaptive_max_pool2d")}}
-check(b, outputs, {{"x": x}})
+b = GraphBuilder({"x": ValueInfo(x.shape)})
+outputs = {mode: b.add("interpolate", "x", size=(7, 9), mode=mode) for mode in ("nearest", "bilinear")}
+outputs |= {op: b.add(op, "x", size=(3, 3)) for op in ("adaptive_avg_pool2d", "adaptive_max_pool2d")}
+check(b, outputs, {"x": x})
 """
 
 
 @pytest.mark.parametrize("settings_", FORCED)
 def test_the_same_under_each_instruction_set_and_without_a_compiler(settings_):
-    code = SCRIPT.format(tests=os.path.dirname(__file__))
-    run = subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | settings_, capture_output=True, text=True, timeout=600
-    )
-    assert run.returncode == 0, run.stderr
+    run_forced(SCRIPT, settings_)

@@ -1,11 +1,8 @@
 """Operations on values of any dtype as kernels, against their NumPy meaning, bit for bit."""
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
+from forced import FORCED, run_forced
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from programs import GuardedSpace, untouched
@@ -348,8 +345,6 @@ def test_layers_share_the_terms_of_a_mask():
 
 
 SCRIPT = """
-import sys
-sys.path.insert(0, {tests!r})
 import numpy as np
 import test_typed_ops as t
 with np.errstate(all="ignore"):
@@ -369,9 +364,6 @@ print(t.simd.ISA)
 """
 
 
-@pytest.mark.parametrize("settings_", [{"PQNET_SIMD": "avx2"}, {"PQNET_SIMD": "generic"}, {"NUMBA_DISABLE_JIT": "1"}])
+@pytest.mark.parametrize("settings_", FORCED)
 def test_the_same_under_each_instruction_set_and_without_a_compiler(settings_):
-    code = SCRIPT.format(tests=os.path.dirname(__file__))
-    run = subprocess.run([sys.executable, "-c", code], env=os.environ | settings_, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.strip() == settings_.get("PQNET_SIMD", simd.ISA)
+    assert run_forced(SCRIPT, settings_) == settings_.get("PQNET_SIMD", simd.ISA)
