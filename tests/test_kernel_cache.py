@@ -150,9 +150,12 @@ print(*out, sum(one_cluster.stats.cache_hits.values()))
 """
 
 
+PLACES = ("HOME", "XDG_CACHE_HOME", "NUMBA_CACHE_DIR")  # variables that say where kernels are kept
+
+
 def process(program, settings, **options):
     """Run a program in a process of its own; return its words and its warnings."""
-    environment = {name: value for name, value in os.environ.items() if name not in ("HOME", "XDG_CACHE_HOME")}
+    environment = {name: value for name, value in os.environ.items() if name not in PLACES}
     environment |= {"NUMBA_NUM_THREADS": "1", **settings}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, **options)
     assert done.returncode == 0, done.stderr
