@@ -1,5 +1,5 @@
 # make demo: install into a fresh environment (no PyTorch) and run the demo.
-# make test: lint, type check, tests without the exhaustive ones.   make test-all: with them, in random order.
+# make test: lint, type check, tests without the exhaustive ones.   make test-all: with them.
 PYTHON ?= python3
 RUN := .venv-run
 DEV := .venv-dev
@@ -17,7 +17,7 @@ test: lint
 	$(PYTEST) -m 'not exhaustive'
 
 test-all: lint
-	$(PYTEST) -p randomly --verbose  # shows the seed of the order
+	$(PYTEST)
 
 lint: $(DEV)/installed
 	$(DEV)/bin/ruff check .
