@@ -18,9 +18,7 @@ __all__ = ["as_detector", "from_torchvision"]
 KINDS: dict[str, type[Detector]] = {"GeneralizedRCNN": RCNN, "RetinaNet": RetinaNet, "FCOS": FCOS, "SSD": SSD}
 
 
-def from_torchvision(
-    module: torch.nn.Module, image_size: tuple[int, int], *, dynamic_batch: bool = True
-) -> "Model":
+def from_torchvision(module: torch.nn.Module, image_size: tuple[int, int], *, dynamic_batch: bool = True) -> "Model":
     """Import one of torchvision's detectors, whole.
 
     Faster, Mask and Keypoint R-CNN, RetinaNet, FCOS, SSD and SSDLite, with their resize and normalize transform and
@@ -61,7 +59,8 @@ def from_torchvision(
     if detector is None:
         got = type(module).__qualname__
         raise PQNetError(
-            f"module: expected one of torchvision's detectors ({', '.join(KINDS)}), got {got}; from_torch imports others"
+            f"module: expected one of torchvision's detectors ({', '.join(KINDS)}), got {got}; "
+            "from_torch imports others"
         )
     return from_torch(
         detector,

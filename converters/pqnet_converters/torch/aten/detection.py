@@ -8,9 +8,7 @@ from pqnet_converters.torch.importer import Importer, Tensor
 
 
 @rule("pqnet.nms.default")
-def nms(
-    b: Importer, boxes: Tensor, scores: Tensor, classes: Tensor, iou_threshold: float, k: int
-) -> tuple[str, ...]:
+def nms(b: Importer, boxes: Tensor, scores: Tensor, classes: Tensor, iou_threshold: float, k: int) -> tuple[str, ...]:
     return b.emit_many("nms", (boxes, scores, classes), 2, iou_threshold=iou_threshold, k=k)
 
 

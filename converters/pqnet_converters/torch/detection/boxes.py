@@ -94,7 +94,9 @@ def take(x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
 def shapes_of(function: Any, *sizes: Any) -> Any:
     """Return what a function gives for tensors of these shapes, or lists of them, without computing it."""
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        return function(*([torch.empty(s) for s in size] if isinstance(size, list) else torch.empty(size) for size in sizes))
+        return function(
+            *([torch.empty(s) for s in size] if isinstance(size, list) else torch.empty(size) for size in sizes)
+        )
 
 
 def anchors_of(generator: torch.nn.Module, padded: tuple[int, int], resized: Any, maps: list[Any]) -> torch.Tensor:

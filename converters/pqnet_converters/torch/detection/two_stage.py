@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pqnet_converters.torch.detection.boxes import Detector, anchors_of, shapes_of, take
@@ -114,7 +115,7 @@ class RCNN(Detector):
         heatmaps = heads.keypoint_predictor(heads.keypoint_head(pooled))
         places, scores = heatmap_peaks(heatmaps, found["boxes"].reshape(-1, 4))
         places = (places * self.ratios[:2]).reshape(n, k, -1, 2)
-        points = torch.cat([places, torch.ones_like(places[..., :1])], -1)
+        points = F.pad(places, (0, 1), value=1.0)
         return {
             "keypoints": points * there[:, :, None, None],
             "keypoints_scores": scores.reshape(n, k, -1) * there[:, :, None],
