@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pqnet_converters.torch.detection.ops import nms
 
-__all__ = ["Detector", "anchors_of", "shapes_of", "take"]
+__all__ = ["Anchors", "Detector", "anchors_of", "shapes_of", "take"]
 
 
 class Detector(torch.nn.Module):  # type: ignore[misc]
@@ -105,3 +105,30 @@ def anchors_of(generator: torch.nn.Module, padded: tuple[int, int], resized: Any
     with torch.no_grad():
         found: torch.Tensor = generator(images, [torch.empty(1, 1, *each.shape[-2:]) for each in maps])[0]
     return found
+
+
+class Anchors(torch.nn.Module):  # type: ignore[misc]
+    """The anchors of a map by their numbers: those of its first pixel moved, or a table where that is not exact.
+
+    A table of all anchors would be larger than a network of a few megabytes.
+    """
+
+    def __init__(self, anchors: torch.Tensor, height: int, width: int) -> None:
+        super().__init__()
+        grid = anchors.reshape(height, width, -1, 4)
+        right = grid[0, min(1, width - 1), 0] - grid[0, 0, 0]
+        down = grid[min(1, height - 1), 0, 0] - grid[0, 0, 0]
+        moves = torch.arange(height)[:, None, None, None] * down + torch.arange(width)[:, None, None] * right
+        self.moved, self.width = torch.equal(grid[0, 0] + moves, grid), width
+        self.register_buffer("anchors", grid[0, 0].clone() if self.moved else anchors)
+        self.register_buffer("steps", torch.stack([right, down]))
+
+    def forward(self, places: torch.Tensor) -> torch.Tensor:
+        """Return the anchors (n, 4) with these numbers (n,)."""
+        if not self.moved:
+            return self.anchors.index_select(0, places)
+        per_pixel = self.anchors.shape[0]
+        pixels = torch.div(places, per_pixel, rounding_mode="floor")
+        right = (pixels % self.width)[:, None] * self.steps[0]
+        down = torch.div(pixels, self.width, rounding_mode="floor")[:, None] * self.steps[1]
+        return self.anchors.index_select(0, places % per_pixel) + (down + right)

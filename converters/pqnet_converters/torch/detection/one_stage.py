@@ -1,9 +1,11 @@
 """RetinaNet, FCOS and SSD: the boxes of all pixels of all maps, and the best of them."""
 
+import math
+
 import torch
 from torch import Tensor
 
-from pqnet_converters.torch.detection.boxes import Detector, anchors_of, shapes_of, take
+from pqnet_converters.torch.detection.boxes import Anchors, Detector, anchors_of, shapes_of, take
 
 __all__ = ["FCOS", "SSD", "RetinaNet"]
 
@@ -15,9 +17,8 @@ class OneStage(Detector):
         super().__init__(module, size)
         self.head, self.settings = module.head, _Settings(module)
         maps = list(shapes_of(self.features, (1, 3, *self.padded)).values())
-        self.register_buffer("anchors", anchors_of(module.anchor_generator, self.padded, self.resized, maps))
-        pixels = [each.shape[-2] * each.shape[-1] for each in maps]
-        self.counts = [n * len(self.anchors) // sum(pixels) for n in pixels]  # of the anchors of each map
+        self.map_sizes = [tuple(each.shape[-2:]) for each in maps]
+        self.every_anchor = anchors_of(module.anchor_generator, self.padded, self.resized, maps)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         outputs = self.head(list(self.features(self.transformed(images)).values()))
@@ -55,6 +56,13 @@ class _Settings:
 class RetinaNet(OneStage):
     """torchvision's RetinaNet: the best classes of the anchors of each map."""
 
+    def __init__(self, module: torch.nn.Module, size: tuple[int, int]) -> None:
+        super().__init__(module, size)
+        per_pixel = len(self.every_anchor) // sum(map(math.prod, self.map_sizes))
+        self.counts = [per_pixel * math.prod(size) for size in self.map_sizes]  # of the anchors of each map
+        parts = zip(self.every_anchor.split(self.counts), self.map_sizes, strict=True)
+        self.anchors = torch.nn.ModuleList(Anchors(part, *size) for part, size in parts)
+
     def scores(self, outputs: dict[str, Tensor]) -> Tensor:
         """Return numbers (N, anchors, classes) whose order is that of the scores."""
         return outputs["cls_logits"]
@@ -67,12 +75,11 @@ class RetinaNet(OneStage):
         every, offsets, start = self.scores(outputs), outputs["bbox_regression"], 0
         boxes, scores, labels = [], [], []
         n, classes = every.shape[0], every.shape[-1]
-        for count in self.counts:
+        for count, anchors in zip(self.counts, self.anchors, strict=True):
             own = every[:, start : start + count].reshape(n, -1)
             best, places = own.topk(min(self.settings.topk_candidates, own.shape[1]), 1)
-            rows = torch.div(places, classes, rounding_mode="floor") + start
-            anchors = self.anchors.index_select(0, rows.reshape(-1))
-            boxes.append(self.decoded(take(offsets, rows), anchors))
+            rows = torch.div(places, classes, rounding_mode="floor")
+            boxes.append(self.decoded(take(offsets, rows + start), anchors(rows.reshape(-1))))
             scores.append(self.probability(best))
             labels.append(places % classes)
             start += count
@@ -91,6 +98,10 @@ class FCOS(RetinaNet):
 
 class SSD(OneStage):
     """torchvision's SSD: the best anchors of each class."""
+
+    def __init__(self, module: torch.nn.Module, size: tuple[int, int]) -> None:
+        super().__init__(module, size)
+        self.register_buffer("anchors", self.every_anchor)
 
     def candidates(self, outputs: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         every = outputs["cls_logits"].softmax(-1)[:, :, 1:].permute(0, 2, 1)

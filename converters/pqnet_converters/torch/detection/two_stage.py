@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pqnet_converters.torch.detection.boxes import Detector, anchors_of, shapes_of, take
+from pqnet_converters.torch.detection.boxes import Anchors, Detector, anchors_of, shapes_of, take
 from pqnet_converters.torch.detection.ops import heatmap_peaks, nms, paste_masks, roi_align
 
 __all__ = ["RCNN"]
@@ -28,8 +28,8 @@ class RCNN(Detector):
         objectness, _ = shapes_of(self.rpn.head, [each.shape for each in maps])
         anchors = anchors_of(self.rpn.anchor_generator, self.padded, self.resized, maps)
         counts = [each.shape[1] * each.shape[2] * each.shape[3] for each in objectness]
-        for level, part in enumerate(anchors.split(counts)):
-            self.register_buffer(f"anchors{level}", part)
+        parts = zip(anchors.split(counts), maps, strict=True)
+        self.anchors = torch.nn.ModuleList(Anchors(part, *each.shape[-2:]) for part, each in parts)
         self.scales: dict[str, float] = {name: self._scale(each) for name, each in features.items()}
 
     def _scale(self, features: Tensor) -> float:
@@ -56,7 +56,7 @@ class RCNN(Detector):
             logits = logits.permute(0, 2, 3, 1).reshape(n, -1)
             deltas = deltas.reshape(n, per_pixel, 4, height, width).permute(0, 3, 4, 1, 2).reshape(n, -1, 4)
             best, places = logits.topk(min(self.rpn.pre_nms_top_n(), logits.shape[1]), 1)
-            anchors = getattr(self, f"anchors{level}").index_select(0, places.reshape(-1))
+            anchors = self.anchors[level](places.reshape(-1))
             decoded = self.rpn.box_coder.decode_single(take(deltas, places).reshape(-1, 4), anchors)
             boxes.append(self.clipped(decoded).reshape(n, -1, 4))
             scores.append(best)
