@@ -16,6 +16,7 @@ from torch import nn
 
 import pqnet
 from pqnet import PQNetError
+from pqnet.cli.main import main
 from pqnet_converters import from_torchvision
 
 torchvision = None
@@ -273,6 +274,21 @@ def test_a_packed_detector_runs_from_its_codes():
 def test_another_module_is_refused():
     with pytest.raises(PQNetError, match=r"torchvision's detectors \(GeneralizedRCNN, .*\), got Linear; from_torch"):
         from_torchvision(nn.Linear(2, 3), SIZE)
+
+
+def test_the_command_line_converts_a_detector_whole(tmp_path, capsys):
+    path = tmp_path / "small.h5"
+    assert main(["convert", "torch", f"{__name__}:RetinaNet", "--input", "1x3x40x56", "-o", str(path)]) == 0
+    assert "largest difference from PyTorch's scores" in capsys.readouterr().out
+    assert list(pqnet.load(path).outputs) == ["boxes", "labels", "scores", "count"]
+    assert main(["convert", "torch", f"{__name__}:RetinaNet", "--input", "1x3xHxW", "-o", str(path)]) == 2
+    assert "expected one batch of images of a fixed size" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", [(40,), (0, 56), (40.0, 56), 40])
+def test_sizes_that_no_image_has_are_refused(size):
+    with pytest.raises(PQNetError, match="image_size: expected height and width in pixels"):
+        from_torchvision(RetinaNet(), size)
 
 
 def factories():

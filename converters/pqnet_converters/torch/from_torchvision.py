@@ -13,7 +13,7 @@ from pqnet_converters.torch.from_torch import from_torch
 if TYPE_CHECKING:
     from pqnet.runtime import Model
 
-__all__ = ["as_detector", "from_torchvision"]
+__all__ = ["as_detector", "from_torchvision", "import_detector", "is_detector"]
 
 KINDS: dict[str, type[Detector]] = {"GeneralizedRCNN": RCNN, "RetinaNet": RetinaNet, "FCOS": FCOS, "SSD": SSD}
 
@@ -46,7 +46,7 @@ def from_torchvision(module: torch.nn.Module, image_size: tuple[int, int], *, dy
     Raises
     ------
     PQNetError
-        The module is none of these detectors.
+        The module is none of these detectors, or the size is not one of an image.
 
     Examples
     --------
@@ -55,24 +55,37 @@ def from_torchvision(module: torch.nn.Module, image_size: tuple[int, int], *, dy
     >>> found = model.run({"images": photo[None]})  # doctest: +SKIP
     >>> boxes = found["boxes"][0, : found["count"][0]]  # doctest: +SKIP
     """
-    detector = as_detector(module, image_size)
+    fits = isinstance(image_size, tuple | list) and len(image_size) == 2
+    if not fits or not all(isinstance(n, int) and n > 0 for n in image_size):
+        raise PQNetError(f"image_size: expected height and width in pixels, got {image_size!r}")
+    detector = as_detector(module, (image_size[0], image_size[1]))
     if detector is None:
         got = type(module).__qualname__
         raise PQNetError(
             f"module: expected one of torchvision's detectors ({', '.join(KINDS)}), got {got}; "
             "from_torch imports others"
         )
-    return from_torch(
-        detector,
-        torch.zeros(1, 3, *image_size),
-        input_names=["images"],
-        output_names=detector.results,
-        dynamic_batch=dynamic_batch,
-    )
+    return import_detector(detector, dynamic_batch)
+
+
+def import_detector(detector: Detector, dynamic_batch: bool) -> "Model":
+    """Import a detector with fixed sizes; see `from_torchvision`."""
+    example = torch.zeros(1, 3, *detector.size)
+    names = {"input_names": ["images"], "output_names": detector.results}
+    return from_torch(detector, example, dynamic_batch=dynamic_batch, **names)
 
 
 def as_detector(module: torch.nn.Module, image_size: tuple[int, int]) -> Detector | None:
     """Return a detector of torchvision with fixed sizes, None for another module."""
-    names = {each.__name__ for each in type(module).__mro__}
-    kind = next((kind for name, kind in KINDS.items() if name in names), None)
+    kind = _kind(module)
     return None if kind is None else kind(module, image_size).eval()
+
+
+def is_detector(module: torch.nn.Module) -> bool:
+    """Tell whether a module is one of torchvision's detectors."""
+    return _kind(module) is not None
+
+
+def _kind(module: torch.nn.Module) -> type[Detector] | None:
+    names = {each.__name__ for each in type(module).__mro__}
+    return next((kind for name, kind in KINDS.items() if name in names), None)

@@ -25,8 +25,8 @@ def roi_align(
     aligned: bool,
 ) -> str:
     sources = b.emit("add", counted(b, "mul", levels, maps[0].shape[0]), images) if len(maps) > 1 else images
-    attrs = {"size": (rows, columns), "sampling_ratio": max(sampling_ratio, 0), "aligned": aligned}
-    return b.emit("roi_align", rois, sources, *maps, **attrs)
+    ratio = max(sampling_ratio, 0)
+    return b.emit("roi_align", rois, sources, *maps, size=(rows, columns), sampling_ratio=ratio, aligned=aligned)
 
 
 @rule("pqnet.paste_masks.default")
