@@ -4,6 +4,7 @@ import contextlib
 import math
 import sys
 from collections import OrderedDict
+from functools import cache
 from types import SimpleNamespace
 
 import naive
@@ -244,11 +245,17 @@ def paste(mask, box, size):
     return reference(mask, box, size).astype(np.float32)
 
 
-@pytest.mark.parametrize("kind", [RetinaNet, GeneralizedRCNN])
-def test_small_detectors_find_what_their_modules_find(kind):
+@cache
+def converted(kind):
+    """Return a small detector, and what it becomes."""
     torch.manual_seed(5)
     module = kind().eval()
-    model = from_torchvision(module, SIZE)
+    return module, from_torchvision(module, SIZE)
+
+
+@pytest.mark.parametrize("kind", [RetinaNet, GeneralizedRCNN])
+def test_small_detectors_find_what_their_modules_find(kind):
+    module, model = converted(kind)
     images = np.random.default_rng(1).random((3, 3, *SIZE)).astype(np.float32)
     with torch.no_grad():
         wanted = [module(torch.from_numpy(image)) for image in images]
@@ -261,8 +268,7 @@ def test_small_detectors_find_what_their_modules_find(kind):
 
 def test_a_packed_detector_runs_from_its_codes():
     """Layers of a head that all maps share are packed once, for all of them."""
-    torch.manual_seed(5)
-    model = from_torchvision(RetinaNet().eval(), SIZE)
+    model = converted(RetinaNet)[1]
     images = np.random.default_rng(1).random((4, 3, *SIZE)).astype(np.float32)
     small = pqnet.quantize(model, {"default": pqnet.PQ(k=16, d=4)}, images, progress=False)
     assert len(small.graph.uses()["head.classes"]) == 2
