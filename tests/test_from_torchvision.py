@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import re
 import sys
 from collections import OrderedDict
 from functools import cache
@@ -306,12 +307,12 @@ def factories():
         "faster": lambda: detection.fasterrcnn_mobilenet_v3_large_320_fpn(**plain, box_score_thresh=0.2),
         "mask": lambda: detection.maskrcnn_resnet50_fpn(**small, box_score_thresh=0.2, box_detections_per_img=20),
         "keypoint": lambda: detection.keypointrcnn_resnet50_fpn(
-            **small, box_score_thresh=0.6, box_detections_per_img=8
+            **small, box_score_thresh=0.05, box_detections_per_img=8
         ),
-        "retina": lambda: detection.retinanet_resnet50_fpn(**small, score_thresh=0.3, detections_per_img=50),
+        "retina": lambda: detection.retinanet_resnet50_fpn(**small, score_thresh=0.02, detections_per_img=50),
         "fcos": lambda: detection.fcos_resnet50_fpn(**small, score_thresh=0.3, detections_per_img=50),
         "ssd": lambda: detection.ssd300_vgg16(**plain, score_thresh=0.2, detections_per_img=50),
-        "ssdlite": lambda: detection.ssdlite320_mobilenet_v3_large(**plain, score_thresh=0.02),
+        "ssdlite": lambda: detection.ssdlite320_mobilenet_v3_large(**plain, detections_per_img=50),
     }
 
 
@@ -333,9 +334,7 @@ def with_statistics(module, images):
         with torch.no_grad():
             module.backbone(torch.from_numpy(images - 0.45) / 0.22)
     for name, parameter in module.named_parameters():
-        if name.endswith(("cls_score.weight", "cls_logits.weight")) and not name.startswith(
-            "head.classification_head.m"
-        ):
+        if re.search(r"cls_score.weight|cls_logits.weight|classification_head.module_list.\d.1.weight", name):
             parameter.data *= 30
     return module.eval()
 
