@@ -267,15 +267,20 @@ def test_small_detectors_find_what_their_modules_find(kind):
     assert {"backbone.stem", "backbone.deep"} <= set(model.graph.layers())
 
 
-def test_a_packed_detector_runs_from_its_codes():
+@pytest.mark.parametrize(
+    ("kind", "recipe"),
+    [(RetinaNet, {"default": pqnet.PQ(k=16, d=4)}), (RetinaNet, "small-blocks"), (GeneralizedRCNN, "small-blocks")],
+)
+def test_a_packed_detector_runs_from_its_codes(kind, recipe):
     """Layers of a head that all maps share are packed once, for all of them."""
-    model = converted(RetinaNet)[1]
+    model = converted(kind)[1]
     images = np.random.default_rng(1).random((4, 3, *SIZE)).astype(np.float32)
-    small = pqnet.quantize(model, {"default": pqnet.PQ(k=16, d=4)}, images, progress=False)
-    assert len(small.graph.uses()["head.classes"]) == 2
-    assert small.size().total < model.size().total / 3
+    small = pqnet.quantize(model, recipe, images, progress=False)
+    shared = "head.classes" if kind is RetinaNet else "rpn.head.scores"
+    assert len(small.graph.uses()[shared]) == 2
+    assert small.size().codes > 0 and small.size().total < model.size().total
     found = small.run({"images": images})
-    assert found["boxes"].shape == (4, 9, 4) and found["count"].max() > 0
+    assert found["boxes"].shape == (4, 9 if kind is RetinaNet else 7, 4) and found["count"].max() > 0
 
 
 def test_another_module_is_refused():
