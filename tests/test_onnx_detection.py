@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from onnxfiles import runtime
 
 from pqnet import UnsupportedOpError
+from pqnet.graph.indices import index_limits
 from pqnet_converters import from_onnx
 
 HEAD = '<ir_version: 8, opset_import: ["" : 17]>\n'
@@ -156,6 +157,7 @@ def test_regions_are_sampled_as_onnx_runtime_does(where, ratio):
     """
     proto = model_of(text)
     model, session = from_onnx(proto.SerializeToString()), runtime(proto)
+    assert index_limits(model.graph, model.graph.infer_shapes(model.graph.symbols)) == {"images": 2}
     for n in (1, 6):
         corners = np.sort(rng.random((n, 2, 2)).astype(np.float32) * 50 - 4, 1)
         feed = {
