@@ -312,7 +312,7 @@ def factories():
         "faster": lambda: detection.fasterrcnn_mobilenet_v3_large_320_fpn(**plain, box_score_thresh=0.2),
         "mask": lambda: detection.maskrcnn_resnet50_fpn(**small, box_score_thresh=0.2, box_detections_per_img=20),
         "keypoint": lambda: detection.keypointrcnn_resnet50_fpn(
-            **small, box_score_thresh=0.05, box_detections_per_img=8
+            **small, box_score_thresh=0.0, box_detections_per_img=8
         ),
         "retina": lambda: detection.retinanet_resnet50_fpn(**small, score_thresh=0.02, detections_per_img=50),
         "fcos": lambda: detection.fcos_resnet50_fpn(**small, score_thresh=0.3, detections_per_img=50),
