@@ -65,6 +65,47 @@ def conv_transpose(
     return out
 
 
+def overlap(a: np.ndarray, b: np.ndarray) -> np.float32:
+    """Return the intersection over the union of two boxes, in float32 as all libraries compute it."""
+    width = max(min(a[2], b[2]) - max(a[0], b[0]), np.float32(0))
+    height = max(min(a[3], b[3]) - max(a[1], b[1]), np.float32(0))
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)]
+    with np.errstate(all="ignore"):
+        return np.float32(width * height / (areas[0] + areas[1] - width * height))
+
+
+def nms(boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray, threshold: float, k: int) -> list[int]:
+    """Return the k best boxes (M, 4) that overlap no better one kept of their class by more than the threshold."""
+    kept: list[int] = []
+    for i in sorted(range(len(boxes)), key=lambda i: (-scores[i], i)):
+        rivals = [boxes[j] for j in kept if classes[j] == classes[i]]
+        if scores[i] > -np.inf and not any(float(overlap(rival, boxes[i])) > threshold for rival in rivals):
+            kept.append(i)
+    return kept[:k]
+
+
+def roi_align(
+    pixels: np.ndarray, roi: Sequence[float], size: Ints, sampling_ratio: int = 0, aligned: bool = False
+) -> np.ndarray:
+    """Return the bins of one region of a map (C, H, W), means of samples mixed of the four pixels around them."""
+    channels, height, width = pixels.shape
+    x1, y1, x2, y2 = (float(v) - (0.5 if aligned else 0) for v in roi)
+    extents = (y2 - y1, x2 - x1) if aligned else (max(y2 - y1, 1.0), max(x2 - x1, 1.0))
+    counts = [sampling_ratio or max(math.ceil(extents[i] / size[i]), 0) for i in (0, 1)]
+    out = np.zeros((channels, *size))
+    for c, i, j in np.ndindex(out.shape):
+        for s, t in np.ndindex(*counts):
+            y = y1 + (i + (s + 0.5) / counts[0]) * extents[0] / size[0]
+            x = x1 + (j + (t + 0.5) / counts[1]) * extents[1] / size[1]
+            if not (-1 <= y <= height and -1 <= x <= width):
+                continue
+            y, x = min(max(y, 0), height - 1), min(max(x, 0), width - 1)
+            for row, column in itertools.product(range(height), range(width)):
+                share = max(1 - abs(y - row), 0) * max(1 - abs(x - column), 0)
+                out[c, i, j] += share * float(pixels[c, row, column]) / (counts[0] * counts[1])
+    return out
+
+
 def recurrent(
     op: str,
     products: np.ndarray,

@@ -13,7 +13,8 @@ F4, F2, F1, F0 = Info((1, 4, 8, 8)), Info((3, 4)), Info((4,)), Info(())
 I1, B2 = Info((2,), "int64"), Info((3, 4), "bool")
 W = {"weight": Info((6, 4, 3, 3))}
 S1, R = Info((2, 5, 12)), {"weight": Info((12, 4))}
-OUTPUTS = {"topk": 2, "rnn": 2, "gru": 2, "lstm": 3}
+OUTPUTS = {"topk": 2, "nms": 2, "heatmap_peaks": 2, "rnn": 2, "gru": 2, "lstm": 3}
+BOXES, I3, NMS = Info((1, 3, 4)), Info((3,), "int64"), {"k": 1, "iou_threshold": 0.5}
 K = {"kernel": (3, 3), "stride": (1, 1)}
 
 MISFITS: list[tuple[str, list[Info], dict[str, Info], dict[str, Any], str]] = [
@@ -188,6 +189,21 @@ MISFITS: list[tuple[str, list[Info], dict[str, Info], dict[str, Any], str]] = [
     ("scatter", [F2, Info((2, 3), "int64"), Info((2, 3), "int64")], {}, {"axis": 0}, "updates: expected float32"),
     ("scatter", [F2, Info((4, 4), "int64"), Info((4, 4))], {}, {"axis": 1}, "ids: expected no more than"),
     ("scatter", [F2, Info((1,), "int64"), F1], {}, {"axis": 0}, "ids: expected one for each update"),
+    ("nms", [F2, F1], {}, NMS, r"boxes: expected 3 axes, 4 numbers a box, got shape \(3, 4\)"),
+    ("nms", [Info((1, 3, 5)), F2], {}, NMS, "boxes: expected 3 axes, 4 numbers a box"),
+    ("nms", [BOXES, F2], {}, NMS, r"scores: expected one for each box, of shape \(1, 3\), got \(3, 4\)"),
+    ("nms", [BOXES, Info((1, 3)), Info((1, 3))], {}, NMS, "classes: expected int64, got float32"),
+    ("nms", [BOXES, Info((1, 3))], {}, NMS | {"k": 4}, "k: expected 0 to 3, the number of boxes, got 4"),
+    ("roi_align", [F2, Info((2,), "int64"), F4], {}, {"size": (1, 1)}, "images: expected one for each of the 3 rois"),
+    ("roi_align", [F2, Info((3,)), F4], {}, {"size": (1, 1)}, "images: expected int64, got float32"),
+    ("roi_align", [F2, I3, F2], {}, {"size": (1, 1)}, "features: expected maps of 4 axes"),
+    ("roi_align", [F2, I3, F4, Info((1, 5, 8, 8))], {}, {"size": (1, 1)}, "pixels and equal channels, got"),
+    ("roi_align", [F2, I3, F4], {}, {"size": (0, 1)}, "size: expected at least 1"),
+    ("roi_align", [F2, I3, F4], {}, {"size": (1, 1), "sampling_ratio": -1}, "sampling_ratio at least 0"),
+    ("paste_masks", [Info((3, 4, 5)), F2], {}, {"size": (1, 1)}, "masks: expected square ones for 3 boxes, 3 axes"),
+    ("paste_masks", [Info((2, 4, 4)), F2], {}, {"size": (1, 1)}, "masks: expected square ones for 3 boxes"),
+    ("paste_masks", [Info((3, 4, 4)), F2], {}, {"size": (1, 0)}, "size: expected at least 1"),
+    ("heatmap_peaks", [Info((3, 4, 4)), F2], {}, {}, "heatmaps: expected square ones for 3 boxes, 4 axes"),
     ("attention", [F1, F2, F2], {}, {}, r"expected queries \(\.\.\., L, E\)"),
     ("attention", [F2, F2, B2], {}, {}, "input: expected float32, got bool"),
     ("attention", [F2, F2, F2, Info((2, 3, 3))], {}, {}, r"mask: expected a shape that broadcasts to \(3, 3\)"),

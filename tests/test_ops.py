@@ -50,9 +50,12 @@ def close(got: np.ndarray, want: np.ndarray) -> None:
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=2e-6 if want.dtype.kind == "f" else 0)
 
 
+PAIRS = {"topk", "nms", "heatmap_peaks"}
+
+
 def check(op: str, *inputs: np.ndarray, params: Params | None = None, **attrs: Any) -> None:
     """Assert that NumPy meaning, shape rule and PyTorch agree on shape, dtype and values."""
-    n_outputs = len(attrs["sizes"]) if op == "split" else 2 if op == "topk" else 1
+    n_outputs = len(attrs["sizes"]) if op == "split" else 2 if op in PAIRS else 1
     graph = build(op, inputs, params or {}, n_outputs, **attrs)
     fed = inputs or [np.zeros(1, np.float32)]
     result = to_torch(graph).requires_grad_(False)(*(torch.from_numpy(x.copy()) for x in fed))
@@ -244,6 +247,13 @@ CASES: list[Case] = [
         np.float32([[-np.inf] * 3, [0, 1, -np.inf], [0] * 3]),
     ),
     *(case("attention", f(2, n, 8), f(2, s, 8), f(2, s, 8), causal=True) for n, s in ((4, 4), (3, 5), (5, 3))),
+    case("nms", 9 * pos(2, 5, 4).cumsum(2), f(2, 5), k=3, iou_threshold=0.2),
+    *(
+        case("roi_align", 4 * f(3, 4), ints(3, low=0, high=2), f(1, 5, 6, 7), f(1, 5, 3, 4), size=(2, 3), aligned=a)
+        for a in (False, True)
+    ),
+    case("paste_masks", pos(3, 4, 4), 9 * pos(3, 4).cumsum(1), size=(12, 9)),
+    case("heatmap_peaks", f(3, 2, 4, 4), 9 * pos(3, 4).cumsum(1)),
 ]
 
 

@@ -12,11 +12,12 @@ if TYPE_CHECKING:
     from pqnet_converters.onnx.to_onnx import to_onnx as to_onnx
     from pqnet_converters.torch.activations import statistics_from_activations as statistics_from_activations
     from pqnet_converters.torch.from_torch import from_torch as from_torch
+    from pqnet_converters.torch.from_torchvision import from_torchvision as from_torchvision
     from pqnet_converters.torch.to_torch import to_torch as to_torch
 
 _CHECKPOINTS = ("from_kill_the_bits", "from_pqf")
 _ONNX = ("from_onnx", "to_onnx")
-_TORCH = ("from_torch", "statistics_from_activations", "to_torch")
+_TORCH = ("from_torch", "from_torchvision", "statistics_from_activations", "to_torch")
 
 __all__ = [*_CHECKPOINTS, *_ONNX, *_TORCH]
 

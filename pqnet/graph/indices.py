@@ -33,6 +33,8 @@ def index_limits(graph: Graph, infos: Mapping[str, Info]) -> dict[str, int]:
             ids, rows = node.inputs[0], graph.params[node.params["weight"]].shape[0]
         elif node.op in ("index_select", "scatter"):
             ids, rows = node.inputs[1], infos[node.inputs[0]].shape[node.attrs["axis"]]
+        elif node.op == "roi_align":
+            ids, rows = node.inputs[1], sum(infos[maps].shape[0] for maps in node.inputs[2:])
         else:
             continue
         waiting = [ids]

@@ -18,6 +18,7 @@ from pqnet.graph import Graph
 from pqnet.graph.op import DTYPES as GRAPH_DTYPES
 from pqnet.graph.op import INTEGERS, get_op, resolve_attrs
 from pqnet.graph.ops.elementwise import as_scalar, operand_dtype
+from pqnet.train.detection import heatmap_peaks, nms, paste_masks, roi_align
 from pqnet.train.parallel import world
 
 __all__ = ["TABLE", "TorchGraph"]
@@ -490,4 +491,8 @@ TABLE: dict[str, TorchOp] = {
     "index_select": lambda x, p, a: torch.index_select(x[0], a["axis"], x[1]),
     "scatter": _scatter,
     "attention": _attention,
+    "nms": nms,
+    "roi_align": roi_align,
+    "paste_masks": paste_masks,
+    "heatmap_peaks": heatmap_peaks,
 }

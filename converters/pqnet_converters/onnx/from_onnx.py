@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice, product
+from itertools import count, islice, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -16,6 +16,7 @@ from pqnet_converters.core.patterns import simplify
 from pqnet_converters.core.sizes import symbol
 from pqnet_converters.onnx.importer import OnnxImporter, SameSize
 from pqnet_converters.onnx.reader import Declared, OnnxGraph, read
+from pqnet_converters.onnx.rows import padded_axes
 from pqnet_converters.onnx.rules import RULES as RULES
 
 if TYPE_CHECKING:
@@ -42,7 +43,9 @@ def from_onnx(
     Layers are called after their weights or, where an exporter gave these made-up names, their modules. Tied weights
     are stored once; half, bfloat16 and double become float32, quantized weights are dequantized. Axes that the file
     leaves free stay free; what follows from sizes and constants is computed once. Batch norms, activations, layer
-    norms and attention are recognized in the forms in which exporters write them.
+    norms and attention are recognized in the forms in which exporters write them. Where the number of rows of outputs
+    depends on the input (NonMaxSuppression), these have as many rows as there may be, and a further output ``count``
+    says how many of them, the first, are the network's.
 
     Parameters
     ----------
@@ -141,9 +144,23 @@ def _imported(
     if len(set(names_)) < len(names_) or not names_:
         raise PQNetError(f"ONNX file: expected outputs of different names, got {names_}")
     found = {name: importer.value(x) for name, x in zip(names_, outputs, strict=True)}
+    source = {"source": f"onnx opset {network.opset}, {network.producer or 'unknown producer'}"}
+    if importer.counts:
+        found |= _counts(builder, found, importer.counts)
     builder.nodes = _needed(builder, found.values())
-    producer = network.producer or "unknown producer"
-    return simplify(builder.build(found, {"source": f"onnx opset {network.opset}, {producer}"}))
+    return simplify(builder.build(found, source))
+
+
+def _counts(builder: GraphBuilder, outputs: Mapping[str, str], counts: Mapping[str, str]) -> dict[str, str]:
+    """Return an output for each number of rows on which those of the network depend."""
+    builder.nodes = _needed(builder, [*outputs.values(), *counts.values()])
+    infos = builder.build({**outputs, **{f"{value}.count": value for value in counts.values()}}).infer_shapes(
+        builder.symbols
+    )
+    padded = padded_axes(builder.nodes, infos, counts)
+    wanted = dict.fromkeys(padded[value] for value in outputs.values() if value in padded)
+    names = (name for i in count() if (name := f"count{i or ''}") not in outputs)
+    return dict(zip(names, wanted, strict=False))
 
 
 def _needed(builder: GraphBuilder, outputs: Iterable[str]) -> list[Any]:

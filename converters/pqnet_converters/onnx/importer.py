@@ -1,6 +1,5 @@
 """Walks the nodes of an ONNX graph: calls their rules, keeps what each value is, and names what the rules emit."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -47,6 +46,7 @@ class OnnxImporter(Importer):
         self.network, self.values, self.opset = network, values, network.opset
         self.node = OnnxNode("", "", "", (), (), {})
         self.env: Env = {}
+        self.counts: dict[str, str] = {}  # value whose number of rows depends on data -> the value that is that number
 
     def run(self) -> list[Tensor]:
         """Translate every node and return the outputs."""
@@ -146,14 +146,25 @@ class OnnxImporter(Importer):
 
     def sources(self, x: Tensor) -> list[str]:
         """Return the inputs of the graph on which a value depends."""
+        seen = self._origins(x)
+        return [name for name in self.builder.inputs if name in seen]
+
+    def shape_of(self, x: Tensor) -> tuple[Any, ...]:
+        """Return the shape of a tensor as the network may ask for it: the padding of rows is not of the network."""
+        if self.counts and self._origins(x) & self.counts.keys():
+            raise self.refuse("the number of rows that NonMaxSuppression finds depends on what is in the input")
+        return x.shape
+
+    def _origins(self, x: Tensor) -> set[str]:
+        """Return the value of a tensor and all that it depends on."""
         makers = {v: node for node in self.builder.nodes for v in node.outputs}
-        waiting, seen = [x.value or ""], Counter[str]()
+        waiting, seen = [x.value or ""], set[str]()
         while waiting:
             value = waiting.pop()
-            if not seen[value]:
+            if value not in seen:
                 waiting += makers[value].inputs if value in makers else ()
-            seen[value] += 1
-        return [name for name in self.builder.inputs if seen[name]]
+            seen.add(value)
+        return seen
 
 
 def axis_of(axis: int, rank: int) -> int:

@@ -9,12 +9,15 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils._pytree import tree_leaves
 
 from pqnet import Model, PQNetError
 from pqnet.graph.op import DTYPES
+from pqnet_converters.torch.detection.boxes import Detector
 from pqnet_converters.torch.from_torch import from_torch
+from pqnet_converters.torch.from_torchvision import as_detector, import_detector, is_detector
 from pqnet_converters.torch.weights import load_weights
 
 __all__ = ["torch_command"]
@@ -51,7 +54,10 @@ class TorchCommand:
         parser.add_argument("--fixed-batch", action="store_true", help="keep the example's batch size")
 
     def convert(self, args: argparse.Namespace) -> Model:
-        """Convert, run both on the same inputs, and record PyTorch's outputs in the file."""
+        """Convert, run both on the same inputs, and record PyTorch's outputs in the file.
+
+        Of a detector of torchvision, whose last boxes may be others for a rounding error, the scores are compared.
+        """
         module = _module(args.module)
         if args.weights:
             load_weights(module, args.weights)
@@ -61,6 +67,9 @@ class TorchCommand:
         torch.manual_seed(args.seed)
         with _quiet():
             examples, dynamic = _examples(args.input, args.size)
+            detector = _detector(module, examples, dynamic)
+            if detector is not None:
+                return _converted_detector(detector, not args.fixed_batch)
             model = from_torch(module, examples, dynamic_batch=not args.fixed_batch, dynamic=dynamic)
         _print_sizes(model)
         golden = model.draw_golden(args.seed)
@@ -77,6 +86,32 @@ class TorchCommand:
             )
         print(f"largest relative difference from PyTorch {worst:.2g}")
         return model.with_golden(recorded)
+
+
+def _detector(module: torch.nn.Module, examples: Any, dynamic: list[dict[int, str]]) -> Detector | None:
+    """Return one of torchvision's detectors for the size of the example, None for another module."""
+    shapes = [tuple(x.shape) for x in (examples.values() if isinstance(examples, dict) else examples)]
+    if not is_detector(module):
+        return None
+    if len(shapes) != 1 or len(shapes[0]) != 4 or set(dynamic[0]) - {0}:
+        raise PQNetError(
+            f"--input: expected one batch of images of a fixed size for a detector, such as 1x3x480x640, got {shapes}"
+            + (f" with {' and '.join(dynamic[0].values())} free" if any(dynamic) else "")
+        )
+    return as_detector(module, shapes[0][2:])
+
+
+def _converted_detector(detector: Detector, dynamic_batch: bool) -> Model:
+    model = import_detector(detector, dynamic_batch)
+    images = torch.rand(1, 3, *detector.size)
+    with torch.no_grad():
+        want = detector(images)["scores"].numpy()
+    worst = float(np.abs(model.run({"images": images.numpy()})["scores"] - want).max(initial=0))
+    if not worst <= AGREEMENT:
+        raise PQNetError(f"convert torch: scores differ from PyTorch's by {worst:.3g}, expected at most {AGREEMENT}")
+    _print_sizes(model)
+    print(f"largest difference from PyTorch's scores {worst:.2g}")
+    return model
 
 
 @contextlib.contextmanager

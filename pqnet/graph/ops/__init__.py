@@ -3,6 +3,7 @@
 from pqnet.graph.ops import activation as activation
 from pqnet.graph.ops import attention as attention
 from pqnet.graph.ops import conv as conv
+from pqnet.graph.ops import detection as detection
 from pqnet.graph.ops import elementwise as elementwise
 from pqnet.graph.ops import linear as linear
 from pqnet.graph.ops import norm as norm

@@ -3,6 +3,7 @@
 from pqnet.runtime.lower import attention as attention
 from pqnet.runtime.lower import axis as axis
 from pqnet.runtime.lower import copy as copy
+from pqnet.runtime.lower import detection as detection
 from pqnet.runtime.lower import elementwise as elementwise
 from pqnet.runtime.lower import embedding as embedding
 from pqnet.runtime.lower import gather as gather

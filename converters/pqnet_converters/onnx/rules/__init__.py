@@ -5,6 +5,7 @@ from pqnet_converters.onnx.registry import rule as rule
 from pqnet_converters.onnx.rules import activation as activation
 from pqnet_converters.onnx.rules import attention as attention
 from pqnet_converters.onnx.rules import control as control
+from pqnet_converters.onnx.rules import detection as detection
 from pqnet_converters.onnx.rules import elementwise as elementwise
 from pqnet_converters.onnx.rules import index as index
 from pqnet_converters.onnx.rules import layers as layers

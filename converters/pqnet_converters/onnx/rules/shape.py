@@ -15,13 +15,13 @@ FAR = (1 << 31) - 1  # a limit of slices that is beyond any axis
 
 @rule("Shape")
 def shape(b: OnnxImporter, x: Tensor) -> Tensor:
-    found = x.shape[slice(b.attr("start", 0), b.attr("end"))]
+    found = b.shape_of(x)[slice(b.attr("start", 0), b.attr("end"))]
     return as_known(found, "int64")
 
 
 @rule("Size")
 def size(b: OnnxImporter, x: Tensor) -> Tensor:
-    return as_known(_product(x.shape), "int64")
+    return as_known(_product(b.shape_of(x)), "int64")
 
 
 def _product(shape: Any) -> Any:

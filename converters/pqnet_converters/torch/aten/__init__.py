@@ -3,6 +3,7 @@
 from pqnet_converters.torch.aten import activation as activation
 from pqnet_converters.torch.aten import composite as composite
 from pqnet_converters.torch.aten import create as create
+from pqnet_converters.torch.aten import detection as detection
 from pqnet_converters.torch.aten import elementwise as elementwise
 from pqnet_converters.torch.aten import index as index
 from pqnet_converters.torch.aten import layers as layers

@@ -64,6 +64,11 @@ def clamp(b: Importer, x: Tensor, low: Any, high: Any) -> Tensor | str:
     return b.emit("clamp", b.cast(x, dtype), **limits)
 
 
+@rule("aten.clamp_min.default")
+def clamp_min(b: Importer, x: Tensor, low: Any) -> Tensor | str:
+    return clamp(b, x, low, None)
+
+
 @rule("aten.softmax.int", "aten._softmax.default")
 def softmax(b: Importer, x: Tensor, axis: int, *_: Any) -> str:
     return b.emit("softmax", as_float(b, x), axis=axis % x.rank)

@@ -148,6 +148,13 @@ def where(b: Importer, condition: Tensor, x: Tensor, y: Tensor) -> str:
     return b.emit("where", as_bool(b, condition), b.cast(x, dtype), b.cast(y, dtype))
 
 
+@rule("aten.where.ScalarOther")
+def where_else(b: Importer, condition: Tensor, x: Tensor, other: Any) -> str:
+    dtype = b.out_dtype()
+    number = b.emit("full", shape=(), value=as_number(b.number(other), dtype), dtype=dtype)
+    return b.emit("where", as_bool(b, condition), b.cast(x, dtype), number)
+
+
 @rule("aten.masked_fill.Scalar", "aten.masked_fill.Tensor")
 def masked_fill(b: Importer, x: Tensor, mask: Tensor, fill: Any) -> str:
     number = b.number(fill)

@@ -48,7 +48,7 @@ def _select(b: Importer, x: Tensor, indices: dict[int, Tensor | str]) -> str:
         source = b.emit("reshape", source, shape=(*shape[:first], -1, *shape[first + len(axes) :]))
     flat = indices[axes[0]]
     for axis in axes[1:]:
-        flat = b.emit("add", _counted(b, "mul", flat, x.shape[axis]), indices[axis])
+        flat = b.emit("add", counted(b, "mul", flat, x.shape[axis]), indices[axis])
     ids = b.emit("reshape", flat, shape=(-1,))
     return b.emit("reshape", b.emit("index_select", source, ids, axis=first), shape=b.out_shape())
 
@@ -61,10 +61,10 @@ def _non_negative(b: Importer, ids: Tensor, size: Dim, node: Any) -> Tensor | st
         node = node.args[0]
     if str(node.target) == "aten.arange.start_step" and isinstance(node.args[0], int) and node.args[0] >= 0:
         return ids
-    return b.emit("where", b.emit("lt", ids, scalar=0), _counted(b, "add", ids, size), ids)
+    return b.emit("where", b.emit("lt", ids, scalar=0), counted(b, "add", ids, size), ids)
 
 
-def _counted(b: Importer, op: str, ids: Tensor | str, size: Dim) -> str:
+def counted(b: Importer, op: str, ids: Tensor | str, size: Dim) -> str:
     """Emit an operation of indices with the size of an axis."""
     return b.emit(op, ids, b.size(size)) if isinstance(size, str) else b.emit(op, ids, scalar=size)
 

@@ -22,7 +22,7 @@ def permute(b: Importer, x: Tensor, axes: Any) -> str:
     return b.emit("permute", x, axes=tuple(a % x.rank for a in axes))
 
 
-@rule("aten.expand.default")
+@rule("aten.expand.default", "aten.expand_as.default")
 def expand(b: Importer, x: Tensor, *_: Any) -> Tensor | str:
     shape = b.out_shape()
     return x if shape == x.shape else b.emit("expand", x, shape=shape)
@@ -92,6 +92,16 @@ def cat(b: Importer, tensors: Any, axis: int) -> str:
     dtype, rank = b.out_dtype(), len(b.out_shape())
     parts = [b.cast(x, dtype) for x in tensors if x.rank == rank and x.shape != (0,)]
     return b.emit("concat", *parts, axis=axis % rank) if len(parts) > 1 else b.value(parts[0])
+
+
+@rule("aten.stack.default")
+def stack(b: Importer, tensors: Any, axis: int) -> str:
+    """Join tensors along a new axis."""
+    dtype, shape = b.out_dtype(), b.out_shape()
+    axis %= len(shape)
+    wide = (*shape[:axis], 1, *shape[axis + 1 :])
+    parts = [b.emit("reshape", b.cast(x, dtype), shape=wide) for x in tensors]
+    return b.emit("concat", *parts, axis=axis) if len(parts) > 1 else parts[0]
 
 
 @rule("aten.split_with_sizes.default", "aten.split.Tensor", "aten.unbind.int")
