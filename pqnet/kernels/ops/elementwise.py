@@ -8,6 +8,7 @@ from numba import njit
 
 from pqnet.kernels.abi import DATA, INDEX, MAYBE_CONST, MAYBE_DATA, SIZE, Arguments, step
 from pqnet.kernels.ops.activation import activate_at
+from pqnet.kernels.ops.doubles import cos, expm1, log1p, log_2, log_10, power, sin
 from pqnet.kernels.ops.functions import at_least, at_most, constant, erf_argument, exp, log, tanh
 from pqnet.kernels.pointers import load_at, pointer, put_at, spread_at
 from pqnet.kernels.simd import (
@@ -29,9 +30,11 @@ PIECE = 1024
 OPERANDS = 6  # at most, beside the first value
 # v op operand, or operand op v if REVERSED; the last two take no operand.
 (ADD, MULTIPLY, FMA, SUBTRACT, REVERSED_SUBTRACT, DIVIDE, REVERSED_DIVIDE, MAXIMUM, MINIMUM, PRELU) = range(10)
-ACTIVATE, FUNCTION = 10, 11
+POWER, REVERSED_POWER = 10, 11
+ACTIVATE, FUNCTION = 12, 13
 # Functions beside the activations.
 (EXP, LOG, SQRT, RSQRT, RECIPROCAL, ERF, FLOOR, CEIL, ROUND, NEG, ABS, SIGN, SQUARE, CUBE) = range(14)
+(EXPM1, LOG1P, LOG2, LOG10, SIN, COS) = range(14, 20)
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
@@ -48,8 +51,23 @@ def _combined(op, a, b, c):
         return divide(a, b) if op == DIVIDE else divide(b, a)
     if op in (MAXIMUM, MINIMUM):
         return maximum(a, b) if op == MAXIMUM else minimum(a, b)
+    if op in (POWER, REVERSED_POWER):
+        return power(a, b) if op == POWER else power(b, a)
     zero = constant(0.0)
     return fma(at_most(a, zero), b, at_least(a, zero))
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def _function_in_doubles(kind, v):
+    if kind == EXPM1:
+        return expm1(v)
+    if kind == LOG1P:
+        return log1p(v)
+    if kind == LOG2:
+        return log_2(v)
+    if kind == LOG10:
+        return log_10(v)
+    return sin(v) if kind == SIN else cos(v)
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
@@ -59,6 +77,8 @@ def _function(kind, v):
         return exp(v)
     if kind == LOG:
         return log(v)
+    if kind >= EXPM1:
+        return _function_in_doubles(kind, v)
     if kind == SQRT:
         return sqrt(v)
     if kind in (RSQRT, RECIPROCAL):
