@@ -22,9 +22,9 @@ def filter_arguments(b: Builder, layer: Layer, per_task: int, at: int = 0) -> tu
         own = {"dense": b.constant(name, lambda: dense), "weight": UNUSED, "step": taps, "decoded": 0}
         return own | {"taps": taps}, at
     weight = SummedWeight(layer)
-    (first, *others), entries = weight.lookups or (None,), weight.entries
-    plain = first is not None and not others and not entries and first.scales is None
-    plain = plain and weight.blocks_and_places(first, taps)[1] is None  # filters are blocks, one behind another
+    # Of plain codes filters are rows of blocks, one behind another.
+    plain = len(weight.lookups) == 1 and not weight.entries and weight.lookups[0].scales is None
+    plain = plain and weight.blocks_and_places(weight.lookups[0], taps)[1] is None
     step = taps if plain else taps + 16
     part = round_up(at + per_task * step + 64, 16)
     own, scratch = summed_arguments(b, name, weight, taps, per_task, part)

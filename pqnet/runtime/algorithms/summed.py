@@ -48,7 +48,7 @@ class SummedWeight:
 
     def _unit(self, lookup: Lookup) -> int:
         """Return what pieces of the reduction are multiples of, such that they hold whole blocks."""
-        d, taps = lookup.codebook.shape[1], prod(self.whole[2:])
+        d, taps = int(lookup.codebook.shape[1]), prod(self.whole[2:])
         if self.blocks_and_places(lookup, self.inputs)[1] is None:
             return d
         if self.inputs < len(self.rank):
