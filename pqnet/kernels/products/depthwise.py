@@ -253,12 +253,8 @@ def depthwise(task, g, data, const, codes, index, scratch):
     zero = splat(np.float32(0))
     for i in range(0, sums, WIDTH):
         store(scratch, i, zero)
-    first, last, taps, w_step = (
-        task * g.per_task,
-        min((task + 1) * g.per_task, g.channels),
-        g.filters.taps,
-        g.filters.step,
-    )
+    first, last = task * g.per_task, min((task + 1) * g.per_task, g.channels)
+    taps, w_step = g.filters.taps, g.filters.step
     filters, w0 = const, g.filters.dense + first * w_step
     if g.filters.dense < 0:
         decode_filters(g.filters, first, last - first, codes, const, index, scratch)

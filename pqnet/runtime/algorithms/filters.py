@@ -24,7 +24,7 @@ def filter_arguments(b: Builder, layer: Layer, per_task: int, at: int = 0) -> tu
     weight = SummedWeight(layer)
     # Of plain codes filters are rows of blocks, one behind another.
     plain = len(weight.lookups) == 1 and not weight.entries and weight.lookups[0].scales is None
-    plain = plain and weight.blocks_and_places(weight.lookups[0], taps)[1] is None
+    plain = plain and weight.blocks(weight.lookups[0], taps).firsts is None
     step = taps if plain else taps + 16
     part = round_up(at + per_task * step + 64, 16)
     own, scratch = summed_arguments(b, name, weight, taps, per_task, part)

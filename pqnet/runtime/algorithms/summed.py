@@ -2,7 +2,7 @@
 
 from collections.abc import Hashable, Iterator
 from math import lcm, prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,8 +19,20 @@ from pqnet.runtime.taps import Selection
 __all__ = ["UNUSED", "SummedWeight", "summed_arguments"]
 
 SHORT = 1 << 16  # columns of a piece that two bytes can count
-PLACES = ("codes", "books", "scales", "zeros", "runs", "places")  # of a lookup; -1: there are none
+PLACES = ("codes", "books", "scales", "zeros", "runs", "firsts", "sources")  # of a lookup; -1: there are none
 SIZES = ("d", "stride", "code_bytes", "blocks", "scale_row")
+
+
+class Blocks(NamedTuple):
+    """Which blocks of an output are decoded, piece by piece of the reduction.
+
+    Where each piece begins among them, and which number of its piece's blocks each column of a panel is; None if they
+    lie side by side in the panel.
+    """
+
+    numbers: np.ndarray
+    firsts: np.ndarray | None
+    sources: np.ndarray | None
 
 
 class SummedWeight:
@@ -47,27 +59,32 @@ class SummedWeight:
         return rank
 
     def _unit(self, lookup: Lookup) -> int:
-        """Return what pieces of the reduction are multiples of, such that they hold whole blocks."""
+        """Return what pieces of the reduction are best multiples of, such that few blocks lie in two of them."""
         d, taps = int(lookup.codebook.shape[1]), prod(self.whole[2:])
-        if self.blocks_and_places(lookup, self.inputs)[1] is None:
+        if self.blocks(lookup, self.inputs).sources is None:
             return d
         if self.inputs < len(self.rank):
-            return self.inputs
+            return 1
         # The taps of a channel lie side by side, in some order: blocks of channels at one tap lie at all taps of these.
         return d * taps if lookup.layout == "channel" else lcm(d, taps)
 
-    def blocks_and_places(self, lookup: Lookup, piece: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return which blocks of an output are decoded, in their order, and the columns of their elements in the piece.
-
-        No columns if the elements lie side by side in the panel. What is in none goes behind the piece.
-        """
-        columns = self.rank[block_columns(self.whole, lookup.layout)].reshape(-1, lookup.codebook.shape[1])
-        first = np.where(columns < 0, self.inputs, columns).min(1)
-        blocks = np.argsort(first)[: np.count_nonzero(first < self.inputs)]
-        columns = columns[blocks].reshape(-1)
+    def blocks(self, lookup: Lookup, piece: int) -> Blocks:
+        """Return which blocks are decoded for the pieces of a panel."""
+        d = lookup.codebook.shape[1]
+        columns = self.rank[block_columns(self.whole, lookup.layout)].reshape(-1, d)
+        chosen = np.flatnonzero((columns >= 0).any(1))
+        chosen = chosen[np.argsort(np.where(columns[chosen] < 0, self.inputs, columns[chosen]).min(1))]
+        columns = columns[chosen].reshape(-1)
         if np.array_equal(columns, np.arange(self.inputs)):
-            return blocks, None
-        return blocks, np.where(columns < 0, piece, columns % piece)
+            return Blocks(chosen, None, None)
+        at = np.flatnonzero(columns >= 0)
+        columns, block, element = columns[at], at // d, at % d
+        # A block that lies in several pieces is decoded for each.
+        keys, inverse = np.unique(columns // piece * len(chosen) + block, return_inverse=True)
+        firsts = np.searchsorted(keys, np.arange(-(-self.inputs // piece) + 1) * len(chosen))
+        sources = np.empty(self.inputs, np.int64)
+        sources[columns] = (inverse.reshape(-1) - firsts[columns // piece]) * d + element
+        return Blocks(chosen[keys % len(chosen)], firsts, sources)
 
     def codes(self, lookup: Lookup, blocks: np.ndarray) -> np.ndarray:
         """Return the codes of these blocks of all outputs, as bytes."""
@@ -119,12 +136,13 @@ def summed_arguments(
 
     Panels have so many rows, and ``piece`` columns at most.
     """
-    lookups = [_lookup_arguments(b, (name, i), weight, lookup, piece) for i, lookup in enumerate(weight.lookups)]
+    blocks = [weight.blocks(lookup, piece) for lookup in weight.lookups]
+    both = enumerate(zip(weight.lookups, blocks, strict=True))
+    lookups = [_lookup_arguments(b, (name, i), weight, lookup, own, piece) for i, (lookup, own) in both]
     spare = kernel.LOOKUPS - len(lookups)
     arguments = {f: [each[f] for each in lookups] + UNUSED[f][:spare] for f in (*PLACES, *SIZES)}
-    pieces = -(-weight.inputs // piece)
-    widest = max((each["blocks"] * each["d"] if pieces == 1 else piece for each in lookups), default=0)
-    arguments |= {"lookups": len(lookups), "pieces": pieces, "part": part, "part_step": widest + 16}
+    step = max((_widest(own, each["d"], piece) for own, each in zip(blocks, lookups, strict=True)), default=0) + 16
+    arguments |= {"lookups": len(lookups), "pieces": -(-weight.inputs // piece), "part": part, "part_step": step}
     arguments |= {"starts": -1, "columns": -1, "values": -1, "column_bytes": 2 if piece <= SHORT else 4}
     if weight.entries:
         made: list[np.ndarray] = []
@@ -136,27 +154,32 @@ def summed_arguments(
         arguments["starts"] = b.code_bytes((name, "starts"), lambda: entry_array(0))
         arguments["columns"] = b.code_bytes((name, "columns"), lambda: entry_array(1))
         arguments["values"] = b.constant((name, "values"), lambda: entry_array(2))
-    return arguments, rows * (widest + 16) + 64
+    return arguments, rows * step + 64
+
+
+def _widest(blocks: Blocks, d: int, piece: int) -> int:
+    """Return how many numbers the blocks of a piece are at most."""
+    return piece if blocks.firsts is None else d * int(np.diff(blocks.firsts).max())
 
 
 def _lookup_arguments(
-    b: Builder, key: tuple[Hashable, int], weight: SummedWeight, lookup: Lookup, piece: int
+    b: Builder, key: tuple[Hashable, int], weight: SummedWeight, lookup: Lookup, blocks: Blocks, piece: int
 ) -> dict[str, int]:
     """Return those of one lookup."""
     k, d = lookup.codebook.shape
-    blocks, places = weight.blocks_and_places(lookup, piece)
     scales, zeros = lookup.scales, lookup.zeros
     book, stride = codebook_arguments(b, key, lookup.codebook)
     return {
-        "codes": b.code_bytes((*key, "codes of a sum"), lambda: weight.codes(lookup, blocks)),
+        "codes": b.code_bytes((*key, "codes of a sum"), lambda: weight.codes(lookup, blocks.numbers)),
         "books": book,
         "d": d,
         "stride": stride,
         "code_bytes": 1 if k <= 256 else 2,
-        "blocks": len(blocks),
+        "blocks": len(blocks.numbers),
         "scales": -1 if scales is None else b.constant((*key, "scales"), lambda: scales),
         "zeros": -1 if zeros is None else b.constant((*key, "zeros"), lambda: zeros),
         "scale_row": 0 if scales is None or len(scales) == 1 else scales.shape[1],
         "runs": -1 if scales is None else b.table(weight.runs(scales.shape[1], piece)),
-        "places": -1 if places is None else b.table(places),
+        "firsts": -1 if blocks.firsts is None else b.table(blocks.firsts),
+        "sources": -1 if blocks.sources is None else b.table(blocks.sources),
     }

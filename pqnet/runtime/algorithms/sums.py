@@ -4,6 +4,7 @@ from math import prod
 
 import numpy as np
 
+from pqnet.codecs.decoding import Lookup
 from pqnet.kernels.products import sums as kernel
 from pqnet.kernels.products.tile import ROWS
 from pqnet.runtime.algorithms.base import Algorithm, Call, Host
@@ -12,7 +13,7 @@ from pqnet.runtime.algorithms.summed import SummedWeight, summed_arguments
 from pqnet.runtime.builder import Builder
 from pqnet.runtime.layer import Layer
 
-SCALE, ADD, ENTRY = 4.0, 1.0, 6.0  # cycles of an element of the reduction in a panel; of an entry
+SCALE, ADD, MOVE, ENTRY = 4.0, 1.0, 12.0, 6.0  # cycles of an element of the reduction in a panel; of an entry
 
 
 class Sums(Algorithm):
@@ -37,7 +38,14 @@ class Sums(Algorithm):
 
 
 def _cut(layer: Layer, weight: SummedWeight) -> Cut:
-    decode = sum(decode_cycles(x.codebook.shape[1]) + (SCALE if x.scales is not None else 0) for x in weight.lookups)
+    decode = sum(_cycles(weight, lookup) for lookup in weight.lookups)
     entries = sum(len(entries.values) for entries in weight.entries)
     decode += ADD * max(len(weight.lookups) - 1, 1) + ENTRY * ROWS * entries / prod(weight.whole)
     return cut_layer(layer, weight.unit, round(decode, 3))
+
+
+def _cycles(weight: SummedWeight, lookup: Lookup) -> float:
+    """Return the cycles that an element of the reduction takes in a panel for one lookup."""
+    d, blocks = lookup.codebook.shape[1], weight.blocks(lookup, weight.inputs)
+    decoded = decode_cycles(d) * d * len(blocks.numbers) / weight.inputs
+    return decoded + (SCALE if lookup.scales is not None else 0) + (0 if blocks.sources is None else MOVE)
