@@ -232,6 +232,25 @@ def test_powers():
     check_powers()
 
 
+def test_functions_within_chains():
+    rng = np.random.default_rng(0)
+    x = {
+        "x": rng.uniform(0.5, 3, (2, 5, 7, 9)),
+        "row": rng.uniform(-2, 2, (5, 1, 1)),
+        "all": rng.uniform(-2, 2, (2, 5, 7, 9)),
+    }
+    x = {name: array.astype(np.float32) for name, array in x.items()}
+    b = GraphBuilder({name: ValueInfo(array.shape) for name, array in x.items()})
+    y = b.add("relu", b.add("sub", b.add("pow", "x", "row"), scalar=0.5))
+    y = b.add("clamp", b.add("pow", b.add("add", y, scalar=0.1), "all"), min=0.25, max=2.0)
+    y = b.add("relu", b.add("cos", b.add("log1p", b.add("mul", y, "row"))))
+    check(
+        b.build({"y": b.add("clamp", b.add("pow", y, scalar=2.5, reverse=True), min=None, max=2.0)}),
+        x,
+        ["elementwise"],
+    )
+
+
 def test_silu_against_float64():
     x = np.concatenate([np.linspace(-60, 60, 1 << 16), 10.0 ** np.linspace(-37, 38, 1 << 12)]).astype(np.float32)
     want = x / (1 + np.exp(-x.astype(np.float64)))

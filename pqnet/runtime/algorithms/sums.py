@@ -46,6 +46,6 @@ def _cut(layer: Layer, weight: SummedWeight) -> Cut:
 
 def _cycles(weight: SummedWeight, lookup: Lookup) -> float:
     """Return the cycles that an element of the reduction takes in a panel for one lookup."""
-    d, blocks = lookup.codebook.shape[1], weight.blocks(lookup, weight.inputs)
+    d, blocks = int(lookup.codebook.shape[1]), weight.blocks(lookup, weight.inputs)
     decoded = decode_cycles(d) * d * len(blocks.numbers) / weight.inputs
     return decoded + (SCALE if lookup.scales is not None else 0) + (0 if blocks.sources is None else MOVE)
