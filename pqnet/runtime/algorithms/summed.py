@@ -136,9 +136,9 @@ def summed_arguments(
 
     Panels have so many rows, and ``piece`` columns at most.
     """
-    blocks = [weight.blocks(lookup, piece) for lookup in weight.lookups]
+    key, blocks = (name, piece), [weight.blocks(lookup, piece) for lookup in weight.lookups]
     both = enumerate(zip(weight.lookups, blocks, strict=True))
-    lookups = [_lookup_arguments(b, (name, i), weight, lookup, own, piece) for i, (lookup, own) in both]
+    lookups = [_lookup_arguments(b, (*key, i), weight, lookup, own, piece) for i, (lookup, own) in both]
     spare = kernel.LOOKUPS - len(lookups)
     arguments = {f: [each[f] for each in lookups] + UNUSED[f][:spare] for f in (*PLACES, *SIZES)}
     step = max((_widest(own, each["d"], piece) for own, each in zip(blocks, lookups, strict=True)), default=0) + 16
@@ -151,9 +151,9 @@ def summed_arguments(
             made.extend(weight.entry_arrays(piece) if not made else ())
             return made[i]
 
-        arguments["starts"] = b.code_bytes((name, "starts"), lambda: entry_array(0))
-        arguments["columns"] = b.code_bytes((name, "columns"), lambda: entry_array(1))
-        arguments["values"] = b.constant((name, "values"), lambda: entry_array(2))
+        arguments["starts"] = b.code_bytes((*key, "starts"), lambda: entry_array(0))
+        arguments["columns"] = b.code_bytes((*key, "columns"), lambda: entry_array(1))
+        arguments["values"] = b.constant((*key, "values"), lambda: entry_array(2))
     return arguments, rows * step + 64
 
 
@@ -163,7 +163,7 @@ def _widest(blocks: Blocks, d: int, piece: int) -> int:
 
 
 def _lookup_arguments(
-    b: Builder, key: tuple[Hashable, int], weight: SummedWeight, lookup: Lookup, blocks: Blocks, piece: int
+    b: Builder, key: tuple[Hashable, ...], weight: SummedWeight, lookup: Lookup, blocks: Blocks, piece: int
 ) -> dict[str, int]:
     """Return those of one lookup."""
     k, d = lookup.codebook.shape
