@@ -41,9 +41,12 @@ def filters(shape, seed, kind):
     if kind == "float":
         return rng.standard_normal(shape).astype(np.float32)
     if kind == "sum":
-        codec = Additive([PQ(5, taps), IntN(3, "group", symmetric=False, group=shape[3]), Sparse(0.1), PQ(4, shape[3])])
+        blocks = PQ(5, taps, clamp="floor"), PQ(4, shape[3], clamp="floor")
+        codec = Additive([blocks[0], IntN(3, "group", symmetric=False, group=shape[3]), Sparse(0.1), blocks[1]])
         return packed(codec, shape, seed)
-    return packed_weight(rng, shape, {"rows": shape[3], "filters": taps, "numbers": 1}[kind], 5, "spatial")
+    return packed_weight(
+        rng, shape, {"rows": shape[3], "filters": taps, "numbers": 1}[kind], min(5, shape[0]), "spatial"
+    )
 
 
 def network(batch, channels, size, kernel, attrs, seed, tail, kind="float"):
