@@ -175,7 +175,7 @@ def _compute_floats(op, f, x, y, z, n, v):
     elif op == CHOOSE:
         for i in range(n):
             f[x + i] = f[x + i] if v[z + i] != 0 else f[y + i]
-    else:
+    elif op >= FLOOR_DIVIDE:
         for i in range(n):
             f[x + i] = _divided_floats(op, f[x + i], f[y + i])
 
