@@ -7,10 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from programs import GuardedSpace, run_tasks, untouched
 from test_engine import close, packed_weight, reference
+from test_kernel_sums import packed
 
+from pqnet import PQ, Additive, IntN, Sparse
 from pqnet.graph import GraphBuilder, ValueInfo
 from pqnet.runtime.memory import Store, Workspace
 from pqnet.runtime.program import Program
+
+KINDS = ("float", "rows", "filters", "numbers", "sum")
 
 
 @st.composite
@@ -28,22 +32,35 @@ def geometries(draw):
     return draw(st.integers(1, 3)), draw(st.integers(2, 5)), size, kernel, attrs
 
 
-def network(batch, channels, size, kernel, attrs, seed, tail, packed=False):
+def filters(shape, seed, kind):
+    """Return float filters, or packed ones: of rows, of whole filters, of numbers; or sums with scales of groups."""
+    rng, taps = np.random.default_rng(seed), shape[2] * shape[3]
+    if kind == "float":
+        return rng.standard_normal(shape).astype(np.float32)
+    if kind == "sum":
+        blocks = PQ(5, taps, clamp="floor"), PQ(4, shape[3], clamp="floor")
+        codec = Additive([blocks[0], IntN(3, "group", symmetric=False, group=shape[3]), Sparse(0.1), blocks[1]])
+        return packed(codec, shape, seed)
+    return packed_weight(
+        rng, shape, {"rows": shape[3], "filters": taps, "numbers": 1}[kind], min(5, shape[0]), "spatial"
+    )
+
+
+def network(batch, channels, size, kernel, attrs, seed, tail, kind="float"):
     """Return a graph of one convolution with what may follow it, and its input."""
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((batch, channels, *size)).astype(np.float32)
     shape = (channels, 1, *kernel)
-    weight = packed_weight(rng, shape, kernel[1], 5, "spatial") if packed else rng.standard_normal(shape)
-    if not packed:
-        weight = weight.astype(np.float32)
     b = GraphBuilder({"x": ValueInfo(x.shape)})
-    params = {"weight": weight, "bias": rng.standard_normal(channels).astype(np.float32)}
+    params = {"weight": filters(shape, seed, kind), "bias": rng.standard_normal(channels).astype(np.float32)}
     y = b.add("conv2d", "x", params=params, groups=channels, **attrs)
     if tail in ("norm", "all"):
         norm = {role: rng.random(channels).astype(np.float32) + 0.5 for role in ("weight", "bias", "mean", "var")}
         y = b.add("batch_norm", y, params=norm)
     if tail == "all":
-        y = b.add("add", y, b.add("conv2d", "x", params={"weight": weight[::-1].copy()}, groups=channels, **attrs))
+        y = b.add(
+            "add", y, b.add("conv2d", "x", params={"weight": filters(shape, seed + 1, kind)}, groups=channels, **attrs)
+        )
     if tail != "none":
         y = b.add("silu", y)
     return b.build({"y": y}), {"x": x}
@@ -60,9 +77,9 @@ def check(graph, inputs):
 
 
 @settings(max_examples=150)
-@given(geometries(), st.sampled_from(["none", "norm", "all"]), st.integers(0, 2**32 - 1))
-def test_any_geometry(case, tail, seed):
-    check(*network(*case, seed, tail))
+@given(geometries(), st.sampled_from(["none", "norm", "all"]), st.integers(0, 2**32 - 1), st.sampled_from(KINDS))
+def test_any_geometry(case, tail, seed, kind):
+    check(*network(*case, seed, tail, kind))
 
 
 @pytest.mark.parametrize("kernel", [3, 5, 7])
@@ -103,8 +120,11 @@ def test_which_kernels_go_down_the_columns():
         check(graph, inputs)
 
 
-def test_packed_weights_are_decoded_once():
-    check(*network(1, 8, (9, 9), (3, 3), {"padding": (1, 1, 1, 1)}, 1, "none", packed=True))
+@pytest.mark.parametrize("kind", KINDS)
+def test_many_channels_in_several_tasks(kind):
+    for channels, size in ((701, (1, 1)), (163, (9, 8)), (5, (60, 60))):
+        check(*network(2, channels, size, (3, 3), {"padding": (1, 1, 1, 1)}, 1, "none", kind))
+        check(*network(1, channels, size, (3, 3), {"padding": (2, 2, 2, 2), "dilation": (2, 2)}, 1, "norm", kind))
 
 
 def test_against_torch():
@@ -120,7 +140,9 @@ def test_against_torch():
 SCRIPT = """
 import test_kernel_depthwise as t
 for kernel, stride, width in [(3, 1, 7), (3, 1, 19), (5, 1, 33), (7, 1, 20), (5, 2, 21), (3, 2, 9), (3, 3, 10)]:
-    t.check(*t.network(1, 3, (6, width), (kernel, kernel), dict(stride=(stride,) * 2, padding=(1,) * 4), 0, "norm"))
+    attrs = dict(stride=(stride,) * 2, padding=(1,) * 4)
+    for kind in t.KINDS:
+        t.check(*t.network(1, 3, (6, width), (kernel, kernel), attrs, 0, "norm", kind))
 """
 
 

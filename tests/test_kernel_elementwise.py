@@ -18,6 +18,7 @@ from pqnet.runtime.program import HostStep, Program
 
 BINARY = ("add", "sub", "mul", "div", "maximum", "minimum")
 UNARY = ("exp", "log", "sqrt", "rsqrt", "erf", "reciprocal", "floor", "ceil", "round", "neg", "abs", "sign")
+ROUNDED_ONCE = ("expm1", "log1p", "log2", "log10", "sin", "cos")
 SPECIAL = np.array(
     [np.inf, -np.inf, np.nan, 0, -0.0, 1, -1, 0.5, -2.5, 3.5, 1e-3, -1e-3, 1e30, -1e30, 88.5, -88.5, 100, -105, 21],
     np.float32,
@@ -114,7 +115,7 @@ def test_rows_of_several_pieces_and_steps_of_several_tasks(shape):
     check(*build(shape, nodes, 1), algorithms=["elementwise"])
 
 
-@pytest.mark.parametrize("op", [*UNARY, *ACTIVATIONS, "clamp"])
+@pytest.mark.parametrize("op", [*UNARY, *ROUNDED_ONCE, *ACTIVATIONS, "clamp"])
 def test_special_numbers(op):
     x = np.concatenate([SPECIAL, np.linspace(-30, 30, 1000, dtype=np.float32)])
     b = GraphBuilder({"x": ValueInfo(x.shape)})
@@ -169,12 +170,103 @@ def test_accuracy_against_float64(name, low, high):
     assert error.max() < (4e-7 if name == "erf" else 3e-7)
 
 
+def units(got, want):
+    """Return the distance from float64 numbers in units of the last place of float32; denormal numbers count as 0."""
+    with np.errstate(all="ignore"):
+        rounded = want.astype(np.float32)
+        distance = np.abs(got.astype(np.float64) - want) / np.spacing(np.abs(rounded))
+    tiny = np.finfo(np.float32).tiny
+    equal = (got == rounded) & ((got != 0) | (np.signbit(got) == np.signbit(rounded)))
+    equal |= (np.isnan(got) & np.isnan(rounded)) | ((np.abs(got) <= tiny) & (np.abs(rounded) <= tiny))
+    return np.where(equal, 0, np.where(np.isfinite(distance), distance, np.inf))
+
+
+def flushed(x):
+    """Return numbers in float64 as steps take them: denormal ones are 0."""
+    return np.where(np.abs(x) < np.finfo(np.float32).tiny, np.copysign(0.0, x), x.astype(np.float64))
+
+
+def all_magnitudes(seed, count=1 << 14):
+    """Return float32 numbers of all exponents, special ones, and neighbours of multiples of pi / 2, small and large."""
+    rng = np.random.default_rng(seed)
+    bits = rng.integers(0, 1 << 32, count, np.uint64).astype(np.uint32).view(np.float32)
+    bits = np.where(np.isnan(bits), np.float32(np.nan), bits)  # none that signals
+    whole = np.concatenate([np.arange(1 << 12), rng.integers(0, 1 << 50, 1 << 12)])
+    angles = (whole * np.pi / 2).astype(np.float32)
+    near = np.concatenate([angles, np.nextafter(angles, np.float32(0)), [2.0**24, 1e5, -1e5, 16777214, 3.4e38]])
+    return np.concatenate(
+        [SPECIAL, bits, *(part.astype(np.float32) for part in (near, -near, rng.uniform(-3, 3, 1 << 12)))]
+    )
+
+
+@pytest.mark.parametrize("name", ROUNDED_ONCE)
+def test_functions_that_are_rounded_once(name):
+    x = all_magnitudes(0)
+    with np.errstate(all="ignore"):
+        assert units(vector(name)(x), getattr(np, name)(flushed(x))).max() < 0.51
+
+
+def check_powers(seed=0):
+    rng, n = np.random.default_rng(seed), 1 << 13
+    pairs = np.stack(np.meshgrid(SPECIAL, [*SPECIAL, 2, 3, 4, -3, 2**24, 2**24 + 2, 2**23 + 1, 2**60]), -1)
+    x = np.concatenate([pairs[..., 0].reshape(-1), rng.uniform(0, 10, n), rng.uniform(-5, 5, n), all_magnitudes(1, n)])
+    y = np.concatenate([pairs[..., 1].reshape(-1), rng.uniform(-9, 9, n), rng.integers(-9, 9, n)])
+    x, y = x.astype(np.float32), np.append(y, rng.uniform(-2, 2, len(x) - len(y))).astype(np.float32)
+    b = GraphBuilder({"x": ValueInfo(x.shape), "y": ValueInfo(y.shape)})
+    results = {"both": b.add("pow", "x", "y"), "scalar": b.add("pow", "x", scalar=-1.7)}
+    graph = b.build(results | {"reverse": b.add("pow", "x", scalar=0.3, reverse=True)})
+    program = Program(graph, {}, Store())
+    with np.errstate(all="ignore"):
+        got = program.run({"x": x, "y": y}, GuardedSpace(), 1)
+        x, y = flushed(x), flushed(y)
+        wanted = {"both": x**y, "scalar": x ** np.float32(-1.7), "reverse": np.float64(np.float32(0.3)) ** x}
+    assert not any(isinstance(s, HostStep) for s in program.segments)
+    for name, want in wanted.items():
+        assert units(got[name], want).max() < 0.51, name
+
+
+def test_powers():
+    check_powers()
+
+
+def test_functions_within_chains():
+    rng = np.random.default_rng(0)
+    x = {
+        "x": rng.uniform(0.5, 3, (2, 5, 7, 9)),
+        "row": rng.uniform(-2, 2, (5, 1, 1)),
+        "all": rng.uniform(-2, 2, (2, 5, 7, 9)),
+    }
+    x = {name: array.astype(np.float32) for name, array in x.items()}
+    b = GraphBuilder({name: ValueInfo(array.shape) for name, array in x.items()})
+    y = b.add("relu", b.add("sub", b.add("pow", "x", "row"), scalar=0.5))
+    y = b.add("clamp", b.add("pow", b.add("add", y, scalar=0.1), "all"), min=0.25, max=2.0)
+    y = b.add("relu", b.add("cos", b.add("log1p", b.add("mul", y, "row"))))
+    check(
+        b.build({"y": b.add("clamp", b.add("pow", y, scalar=2.5, reverse=True), min=None, max=2.0)}),
+        x,
+        ["elementwise"],
+    )
+
+
+def test_silu_against_float64():
+    x = np.concatenate([np.linspace(-60, 60, 1 << 16), 10.0 ** np.linspace(-37, 38, 1 << 12)]).astype(np.float32)
+    want = x / (1 + np.exp(-x.astype(np.float64)))
+    error = np.abs(vector("silu")(x) - want)
+    assert (error[np.abs(x) < 12] <= 1.5e-6 * np.abs(want[np.abs(x) < 12])).all()
+    assert (error <= 3e-7 * np.maximum(np.abs(want), 1)).all()
+
+
 SCRIPT = """
 import test_kernel_elementwise as t
 nodes = [("add", "input", (0, 0)), ("gelu", None, (0, 0)), ("mul", "constant", (2, 0)), ("batch_norm", None, (0, 0))]
 t.check(*t.build((3, 5, 7), nodes, 0))
-for op in ("silu", "elu", "mish", "softplus", "tanh", "log"):
+for op in ("silu", "elu", "mish", "softplus", "tanh", "log", *t.ROUNDED_ONCE):
     t.test_special_numbers(op)
+if not t.os.environ.get('NUMBA_DISABLE_JIT'):
+    for op in t.ROUNDED_ONCE:
+        t.test_functions_that_are_rounded_once(op)
+    t.test_silu_against_float64()
+    t.check_powers()
 print(t.simd.ISA)
 """
 

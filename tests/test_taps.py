@@ -13,7 +13,7 @@ from pqnet.graph import GraphBuilder, ValueInfo
 from pqnet.runtime.layer import Layer
 from pqnet.runtime.memory import Store
 from pqnet.runtime.program import Program
-from pqnet.runtime.taps import with_taps
+from pqnet.runtime.taps import Selection, with_taps
 from pqnet.runtime.tune import fixed, rule
 
 RNG = np.random.default_rng(0)
@@ -37,6 +37,11 @@ def test_some_taps_of_a_weight(data):
     if got is not None:
         assert np.array_equal(got.decode(), want)
         assert got.codec.k == weight.codec.k and got.code_nbytes <= weight.code_nbytes
+    whole = weight.decode().reshape(5, -1)
+    selected = with_taps(Selection.of(weight), chosen, size)
+    assert np.array_equal(whole[:, selected.inputs].reshape(selected.shape), want)
+    once_more = with_taps(selected, [len(chosen) - 1], (1, 1))
+    assert np.array_equal(whole[:, once_more.inputs].reshape(once_more.shape)[:, :, 0, 0], want[:, :, -1, -1])
 
 
 def test_blocks_that_taps_would_cut_in_different_ways_are_refused():

@@ -99,7 +99,7 @@ def test_scalars(dtype):
     check(b, outputs, x)
 
 
-WHOLE_ONLY = ("floor_div", "trunc_div", "remainder", "fmod")
+DIVISIONS = ("floor_div", "trunc_div", "remainder", "fmod")
 BITS = ("bitwise_and", "bitwise_or", "bitwise_xor", "shift_left", "shift_right")
 
 
@@ -113,10 +113,29 @@ def test_divisions_and_bits_of_integers(left):
     x["-1"] = np.full(1, 255 if left == "uint8" else -1, left)
     b = inputs_of(x)
     outputs = {"not": b.add("bitwise_not", "x")}
-    for op in WHOLE_ONLY + BITS:
+    for op in DIVISIONS + BITS:
         outputs |= {f"{op} {name}": b.add(op, "x", name) for name in x if name != "x"}
         outputs |= {f"{op} by {scalar}": b.add(op, "x", scalar=scalar) for scalar in (3, -1, -4)}
         outputs[f"{op} of 5"] = b.add(op, "x", scalar=5, reverse=True)
+    with np.errstate(all="ignore"):
+        check(b, outputs, x)
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 2**32 - 1), st.sampled_from(["float32", "int64", "uint8"]))
+def test_divisions_of_floats(seed, right):
+    rng = np.random.default_rng(seed)
+    large = (rng.standard_normal(40) * 10.0 ** rng.uniform(-9, 9, 40)).astype(np.float32)
+    y = {"float32": lambda: np.append(values(rng, (9,), "float32"), large[:9] / np.float32(3))}
+    x = {
+        "x": np.append(values(rng, (20,), "float32"), large)[:, None],
+        "y": y.get(right, lambda: rng.integers(0, 9, 7).astype(right))(),
+    }
+    b, outputs = inputs_of(x), {}
+    for op in DIVISIONS:
+        outputs |= {op: b.add(op, "x", "y"), f"{op} turned": b.add(op, "y", "x")}
+        outputs |= {f"{op} by {scalar}": b.add(op, "x", scalar=scalar) for scalar in (0.3, -2, 0)}
+        outputs[f"{op} of 5.5"] = b.add(op, "x", scalar=5.5, reverse=True)
     with np.errstate(all="ignore"):
         check(b, outputs, x)
 

@@ -245,8 +245,9 @@ class _Group:
         pairs = (c[:, :, None] * c[:, None, :]).reshape(len(c), -1)
         offset = 0.5 * self.diagonal.reshape(-1, d * d).astype(np.float64) @ pairs.T
         now = Codewords(c, offset.astype(np.float32))
-        words, ids = now.book.interleaved, np.arange(now.padded, dtype=np.int32)
-        flat, tiles = np.ascontiguousarray(codebook).reshape(-1), self.codes.shape[1] // ALL_TILE
+        ids, flat = np.arange(now.padded, dtype=np.int32), np.ascontiguousarray(codebook).reshape(-1)
+        words = kernels.Words(now.book.interleaved, ids, -(-now.k // ALL_GROUP), flat, d)
+        tiles = self.codes.shape[1] // ALL_TILE
         scratch = aligned(tiles, (d + 1) * ALL_TILE), np.empty((tiles, ALL_TILE), np.int32)
         step = max(1, BATCH // d) * d
         wide = max(1, PANEL // step) * step
@@ -256,23 +257,16 @@ class _Group:
             for first in range(panel.start, panel.stop, step):
                 rows = slice(first, min(first + step, panel.stop))
                 blocks = slice(rows.start // d, rows.stop // d)
-                run_chunks(
-                    self.threads,
-                    kernels.descend,
-                    words,
+                batch = kernels.Batch(
                     now.book.offset[blocks],
-                    ids,
-                    -(-now.k // ALL_GROUP),
-                    flat,
                     self.diagonal[blocks].reshape(-1),
                     np.ascontiguousarray(self.moment[rows, rows]),
-                    d,
-                    *scratch,
                     self.residual[rows],
                     self.current[rows],
                     self.codes[blocks],
                     self.scratch[rows],
                 )
+                run_chunks(self.threads, kernels.descend, words, batch, *scratch)
                 rest = slice(rows.stop, panel.stop)
                 self._multiply(self.moment[rest, rows], self.scratch[rows], self.residual[rest], add=True)
             self.residual[panel] = before

@@ -15,7 +15,7 @@ from pqnet.graph.ranges import input_ranges
 from pqnet.runtime.builder import Builder
 from pqnet.runtime.copying import dense
 from pqnet.runtime.memory import View
-from pqnet.runtime.taps import with_taps
+from pqnet.runtime.taps import Selection, Weight, with_taps
 
 __all__ = ["Layer", "near", "readable"]
 
@@ -39,7 +39,7 @@ class Layer:
     Attributes
     ----------
     node : Node
-    weight : float32 array or Packed
+    weight : float32 array, Packed or Selection
         In filter form; a PackedPQ if kernels can read its codes.
     scale : float array, shape (O,), optional
         Factors of the outputs that belong to the weight.
@@ -64,7 +64,7 @@ class Layer:
     """
 
     node: Node
-    weight: np.ndarray | Packed
+    weight: Weight
     scale: np.ndarray | None
     groups: int
     batch: int
@@ -142,11 +142,9 @@ class Layer:
         before = self.taps_taken or range(self.taps)
         return replace(self, weight=weight, kernel=kernel, taps_taken=tuple(before[tap] for tap in taps))
 
-    def in_floats(self, b: Builder) -> "Layer":
-        """Return the layer of a node, as `of_node` gives it, with its weight in floats."""
-        weight = b.floats(self.node, "weight")
-        assert weight is not None  # every layer has one
-        return replace(self, weight=weight, scale=None)
+    def by_inputs(self) -> "Layer":
+        """Return the layer such that any taps of its weight can be taken: codes that do not give them are selected."""
+        return replace(self, weight=Selection.of(self.weight)) if isinstance(self.weight, Packed) else self
 
     def without_unseen_taps(self) -> "Layer":
         """Return the layer without the outer taps that see nothing but padding, as far as codes can say it."""
@@ -227,7 +225,7 @@ class Layer:
     @property
     def stored_bytes(self) -> int:
         """Bytes of the weight that a kernel reads."""
-        return self.weight.nbytes if isinstance(self.weight, Packed) else 4 * prod(self.weight.shape)
+        return 4 * prod(self.weight.shape) if isinstance(self.weight, np.ndarray) else self.weight.nbytes
 
     def as_images(self, view: View, channels: int, size: Pair) -> View | None:
         """Return a value as (batch, channels, height, width), if strides can say it."""

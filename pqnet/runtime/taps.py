@@ -1,7 +1,7 @@
 """Some taps of a weight, and filters over three axes as filters over two: codes stay codes."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
@@ -10,17 +10,47 @@ from pqnet.codecs import Packed, PackedPQ
 from pqnet.codecs.layout import block_columns
 from pqnet.codecs.packing import pack_codes
 
-__all__ = ["depth_as_channels", "with_taps"]
+__all__ = ["Selection", "Weight", "depth_as_channels", "with_taps"]
 
 
-def with_taps(
-    weight: np.ndarray | Packed, taps: Sequence[int], kernel: tuple[int, ...]
-) -> np.ndarray | PackedPQ | None:
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """Some inputs of a packed weight as a weight of its own: kernels decode the blocks in which these inputs lie.
+
+    Attributes
+    ----------
+    weight : Packed
+        The whole weight.
+    shape : tuple of int
+        In filter form; (O, C, *kernel).
+    inputs : int64 ndarray, shape (C * kernel,)
+        Which inputs of the whole weight, in (C, *kernel) order, these are.
+    """
+
+    weight: Packed
+    shape: tuple[int, ...]
+    inputs: np.ndarray
+
+    @classmethod
+    def of(cls, weight: Packed) -> "Selection":
+        """Return the selection of all inputs."""
+        return cls(weight, weight.shape, np.arange(prod(weight.shape[1:])))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the packed weight."""
+        return self.weight.nbytes
+
+
+Weight = np.ndarray | Packed | Selection  # of a layer
+
+
+def with_taps(weight: Weight, taps: Sequence[int], kernel: tuple[int, ...]) -> np.ndarray | PackedPQ | Selection | None:
     """Return a weight with some of its taps.
 
     Parameters
     ----------
-    weight : float array or Packed, shape (O, C, *kernel)
+    weight : float array, Packed or Selection, shape (O, C, *kernel)
     taps : sequence of int
         Those taps in their new order, counted in the order of the old kernel.
     kernel : tuple of int
@@ -28,9 +58,9 @@ def with_taps(
 
     Returns
     -------
-    float array or PackedPQ of shape (O, C, *kernel), or None
+    float array, PackedPQ or Selection of shape (O, C, *kernel), or None
         Codes that are left out vanish, codewords are cut to the taps that stay. None for a packed weight if that would
-        cut the codewords of its blocks in different ways, or if it is no PackedPQ.
+        cut the codewords of its blocks in different ways, or if it is no PackedPQ; its `Selection` has any taps.
 
     Examples
     --------
@@ -44,6 +74,8 @@ def with_taps(
     shape = outputs, channels, *kernel
     if isinstance(weight, np.ndarray):
         return np.ascontiguousarray(weight.reshape(outputs, channels, -1)[:, :, taps]).reshape(shape)
+    if isinstance(weight, Selection):
+        return Selection(weight.weight, shape, weight.inputs.reshape(channels, -1)[:, taps].reshape(-1))
     if not isinstance(weight, PackedPQ):
         return None
     codec = weight.codec
@@ -64,26 +96,27 @@ def with_taps(
     return PackedPQ.from_stream(replace(codec, d=d), shape, pack_codes(codes, codec.k), codebook)
 
 
-def depth_as_channels(weight: np.ndarray | Packed) -> tuple[np.ndarray | PackedPQ, bool]:
+def depth_as_channels(weight: Weight) -> tuple[np.ndarray | PackedPQ | Selection, bool]:
     """Return a weight over three axes as one over two, whose channels are the channels at each depth.
 
     Parameters
     ----------
-    weight : float array or Packed, shape (O, C, kd, kh, kw)
-        A packed weight that is no PackedPQ is decoded.
+    weight : float array, Packed or Selection, shape (O, C, kd, kh, kw)
 
     Returns
     -------
-    weight : float array or PackedPQ, shape (O, C * kd, kh, kw)
+    weight : float array, PackedPQ or Selection, shape (O, C * kd, kh, kw)
+        A Selection of all inputs if it was packed and is no PackedPQ.
     depth_outside : bool
         Whether the new channels count all channels at the first depth, then all at the next, as ``channel`` blocks
         have it; else the depths of the first channel come first.
     """
     outputs, channels, depth, *kernel = weight.shape
     shape = outputs, channels * depth, *kernel
+    if isinstance(weight, np.ndarray):
+        return weight.reshape(shape), False
     if not isinstance(weight, PackedPQ):
-        dense = weight.decode() if isinstance(weight, Packed) else weight
-        return dense.reshape(shape), False
+        return replace(weight if isinstance(weight, Selection) else Selection.of(weight), shape=shape), False
     codec, outside = weight.codec, weight.codec.layout == "channel"
     codes = weight.codes
     if outside:

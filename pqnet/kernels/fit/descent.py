@@ -3,11 +3,36 @@
 Outputs are lanes: matrices hold one row for each input and one column for each output, padded to whole tiles.
 """
 
+from typing import NamedTuple
+
+import numpy as np
 from numba import njit
 
 from pqnet.kernels.fit.chunks import next_chunk
 from pqnet.kernels.fit.kmeans_search import ALL_TILE, search_all
 from pqnet.kernels.simd import WIDTH, fma, load, splat, store, subtract
+
+
+class Words(NamedTuple):
+    """Codewords: K of d numbers, KP with padding."""
+
+    words: np.ndarray  # (KP * d,) f4: ALL_GROUP negated ones interleaved
+    ids: np.ndarray  # (KP,) i4: 0, 1, ...
+    groups: int  # of ALL_GROUP words
+    codebook: np.ndarray  # (K * d,) f4
+    d: int
+
+
+class Batch(NamedTuple):
+    """Block positions and their rows = positions * d inputs, for as many outputs as fill ``width`` columns."""
+
+    offset: np.ndarray  # (positions, KP) f4: c' G c / 2
+    diagonal: np.ndarray  # (positions * d * d,) f4: G
+    within: np.ndarray  # (rows, rows) f4: H among the rows
+    residual: np.ndarray  # (rows, width) f4: the rows of H e, where e = target - current, changed along the way
+    current: np.ndarray  # INOUT (rows, width) f4
+    codes: np.ndarray  # INOUT (positions, width) i4
+    change: np.ndarray  # OUT (rows, width) f4: current before less after
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -34,40 +59,22 @@ def _push(within, change, rows, first, d, width, at, residual):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def descend(
-    counter,
-    words,
-    offset,
-    ids,
-    groups,
-    codebook,
-    diagonal,
-    within,
-    d,
-    tmp_x,
-    tmp_codes,
-    residual,
-    current,
-    codes,
-    out_change,
-):
-    # A batch of block positions, one after the other, for every output. IN words (KP * d,) f4: ALL_GROUP negated
-    # codewords interleaved, offset (positions, KP) f4: c' G c / 2, ids: 0, 1, ... i4, codebook (K * d,) f4, diagonal
-    # (positions * d * d,) f4: G, within (rows, rows) f4: H among the batch's rows = positions * d, residual (rows,
-    # width) f4: the rows of H e, where e = target - current, changed along the way; INOUT current (rows, width) f4,
-    # codes (positions, width) i4; OUT change (rows, width) f4: current before less after; TMP x (tiles, (d + 1) *
-    # ALL_TILE) f4, codes (tiles, ALL_TILE) i4
+def descend(counter, book, batch, tmp_x, tmp_codes):
+    # A batch of block positions, one after the other, for every output. IN book: Words; INOUT batch: Batch; TMP x
+    # (tiles, (d + 1) * ALL_TILE) f4, codes (tiles, ALL_TILE) i4
+    d, codes, diagonal, codebook = book.d, batch.codes, batch.diagonal, book.codebook
     positions, width = codes.shape
     rows = positions * d
-    flat_residual, flat_current, flat_change = residual.reshape(-1), current.reshape(-1), out_change.reshape(-1)
-    flat_offset, padded, flat_within = offset.reshape(-1), offset.shape[1], within.reshape(-1)
+    flat_residual, flat_current = batch.residual.reshape(-1), batch.current.reshape(-1)
+    flat_change, flat_within = batch.change.reshape(-1), batch.within.reshape(-1)
+    flat_offset, padded = batch.offset.reshape(-1), batch.offset.shape[1]
     chunks = width // ALL_TILE
     t = next_chunk(counter)
     while t < chunks:
         at, x, least, found = t * ALL_TILE, tmp_x[t], tmp_x[t, d * ALL_TILE :], tmp_codes[t]
         for m in range(positions):
             _pull(flat_residual, flat_current, diagonal, m, d, width, at, x)
-            search_all(x, words, d, flat_offset, m * padded, ids, groups, least, found)
+            search_all(x, book.words, d, flat_offset, m * padded, book.ids, book.groups, least, found)
             for lane in range(ALL_TILE):
                 codes[m, at + lane] = found[lane]
                 word = found[lane] * d

@@ -8,6 +8,7 @@ from numba import njit
 
 from pqnet.kernels.abi import DATA, INDEX, MAYBE_CONST, MAYBE_DATA, SIZE, Arguments, step
 from pqnet.kernels.ops.activation import activate_at
+from pqnet.kernels.ops.doubles import cos, expm1, log1p, log_2, log_10, power, sin
 from pqnet.kernels.ops.functions import at_least, at_most, constant, erf_argument, exp, log, tanh
 from pqnet.kernels.pointers import load_at, pointer, put_at, spread_at
 from pqnet.kernels.simd import (
@@ -27,11 +28,12 @@ from pqnet.kernels.simd import (
 
 PIECE = 1024
 OPERANDS = 6  # at most, beside the first value
-# v op operand, or operand op v if REVERSED; the last two take no operand.
+# v op operand, or operand op v if REVERSED. ACTIVATE and FUNCTION take no operand, and they and powers no bounds.
 (ADD, MULTIPLY, FMA, SUBTRACT, REVERSED_SUBTRACT, DIVIDE, REVERSED_DIVIDE, MAXIMUM, MINIMUM, PRELU) = range(10)
-ACTIVATE, FUNCTION = 10, 11
+ACTIVATE, FUNCTION, POWER, REVERSED_POWER = range(10, 14)
 # Functions beside the activations.
 (EXP, LOG, SQRT, RSQRT, RECIPROCAL, ERF, FLOOR, CEIL, ROUND, NEG, ABS, SIGN, SQUARE, CUBE) = range(14)
+(EXPM1, LOG1P, LOG2, LOG10, SIN, COS) = range(14, 20)  # by `_in_doubles`
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
@@ -50,6 +52,32 @@ def _combined(op, a, b, c):
         return maximum(a, b) if op == MAXIMUM else minimum(a, b)
     zero = constant(0.0)
     return fma(at_most(a, zero), b, at_least(a, zero))
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def _in_doubles(kind, x, y, wide, out, n):
+    # OUT n elements at pointer out: a function of x, or a power of x and y, one y for all lanes if not wide. Apart from
+    # the others, whose loops the calls would slow down
+    b = spread_at(y)
+    for p in range(0, n, WIDTH):
+        v = load_at(x, p)
+        if wide:
+            b = load_at(y, p)
+        if kind == POWER:
+            v = power(v, b)
+        elif kind == REVERSED_POWER:
+            v = power(b, v)
+        elif kind == EXPM1:
+            v = expm1(v)
+        elif kind == LOG1P:
+            v = log1p(v)
+        elif kind == LOG2:
+            v = log_2(v)
+        elif kind == LOG10:
+            v = log_10(v)
+        else:
+            v = sin(v) if kind == SIN else cos(v)
+        put_at(out, p, v, n - p)
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
@@ -118,7 +146,7 @@ def _apply(kind, x, out, n):
 # whose last axis has step 1. Operand k lies in data or in const, its position in the other is -1; index[steps + 4 * k:]
 # has its steps along the four axes, of which the last is 0 or 1. index[table:] has instructions (operation, operand, p,
 # bounds). p of FMA: how far the terms are behind the factors; of ACTIVATE, whose operand is the kind: two parameters in
-# const. Instructions with an operand end with bounds: const[bounds : bounds + 2].
+# const. Instructions that combine end with bounds: const[bounds : bounds + 2].
 ELEMENTWISE = Arguments(
     x=DATA,
     out=DATA,
@@ -151,6 +179,8 @@ def elementwise(task, g, data, const, codes, index, scratch):
             op, operand, p, bounds = index[k], index[k + 1], index[k + 2], index[k + 3]
             if op == ACTIVATE:
                 activate_at(operand, v, target, n, const[p], const[p + 1])
+            elif op == FUNCTION and operand >= EXPM1:
+                _in_doubles(operand, v, v, False, target, n)
             elif op == FUNCTION:
                 _apply(operand, v, target, n)
             else:
@@ -160,7 +190,10 @@ def elementwise(task, g, data, const, codes, index, scratch):
                 in_const = g.in_const[operand] + at
                 y = pointer(data, g.in_data[operand] + at) if g.in_data[operand] >= 0 else pointer(const, in_const)
                 z = y if p == 0 else pointer(const, in_const + p)
-                _combine(op, v, y, z, wide, const[bounds], const[bounds + 1], target, n)
+                if op >= POWER:
+                    _in_doubles(op, v, y, wide, target, n)
+                else:
+                    _combine(op, v, y, z, wide, const[bounds], const[bounds + 1], target, n)
             v = target
         first += PIECE
         if first >= n3:

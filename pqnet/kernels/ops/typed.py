@@ -15,8 +15,8 @@ SCRATCH = 6 * PIECE  # floats: three pieces of int64
 # Types of elements; bool is BYTE.
 (FLOAT, LONG, INT, SHORT, SIGNED_BYTE, BYTE) = range(6)
 (ADD, SUBTRACT, MULTIPLY, DIVIDE, MAXIMUM, MINIMUM, NEGATIVE, ABSOLUTE, SIGN, SAME, CHOOSE) = range(11)
-(FLOOR_DIVIDE, TRUNCATE_DIVIDE, REMAINDER, TRUNCATE_REMAINDER) = range(11, 15)  # of integers only, as all these:
-(BIT_AND, BIT_OR, BIT_XOR, BIT_NOT, SHIFT_LEFT, SHIFT_RIGHT) = range(15, 21)
+(FLOOR_DIVIDE, TRUNCATE_DIVIDE, REMAINDER, TRUNCATE_REMAINDER) = range(11, 15)
+(BIT_AND, BIT_OR, BIT_XOR, BIT_NOT, SHIFT_LEFT, SHIFT_RIGHT) = range(15, 21)  # of integers only
 FIRST_TRUTH = 21  # from here on the result is 0 or 1
 (EQUAL, NOT_EQUAL, LESS, LESS_EQUAL, GREATER, GREATER_EQUAL, AND, OR, NOT, TRUTH) = range(FIRST_TRUTH, FIRST_TRUTH + 10)
 WHOLE, WHOLE_32 = 31, 32  # a float without its fraction; what int64, or int32, does not hold becomes its least number
@@ -105,6 +105,30 @@ def _divided(op, a, b):
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def _divided_floats(op, a, b):
+    # Quotient or remainder as NumPy has them: the remainder is exact, a quotient is that of a without the remainder
+    zero, one = np.float32(0), np.float32(1)
+    rest = np.float32(np.fmod(np.float64(a), np.float64(b)))
+    if op == TRUNCATE_REMAINDER or (op == REMAINDER and b == zero):
+        return rest
+    if op == TRUNCATE_DIVIDE:
+        return np.trunc(a / b)
+    if b == zero:
+        return a / b
+    quotient = (a - rest) / b
+    if rest == zero:
+        rest = np.copysign(zero, b)
+    elif (b < zero) != (rest < zero):
+        rest, quotient = rest + b, quotient - one
+    if op == REMAINDER:
+        return rest
+    if quotient == zero:
+        return np.copysign(zero, a / b)
+    whole = np.floor(quotient)
+    return whole + one if quotient - whole > np.float32(0.5) else whole
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def _compute_bits(op, v, x, y, n):
     # A shift by less than 0 or by more bits than there are takes all bits out
     if op == BIT_AND:
@@ -151,6 +175,9 @@ def _compute_floats(op, f, x, y, z, n, v):
     elif op == CHOOSE:
         for i in range(n):
             f[x + i] = f[x + i] if v[z + i] != 0 else f[y + i]
+    elif op >= FLOOR_DIVIDE:
+        for i in range(n):
+            f[x + i] = _divided_floats(op, f[x + i], f[y + i])
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)

@@ -10,7 +10,7 @@ The common kernels of stride 1 go down the columns instead: a row that is loaded
 import numpy as np
 from numba import njit, types
 
-from pqnet.kernels.abi import CONST, DATA, INDEX, SCRATCH, SIZE, Arguments, step
+from pqnet.kernels.abi import DATA, INDEX, SCRATCH, SIZE, Arguments, step
 from pqnet.kernels.llvm import INDEX as POSITION
 from pqnet.kernels.llvm import LONG, compiled_or, constant, element, offset
 from pqnet.kernels.llvm import fma as emit_fma
@@ -19,6 +19,7 @@ from pqnet.kernels.llvm import prefetch as emit_prefetch
 from pqnet.kernels.llvm import splat as emit_splat
 from pqnet.kernels.llvm import store as emit_store
 from pqnet.kernels.products.epilogue import EPILOGUE, finish_rows
+from pqnet.kernels.products.filters import FILTERS, decode_filters
 from pqnet.kernels.simd import FLOATS, ISA, WIDTH, fma, load, load_even, prefetch, splat, store, store_head
 
 VECTORS = 8  # of positions that a tap's weight is loaded for
@@ -167,8 +168,7 @@ DEPTHWISE = Arguments(
     table=INDEX,
     plane=SIZE,  # floats of a phase in scratch
     shifts=INDEX,  # of the taps
-    taps=SIZE,
-    filters=CONST,  # (channels, taps)
+    filters=FILTERS,
     channels=SIZE,
     batch=SIZE,
     band=SIZE,  # output rows
@@ -209,7 +209,7 @@ def _fill_planes(x, y, rows, g, data, index, scratch):
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
-def _sum_taps(scratch, n, const, weight, taps, index, shifts, sums, data, near, far):
+def _sum_taps(scratch, n, filters, weight, taps, index, shifts, sums, data, near, far):
     # OUT scratch from ``sums``: n sums of taps over the planes, up to VECTORS vectors more
     # data: lines from near and far are prefetched
     zero = splat(np.float32(0))
@@ -218,7 +218,7 @@ def _sum_taps(scratch, n, const, weight, taps, index, shifts, sums, data, near, 
         s = sums + q
         if n - q > VECTORS // 2 * WIDTH:
             for t in range(taps):
-                w = splat(const[weight + t])
+                w = splat(filters[weight + t])
                 p = q + index[shifts + t]
                 prefetch(data, near + q + t * WIDTH)
                 prefetch(data, far + 2 * (q + t * WIDTH))
@@ -233,7 +233,7 @@ def _sum_taps(scratch, n, const, weight, taps, index, shifts, sums, data, near, 
             store(scratch, s + 7 * WIDTH, a7)
         else:
             for t in range(taps):
-                w = splat(const[weight + t])
+                w = splat(filters[weight + t])
                 p = q + index[shifts + t]
                 a0, a1 = fma(w, load(scratch, p), a0), fma(w, load(scratch, p + WIDTH), a1)
                 a2, a3 = fma(w, load(scratch, p + 2 * WIDTH), a2), fma(w, load(scratch, p + 3 * WIDTH), a3)
@@ -246,32 +246,30 @@ def _sum_taps(scratch, n, const, weight, taps, index, shifts, sums, data, near, 
 @step(DEPTHWISE)
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def depthwise(task, g, data, const, codes, index, scratch):
-    # Scratch: the phases, then the sums of a band
-    shifts, taps, batch, band, pitch, width, out_height = (
-        g.shifts,
-        g.taps,
-        g.batch,
-        g.band,
-        g.pitch,
-        g.out_width,
-        g.out_height,
-    )
+    # Scratch: the phases, then the sums of a band, then filters
+    shifts, batch, band, pitch, width, out_height = g.shifts, g.batch, g.band, g.pitch, g.out_width, g.out_height
     sums, row, kh, dx, e = g.sums, g.row_step, g.down, g.dilation_x, g.end
     vectors = (width + WIDTH - 1) // WIDTH
     zero = splat(np.float32(0))
     for i in range(0, sums, WIDTH):
         store(scratch, i, zero)
-    for u in range(task * g.per_task * batch, min((task + 1) * g.per_task, g.channels) * batch):
+    first, last = task * g.per_task, min((task + 1) * g.per_task, g.channels)
+    taps, w_step = g.filters.taps, g.filters.step
+    filters, w0 = const, g.filters.dense + first * w_step
+    if g.filters.dense < 0:
+        decode_filters(g.filters, first, last - first, codes, const, index, scratch)
+        filters, w0 = scratch, g.filters.decoded
+    for u in range(first * batch, last * batch):
         c = u // batch
         b = u - c * batch
-        x, w = g.x + c * g.channel_step + b * g.image_step, g.filters + c * taps
+        x, w = g.x + c * g.channel_step + b * g.image_step, w0 + (c - first) * w_step
         for y in range(0, out_height, band):
             rows = min(band, out_height - y)
             at = b * g.image + y * width
             near, far = e.out + c * e.out_step + at, x + (y + rows) * g.stride_y * row
             _fill_planes(x, y, rows, g, data, index, scratch)
             if kh == 0:
-                _sum_taps(scratch, rows * pitch, const, w, taps, index, shifts, sums, data, near, far)
+                _sum_taps(scratch, rows * pitch, filters, w, taps, index, shifts, sums, data, near, far)
                 if width < WIDE:
                     _copy_rows(scratch, sums, pitch, rows, width, 1, scratch, sums, width)
             # Both halves of a narrow band go down at once, a vector apart: one takes too long alone.
@@ -287,17 +285,17 @@ def depthwise(task, g, data, const, codes, index, scratch):
                 q = j * WIDTH
                 s, n, f = sums + q, near + q, far + q
                 if kh == 3 and wide:
-                    _down_3_wide(scratch, q, x_step, pitch, kh, dx, const, w, s, s_step, width, half, data, n, f, row)
+                    _down_3_wide(scratch, q, x_step, pitch, kh, dx, filters, w, s, s_step, width, half, data, n, f, row)
                 elif kh == 3:
-                    _down_3(scratch, q, x_step, pitch, kh, dx, const, w, s, s_step, width, half, data, n, f, row)
+                    _down_3(scratch, q, x_step, pitch, kh, dx, filters, w, s, s_step, width, half, data, n, f, row)
                 elif kh == 5 and wide:
-                    _down_5_wide(scratch, q, x_step, pitch, kh, dx, const, w, s, s_step, width, half, data, n, f, row)
+                    _down_5_wide(scratch, q, x_step, pitch, kh, dx, filters, w, s, s_step, width, half, data, n, f, row)
                 elif kh == 5:
-                    _down_5(scratch, q, x_step, pitch, kh, dx, const, w, s, s_step, width, half, data, n, f, row)
+                    _down_5(scratch, q, x_step, pitch, kh, dx, filters, w, s, s_step, width, half, data, n, f, row)
                 elif wide:
-                    _down_7_wide(scratch, q, x_step, pitch, kh, dx, const, w, s, s_step, width, half, data, n, f, row)
+                    _down_7_wide(scratch, q, x_step, pitch, kh, dx, filters, w, s, s_step, width, half, data, n, f, row)
                 else:
-                    _down_7(scratch, q, x_step, pitch, kh, dx, const, w, s, s_step, width, half, data, n, f, row)
+                    _down_7(scratch, q, x_step, pitch, kh, dx, filters, w, s, s_step, width, half, data, n, f, row)
             # Runs of sums that are dense: all rows, each row, or each half.
             run, step = rows * width, 0
             if kh == 0 and width >= WIDE:

@@ -21,6 +21,7 @@ from pqnet.kernels.llvm import store_head as emit_store_head
 from pqnet.kernels.ops.activation import activate_row
 from pqnet.kernels.ops.functions import at_least, at_most
 from pqnet.kernels.products.epilogue import EPILOGUE, clamp_limits
+from pqnet.kernels.products.filters import FILTERS, decode_filters
 from pqnet.kernels.simd import WIDTH, add, load, splat, store, store_head
 
 HALF = WIDTH // 2 if WIDTH == 16 else WIDTH  # lanes for narrow images
@@ -32,18 +33,18 @@ BAND = 6144  # floats of the input of both that stay in the first-level cache
 # the first window (negative: of padding), the width of the image, the distance of taps, that of
 # what is needed next; then where the results go, the
 # distance to those of the next channel and of rows, the rows, how many rows may be stored by whole vectors, the columns
-# left; then the filter, the factor and the term of the first channel, whether there is a second, and the taps along an
-# axis.
-SOURCE, RESULT, FILTERS = 9, 6, 5
+# left; then the filter of the first channel and the distance to the next, the factor and the term of the first channel,
+# whether there is a second, and the taps along an axis.
+SOURCE, RESULT, CHANNEL = 9, 6, 6
 
 
 def _downwards(taps, stride, lanes):
     ages = -(-taps // stride)  # rows of outputs whose sums wait
 
-    def reference(data, const, source, result, filters, limits):
+    def reference(data, const, weights, source, result, channel, limits):
         x0, x_step, row, top, height, column, width, dx, _ = source
         o0, o_step, out_row, rows, safe, count = result
-        w0, scale, shift, second, _ = filters
+        w0, w_step, scale, shift, second, _ = channel
         lane = np.arange(lanes) * stride
         for v, i in np.ndindex(CHANNELS, rows):
             total = np.zeros(lanes, np.float32)
@@ -52,7 +53,7 @@ def _downwards(taps, stride, lanes):
                 if 0 <= i * stride + ky - top < height:
                     for at in np.flatnonzero(inside):
                         x = data[x0 + v * x_step + (i * stride + ky) * row + kx * dx + lane[at]]
-                        total[at] += const[w0 + (v * second * taps + ky) * taps + kx] * x
+                        total[at] += weights[w0 + v * w_step + ky * taps + kx] * x
             n = lanes if i < safe else min(count, lanes)
             total = total * const[scale + v * second] + const[shift + v * second]
             at = o0 + v * o_step + i * out_row
@@ -74,13 +75,13 @@ def _downwards(taps, stride, lanes):
         def times(number, by):
             return builder.mul(number, LONG(by))
 
-        x0, x_step, row, top, height, column, width, dx, ahead = unpack(2)
-        o0, o_step, out_row, rows, safe, count = unpack(3)
-        w0, scale, shift, second, across = unpack(4)
-        low, high = (emit_splat(builder, limit, kind) for limit in unpack(5))
+        x0, x_step, row, top, height, column, width, dx, ahead = unpack(3)
+        o0, o_step, out_row, rows, safe, count = unpack(4)
+        w0, w_step, scale, shift, second, across = unpack(5)
+        low, high = (emit_splat(builder, limit, kind) for limit in unpack(6))
         sources = [place(0, builder.add(x0, times(x_step, v))) for v in channels]
         targets = [place(0, builder.add(o0, times(o_step, v))) for v in channels]
-        weights = [place(1, builder.add(w0, times(second, v * taps * taps))) for v in channels]
+        weights = [place(2, builder.add(w0, times(w_step, v))) for v in channels]
         scales, shifts = (
             [spread(place(1, builder.add(first, times(second, v)))) for v in channels] for first in (scale, shift)
         )
@@ -188,9 +189,9 @@ def _downwards(taps, stride, lanes):
         builder.position_at_end(end)
         return context.get_dummy_value()
 
-    def down(context, data, const, source, result, filters, limits):
-        sizes = (types.UniTuple(INDEX, n) for n in (SOURCE, RESULT, FILTERS))
-        return types.void(data, const, *sizes, types.UniTuple(types.float32, 2)), emit
+    def down(context, data, const, weights, source, result, channel, limits):
+        sizes = (types.UniTuple(INDEX, n) for n in (SOURCE, RESULT, CHANNEL))
+        return types.void(data, const, weights, *sizes, types.UniTuple(types.float32, 2)), emit
 
     return compiled_or(reference, down)
 
@@ -203,7 +204,7 @@ def _join(phis, *incoming):
                 phi.add_incoming(value, block)
 
 
-# (data, const, source, result, filters, limits); see SOURCE, RESULT, FILTERS. Results lie between the two limits.
+# (data, const, weights, source, result, channel, limits); see SOURCE, RESULT, CHANNEL. Results lie within the limits.
 _down_3, _down_3_half = _downwards(3, 1, WIDTH), _downwards(3, 1, HALF)
 _down_5, _down_5_half = _downwards(5, 1, WIDTH), _downwards(5, 1, HALF)
 _down_7 = _downwards(7, 1, WIDTH)
@@ -220,10 +221,10 @@ DOWN = Arguments(
     width=SIZE,
     top=SIZE,  # rows and columns of padding
     left=SIZE,
-    taps=SIZE,  # along an axis
     stride=SIZE,
     dilation_x=SIZE,
-    filters=CONST,  # (channels, taps, taps)
+    taps=SIZE,  # along an axis
+    filters=FILTERS,
     scale=CONST,  # of each channel
     shift=CONST,
     channels=SIZE,
@@ -235,29 +236,29 @@ DOWN = Arguments(
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
-def _go_down(data, const, taps, stride, narrow, source, result, filters, limits):
+def _go_down(data, const, weights, taps, stride, narrow, source, result, channel, limits):
     if taps == 3 and stride == 1:
         if narrow:
-            _down_3_half(data, const, source, result, filters, limits)
+            _down_3_half(data, const, weights, source, result, channel, limits)
         else:
-            _down_3(data, const, source, result, filters, limits)
+            _down_3(data, const, weights, source, result, channel, limits)
     elif taps == 3:
         if narrow:
-            _down_3_by_2_half(data, const, source, result, filters, limits)
+            _down_3_by_2_half(data, const, weights, source, result, channel, limits)
         else:
-            _down_3_by_2(data, const, source, result, filters, limits)
+            _down_3_by_2(data, const, weights, source, result, channel, limits)
     elif taps == 5 and stride == 1:
         if narrow:
-            _down_5_half(data, const, source, result, filters, limits)
+            _down_5_half(data, const, weights, source, result, channel, limits)
         else:
-            _down_5(data, const, source, result, filters, limits)
+            _down_5(data, const, weights, source, result, channel, limits)
     elif taps == 5:
         if narrow:
-            _down_5_by_2_half(data, const, source, result, filters, limits)
+            _down_5_by_2_half(data, const, weights, source, result, channel, limits)
         else:
-            _down_5_by_2(data, const, source, result, filters, limits)
+            _down_5_by_2(data, const, weights, source, result, channel, limits)
     else:
-        _down_7(data, const, source, result, filters, limits)
+        _down_7(data, const, weights, source, result, channel, limits)
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
@@ -286,13 +287,18 @@ def depthwise_down(task, g, data, const, codes, index, scratch):
     narrow = width <= HALF < WIDTH and taps < 7
     lanes = HALF if narrow else WIDTH
     band = max(BAND // (CHANNELS * stride * row), 4 * taps)  # rows of outputs
-    last = min((task + 1) * g.per_task, g.channels)
-    for c in range(task * g.per_task, last, CHANNELS):
+    first, last, w_step = task * g.per_task, min((task + 1) * g.per_task, g.channels), g.filters.step
+    weights, w0 = const, g.filters.dense + first * w_step
+    if g.filters.dense < 0:
+        decode_filters(g.filters, first, last - first, codes, const, index, scratch)
+        weights, w0 = scratch, g.filters.decoded
+    for c in range(first, last, CHANNELS):
         second = np.int64(c + 1 < last)  # the last one of an odd number goes down twice
         for b in range(g.batch):
             x = g.x + c * g.channel_step + b * g.image_step - g.top * row - g.left
             at = e.out + c * e.out_step + b * rows * width
-            filters = g.filters + c * taps * taps, g.scale + c, g.shift + c, second, taps
+            w = w0 + (c - first) * w_step
+            channel = w, second * w_step, g.scale + c, g.shift + c, second, taps
             for y in range(0, rows, band):
                 ahead = band * stride * row if y + band < rows else second * CHANNELS * g.channel_step
                 # From right to left: what runs over the end of a row is overwritten later, but for the last rows.
@@ -310,7 +316,7 @@ def depthwise_down(task, g, data, const, codes, index, scratch):
                     )
                     safe = rows - y - (j + lanes - 1) // width
                     result = at + y * width + j, second * e.out_step, width, min(band, rows - y), safe, width - j
-                    _go_down(data, const, taps, stride, narrow, source, result, filters, limits)
+                    _go_down(data, const, weights, taps, stride, narrow, source, result, channel, limits)
             for v in range(second + 1):
                 beside = e.residual + (c + v) * e.residual_step + b * rows * width
                 _finish_plane(at + v * e.out_step, beside, rows * width, e, data, const)

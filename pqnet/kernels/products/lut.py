@@ -37,7 +37,7 @@ from pqnet.kernels.llvm import load as emit_load
 from pqnet.kernels.llvm import loop as emit_loop
 from pqnet.kernels.llvm import splat as emit_splat
 from pqnet.kernels.llvm import store as emit_store
-from pqnet.kernels.products.epilogue import EPILOGUE, WINDOWS, finish_rows
+from pqnet.kernels.products.epilogue import EPILOGUE, WINDOWS, finish_rows, finish_vectors
 from pqnet.kernels.products.tile import LANES, ROWS, multiply_1, multiply_2, multiply_3
 from pqnet.kernels.simd import FLOATS, ISA, WIDTH, load, splat, store
 
@@ -417,6 +417,9 @@ def lut(task, g, data, const, codes, index, scratch):
             column = p - y * lane_pitch
             if column < width:
                 at, some = image * layer.image + y * width + column, min(width - column, q + n - p)
-                o = group * outputs + o_first
-                finish_rows(scratch, a + p - q, used * WIDTH, o_count, o, at, some, g.end, data, const)
+                o, sums = group * outputs + o_first, a + p - q
+                if used == 1 and some == WIDTH:
+                    finish_vectors(scratch, sums, o_count, o, at, g.end, data, const)
+                else:
+                    finish_rows(scratch, sums, used * WIDTH, o_count, o, at, some, g.end, data, const)
             p = (y + 1) * lane_pitch

@@ -18,7 +18,9 @@ LOOKUPS = 16  # at most
 # Each lookup has codes row by row and codewords, as `kernels.products.gemm.WEIGHT`. What it gives is (codeword - zero)
 # * scale, with a zero and a scale for each run of inputs: index[runs + piece] is the first run of a piece of the
 # reduction, of which each has three numbers from index[runs + pieces + 1] on, its first column in the piece, its
-# columns, and which scale it has in a row of scales. Element i of a piece belongs into column index[places + i].
+# columns, and which scale it has in a row of scales. Blocks that do not lie side by side in a panel are listed piece by
+# piece, from number index[firsts + piece] on; column i of the reduction is number index[sources + i] of what the blocks
+# of its piece give.
 # Entries of output o in piece p are those from number o * pieces + p of the starts to the next; their columns count
 # within the piece.
 SUMMED = Arguments(
@@ -28,18 +30,20 @@ SUMMED = Arguments(
     d=SIZE.repeated(LOOKUPS),
     stride=SIZE.repeated(LOOKUPS),
     code_bytes=SIZE.repeated(LOOKUPS),
-    code_row=SIZE.repeated(LOOKUPS),
+    blocks=SIZE.repeated(LOOKUPS),  # codes of an output
     scales=MAYBE_CONST.repeated(LOOKUPS),
     zeros=MAYBE_CONST.repeated(LOOKUPS),
     scale_row=SIZE.repeated(LOOKUPS),  # scales of an output; 0 if all outputs have the same
     runs=MAYBE_INDEX.repeated(LOOKUPS),
-    places=MAYBE_INDEX.repeated(LOOKUPS),
+    firsts=MAYBE_INDEX.repeated(LOOKUPS),
+    sources=MAYBE_INDEX.repeated(LOOKUPS),
     starts=MAYBE_CODES,  # of 4 bytes each; -1 if there are no entries
     columns=MAYBE_CODES,
     column_bytes=SIZE,
     values=MAYBE_CONST,
     pieces=SIZE,
     part=SCRATCH,  # one decoded part of the panel
+    part_step=SIZE,  # distance of its rows
 )
 
 SUMS = Arguments(layer=WINDOWS, end=EPILOGUE, weight=SUMMED, cut=CUT)
@@ -74,17 +78,18 @@ def _scale(w, i, row, used, p, const, index, target, t, step):
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
-def _put(w, i, used, n, index, scratch, panel, step):
+def _put(w, i, used, k_first, rows, index, scratch, panel, step):
     # Write or add the decoded part of lookup i to the panel
-    places = w.places[i]
     for r in range(used):
-        source, target = w.part + r * step, panel + r * step
-        if places >= 0:
-            for j in range(n):
-                to = target + index[places + j]
-                scratch[to] = scratch[source + j] + (scratch[to] if i > 0 else np.float32(0))
+        source, target = w.part + r * w.part_step, panel + r * step
+        if w.sources[i] >= 0:
+            at = w.sources[i] + k_first
+            for j in range(rows):
+                scratch[target + j] = scratch[source + index[at + j]] + (
+                    scratch[target + j] if i > 0 else np.float32(0)
+                )
         else:
-            for j in range(0, n, WIDTH):
+            for j in range(0, rows, WIDTH):
                 store(scratch, target + j, add(load(scratch, target + j), load(scratch, source + j)))
 
 
@@ -98,25 +103,28 @@ def _add_entries(w, row, used, p, codes, const, scratch, panel, step):
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
-def sum_panel(w, row, used, k_first, rows, piece, codes, const, index, scratch, panel):
-    # OUT scratch from panel: weights k_first .. k_first + rows of ``used`` outputs from row on, piece + 16 apart
+def sum_panel(w, row, used, k, k_first, rows, piece, codes, const, index, scratch, panel):
+    # OUT scratch from panel: weights k_first .. k_first + rows, of a reduction of k, of ``used`` outputs from row on,
+    # piece + 16 apart
     step, p = piece + 16, k_first // piece
     if w.lookups == 0:
         for r in range(used):
             for j in range(0, rows, WIDTH):
                 store(scratch, panel + r * step + j, splat(np.float32(0)))
     for i in range(w.lookups):
-        d, size = w.d[i], w.code_bytes[i]
-        c = w.codes[i] + row * w.code_row[i] + k_first // d * size
-        direct = i == 0 and w.places[i] < 0
-        t = panel if direct else w.part
-        decode_panel(
-            codes, c, w.code_row[i], used, rows // d, size == 2, const, w.books[i], w.stride[i], d, scratch, t, step
-        )
+        d, size, blocks = w.d[i], w.code_bytes[i], w.blocks[i]
+        first, n = blocks * k_first // k, blocks * rows // k
+        if w.firsts[i] >= 0:
+            first = index[w.firsts[i] + p]
+            n = index[w.firsts[i] + p + 1] - first
+        c = w.codes[i] + (row * blocks + first) * size
+        direct = i == 0 and w.sources[i] < 0
+        t, t_step = (panel, step) if direct else (w.part, w.part_step)
+        decode_panel(codes, c, blocks * size, used, n, size == 2, const, w.books[i], w.stride[i], d, scratch, t, t_step)
         if w.scales[i] >= 0:
-            _scale(w, i, row, used, p, const, index, scratch, t, step)
+            _scale(w, i, row, used, p, const, index, scratch, t, t_step)
         if not direct:
-            _put(w, i, used, rows, index, scratch, panel, step)
+            _put(w, i, used, k_first, rows, index, scratch, panel, step)
     if w.starts >= 0:
         _add_entries(w, row, used, p, codes, const, scratch, panel, step)
 
@@ -132,9 +140,8 @@ def sums(task, g, data, const, codes, index, scratch):
         pack_task(g.layer, cut, group, p, n, k_first, rows, index, data, scratch)
         for o in range(first, last, ROWS):
             used = min(ROWS, outputs - o)
-            sum_panel(
-                g.weight, group * outputs + o, used, k_first, rows, piece, codes, const, index, scratch, cut.panel
-            )
+            row = group * outputs + o
+            sum_panel(g.weight, row, used, k, k_first, rows, piece, codes, const, index, scratch, cut.panel)
             a0, a_step = cut.panel, piece + 16
             multiply_panel(
                 g.layer,

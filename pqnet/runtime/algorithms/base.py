@@ -1,6 +1,7 @@
 """What an algorithm for layers is, and the registry that the planner asks."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar, NamedTuple
@@ -25,9 +26,11 @@ __all__ = [
     "block_order",
     "cheapest",
     "code_arguments",
+    "codebook_arguments",
     "codebook_floats",
     "codeword_step",
     "fitting",
+    "in_planes",
 ]
 
 ALGORITHMS: dict[str, "Algorithm"] = {}
@@ -133,6 +136,26 @@ def codebook_floats(codebook: np.ndarray) -> np.ndarray:
     out = np.zeros((k, codeword_step(d)), np.float32)
     out[:, :d] = codebook
     return out
+
+
+def in_planes(codebook: np.ndarray) -> bool:
+    """Tell whether codewords are numbers of a table that the processor holds in registers."""
+    k, d = codebook.shape
+    return HOST.byte_tables and d == 1 and k <= 256
+
+
+def codebook_arguments(b: Builder, key: tuple[Hashable, ...], codebook: np.ndarray) -> tuple[int, int]:
+    """Return where codewords are that panels are decoded from, and their distance; 1: they are in planes of bytes."""
+    k, d = codebook.shape
+    if not in_planes(codebook):
+        return b.constant((*key, "codebook"), lambda: codebook_floats(codebook)), codeword_step(d)
+
+    def planes() -> np.ndarray:
+        numbers = np.zeros(256, np.float32)
+        numbers[:k] = codebook[:, 0]
+        return np.ascontiguousarray(numbers.view(np.uint8).reshape(-1, 4).T).view(np.float32)
+
+    return b.constant((*key, "codebook in planes"), planes), 1
 
 
 def code_arguments(b: Builder, layer: Layer, weight: PackedPQ) -> dict[str, Any]:

@@ -1,14 +1,13 @@
 """Depthwise convolutions: those of one filter for each channel."""
 
-from math import prod
 from typing import Any
 
 import numpy as np
 
-from pqnet.codecs import Packed
 from pqnet.kernels.products.depthwise import COLUMNS, DOWN, VECTORS, depthwise
 from pqnet.kernels.simd import WIDTH
 from pqnet.runtime.algorithms.base import Algorithm, Call, Host
+from pqnet.runtime.algorithms.filters import filter_arguments
 from pqnet.runtime.builder import Builder
 from pqnet.runtime.layer import Layer
 from pqnet.runtime.memory import View, round_up
@@ -42,11 +41,8 @@ class Depthwise(Algorithm):
         layer, x = call.layer, call.windows.x
         channels, (height, columns) = layer.groups, layer.size
         geometry, scratch = _geometry(b, layer)
-
-        def filters() -> np.ndarray:
-            return layer.weight.decode() if isinstance(layer.weight, Packed) else np.asarray(layer.weight)
-
         per_task = max(-(-channels // TASKS), min(channels, -(-WORK // (layer.batch * height * columns))))
+        filters, scratch = filter_arguments(b, layer, per_task, round_up(scratch, 16))
         arguments = {
             "end": call.end.arguments(b),
             "x": x,
@@ -58,8 +54,7 @@ class Depthwise(Algorithm):
             "left": layer.padding[1],
             "stride_y": layer.stride[0],
             "stride_x": layer.stride[1],
-            "taps": layer.taps,
-            "filters": b.constant((layer.name, "filters"), filters),
+            "filters": filters,
             "channels": channels,
             "batch": layer.batch,
             "out_height": layer.out_size[0],
@@ -77,7 +72,7 @@ class Depthwise(Algorithm):
             writes=[call.end.out],
             scratch=scratch,
             algorithm=self.name,
-            stored=4 * prod(layer.weight.shape),
+            stored=layer.stored_bytes,
         )
 
 

@@ -1,13 +1,11 @@
 """Depthwise convolutions with the usual kernels: down the columns, from the values as they lie."""
 
-from math import prod
-
 import numpy as np
 
-from pqnet.codecs import Packed
 from pqnet.kernels.products.depthwise_down import CHANNELS, depthwise_down
 from pqnet.kernels.simd import WIDTH
 from pqnet.runtime.algorithms.base import Algorithm, Call, Host
+from pqnet.runtime.algorithms.filters import filter_arguments
 from pqnet.runtime.builder import Builder
 from pqnet.runtime.layer import Layer
 from pqnet.runtime.memory import SLACK, View, round_up
@@ -44,12 +42,9 @@ class DepthwiseDown(Algorithm):
         """Append the step."""
         layer, x, end = call.layer, call.windows.x, call.end.arguments(b)
         channels, ones, zeros = layer.groups, np.ones(layer.groups), np.zeros(layer.groups)
-
-        def filters() -> np.ndarray:
-            return layer.weight.decode() if isinstance(layer.weight, Packed) else np.asarray(layer.weight)
-
         per_task = max(-(-channels // TASKS), min(channels, -(-WORK // layer.positions)))
         per_task = round_up(per_task, CHANNELS)
+        filters, scratch = filter_arguments(b, layer, per_task)
         scale, shift = end["scale"], end["shift"]
         arguments = {
             "end": end,
@@ -64,7 +59,7 @@ class DepthwiseDown(Algorithm):
             "taps": layer.kernel[0],
             "stride": layer.stride[0],
             "dilation_x": layer.dilation[1],
-            "filters": b.constant((layer.name, "filters"), filters),
+            "filters": filters,
             "scale": b.constant(("ones", channels), lambda: ones) if scale == -1 else scale,
             "shift": b.constant(("zeros", channels), lambda: zeros) if shift == -1 else shift,
             "channels": channels,
@@ -80,6 +75,7 @@ class DepthwiseDown(Algorithm):
             arguments,
             reads=call.reads,
             writes=[call.end.out],
+            scratch=scratch,
             algorithm=self.name,
-            stored=4 * prod(layer.weight.shape),
+            stored=layer.stored_bytes,
         )

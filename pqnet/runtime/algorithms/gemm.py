@@ -11,7 +11,16 @@ from pqnet.kernels.abi import StepKernel
 from pqnet.kernels.products.gemm import DOT_POSITIONS, gemm
 from pqnet.kernels.products.tile import LANES, ROWS, VECTORS
 from pqnet.kernels.simd import WIDTH
-from pqnet.runtime.algorithms.base import HOST, Algorithm, Call, Host, block_order, code_arguments
+from pqnet.runtime.algorithms.base import (
+    HOST,
+    Algorithm,
+    Call,
+    Host,
+    block_order,
+    code_arguments,
+    codebook_arguments,
+    in_planes,
+)
 from pqnet.runtime.builder import Builder
 from pqnet.runtime.layer import Layer
 from pqnet.runtime.memory import round_up
@@ -95,28 +104,15 @@ def decode_cycles(d: int) -> float:
     return DECODE / min(d, 8)
 
 
-def _in_planes(weight: PackedPQ) -> bool:
-    """Tell whether codewords are numbers of a table that the processor holds in registers."""
-    return HOST.byte_tables and weight.codec.d == 1 and weight.codec.k <= 256
-
-
 def _weight_arguments(b: Builder, layer: Layer, weight: PackedPQ) -> dict[str, Any]:
-    own = code_arguments(b, layer, weight)
-    if not _in_planes(weight):
-        return own
-
-    def planes() -> np.ndarray:
-        numbers = np.zeros(256, np.float32)
-        numbers[: weight.codec.k] = weight.codebook[:, 0]
-        return np.ascontiguousarray(numbers.view(np.uint8).reshape(-1, 4).T).view(np.float32)
-
-    return own | {"weight": b.constant((layer.name, "codebook in planes"), planes), "stride": 1}
+    at, stride = codebook_arguments(b, (layer.name,), weight.codebook)
+    return code_arguments(b, layer, weight) | {"weight": at, "stride": stride}
 
 
 def _cut_decode(layer: Layer, by_channel: bool = False) -> Cut:
     weight = layer.codes
     assert weight is not None
-    decode = DECODE_PLANES if _in_planes(weight) else decode_cycles(weight.codec.d)
+    decode = DECODE_PLANES if in_planes(weight.codebook) else decode_cycles(weight.codec.d)
     return cut_layer(layer, weight.codec.d, decode, by_channel)
 
 

@@ -26,6 +26,7 @@ COMMUTATIVE = {
 ORDERED = {
     "sub": (kernel.SUBTRACT, kernel.REVERSED_SUBTRACT),
     "div": (kernel.DIVIDE, kernel.REVERSED_DIVIDE),
+    "pow": (kernel.POWER, kernel.REVERSED_POWER),
 }
 FUNCTIONS = {
     "exp": kernel.EXP,
@@ -40,6 +41,12 @@ FUNCTIONS = {
     "neg": kernel.NEG,
     "abs": kernel.ABS,
     "sign": kernel.SIGN,
+    "expm1": kernel.EXPM1,
+    "log1p": kernel.LOG1P,
+    "log2": kernel.LOG2,
+    "log10": kernel.LOG10,
+    "sin": kernel.SIN,
+    "cos": kernel.COS,
 }
 POWERS = {2.0: kernel.SQUARE, 3.0: kernel.CUBE, 0.5: kernel.SQRT, -0.5: kernel.RSQRT, -1.0: kernel.RECIPROCAL}
 SOFTPLUS = 13
@@ -104,8 +111,8 @@ class _Chain:
             return self._append(kernel.ACTIVATE, found[0], b.numbers(*found[1], 0.0, 0.0), cycles)
         if node.op in FUNCTIONS:
             return self._append(kernel.FUNCTION, FUNCTIONS[node.op], 0, CYCLES_DIVISION)
-        if node.op == "pow":
-            return self._take_power(node)
+        if node.op == "pow" and not b.attrs(node)["reverse"] and b.attrs(node)["scalar"] in POWERS:
+            return self._append(kernel.FUNCTION, POWERS[b.attrs(node)["scalar"]], 0)
         if node.op == "batch_norm":
             pair = np.array(norm_factors(b, node), np.float32).reshape(2, -1, *(1,) * (len(self.shape) - 2))
             operand = _Operand(None, (node.name, "factors and terms"), pair)
@@ -116,12 +123,6 @@ class _Chain:
             slope = slope.reshape(1, -1, *(1,) * max(len(self.shape) - 2, 0))
             return self._append(kernel.PRELU, self._operand(_Operand(None, (node.name, "slopes"), slope)), 0)
         return self._take_binary(node, value)
-
-    def _take_power(self, node: Node) -> bool:
-        attrs = self.b.attrs(node)
-        if attrs["scalar"] not in POWERS or attrs["reverse"]:
-            return False
-        return self._append(kernel.FUNCTION, POWERS[attrs["scalar"]], 0)
 
     def _take_binary(self, node: Node, value: str) -> bool:
         if node.op not in COMMUTATIVE and node.op not in ORDERED:
@@ -135,7 +136,8 @@ class _Chain:
                 return node.op == "mul" and self._append(kernel.FUNCTION, kernel.SQUARE, 0)
             operand = _constant(self.b.known[other]) if other in self.b.known else _Operand(self.b.view(other))
         op = COMMUTATIVE[node.op] if node.op in COMMUTATIVE else ORDERED[node.op][reverse]
-        return self._append(op, self._operand(operand), 0, CYCLES_DIVISION if node.op == "div" else CYCLES_SIMPLE)
+        cycles = CYCLES_DIVISION if node.op in ("div", "pow") else CYCLES_SIMPLE
+        return self._append(op, self._operand(operand), 0, cycles)
 
     def _operand(self, operand: _Operand) -> int:
         if operand not in self.operands:
@@ -210,7 +212,7 @@ def _first_value(b: Builder, node: Node) -> str:
     return max((v for v in node.inputs if v not in b.known), key=rank)
 
 
-@lowers(*COMMUTATIVE, *ORDERED, *FUNCTIONS, *ACTIVATIONS, "softplus", "pow", "batch_norm", "prelu")
+@lowers(*COMMUTATIVE, *ORDERED, *FUNCTIONS, *ACTIVATIONS, "softplus", "batch_norm", "prelu")
 def chain(b: Builder, node: Node, x: list[View]) -> View | None:
     """Lower a node and those behind it that only it feeds."""
     if not b.info(node.outputs[0]).shape:

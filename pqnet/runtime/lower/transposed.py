@@ -61,7 +61,7 @@ def transposed(b: Builder, node: Node, x: list[View]) -> View:
 
 def _images(b: Builder, whole: Layer, x: View) -> tuple[View, list[Node]]:
     """Emit a transposed convolution over two axes; return its result as images, and the nodes computed along."""
-    layers = _layers(b, whole)
+    layers = _layers(whole)
     first = layers[0][0]
     images = first.input(b, x)
     shape = len(layers), len(layers[0]), first.batch, first.weight.shape[0], *first.out_size
@@ -85,14 +85,13 @@ def _volumes(b: Builder, whole: Layer, x: View) -> tuple[View, list[Node]]:
     out = None if len(phases) == 1 else b.new(whole.shape, (1, 0, 2, 3, 4))
     for phase in phases:
         taps = [tap * kh * kw + i for tap in phase.taps for i in range(kh * kw)]
-        kernel, source = (len(phase.taps), kh, kw), whole
+        kernel = len(phase.taps), kh, kw
         taken = with_taps(whole.weight, taps, kernel)
         if taken is None:  # no codes say it
-            source = whole.in_floats(b)
-            taken = with_taps(source.weight, taps, kernel)
-        assert taken is not None  # numbers can always be taken
+            taken = with_taps(whole.by_inputs().weight, taps, kernel)
+        assert taken is not None  # inputs can always be taken
         weight, outside = depth_as_channels(taken)
-        layer = replace(source, weight=weight, channels=weight.shape[1], batch=batch * phase.count)
+        layer = replace(whole, weight=weight, channels=weight.shape[1], batch=batch * phase.count)
         layer = replace(layer, depths_taken=phase.taps)
         shifts = [i * step - phase.padding for i in range(len(phase.taps))]
         images = images_of_depths(b, whole.node, x, whole.groups, 1, shifts, phase.count, outside)
@@ -109,7 +108,7 @@ def _part(parts: View, i: int, j: int) -> View:
     return parts.with_axes(parts.shape[2:], parts.strides[2:], i * parts.strides[0] + j * parts.strides[1])
 
 
-def _layers(b: Builder, whole: Layer) -> list[list[Layer]]:
+def _layers(whole: Layer) -> list[list[Layer]]:
     """Return a layer for each phase of the rows and of the columns, all with results of one size."""
     geometry = zip(
         *(whole.size, whole.out_size, whole.kernel, whole.stride, whole.dilation, whole.padding), strict=True
@@ -121,8 +120,8 @@ def _layers(b: Builder, whole: Layer) -> list[list[Layer]]:
     def layer(rows: _Phase, columns: _Phase) -> Layer:
         taken = whole.take_taps(rows.taps, columns.taps)
         if taken is None:  # no codes say it
-            taken = whole.in_floats(b).take_taps(rows.taps, columns.taps)
-        assert taken is not None  # numbers can always be taken
+            taken = whole.by_inputs().take_taps(rows.taps, columns.taps)
+        assert taken is not None  # inputs can always be taken
         taken = replace(taken, stride=(1, 1), dilation=(steps[0], steps[1]), out_size=(high, wide))
         return replace(taken, padding=(rows.padding, columns.padding)).without_unseen_taps()
 

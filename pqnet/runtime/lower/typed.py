@@ -31,12 +31,12 @@ ARITHMETIC = {
     "div": kernel.DIVIDE,
     "maximum": kernel.MAXIMUM,
     "minimum": kernel.MINIMUM,
-}
-WHOLE_ONLY = {  # of integers; NumPy computes those of floats
     "floor_div": kernel.FLOOR_DIVIDE,
     "trunc_div": kernel.TRUNCATE_DIVIDE,
     "remainder": kernel.REMAINDER,
     "fmod": kernel.TRUNCATE_REMAINDER,
+}
+BITWISE = {
     "bitwise_and": kernel.BIT_AND,
     "bitwise_or": kernel.BIT_OR,
     "bitwise_xor": kernel.BIT_XOR,
@@ -167,19 +167,17 @@ def _meeting_dtype(b: Builder, node: Node) -> str:
 
 @lowers(*ARITHMETIC, typed=True)
 def arithmetic(b: Builder, node: Node, x: list[View]) -> View | None:
-    """Lower arithmetic of integers, or of floats with integers."""
+    """Lower arithmetic of integers, or of floats with integers, and divisions with remainder."""
     shape, dtype = b.info(node.outputs[0])
     operands = _operands(b, node, dtype)
     return apply(b, node.name, ARITHMETIC[node.op], operands, shape, dtype, floats=dtype == "float32")
 
 
-@lowers(*WHOLE_ONLY, typed=True)
-def whole_arithmetic(b: Builder, node: Node, x: list[View]) -> View | None:
-    """Lower a division, a remainder or an operation on the bits of integers."""
+@lowers(*BITWISE, typed=True)
+def bitwise(b: Builder, node: Node, x: list[View]) -> View | None:
+    """Lower an operation on the bits of integers."""
     shape, dtype = b.info(node.outputs[0])
-    if dtype == "float32":
-        return None
-    return apply(b, node.name, WHOLE_ONLY[node.op], _operands(b, node, dtype), shape, dtype, floats=False)
+    return apply(b, node.name, BITWISE[node.op], _operands(b, node, dtype), shape, dtype, floats=False)
 
 
 @lowers(*COMPARISONS, typed=True)
