@@ -9,6 +9,8 @@ from pqnet import PQ, IntN, Model
 from pqnet.graph import GraphBuilder, ValueInfo
 from pqnet.pipeline import measure
 from pqnet.pipeline.batches import hold_out
+from pqnet.pipeline.layerwise import TARGET_DAMPINGS
+from pqnet.pipeline.layerwise import _Inputs as Inputs
 from pqnet.pipeline.moments import doubted, measured_doubt
 from pqnet.pipeline.statistics import Moments
 
@@ -126,6 +128,39 @@ def test_reported_errors_are_those_of_other_samples():
     told = small.graph.meta["quantization"]["layers"]["b"]["output_error"]
     real = np.square(small(other) - want).sum() / np.square(want - model.graph.params["b.bias"]).sum()
     assert real / 1.5 < told < 1.5 * real
+
+
+def test_targets_go_as_far_as_samples_put_aside_confirm():
+    """Of fewer rows than inputs: the best of all dampings and steps, by brute force, and a gain on others again."""
+    rng = np.random.default_rng(0)
+    n, outputs = 40, 12
+    mix, truth = rng.standard_normal((n, n)) * np.geomspace(1, 0.1, n), 0.3 * rng.standard_normal((outputs, n))
+    weight, gain = rand(outputs, n), np.geomspace(0.2, 5, outputs)
+
+    def inputs(rows):
+        s = rng.standard_normal((rows, n)) @ mix.T
+        u = s @ truth.T + 6 * rng.standard_normal((rows, outputs))
+        zero, energy = np.zeros((1, outputs)), np.square(u).mean(0)[None]
+        behind = (u.T @ s / rows)[None]
+        moment, mean = (s.T @ s / rows)[None], np.zeros((1, n))
+        return Inputs(moment, behind, 0 * behind, mean, zero, zero, energy, rows)
+
+    few, others, many = inputs(30), inputs(30), inputs(20000)
+
+    def left(judge, change):
+        e = judge.behind_energy + ((change @ judge.moment - 2 * judge.behind) * change).sum(2)
+        return float(np.square(gain) @ e[0])
+
+    tried = []
+    for damping in TARGET_DAMPINGS:
+        moment = few.moment[0] + damping * np.diag(np.diag(few.moment[0]))
+        change = few.behind[0] @ np.linalg.inv(moment)
+        tried += [left(others, a * change) for a in np.linspace(0, 3, 301)]
+    found = few.target(weight, gain, others).astype(np.float64) - weight
+    assert left(others, found) == pytest.approx(min(tried), rel=1e-3)
+    assert (
+        left(many, found) < 0.9 * left(many, np.zeros_like(found)) < left(many, few.behind[0] @ np.linalg.pinv(moment))
+    )
 
 
 def test_every_eighth_sample_is_put_aside_where_there_are_eight():

@@ -156,13 +156,17 @@ def test_gains_are_those_of_an_error_that_passes_through():
     assert gains["first"] == pytest.approx(np.square(wrong @ second.T).sum() / out / share, rel=1e-4)
     through = np.square(hidden @ second.T).sum() / out
     assert gains["second"] == pytest.approx(through, rel=1e-4)
-    second_corrected = network_gains(model.graph, batches, perturb, list(change), 1, ["second"])
+    second_corrected = network_gains(model.graph, batches, perturb, list(change), 1, {"second": np.ones(8)})
     assert second_corrected == pytest.approx(gains, rel=1e-4)  # the last layer: what comes out is what went wrong
-    first_corrected = network_gains(model.graph, batches, perturb, list(change), 1, ["first"])
+    first_corrected = network_gains(model.graph, batches, perturb, list(change), 1, {"first": np.ones(32)})
     wrong -= wrong.mean(0)  # something takes the mean
     share = np.square(wrong).sum() / np.square(hidden).sum()
     assert first_corrected["first"] == pytest.approx(np.square(wrong @ second.T).sum() / out / share, rel=1e-4)
     assert first_corrected["first"] != pytest.approx(gains["first"], rel=1e-3)
+    factors = np.abs(rand(32, seed=7))  # by which outputs count
+    weighed = network_gains(model.graph, batches, perturb, list(change), 1, {"first": factors})
+    share = np.square(factors * wrong).sum() / np.square(factors * hidden).sum()
+    assert weighed["first"] == pytest.approx(np.square(wrong @ second.T).sum() / out / share, rel=1e-4)
 
 
 def test_predicted_errors_are_near_those_of_quantization(measured, demo, images):
@@ -203,6 +207,21 @@ def test_the_error_of_the_network_is_predicted(measured, demo, images):
     wanted = demo(held_out).astype(float)
     real = np.square(small(held_out) - wanted).sum() / np.square(wanted).sum()
     assert 1 / 1.5 < plan.error / real < 1.5
+
+
+def test_filters_of_unequal_size_are_rated_as_a_norm_lets_them_be_packed():
+    """Of one size, with what the norm gives back; raw, all but the largest would be lost."""
+    size = np.geomspace(1e-2, 1e2, 64).astype(np.float32)
+    b = GraphBuilder({"input": ValueInfo(("batch", 32))}, {"batch": 2})
+    x = b.add("linear", "input", name="wide", params={"weight": size[:, None] * rand(64, 32)})
+    params = {"weight": 1 / size, "bias": rand(64), "mean": np.zeros(64, np.float32), "var": np.ones(64, np.float32)}
+    x = b.add("batch_norm", x, name="norm", params=params, eps=1e-5)
+    model, codec, inputs = Model(b.build({"output": x})), PQ(64, 4, "channel"), rand(400, 32, seed=3)
+    found = measure(model, inputs, progress=False)
+    predicted = found.gains["wide"] * next(c.error for c in found.options["wide"] if c.codec == codec)
+    small, other = pqnet.quantize(model, {"wide": codec}, inputs, progress=False), rand(400, 32, seed=4)
+    real = np.square(small(other) - model(other)).sum() / np.square(model(other)).sum()
+    assert 1 / 1.5 < predicted / real < 1.5
 
 
 def test_samples_have_their_share_of_the_energy():

@@ -139,7 +139,7 @@ def test_gains_of_recurrent_weights(op: str) -> None:
     model = recurrent_net(op)
     weight, states = model.graph.params["cell.weight"], seen(model, INPUTS)
     other = (weight + 0.01 * rand(*weight.shape, seed=5)).astype(np.float32)
-    for corrected in (set(), {"cell"}):
+    for corrected in ({}, {"cell": np.ones(1)}):
         gain = network_gains(model.graph, [{"input": INPUTS}], lambda _: other, ["cell"], 1, corrected)["cell"]
         change = states @ (other - weight).T
         mean = change.mean(0) if corrected else np.zeros(len(weight))

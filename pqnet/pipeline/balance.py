@@ -65,6 +65,7 @@ def balance(
     known = [batch for i, batch in enumerate(samples) if i % EVERY] or samples
     moments = calibrate(Model(graph), known, seed=seed, threads=threads, progress=False).layers
     corrected = {name for name, node in layers.items() if FreeAffine.find(graph, node) is not None}
+    equally = {name: np.ones(1) for name in corrected}
     weights = {name: np.asarray(graph.params[node.params["weight"]], np.float32) for name, node in layers.items()}
     in_all = _n_samples(data)
 
@@ -77,7 +78,7 @@ def balance(
     def perturbed(node: Node) -> np.ndarray:
         return quantized_alike(weights[node.name], second(node.name)[1], PERTURBED, seed)
 
-    gains = network_gains(graph, apart, perturbed, layers, threads, corrected)
+    gains = network_gains(graph, apart, perturbed, layers, threads, equally)
     options = {}
     for name, weight in weights.items():
         energy = float(output_squares(moments[name].mean.astype(np.float64), weight).sum())

@@ -35,7 +35,9 @@ from pqnet.pipeline.uses import Uses
 
 __all__ = ["FromData"]
 
-TARGET_DAMPINGS = (1e-2, 1e-1, 1.0)  # of each input's mean square, that are tried where targets are solved for
+# Of each input's mean square, that are tried where targets are solved for, from the least on until samples put aside
+# gain less; of few samples, only the last ones find what others have too.
+TARGET_DAMPINGS = (0.01, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 ROUNDING = 1e-7  # of inputs, as a share of their mean square
 ROWS = 4096  # that are multiplied at a time
 
@@ -206,25 +208,38 @@ class _Inputs:
     def target(self, weight: np.ndarray, gain: np.ndarray, others: "_Inputs | None") -> np.ndarray:
         """Return the weight whose outputs from the student's inputs come nearest to the teacher's and the lag.
 
-        T = W + (E[u s'] + E[r s']) E[s s']^-1, damped: as much as suits the others, samples put aside, whose outputs
-        count by the squares of their gains. What the student's inputs cannot express stays with the float weight.
+        T = W + a (E[u s'] + E[r s']) E[s s']^-1, damped: both damping and the step a, 1 without others, are what suits
+        the others best, samples put aside, whose outputs count by the squares of their gains. What the student's inputs
+        cannot express stays with the float weight.
         """
         if not (self.behind.any() or self.lag.any()):
             return weight
-        best, least, at = np.zeros(self.behind.shape), 0.0, np.arange(self.mean.shape[1])
-        wanted = self.behind + self.lag
-        tried = TARGET_DAMPINGS if others is not None else [max(TARGET_DAMPINGS[0], self.doubt(None))]
-        for damping in tried:
+        change = self._change(others, np.square(gain).reshape(self.behind.shape[:2]))
+        moved: np.ndarray = (weight + change.reshape(weight.shape)).astype(np.float32)
+        return moved
+
+    def _change(self, others: "_Inputs | None", counts: np.ndarray) -> np.ndarray:
+        """Return by how much the target differs from the weight, (G, O / G, Kin)."""
+        at, wanted = np.arange(self.mean.shape[1]), (self.behind + self.lag).swapaxes(1, 2)
+
+        def damped(damping: float) -> np.ndarray:
             moment = with_diagonal(self.moment, (1 + damping) * self.moment[:, at, at])
-            change = np.linalg.solve(moment, wanted.swapaxes(1, 2)).swapaxes(1, 2)
-            if others is None:
-                best = change
+            solved: np.ndarray = np.linalg.solve(moment, wanted).swapaxes(1, 2)
+            return solved
+
+        if others is None:
+            return damped(max(TARGET_DAMPINGS[0], self.doubt(None)))
+        best, most = np.zeros(self.behind.shape), 0.0
+        for damping in TARGET_DAMPINGS:
+            change = damped(damping)
+            along = float((counts * ((others.behind + others.lag) * change).sum(2)).sum())
+            bend = float((counts * (np.matmul(change, others.moment) * change).sum(2)).sum())
+            saved = along**2 / bend if min(along, bend) > 0 else 0.0
+            if saved < most:
                 break
-            saved = (np.matmul(change, others.moment) - 2 * (others.behind + others.lag)) * change
-            error = float(np.square(gain) @ saved.sum(2).reshape(-1))
-            if error < least:
-                best, least = change, error
-        return (weight + best.reshape(weight.shape)).astype(np.float32)
+            if saved > most:
+                best, most = along / bend * change, saved
+        return best
 
     def mean_gap(self, change: np.ndarray) -> np.ndarray:
         """Return by how much the means of the teacher's outputs are ahead if weights differ by a change, (O,)."""

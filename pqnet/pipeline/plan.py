@@ -227,7 +227,7 @@ def measure(
     moments = {name: statistics.for_layer(node, weights[name].shape) for name, node in layers.items()}  # before work
     # `quantize` gives their outputs the means back, where it knows those of the inputs.
     known = {name for name in layers if second_order and moments[name].first is not None}
-    corrected = {name for name in known if FreeAffine.find(graph, layers[name]) is not None}
+    affines = {name: found for name in known if (found := FreeAffine.find(graph, layers[name])) is not None}
     rates: dict[str, LayerRates] = {}
     options: dict[str, list[Choice]] = {}
     steps = len(layers) * (1 if only_statistics else 2)
@@ -243,7 +243,7 @@ def measure(
                 threads,
                 fast=fast,
                 second_order=second_order,
-                corrected=name in corrected,
+                affine=affines.get(name),
                 others=others.get(name),
             )
             with of_layer(name):
@@ -255,7 +255,10 @@ def measure(
             return rates[node.name].perturbed()
 
         some = single_samples(graph, samples, GAIN_SAMPLES) if samples else []
-        gains = network_gains(graph, some, perturb, layers, threads, corrected) if some else dict.fromkeys(layers, 1.0)
+        gains = dict.fromkeys(layers, 1.0)
+        if some:
+            factors = {name: affine.gain for name, affine in affines.items()}
+            gains = network_gains(graph, some, perturb, layers, threads, factors)
     return Measured(model, options, gains, fast, seed)
 
 

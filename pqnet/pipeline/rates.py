@@ -10,6 +10,7 @@ from pqnet.codecs.layout import block_columns, from_blocks, to_blocks
 from pqnet.codecs.pq import Integers
 from pqnet.fit import assign, weighted_kmeans
 from pqnet.graph import Node, weight_op
+from pqnet.graph.affine import FreeAffine
 from pqnet.pipeline.moments import (
     build_metric,
     diagonal_blocks,
@@ -20,6 +21,7 @@ from pqnet.pipeline.moments import (
     share_to_doubt,
 )
 from pqnet.pipeline.noise import quantized_alike
+from pqnet.pipeline.scaled import by_filter, filter_sizes
 from pqnet.pipeline.statistics import Moments
 
 __all__ = ["Choice", "LayerRates", "codec_nbytes", "smallest_codec"]
@@ -110,8 +112,9 @@ class LayerRates:
         Only blocks that kernels run fastest.
     second_order : bool
         Whether the search is that of metric "full".
-    corrected : bool
-        Whether something makes up for the mean error of each output, so that only what varies counts.
+    affine : FreeAffine, optional
+        What makes up for the mean error of each output, so that only what varies counts; if it takes scales, filters
+        are of one size when they are packed.
     others : Moments, optional
         Of other samples, which tell how much of the moments is chance, and what that does to errors.
     seed, threads : int
@@ -127,10 +130,11 @@ class LayerRates:
         *,
         fast: bool = False,
         second_order: bool = True,
-        corrected: bool = False,
+        affine: FreeAffine | None = None,
         others: Moments | None = None,
     ) -> None:
-        self.weight, self.seed, self.threads = weight, seed, threads
+        self.weight, self.seed, self.threads = weight, seed, threads  # as it is packed
+        self.size = self.importance = np.ones(len(weight))
         self.fast, self.second_order = fast, second_order
         self._factors: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self._energies: dict[int, float] = {}
@@ -143,17 +147,20 @@ class LayerRates:
             self.share = weights.astype(np.float64) / weights.sum(dtype=np.float64)
             self.moment = self.whole = self.seen = np.eye(weight.shape[1], dtype=np.float32)[None]
         else:
-            second = moments.centred() if corrected else moments.mean
+            second = moments.centred() if affine is not None else moments.mean
             seen = build_metric("full", second[:, None])
             doubt = share_to_doubt(second.shape[1], moments.count)
             if others is not None:
-                self.apart = others.centred() if corrected else others.mean
+                self.apart = others.centred() if affine is not None else others.mean
                 doubt = max(doubt, measured_doubt(second, self.apart))
             full = build_metric("full", second[:, None], doubt)
             assert full is not None and seen is not None
             self.seen = seen[:, 0]  # what errors are measured under: hardly damped, and not zero where inputs are
             self.moment, self.whole = full[:, 0], moments.mean
-            self.energies = output_squares(self.moment, weight)
+            scalable = affine is not None and affine.scalable
+            self.size, self.importance = filter_sizes(self.moment, weight, affine, scalable)
+            self.weight = (weight / by_filter(self.size, self.weight)).astype(np.float32)
+            self.energies = self.importance * output_squares(self.moment, self.weight)
 
     def choices(self) -> list[Choice]:
         """Return all candidates."""
@@ -166,11 +173,12 @@ class LayerRates:
 
     def _plain(self) -> list[Choice]:
         """Return the candidates without a codebook: integers are measured at 2 to 5 bits, and continued to 8."""
-        shape, target = self.weight.shape, self.weight[self._rows(math.prod(self.weight.shape[1:]) * FEWER)]
+        shape = self.weight.shape
+        rows = self._rows(math.prod(shape[1:]) * FEWER)
 
         def error(codec: Codec) -> float:
-            packed = codec.fit(target, threads=self.threads)
-            return max(self._error(packed.decode(), target), LEAST)
+            packed = codec.fit(self.weight[rows], threads=self.threads)
+            return max(self._error(packed.decode(), rows), LEAST)
 
         measured = {bits: error(IntN(bits)) for bits in (5, 4, 3, 2)}
         ratio = min(measured[5] / measured[4], 0.5)
@@ -189,14 +197,18 @@ class LayerRates:
         """Return the whole weight with an error of the kind that quantization makes."""
         shape = self.weight.shape
         if self.second_order and not self.embedding:
-            return quantized_alike(self.weight, self.seen, PERTURBED, self.seed)
+            return self._unpacked(quantized_alike(self.weight, self.seen, PERTURBED, self.seed))
         d, layout = min(block_sizes(shape, self.fast), key=lambda s: abs(s[0] - 8))
         words = self._kmeans(d, layout, min(MIDDLE, max(1, self._blocks(d) // 4)))[0]
         blocks = to_blocks(self.weight, d, layout)
         metric, groups = self._metric(np.arange(shape[0]), d, layout)
         codes = assign(blocks.reshape(-1, d), words, metric=metric, groups=groups, threads=self.threads)
-        weight: np.ndarray = from_blocks(words[codes].reshape(blocks.shape), shape, layout)
-        return weight
+        return self._unpacked(from_blocks(words[codes].reshape(blocks.shape), shape, layout))
+
+    def _unpacked(self, weight: np.ndarray) -> np.ndarray:
+        """Return a weight as it is in the network, filters of their own sizes."""
+        given: np.ndarray = (weight * by_filter(self.size, weight)).astype(np.float32)
+        return given
 
     def _blocks(self, d: int) -> int:
         return self.weight.size // d
@@ -210,15 +222,16 @@ class LayerRates:
         anchors = sorted({k for k in ANCHORS if k <= most / 2} | ({most} if most < 2 * ANCHORS[-1] else set()))
         errors, rounding, left = [], 0.0, dict.fromkeys(CORRECTED, 1.0)
         for k in anchors:
-            words, codes, target = self._kmeans(d, layout, k)
+            words, codes, rows = self._kmeans(d, layout, k)
+            target = self.weight[rows]
             decoded = from_blocks(words[codes], target.shape, layout)
-            error = self._error(decoded, target)
+            error = self._error(decoded, rows)
             errors.append(error)
             if k == min(anchors, key=lambda a: abs(a - MIDDLE)):
                 stored = Integers.nearest(words).floats()
-                rounded = self._error(from_blocks(stored[codes], target.shape, layout), target)
+                rounded = self._error(from_blocks(stored[codes], target.shape, layout), rows)
                 rounding = max(0.0, rounded - error)
-                left = {f: self._error(_corrected(decoded, target, f), target) / max(error, LEAST) for f in left}
+                left = {f: self._error(_corrected(decoded, target, f), rows) / max(error, LEAST) for f in left}
         logs = _interpolate(np.log2(ks), np.log2(anchors), np.log(np.maximum(errors, LEAST)))
         found: dict[Codec, float] = {}
         for k, error in zip(ks, np.exp(logs) * self._shaping(d, layout), strict=True):
@@ -253,22 +266,22 @@ class LayerRates:
         return metric.reshape(-1, d, d), (group[:, None] * positions + np.arange(positions)).reshape(-1)
 
     def _kmeans(self, d: int, layout: str, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return codebook, codes (R, M) and the weights of the sampled outputs, after a few steps."""
+        """Return codebook, codes (R, M) and the sampled outputs, after a few steps."""
         rows = self._rows(math.prod(self.weight.shape[1:]) // d)
-        target = self.weight[rows]
-        blocks = to_blocks(target, d, layout)
+        blocks = to_blocks(self.weight[rows], d, layout)
         metric, groups = self._metric(rows, d, layout)
         k = min(k, blocks.shape[0] * blocks.shape[1])
         found = weighted_kmeans(
             blocks.reshape(-1, d),
             k,
+            weights=np.repeat(self.importance[rows], blocks.shape[1]).astype(np.float32),
             metric=metric,
             groups=groups,
             n_iter=STEPS,
             seed=self.seed,
             threads=self.threads,
         )
-        return found.codebook, found.codes.reshape(blocks.shape[:2]), target
+        return found.codebook, found.codes.reshape(blocks.shape[:2]), rows
 
     def _shaping(self, d: int, layout: str) -> float:
         """Return the factor by which the second-order search lowers errors: what sees how the errors of blocks add up.
@@ -311,11 +324,12 @@ class LayerRates:
         alone = np.trace(apart, axis1=1, axis2=2) / (1 + SHAPING_DAMPING)
         return float(shaped.sum() / alone.sum())
 
-    def _error(self, decoded: np.ndarray, target: np.ndarray) -> float:
-        """Return the relative squared error of the outputs of some rows."""
-        if len(target) not in self._energies:  # samples of one size are the same
-            self._energies[len(target)] = float(output_squares(self.whole, target).sum())
-        return relative(float(output_squares(self.seen, target - decoded).sum()), self._energies[len(target)])
+    def _error(self, decoded: np.ndarray, rows: np.ndarray) -> float:
+        """Return the relative squared error of the outputs of some rows, as these count."""
+        target, counts = self.weight[rows], self.importance[rows]
+        if len(rows) not in self._energies:  # samples of one size are the same
+            self._energies[len(rows)] = float(counts @ output_squares(self.whole, target))
+        return relative(float(counts @ output_squares(self.seen, target - decoded)), self._energies[len(rows)])
 
 
 def _corrected(decoded: np.ndarray, target: np.ndarray, fraction: float) -> np.ndarray:

@@ -1,6 +1,6 @@
 """How much of a layer's error reaches the outputs of the network."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -45,7 +45,7 @@ def network_gains(
     perturb: Callable[[Node], np.ndarray],
     names: Iterable[str],
     threads: int,
-    corrected: Collection[str] = (),
+    corrected: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, float]:
     """Return the relative change of the network's outputs for one of each layer's outputs alone (both squared).
 
@@ -60,8 +60,8 @@ def network_gains(
     names : iterable of str
         Layers.
     threads : int
-    corrected : collection of str
-        Layers of which something makes up for the mean error of each output.
+    corrected : dict of str to ndarray, shape (O,)
+        Layers of which something makes up for the mean error of each output, with the factor by which each counts.
     """
     free = values_to_free(graph)
     real = [real_positions(batch) for batch in batches]
@@ -73,6 +73,7 @@ def network_gains(
     }
     symbols = [graph.bind_symbols({n: a.shape for n, a in batch.items()}) for batch in batches]
     at = {node.name: i for i, node in enumerate(graph.nodes)}
+    corrected = corrected or {}
     gains = {}
 
     def visit(node: Node, values: Values, _: Values) -> None:
@@ -88,15 +89,19 @@ def network_gains(
 
             return list(ordered_map(one, range(len(batches)), threads))
 
-        changes, changed = products(instead - params["weight"]), {**params, "weight": instead}
+        changes, changed, factor = products(instead - params["weight"]), {**params, "weight": instead}, np.ones(1)
         if node.name in corrected:
             axis = rule.channel_axis(changes[0].ndim)
-            mean = _channel_means(changes, axis, real)
-            changes = [x - np.expand_dims(mean, tuple(i for i in range(x.ndim) if i != axis)) for x in changes]
+            others = tuple(i for i in range(changes[0].ndim) if i != axis)
+            mean, factor = _channel_means(changes, axis, real), np.expand_dims(corrected[node.name], others)
+            changes = [x - np.expand_dims(mean, others) for x in changes]
             changed |= {"bias": params["bias"] - mean} if "bias" in params else {}
-        energy, error = (sum(map(_energy, y, real)) for y in (products(params["weight"]), changes))
+        energy, error = (
+            sum(_energy(factor * x, r) for x, r in zip(y, real, strict=True))
+            for y in (products(params["weight"]), changes)
+        )
         # Other users of the weight see its error too.
-        others = replace(graph, params={**graph.params, node.params["weight"]: instead})
+        wrong = replace(graph, params={**graph.params, node.params["weight"]: instead})
 
         def reached(i: int) -> dict[str, float]:
             now = dict(values[i])
@@ -105,7 +110,7 @@ def network_gains(
                 now[node.outputs[0]] = evaluate_node(node, inputs, params, symbols[i])[0] + changes[i]
             else:
                 now.update(zip(node.outputs, evaluate_node(node, inputs, changed, symbols[i]), strict=True))
-            found = run_from(others, free, at[node.name] + 1, now, symbols[i])
+            found = run_from(wrong, free, at[node.name] + 1, now, symbols[i])
             return {n: _energy(found[n] - clean[i][n], real[i]) for n in scale}
 
         parts = list(ordered_map(reached, range(len(batches)), threads))
