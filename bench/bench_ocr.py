@@ -2,22 +2,22 @@
 
 50 rendered lines in three fonts and three sizes go through the package's own chain: text detector, direction
 classifier, recognizer. ``equal`` is the share of the letters that are read as with ONNX Runtime (1 - edit distance /
-letters), ``right`` and ``runtime_right`` that of the letters that were rendered. Detector and recognizer are planned and
-quantized with what their sessions are given for other lines; ``ratio`` is that of the files, float / quantized, and
-``bytes`` those of both files. ``over`` is the time of the whole chain over that with ONNX Runtime, the two in turns.
+letters), ``right`` and ``runtime_right`` that of the letters that were rendered. Detector and recognizer are planned
+and quantized with what their sessions are given for other lines; ``ratio`` is that of the files, float / quantized, and
+``bytes`` those of the files. ``over`` is the time of the whole chain over that with ONNX Runtime, the two in turns.
 
-Needs rapidocr-onnxruntime 1.4.4, which asks for opencv, pyclipper, shapely and six; fonts are matplotlib's or the
-system's DejaVu.
+Needs rapidocr-onnxruntime 1.4.4, which asks for opencv, pyclipper, shapely and six, and the folder of real data
+(``../shared/data``), for texts; fonts are matplotlib's or the system's DejaVu.
 
 Example: ``python bench/bench_ocr.py --rows float 4x 8x int8``
 """
 
 import argparse
 import dataclasses
-import difflib
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,48 +30,24 @@ import pqnet
 from pqnet import Model
 from pqnet_converters import from_onnx
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from realdata import stsb
+
 NETWORKS = {"detector": "text_det.infer", "classifier": "text_cls.infer", "recognizer": "text_rec.session"}
 QUANTIZED = ("detector", "recognizer")
 FONTS = ("DejaVuSans", "DejaVuSerif", "DejaVuSansMono-Bold")
 SIZES = (18, 26, 40)
 FOLDERS = ("/usr/share/fonts/truetype/dejavu", "/usr/share/fonts/dejavu", "/usr/share/fonts/TTF")
-WORDS = """a about above account across address after again age air all among amount and animal answer around art ask
-balance bank bill black blue board body book both box bridge brother building burn business by cable cat cause centre
-chance change cheap city clear cloud coast cold colour company complete cook copper corner cotton country cross cup
-daughter day deep degree delivery design detail direction distance door doubt down dream dress drive early earth east
-effect engine enough equal error every example exchange expert family farm feather feeling field fight final finger fire
-fish flag floor flower fly fold food foot forest form forward frame free friend from front fruit full garden general
-glass gold good grain grass great green group growth guide hammer hand happy harbour hat head heart heavy history hole
-hope horse hour house humour ice idea important increase industry ink insect invention iron island jelly jewel join
-journey judge jump just keep kettle key kick kind kiss knee knife knot knowledge land language last laugh law lead leaf
-learning left letter level library lift light like limit line list little living lock long loss loud love low machine
-make manager map mark market mass match material meal measure meeting memory metal middle milk mind mine minute mist
-money month moon morning mother motion mountain mouth move much muscle music nail name narrow nation nature near neck
-need needle nerve net new night noise north nose note number office oil old only open opinion orange order other out
-oven over owner page pain paint paper parcel part past paste payment peace pencil person picture pipe place plant plate
-play please pleasure pocket point poison polish position possible pot power present price print prison private process
-produce profit property prose protest public pull pump purpose push quality question quick quiet quite rail rain range
-rate ray reaction reading ready reason receipt record regret relation religion request respect rest reward rhythm rice
-right river road roll roof room root rough round rule run safe sail salt same sand say scale school science scissors
-screw sea seat second secret seed selection self send sense servant shade shake shame sharp sheep shelf ship shirt shock
-short side sign silk silver simple sister size skin sky sleep slip slow small smash smell smile smoke smooth snake sneeze
-snow soap society sock soft some son song sort sound soup south space spade special sponge spoon spring square stage
-stamp star start statement station steam steel stem step stick still stitch stocking stomach stone stop store story
-straight strange street stretch strong structure substance such sudden sugar suggestion summer sun support surprise
-sweet swim system table tail take talk tall taste tax teaching tendency test than theory there thick thin thing thought
-thread throat through thumb thunder ticket tight till time tin tired toe together tomorrow tongue tooth top touch town
-trade train transport tray tree trick trouble trousers true turn twist umbrella under unit value verse very vessel view
-violent voice waiting walk wall war warm wash waste watch water wave wax way weather week weight well west wet wheel when
-whip whistle white wide will wind window wine wing winter wire wise with woman wood wool word work world worm wound
-writing wrong year yellow yes yesterday you young""".split()
+LETTERS = (12, 40)  # of a line
 
 
-def text_line(rng: np.random.Generator) -> str:
-    """Return three to six words, some of them with a capital or a stop, and a number."""
-    words = [str(word) for word in rng.choice(WORDS, rng.integers(2, 6))]
-    words = [word.capitalize() if rng.random() < 0.3 else word for word in words]
-    words.insert(rng.integers(len(words) + 1), str(rng.integers(10 ** rng.integers(1, 5))))
-    return " ".join(words) + str(rng.choice(["", ".", ",", "!", "?", ":", ";"]))
+def text_lines(n: int, split: str, seed: int) -> list[str]:
+    """Return beginnings of sentences of the STS benchmark that end with a word."""
+    rng = np.random.default_rng(seed)
+    sentences = sorted({sentence for texts in stsb(split)[:2] for sentence in texts if sentence.isascii()})
+    found = (" ".join(rng.choice(sentences)[: LETTERS[1]].split(" ")[:-1]) for _ in range(10 * n))
+    return [line for line in found if len(line) >= LETTERS[0]][:n]
 
 
 def font(name: str, size: int) -> ImageFont.FreeTypeFont:
@@ -104,11 +80,10 @@ def page(lines: list[str], name: str, size: int) -> Page:
     return Page(lines, np.ascontiguousarray(np.asarray(image)[..., ::-1]))
 
 
-def pages(lines: int, seed: int) -> list[Page]:
+def pages(lines: int, split: str, seed: int) -> list[Page]:
     """Return so many lines on nine pages, one for each font and size."""
-    rng = np.random.default_rng(seed)
     looks = [(name, size) for name in FONTS for size in SIZES]
-    shares = np.array_split([text_line(rng) for _ in range(lines)], len(looks))
+    shares = np.array_split(text_lines(lines, split, seed), len(looks))
     return [page([str(line) for line in share], *look) for share, look in zip(shares, looks, strict=True)]
 
 
@@ -201,7 +176,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3, help="of the chain, to time it")
     args = parser.parse_args()
     emit("machine", **machine(["onnxruntime"]))
-    shown, others = pages(args.lines, seed=1), pages(args.calibration, seed=2)
+    shown, others = pages(args.lines, "test", 1), pages(args.calibration, "dev", 2)
     float_models = {name: from_onnx(network_file(name)) for name in NETWORKS}
     theirs = Chain()
     recording = Chain(**{name: Recorder(theirs.session(name)) for name in QUANTIZED})
@@ -218,7 +193,7 @@ def main() -> None:
         compute = "int8" if row == "int8" else "float32"
         ours = Chain(**{name: Session(Model(model.graph, compute=compute)) for name, model in models.items()})
         found = ours.read(shown)
-        times = paired_medians(lambda: ours.read(shown), lambda: theirs.read(shown), args.runs)
+        times = paired_medians(partial(ours.read, shown), partial(theirs.read, shown), args.runs)
         emit(
             row,
             equal=equal_letters(found, read),

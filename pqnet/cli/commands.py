@@ -27,6 +27,7 @@ from pqnet.graph.ranges import input_ranges
 from pqnet.io import graph_nbytes, relative_differences
 from pqnet.pipeline import Agreement, Plan, Statistics
 from pqnet.pipeline.batches import iterate_batches
+from pqnet.processing import Processing
 
 __all__ = ["calibrate", "inspect", "quantize", "run", "verify"]
 
@@ -100,15 +101,23 @@ def _kept(args: argparse.Namespace, model: Model, small: Model, source: Any) -> 
 
 
 def run(args: argparse.Namespace) -> None:
-    if args.output is None and args.labels is None:
+    shown = args.image + args.text
+    if bool(args.input) == bool(shown):
+        raise PQNetError(f"run: expected --input, or --image and --text, got {'both' if shown else 'none'}")
+    if args.input and args.output is None and args.labels is None:
         raise PQNetError("run: expected --output, --labels or both, got neither")
     model = pqnet.load(args.model, args.compute)
     names = list(model.inputs)
     suffixes = (".npy", ".npz") if len(model.outputs) == 1 else (".npz",)
-    given = read_samples(args.input, names)
+    if args.input:
+        given = read_samples(args.input, names)
+    else:
+        given = pqnet.prepare(model, images=args.image, texts=args.text, folder=Path(args.model).parent)
     batches = given if isinstance(given, list) else [given]
     if isinstance(given, list) and args.output is not None and Path(args.output).is_file():
-        raise PQNetError(f"--output: expected a folder for the outputs of those of --input, got a file, {args.output}")
+        raise PQNetError(
+            f"--output: expected a folder for the outputs of batches of several sizes, got a file, {args.output}"
+        )
     if isinstance(given, dict) and args.output is not None:
         check_output(args.output, suffixes)
     labels = None if args.labels is None else read_labels(args.labels, sum(map(count_samples, batches)))
@@ -116,14 +125,27 @@ def run(args: argparse.Namespace) -> None:
     if labels is not None:
         _print_accuracy(_joined(outputs), labels)
     if args.output is None:
+        if labels is None:
+            _print_likeliest(model, shown, outputs)
         return
     files = [args.output]
     if isinstance(given, list):
         Path(args.output).mkdir(exist_ok=True)
-        files = [str(Path(args.output) / f"{file.stem}{suffixes[0]}") for file in sample_files(args.input[0])]
+        stems = [f.stem for f in sample_files(args.input[0])] if args.input else map(str, range(len(batches)))
+        files = [str(Path(args.output) / f"{stem}{suffixes[0]}") for stem in stems]
     for file, found in zip(files, outputs, strict=True):
         write_outputs(file, found)
         print(f"{file}: " + ", ".join(f"{name} {a.dtype} {a.shape}" for name, a in found.items()))
+
+
+def _print_likeliest(model: Model, shown: list[str], outputs: list[dict[str, np.ndarray]]) -> None:
+    """Print the five likeliest labels of every image or text."""
+    found = [best for batch in outputs for best in pqnet.likeliest(model, batch)]
+    for i, best in enumerate(found):
+        if len(found) > 1:
+            print(f"{shown[i]}:")
+        for label, share in best:
+            print(f"{share:>8.2%}  {label}")
 
 
 def _joined(outputs: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -190,6 +212,9 @@ def inspect(args: argparse.Namespace) -> None:
         for name, (shape, dtype) in signature.items():
             print(f"{title} {name}: {dtype} ({', '.join('any' if s is None else str(s) for s in shape)})")
     _print_layers(model)
+    for name, what in vars(Processing.of(model)).items():
+        if what is not None:
+            print(f"{name}: {f'{len(what)} names of classes' if name == 'labels' else what}")
     if ranges := input_ranges(model.graph):
         print("inputs as 8-bit integers: " + ", ".join(f"{n} {low:g} to {high:g}" for n, (low, high) in ranges.items()))
     print(f"file {os.path.getsize(args.model)} bytes")

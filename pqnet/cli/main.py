@@ -49,7 +49,8 @@ def _convert(sub: Any) -> None:
         "convert",
         convert.run,
         "make a pqnet model file from a PyTorch module, an ONNX file or a published checkpoint",
-        "pqnet convert torch my_pkg.models:resnet50 --weights w.pth --input 1x3x224x224 -o model.h5\n"
+        "pqnet convert torch my_pkg.models:resnet50 --weights w.pth --input 1x3x224x224 --preprocess imagenet "
+        "--labels names.txt -o model.h5\n"
         "  pqnet convert onnx model.onnx -o model.h5\n"
         "  pqnet convert kill-the-bits resnet18 file.pth -o model.h5\n  pqnet convert torch -h",
     )
@@ -271,10 +272,20 @@ def _run(sub: Any) -> None:
         "run",
         commands.run,
         "run a model from its codes on NumPy arrays",
-        "pqnet run small.h5 --input x.npy -o y.npy\n  pqnet run small.h5 --input x.npy --labels labels.npy",
+        "pqnet run small.h5 --input x.npy -o y.npy\n  pqnet run small.h5 --input x.npy --labels labels.npy\n"
+        "  pqnet run small.h5 --image photo.jpg",
     )
     p.add_argument("model", help="pqnet model file")
-    add_data(p, "--input", "input", folders=True)
+    add_data(p, "--input", "input", required=False, folders=True)
+    p.add_argument(
+        "--image",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="image, made an input as the model file says (convert --preprocess); without --output the five likeliest "
+        "labels are printed; repeatable",
+    )
+    p.add_argument("--text", action="append", default=[], help="text, likewise (convert --tokenizer); repeatable")
     p.add_argument("--labels", metavar="FILE", help=".npy of class numbers: print the share of right answers")
     _add_compute(p)
     _add_batch(p)
