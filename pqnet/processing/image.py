@@ -184,9 +184,6 @@ class ImageInput:
         return image.crop((left, top, left + width, top + height))  # Pillow makes what lies outside black
 
 
-IMAGENET = ImageInput(resize=256, crop=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-
-
 def _start(size: int, crop: int) -> int:
     """Return where a crop at the centre begins, as torchvision rounds it."""
     return round((size - crop) / 2) if size >= crop else -((crop - size) // 2)
@@ -257,3 +254,6 @@ def _numbers(value: Any, name: str, count: int) -> float | tuple[float, ...]:
 
 def _shapes(graph: Graph) -> str:
     return ", ".join(f"{name} {info.shape}" for name, info in graph.inputs.items())
+
+
+IMAGENET = ImageInput(resize=256, crop=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))

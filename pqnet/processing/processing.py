@@ -18,7 +18,7 @@ from pqnet.runtime import Model
 __all__ = ["Processing", "likeliest", "prepare", "with_processing"]
 
 SHAPES_ONLY = ("cast", "permute", "reshape", "slice")  # operations behind which probabilities remain what they are
-PREPROCESSING, LABELS = "preprocessing", "labels"  # keys of Graph.meta
+PROCESSING = "processing"  # key of Graph.meta
 
 
 @dataclass(frozen=True)
@@ -41,22 +41,27 @@ class Processing:
                 or not all(isinstance(x, str) for x in labels)
             ):
                 raise _check.error("labels", "names, a str for each class", _check.describe(labels))
-            object.__setattr__(self, LABELS, tuple(labels))
+            object.__setattr__(self, "labels", tuple(labels))
 
     @classmethod
     def from_dict(cls, data: Any) -> "Processing":
         """Return what plain data with the keys image, text and labels say, or raise PQNetError."""
-        if not isinstance(data, Mapping) or set(data) - {"image", "text", LABELS}:
-            raise _check.error("preprocessing", "a mapping with the keys image, text, labels", _check.describe(data))
+        if not isinstance(data, Mapping) or set(data) - {"image", "text", "labels"}:
+            raise _check.error(PROCESSING, "a mapping with the keys image, text, labels", _check.describe(data))
         image = ImageInput.from_dict(data["image"]) if "image" in data else None
         text = TextInput.from_dict(data["text"]) if "text" in data else None
-        return cls(image, text, data.get(LABELS))
+        return cls(image, text, data.get("labels"))
 
     @classmethod
     def of(cls, model: Model) -> "Processing":
         """Return what a model says, or raise PQNetError if that is nothing which pqnet writes."""
-        meta = model.graph.meta
-        return cls.from_dict(meta.get(PREPROCESSING, {}) | ({LABELS: meta[LABELS]} if LABELS in meta else {}))
+        return cls.from_dict(model.graph.meta.get(PROCESSING, {}))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        parts = {"image": self.image, "text": self.text}
+        found: dict[str, Any] = {name: part.to_dict() for name, part in parts.items() if part is not None}
+        return found | ({} if self.labels is None else {"labels": list(self.labels)})
 
     def check(self, graph: Graph) -> None:
         """Raise PQNetError if it does not fit a network."""
@@ -110,13 +115,11 @@ def with_processing(
     >>> len(pqnet.likeliest(model, model.run(inputs))[0])
     5
     """
-    given: dict[str, Any] = {"image": image, "text": text, LABELS: labels}
+    given: dict[str, Any] = {"image": image, "text": text, "labels": labels}
     processing = replace(Processing.of(model), **{name: v for name, v in given.items() if v is not None})
     processing.check(model.graph)
-    parts = {"image": processing.image, "text": processing.text}
-    meta: dict[str, Any] = {PREPROCESSING: {n: part.to_dict() for n, part in parts.items() if part is not None}}
-    meta |= {} if processing.labels is None else {LABELS: list(processing.labels)}
-    return Model(replace(model.graph, meta=model.graph.meta | meta), model.golden, model.compute)
+    meta = model.graph.meta | {PROCESSING: processing.to_dict()}
+    return Model(replace(model.graph, meta=meta), model.golden, model.compute)
 
 
 def prepare(
