@@ -43,7 +43,9 @@ def torchvision_steps(image: Image.Image, side: int, crop: int, filter: Any = Im
 
 def classifier(*shape: int | str, classes: int = 10, last: str | None = None, dtype: str = "float32") -> Model:
     """Return a network that scores images of a shape (channels, height, width) by their mean, or (H, W, channels)."""
-    b = GraphBuilder({"image": ValueInfo(("batch", *shape), dtype)}, {"batch": 2} | {s: 8 for s in shape if s in "HW"})
+    b = GraphBuilder(
+        {"image": ValueInfo(("batch", *shape), dtype)}, {"batch": 2} | {s: 8 for s in shape if isinstance(s, str)}
+    )
     x, axis = b.add("cast", "image", dtype="float32"), shape.index(3)
     mean = b.add("mean", x, axes=tuple({1, 2, 3} - {axis + 1}))
     weight = np.random.default_rng(0).standard_normal((classes, 3)).astype(np.float32)
@@ -270,7 +272,7 @@ def test_it_survives_all_that_makes_models(tmp_path: Path) -> None:
     want = Processing(image=DIGITS, labels=tuple("0123456789"))
     small = pqnet.quantize(model, "small-blocks", images, permute=True, activations="int8", progress=False)
     planned = pqnet.quantize(model, pqnet.plan(model, images, "5x", progress=False), images, progress=False)
-    trained = pqnet.train.to_model(pqnet.train.to_module(small), small)
+    trained = pqnet.train.to_model(pqnet.train.to_module(small))
     better = pqnet.train.distill(small, model, images, steps=1)
     compressed = pqnet.compress(model, load_images()[1], keep=0.5, progress=False).model
     for made in (model, small, planned, trained, better, compressed):
@@ -446,7 +448,7 @@ def test_configs_of_timm_yaml_and_labels() -> None:
 @pytest.mark.parametrize(
     ("name", "data", "match"),
     [
-        ("a.yaml", "image: [", r"a.yaml: expected YAML, got text that does not parse"),
+        ("a.yaml", "image: [", "expected YAML, got text that does not parse"),
         ("a.yaml", "image: {crop: big}", "image crop: expected a side"),
         ("a.yaml", "resize: 3", "expected a mapping with the keys image, text, labels"),
         ("a.yaml", "", "expected a mapping with the keys"),

@@ -25,8 +25,9 @@ from pqnet.cli.data import (
 from pqnet.cli.plan import check_curve, outputs_for, plans_for, read_source, write_curve
 from pqnet.graph.ranges import input_ranges
 from pqnet.io import graph_nbytes, relative_differences
-from pqnet.pipeline import Agreement, Plan, Statistics
+from pqnet.pipeline import Agreement, FileSizes, Plan, Statistics, resolve_recipe
 from pqnet.pipeline.batches import iterate_batches
+from pqnet.pipeline.rates import codec_nbytes
 from pqnet.processing import Processing
 
 __all__ = ["calibrate", "inspect", "quantize", "run", "verify"]
@@ -45,6 +46,12 @@ def calibrate(args: argparse.Namespace) -> None:
 
 
 def quantize(args: argparse.Namespace) -> None:
+    if (args.output is None) != args.dry_run:
+        got = "both" if args.dry_run else "neither"
+        raise PQNetError(f"quantize: expected one of --output and --dry-run, got {got}")
+    if args.dry_run:
+        _print_sizes(args)
+        return
     outputs = outputs_for(args, (".h5",))
     check_curve(args)
     if not (args.preset or args.recipe or args.target_size or args.activations):
@@ -66,6 +73,21 @@ def quantize(args: argparse.Namespace) -> None:
                 {"bytes": os.path.getsize(output), "predicted_error": made.error, **_kept(args, model, small, source)}
             )
     write_curve(args, rows)
+
+
+def _print_sizes(args: argparse.Namespace) -> None:
+    """Print the codecs of a preset or recipe, and what a file with them takes at most."""
+    if not (args.preset or args.recipe):
+        raise PQNetError("quantize --dry-run: expected --preset or --recipe, got neither; pqnet plan has sizes")
+    model = pqnet.load(args.model)
+    codecs = resolve_recipe(args.preset or Recipe.read(args.recipe), model.graph)
+    files = FileSizes(model, True, args.seed)
+    print(f"{'layer':<32} {'shape':<18} {'codec':<32} {'bytes':>10}")
+    for name, codec in codecs.items():
+        shape, text = files.shape(name), codec_text(codec and codec.to_attrs())
+        print(f"{name:<32} {'x'.join(map(str, shape)):<18} {text:<32} {codec_nbytes(codec, shape):>10}")
+    nbytes = files.nbytes(codecs)
+    print(f"file at most {nbytes} bytes ({nbytes / 2**20:.2f} MiB), {files.most / nbytes:.1f}x smaller")
 
 
 def _quantized(args: argparse.Namespace, model: Model, recipe: Any, source: Any) -> Model:

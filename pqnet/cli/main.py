@@ -113,6 +113,7 @@ def _quantize(sub: Any) -> None:
         commands.quantize,
         "replace the weights of a model by codes",
         "pqnet quantize model.h5 --calibration x.npy --preset small-blocks -o small.h5\n"
+        "  pqnet quantize model.h5 --preset bgd-resnet50-small --dry-run\n"
         "  pqnet quantize model.h5 --calibration x.npy --target-size 10x --target-size 20x --curve sizes.csv -o s.h5",
     )
     _add_source(p, "calibration samples, for layer after layer")
@@ -134,7 +135,10 @@ def _quantize(sub: Any) -> None:
     p.add_argument("--activations", help="int8: ranges of the inputs of layers, for --compute int8; weights may stay")
     p.add_argument("--max-drop", type=float, default=0.02, help="of the outputs, by integers; layers stay float for it")
     p.add_argument("--checkpoint", metavar="DIR", help="folder of finished layers: run again to go on after a stop")
-    p.add_argument("-o", "--output", required=True, help="model file to write")
+    p.add_argument(
+        "--dry-run", action="store_true", help="of a preset or recipe: print codecs and the file's bytes, without data"
+    )
+    p.add_argument("-o", "--output", help="model file to write")
     add_common(p)
 
 

@@ -34,12 +34,15 @@ class Blocks:
         Codewords of the last linear layer behind convolutions; its blocks are of 4.
     clamp : {"floor", "strict"}
         Limit on K for small weights, see `clamp_k`: the first paper's is ``"strict"``, the second's ``"floor"``.
+    wide : int, optional
+        Input channels of a block of linear weights of more than `WIDE` inputs, if others than ``channels``.
     """
 
     kernels: int
     channels: int
     classifier_k: int = 2048
     clamp: Literal["floor", "strict"] = "floor"
+    wide: int | None = None
 
     def __call__(self, graph: Graph) -> Layers:
         layers = graph.layers()
@@ -52,6 +55,8 @@ class Blocks:
                 d = taps * _divisor(shape[1], self.kernels)
             elif name in linears[-1:] and stem is not None:
                 d, k = _divisor(shape[1], 4), self.classifier_k
+            elif self.wide is not None and len(shape) == 2 and shape[1] > WIDE:
+                d = _divisor(shape[1], self.wide)
             else:
                 d = _divisor(shape[1], self.channels)
             recipe[name] = None if name == stem else PQ(k, d, clamp=self.clamp)
@@ -137,6 +142,7 @@ PRESETS: dict[str, Callable[[Graph], Layers]] = {
     "pqf-resnet18-large": Blocks(kernels=2, channels=4),
     "pqf-resnet50-small": Blocks(kernels=1, channels=4, classifier_k=1024),
     "pqf-resnet50-large": Blocks(kernels=2, channels=8, classifier_k=1024),
+    "bgd-mask-rcnn": Blocks(kernels=1, channels=4, classifier_k=256, clamp="strict", wide=16),
     "ipq-efficientnet": _quant_noise_images,
     "ipq-transformer": _quant_noise_texts,
 }

@@ -209,7 +209,7 @@ def _converted(image: Any, mode: str) -> "Image.Image":
         elif isinstance(image, Image.Image):
             found = image
         elif isinstance(image, str | Path | bytes):
-            found = Image.open(io.BytesIO(image) if isinstance(image, bytes) else image)
+            found = Image.open(io.BytesIO(image if isinstance(image, bytes) else Path(image).read_bytes()))
         else:
             raise _check.error("image", "a path, bytes, an image of Pillow or a uint8 array", _check.describe(image))
         return _of_mode(ImageOps.exif_transpose(found), mode)
