@@ -30,8 +30,9 @@ class Blocks:
         Whole k x k kernels of a block.
     channels : int
         Input channels of a block of 1 x 1 and linear weights.
-    classifier_k : int
-        Codewords of the last linear layer behind convolutions; its blocks are of 4.
+    classifier_k : int, optional
+        Codewords of the last linear layer behind convolutions; its blocks are of 4. Default as the papers': 2048, and
+        1024 where it has 2048 inputs or more.
     clamp : {"floor", "strict"}
         Limit on K for small weights, see `clamp_k`: the first paper's is ``"strict"``, the second's ``"floor"``.
     wide : int, optional
@@ -40,7 +41,7 @@ class Blocks:
 
     kernels: int
     channels: int
-    classifier_k: int = 2048
+    classifier_k: int | None = None
     clamp: Literal["floor", "strict"] = "floor"
     wide: int | None = None
 
@@ -54,7 +55,7 @@ class Blocks:
             if taps > 1:
                 d = taps * _divisor(shape[1], self.kernels)
             elif name in linears[-1:] and stem is not None:
-                d, k = _divisor(shape[1], 4), self.classifier_k
+                d, k = _divisor(shape[1], 4), self.classifier_k or (1024 if shape[1] >= 2048 else 2048)
             elif self.wide is not None and len(shape) == 2 and shape[1] > WIDE:
                 d = _divisor(shape[1], self.wide)
             else:
