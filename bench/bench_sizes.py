@@ -1,7 +1,7 @@
 """Files of the papers' networks under their presets, by the command line: ``pqnet convert torch``, ``pqnet quantize``.
 
-Weights are random: sizes depend on shapes alone. ``stated_mib`` is the paper's, ``file_mib`` what the file takes at most
-(``quantize --dry-run``). With ``--fit``, codes are searched (by their weights alone) and the file is written:
+Weights are random: sizes depend on shapes alone. ``stated_mib`` is the paper's, ``file_mib`` what the file takes at
+most (``quantize --dry-run``). With ``--fit``, codes are searched (by their weights alone) and the file is written:
 ``written_mib`` is its size, ``counted_mib`` what it takes as the papers count.
 
 Example: ``python bench/bench_sizes.py --only "roberta-base, share 2" --fit``
