@@ -47,8 +47,8 @@ def calibrate(args: argparse.Namespace) -> None:
 
 def quantize(args: argparse.Namespace) -> None:
     if (args.output is None) != args.dry_run:
-        got = "both" if args.dry_run else "neither"
-        raise PQNetError(f"quantize: expected one of --output and --dry-run, got {got}")
+        both = "both" if args.dry_run else "neither"
+        raise PQNetError(f"quantize: expected one of --output and --dry-run, got {both}")
     if args.dry_run:
         _print_sizes(args)
         return
@@ -84,7 +84,7 @@ def _print_sizes(args: argparse.Namespace) -> None:
     files = FileSizes(model, True, args.seed)
     print(f"{'layer':<32} {'shape':<18} {'codec':<32} {'bytes':>10}")
     for name, codec in codecs.items():
-        shape, text = files.shape(name), codec_text(codec and codec.to_attrs())
+        shape, text = files.shape(name), codec_text(None if codec is None else codec.to_attrs())
         print(f"{name:<32} {'x'.join(map(str, shape)):<18} {text:<32} {codec_nbytes(codec, shape):>10}")
     nbytes = files.nbytes(codecs)
     print(f"file at most {nbytes} bytes ({nbytes / 2**20:.2f} MiB), {files.most / nbytes:.1f}x smaller")
