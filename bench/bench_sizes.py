@@ -1,71 +1,68 @@
-"""Bytes of the papers' networks under their presets: as the papers count them, and of the file.
+"""Files of the papers' networks under their presets, by the command line: ``pqnet convert torch``, ``pqnet quantize``.
 
-Weights are random: sizes depend on shapes alone. ``share`` layers of RoBERTa have the same parameters.
+Weights are random: sizes depend on shapes alone. ``stated_mib`` is the paper's, ``file_mib`` what the file takes at
+most (``quantize --dry-run``). With ``--fit``, codes are searched (by their weights alone) and the file is written:
+``written_mib`` is its size, ``counted_mib`` what it takes as the papers count.
 
-Example: ``python bench/bench_sizes.py``
+Example: ``python bench/bench_sizes.py --only "roberta-base, share 2" --fit``
 """
 
 import argparse
-import dataclasses
-import math
+import contextlib
+import io
+import re
+import sys
 import tempfile
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
-import numpy as np
 from common import emit
-from nets import decoded, efficientnet_b3, resnet_channel, roberta
 
-from pqnet import PQ, Model, PackedPQ
-from pqnet.graph import Graph
-from pqnet.pipeline.recipe import resolve_recipe
+import pqnet
+from pqnet.cli.main import main as pqnet_command
 
-ROBERTA = partial(roberta, vocabulary=50265)
-# Row name: network, preset, MiB that its paper states.
-ROWS: dict[str, tuple[Callable[[], Graph], str, float]] = {
-    "resnet18, small blocks": (partial(resnet_channel, "resnet18"), "bgd-resnet18-small", 1.54),
-    "resnet18, large blocks": (partial(resnet_channel, "resnet18"), "bgd-resnet18-large", 1.03),
-    "resnet50, small blocks": (partial(resnet_channel, "resnet50"), "bgd-resnet50-small", 5.09),
-    "resnet50, large blocks": (partial(resnet_channel, "resnet50"), "bgd-resnet50-large", 3.19),
-    "efficientnet-b3": (efficientnet_b3, "ipq-efficientnet", 3.3),
-    "roberta-base": (ROBERTA, "ipq-transformer", 38),
-    "roberta-base, share 2": (partial(ROBERTA, share=2), "ipq-transformer", 14),
+TESTS = Path(__file__).resolve().parents[1] / "tests"
+IMAGE, TEXT = ["--input", "1x3x224x224"], ["--input", "input_ids=BxT:int64"]
+# Row name: function of tests/nets.py, its inputs, preset, MiB that its paper states.
+ROWS = {
+    "resnet18, small blocks": ("resnet18", IMAGE, "bgd-resnet18-small", 1.54),
+    "resnet18, large blocks": ("resnet18", IMAGE, "bgd-resnet18-large", 1.03),
+    "resnet50, small blocks": ("resnet50", IMAGE, "bgd-resnet50-small", 5.09),
+    "resnet50, large blocks": ("resnet50", IMAGE, "bgd-resnet50-large", 3.19),
+    "efficientnet-b3": ("efficientnet_b3", IMAGE, "ipq-efficientnet", 3.3),
+    "roberta-base": ("roberta_base", TEXT, "ipq-transformer", 38),
+    "roberta-base, share 2": ("roberta_base_shared", TEXT, "ipq-transformer", 14),
 }
+MIB = 2**20
 
 
-def coded(graph: Graph, preset: str) -> Graph:
-    """Return a network with random codes in the blocks of a preset."""
-    graph, rng = decoded(graph), np.random.default_rng(0)
-    params = dict(graph.params)
-    for name, codec in resolve_recipe(preset, graph).items():
-        weight = graph.layers()[name].params["weight"]
-        shape = tuple(graph.params[weight].shape)
-        if isinstance(codec, PQ):
-            codes = rng.integers(0, codec.k, (shape[0], math.prod(shape[1:]) // codec.d))
-            params[weight] = PackedPQ(codec, shape, codes, rng.standard_normal((codec.k, codec.d)).astype(np.float16))
-    return dataclasses.replace(graph, params=params)
+def run(*line: str) -> str:
+    """Run one command and return what it prints."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        failed = pqnet_command(line)
+    if failed:
+        raise SystemExit(failed)
+    return printed.getvalue()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--fit", action="store_true", help="write the files, which takes minutes")
     args = parser.parse_args()
+    sys.path.insert(0, str(TESTS))
     for row in args.only:
-        network, preset, stated = ROWS[row]
-        model = Model(coded(network(), preset))
+        module, inputs, preset, stated = ROWS[row]
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "small.h5")
-            model.save(path)
-            size, mib = model.size(), 2**20
-            emit(
-                row,
-                preset=preset,
-                paper_mib=stated,
-                counted_mib=size.total / mib,
-                file_mib=path.stat().st_size / mib,
-                ratio=size.ratio,
-            )
+            model, small = str(Path(folder, "model.h5")), Path(folder, "small.h5")
+            run("convert", "torch", f"nets:{module}", *inputs, "-o", model)
+            said = re.search(r"at most (\d+) bytes", run("quantize", model, "--preset", preset, "--dry-run"))
+            figures = {"file_mib": int(said[1]) / MIB} if said else {}
+            if args.fit:
+                run("quantize", model, "--preset", preset, "--metric", "none", "--effort", "low", "-o", str(small))
+                counted = pqnet.load(small).size()
+                figures |= {"written_mib": small.stat().st_size / MIB, "counted_mib": counted.total / MIB}
+            emit(row, preset=preset, stated_mib=stated, **figures)
 
 
 if __name__ == "__main__":

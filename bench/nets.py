@@ -125,39 +125,23 @@ def roberta(
     heads: int = 12,
     inner: int = 3072,
     tokens: int = 128,
-    *,
-    vocabulary: int = 0,
-    share: int = 1,
 ) -> Graph:
-    """A RoBERTa-base-shaped encoder. Blocks: feed-forward d = 8, attention d = 4, embeddings d = 8.
-
-    Without a vocabulary from the sum of embeddings on: its input are float hidden states. ``share`` consecutive layers
-    have the same parameters.
-    """
+    """A RoBERTa-base-shaped encoder, from the sum of embeddings on. Blocks: feed-forward d = 8, attention d = 4."""
     draw = Draw(2)
-    floats = ValueInfo(("batch", tokens, width))
-    ids = {name: ValueInfo(("batch", tokens), "int64") for name in ("ids", "positions")}
-    b = GraphBuilder(ids if vocabulary else {"hidden": floats}, {"batch": 1})
+    b = GraphBuilder({"hidden": ValueInfo(("batch", tokens, width))}, {"batch": 1})
 
     def linear(x: str, name: str, inputs: int, outputs: int, d: int) -> str:
-        if f"{name}.weight" not in b.params:
-            bias = 0.02 * draw.rng.standard_normal(outputs, np.float32)
-            b.params |= {f"{name}.weight": draw.packed((outputs, inputs), d, "channel", 1), f"{name}.bias": bias}
+        bias = 0.02 * draw.rng.standard_normal(outputs, np.float32)
+        b.params |= {f"{name}.weight": draw.packed((outputs, inputs), d, "channel", 1), f"{name}.bias": bias}
         return b.add("linear", x, params={role: f"{name}.{role}" for role in ("weight", "bias")})
 
     def norm(x: str, name: str) -> str:
-        if f"{name}.weight" not in b.params:
-            b.params |= {f"{name}.{role}": array for role, array in draw.norm(width).items()}
+        b.params |= {f"{name}.{role}": array for role, array in draw.norm(width).items()}
         return b.add("layer_norm", x, params={role: f"{name}.{role}" for role in ("weight", "bias")}, eps=1e-5)
 
-    if vocabulary:
-        tables = {"ids": (vocabulary, width), "positions": (514, width)}
-        rows = [
-            b.add("embedding", x, params={"weight": draw.packed(s, 8, "channel", width)}) for x, s in tables.items()
-        ]
-    x = norm(b.add("add", *rows) if vocabulary else "hidden", "norm")
+    x = norm("hidden", "norm")
     for i in range(layers):
-        own = f"layer{i // share * share}"
+        own = f"layer{i}"
         split: list[str] = []
         for role in "qkv":
             y = linear(x, f"{own}.{role}", width, width, 4)

@@ -36,11 +36,17 @@ if TYPE_CHECKING:
     from pqnet.pipeline.compress import compress as compress
     from pqnet.pipeline.plan import plan as plan
     from pqnet.pipeline.quantize import quantize as quantize
+    from pqnet.processing import ImageInput as ImageInput
+    from pqnet.processing import TextInput as TextInput
+    from pqnet.processing import likeliest as likeliest
+    from pqnet.processing import prepare as prepare
+    from pqnet.processing import with_processing as with_processing
 
 __version__ = "0.1.0"
 
 _FIT = ("KMeansResult", "assign", "weighted_kmeans")
 _PIPELINE = ("Recipe", "Statistics", "calibrate", "compress", "load_statistics", "plan", "quantize")
+_PROCESSING = ("ImageInput", "TextInput", "likeliest", "prepare", "with_processing")
 
 __all__ = [
     *("PQ", "Additive", "Fixed", "IntN", "Packed", "PackedPQ", "Scalar", "Sparse"),
@@ -48,6 +54,7 @@ __all__ = [
     *("Model", "conv2d", "embedding", "linear", "load"),
     *_FIT,
     *_PIPELINE,
+    *_PROCESSING,
 ]
 
 
@@ -61,6 +68,10 @@ def _home(name: str) -> ModuleType | None:
         import pqnet.pipeline as pipeline
 
         return pipeline
+    if name in ("processing", *_PROCESSING):
+        import pqnet.processing as processing
+
+        return processing
     return None
 
 
@@ -70,11 +81,11 @@ if not TYPE_CHECKING:  # type checkers know the names above, and find a mistake 
         home = _home(name)
         if home is None:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return home if name in ("fit", "pipeline") else getattr(home, name)
+        return home if name in ("fit", "pipeline", "processing") else getattr(home, name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), "fit", "pipeline", *_FIT, *_PIPELINE})
+    return sorted({*globals(), "fit", "pipeline", "processing", *_FIT, *_PIPELINE, *_PROCESSING})
 
 
 def _fit(codec: Any, weight: Any, metric: Any = None, warm: Any = None, seed: int = 0, **options: Any) -> Fit:

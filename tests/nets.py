@@ -10,12 +10,17 @@ __all__ = [
     "SmallUNet",
     "TiedLanguageModel",
     "VisionTransformer",
+    "efficientnet_b3",
     "mobilenet_v2",
     "mobilenet_v3",
     "randomise",
     "resnet18",
     "resnet50",
+    "roberta_base",
+    "roberta_base_shared",
 ]
+
+Activation = Callable[[torch.Tensor], torch.Tensor]
 
 
 def randomise(net: nn.Module, seed: int = 0) -> nn.Module:
@@ -123,14 +128,17 @@ def _conv_bn(cin: int, cout: int, kernel: int, stride: int, groups: int, act: Ca
 
 
 class SqueezeExcitation(nn.Module):
-    def __init__(self, channels: int, squeezed: int) -> None:
+    def __init__(
+        self, channels: int, squeezed: int, act: Activation = F.relu, gate: Activation = F.hardsigmoid
+    ) -> None:
         super().__init__()
+        self.act, self.gate = act, gate
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc1 = nn.Conv2d(channels, squeezed, 1)
         self.fc2 = nn.Conv2d(squeezed, channels, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.hardsigmoid(self.fc2(F.relu(self.fc1(self.avgpool(x))))) * x
+        return self.gate(self.fc2(self.act(self.fc1(self.avgpool(x))))) * x
 
 
 class InvertedResidual(nn.Module):
@@ -180,7 +188,45 @@ def mobilenet_v3(classes: int = 10) -> nn.Module:
     return nn.Sequential(features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
 
 
+# EfficientNet-B3: expansion, output channels, blocks, stride, kernel of each stage.
+B3 = (
+    *((1, 24, 2, 1, 3), (6, 32, 3, 2, 3), (6, 48, 3, 2, 5), (6, 96, 5, 2, 3)),
+    *((6, 136, 5, 1, 5), (6, 232, 6, 2, 5), (6, 384, 2, 1, 3)),
+)
+
+
+def efficientnet_b3(classes: int = 1000) -> nn.Module:
+    blocks, cin = [_conv_bn(3, 40, 3, 2, 1, nn.SiLU)], 40
+    for widen, cout, n, stride, kernel in B3:
+        for i in range(n):
+            block = InvertedResidual(cin, cin * widen, cout, kernel, stride if i == 0 else 1, nn.SiLU, False)
+            excitation = SqueezeExcitation(cin * widen, cin // 4, F.silu, torch.sigmoid)
+            block.conv.insert(len(block.conv) - 1, excitation)
+            blocks.append(block)
+            cin = cout
+    features = nn.Sequential(*blocks, _conv_bn(cin, 1536, 1, 1, 1, nn.SiLU))
+    return nn.Sequential(features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1536, classes))
+
+
 # ---- transformers
+
+
+def roberta_base(share: int = 1) -> nn.Module:
+    """RoBERTa-base with a head for three classes; of ``share`` consecutive layers all have the same parameters."""
+    from transformers import RobertaConfig, RobertaForSequenceClassification
+
+    from pqnet.train import share_layers
+
+    config = RobertaConfig(vocab_size=50265, max_position_embeddings=514, type_vocab_size=1, num_labels=3)
+    config.use_cache = False
+    net = RobertaForSequenceClassification(config)
+    if share > 1:
+        share_layers(net.roberta.encoder.layer, share)
+    return net
+
+
+def roberta_base_shared() -> nn.Module:
+    return roberta_base(2)
 
 
 class VisionTransformer(nn.Module):

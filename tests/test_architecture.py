@@ -17,7 +17,9 @@ from pqnet.kernels import cache
 
 ROOT = Path(__file__).parents[1]
 DATA = {"pqnet._cached", "pqnet._check", "pqnet.codecs", "pqnet.errors", "numpy"}
-PUBLIC = {f"pqnet.{name}" for name in ("codecs", "errors", "fit", "graph", "io", "pipeline", "runtime", "train")}
+PUBLIC = {
+    f"pqnet.{name}" for name in ("codecs", "errors", "fit", "graph", "io", "pipeline", "processing", "runtime", "train")
+}
 PUBLIC |= {"pqnet"}  # the names of pqnet/__init__.py itself, not its other sub-packages
 CONVERTER = PUBLIC - {"pqnet.fit", "pqnet.train"} | {"numpy"}
 
@@ -41,6 +43,7 @@ TABLE: dict[str, set[str]] = {
     "pqnet/pipeline": DATA
     | {f"pqnet.{name}" for name in ("_threads", "fit", "graph", "io", "kernels", "runtime")}
     | {"tqdm", "yaml"},
+    "pqnet/processing": DATA | {"PIL", "pqnet.graph", "pqnet.runtime", "tokenizers", "yaml"},
     "pqnet/train": PUBLIC | {"pqnet._threads", "numpy", "torch"},
     "pqnet/cli": PUBLIC | {"pqnet.demo", "pqnet.report", "numpy", "tqdm"},
     "pqnet/report.py": PUBLIC | {"jinja2", "matplotlib", "numpy"},
@@ -317,7 +320,16 @@ def test_importing_the_converters_loads_no_framework() -> None:
 
 def test_loading_and_running_a_network_imports_nothing_that_makes_networks_small() -> None:
     run = "import pqnet\nfrom pqnet.demo import model_path\npqnet.load(model_path())([[[[0.0] * 8] * 8]])"
-    packages = ["pqnet.fit", "pqnet.kernels.fit", "pqnet.pipeline", "pqnet.train", "pqnet.cli", "h5py", "tqdm"]
+    packages = [
+        "pqnet.fit",
+        "pqnet.kernels.fit",
+        "pqnet.pipeline",
+        "pqnet.processing",
+        "pqnet.train",
+        "pqnet.cli",
+        "h5py",
+        "tqdm",
+    ]
     assert loaded(run, packages) == []
 
 

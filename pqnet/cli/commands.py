@@ -25,8 +25,10 @@ from pqnet.cli.data import (
 from pqnet.cli.plan import check_curve, outputs_for, plans_for, read_source, write_curve
 from pqnet.graph.ranges import input_ranges
 from pqnet.io import graph_nbytes, relative_differences
-from pqnet.pipeline import Agreement, Plan, Statistics
+from pqnet.pipeline import Agreement, FileSizes, Plan, Statistics, resolve_recipe
 from pqnet.pipeline.batches import iterate_batches
+from pqnet.pipeline.rates import codec_nbytes
+from pqnet.processing import Processing
 
 __all__ = ["calibrate", "inspect", "quantize", "run", "verify"]
 
@@ -44,6 +46,12 @@ def calibrate(args: argparse.Namespace) -> None:
 
 
 def quantize(args: argparse.Namespace) -> None:
+    if (args.output is None) != args.dry_run:
+        both = "both" if args.dry_run else "neither"
+        raise PQNetError(f"quantize: expected one of --output and --dry-run, got {both}")
+    if args.dry_run:
+        _print_sizes(args)
+        return
     outputs = outputs_for(args, (".h5",))
     check_curve(args)
     if not (args.preset or args.recipe or args.target_size or args.activations):
@@ -65,6 +73,21 @@ def quantize(args: argparse.Namespace) -> None:
                 {"bytes": os.path.getsize(output), "predicted_error": made.error, **_kept(args, model, small, source)}
             )
     write_curve(args, rows)
+
+
+def _print_sizes(args: argparse.Namespace) -> None:
+    """Print the codecs of a preset or recipe, and what a file with them takes at most."""
+    if not (args.preset or args.recipe):
+        raise PQNetError("quantize --dry-run: expected --preset or --recipe, got neither; pqnet plan has sizes")
+    model = pqnet.load(args.model)
+    codecs = resolve_recipe(args.preset or Recipe.read(args.recipe), model.graph)
+    files = FileSizes(model, True, args.seed)
+    print(f"{'layer':<32} {'shape':<18} {'codec':<32} {'bytes':>10}")
+    for name, codec in codecs.items():
+        shape, text = files.shape(name), codec_text(None if codec is None else codec.to_attrs())
+        print(f"{name:<32} {'x'.join(map(str, shape)):<18} {text:<32} {codec_nbytes(codec, shape):>10}")
+    nbytes = files.nbytes(codecs)
+    print(f"file at most {nbytes} bytes ({nbytes / 2**20:.2f} MiB), {files.most / nbytes:.1f}x smaller")
 
 
 def _quantized(args: argparse.Namespace, model: Model, recipe: Any, source: Any) -> Model:
@@ -100,15 +123,23 @@ def _kept(args: argparse.Namespace, model: Model, small: Model, source: Any) -> 
 
 
 def run(args: argparse.Namespace) -> None:
-    if args.output is None and args.labels is None:
+    shown = args.image + args.text
+    if bool(args.input) == bool(shown):
+        raise PQNetError(f"run: expected --input, or --image and --text, got {'both' if shown else 'none'}")
+    if args.input and args.output is None and args.labels is None:
         raise PQNetError("run: expected --output, --labels or both, got neither")
     model = pqnet.load(args.model, args.compute)
     names = list(model.inputs)
     suffixes = (".npy", ".npz") if len(model.outputs) == 1 else (".npz",)
-    given = read_samples(args.input, names)
+    if args.input:
+        given = read_samples(args.input, names)
+    else:
+        given = pqnet.prepare(model, images=args.image, texts=args.text, folder=Path(args.model).parent)
     batches = given if isinstance(given, list) else [given]
     if isinstance(given, list) and args.output is not None and Path(args.output).is_file():
-        raise PQNetError(f"--output: expected a folder for the outputs of those of --input, got a file, {args.output}")
+        raise PQNetError(
+            f"--output: expected a folder for the outputs of batches of several sizes, got a file, {args.output}"
+        )
     if isinstance(given, dict) and args.output is not None:
         check_output(args.output, suffixes)
     labels = None if args.labels is None else read_labels(args.labels, sum(map(count_samples, batches)))
@@ -116,14 +147,27 @@ def run(args: argparse.Namespace) -> None:
     if labels is not None:
         _print_accuracy(_joined(outputs), labels)
     if args.output is None:
+        if labels is None:
+            _print_likeliest(model, shown, outputs)
         return
     files = [args.output]
     if isinstance(given, list):
         Path(args.output).mkdir(exist_ok=True)
-        files = [str(Path(args.output) / f"{file.stem}{suffixes[0]}") for file in sample_files(args.input[0])]
+        stems = [f.stem for f in sample_files(args.input[0])] if args.input else map(str, range(len(batches)))
+        files = [str(Path(args.output) / f"{stem}{suffixes[0]}") for stem in stems]
     for file, found in zip(files, outputs, strict=True):
         write_outputs(file, found)
         print(f"{file}: " + ", ".join(f"{name} {a.dtype} {a.shape}" for name, a in found.items()))
+
+
+def _print_likeliest(model: Model, shown: list[str], outputs: list[dict[str, np.ndarray]]) -> None:
+    """Print the five likeliest labels of every image or text."""
+    found = [best for batch in outputs for best in pqnet.likeliest(model, batch)]
+    for i, best in enumerate(found):
+        if len(found) > 1:
+            print(f"{shown[i]}:")
+        for label, share in best:
+            print(f"{share:>8.2%}  {label}")
 
 
 def _joined(outputs: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -190,6 +234,9 @@ def inspect(args: argparse.Namespace) -> None:
         for name, (shape, dtype) in signature.items():
             print(f"{title} {name}: {dtype} ({', '.join('any' if s is None else str(s) for s in shape)})")
     _print_layers(model)
+    for name, what in vars(Processing.of(model)).items():
+        if what is not None:
+            print(f"{name}: {f'{len(what)} names of classes' if name == 'labels' else what}")
     if ranges := input_ranges(model.graph):
         print("inputs as 8-bit integers: " + ", ".join(f"{n} {low:g} to {high:g}" for n, (low, high) in ranges.items()))
     print(f"file {os.path.getsize(args.model)} bytes")

@@ -1,14 +1,17 @@
 """``pqnet convert`` and ``export``: converters are found through entry points, so that the core never imports them."""
 
 import argparse
+from dataclasses import replace
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any
 
 import pqnet
-from pqnet import PQNetError
+from pqnet import PQNetError, TextInput
 from pqnet.cli.data import check_output
 from pqnet.cli.parser import Parser, add_common
 from pqnet.io import replaced
+from pqnet.processing import Processing, read_labels, read_processing
 
 __all__ = ["export", "formats", "run", "sources"]
 
@@ -48,12 +51,43 @@ def run(args: argparse.Namespace) -> None:
     )
     command.add_arguments(parser)
     parser.add_argument("-o", "--output", required=True, help="model file to write")
+    parser.add_argument(
+        "--preprocess",
+        metavar="FILE",
+        help="how images become inputs: imagenet, YAML of pqnet.ImageInput, preprocessor_config.json of Hugging Face, "
+        "config.json of timm, or a folder of one of these; kept in the model file, see pqnet run --image",
+    )
+    parser.add_argument("--labels", metavar="FILE", help="names of classes to keep: a line each, or JSON (id2label)")
+    parser.add_argument(
+        "--tokenizer", metavar="FILE", help="tokenizer.json in the model file's folder, see pqnet run --text"
+    )
     add_common(parser)
     own = parser.parse_args(args.rest)
     check_output(own.output, (".h5",))
+    processing = _processing(own)
     model = command.convert(own)
+    if processing is not None:
+        model = pqnet.with_processing(model, **vars(processing))
     model.save(own.output)
     print(f"{own.output}: {model}")
+
+
+def _processing(args: argparse.Namespace) -> Processing | None:
+    """Return what the options say of images, texts and labels, read before long work; None if nothing."""
+    if not (args.preprocess or args.labels or args.tokenizer):
+        return None
+    found = read_processing(args.preprocess) if args.preprocess else Processing()
+    if args.labels:
+        found = replace(found, labels=read_labels(args.labels))
+    if args.tokenizer:
+        path, folder = Path(args.tokenizer).resolve(), Path(args.output).resolve().parent
+        if not path.is_file() or folder not in path.parents:
+            raise PQNetError(
+                f"--tokenizer: expected a file in {folder}, the folder of the model file, got {args.tokenizer}; copy "
+                "it there: it has to go with the model file"
+            )
+        found = replace(found, text=TextInput(path.relative_to(folder).as_posix()))
+    return found
 
 
 def export(args: argparse.Namespace) -> None:

@@ -49,7 +49,8 @@ def _convert(sub: Any) -> None:
         "convert",
         convert.run,
         "make a pqnet model file from a PyTorch module, an ONNX file or a published checkpoint",
-        "pqnet convert torch my_pkg.models:resnet50 --weights w.pth --input 1x3x224x224 -o model.h5\n"
+        "pqnet convert torch my_pkg.models:resnet50 --weights w.pth --input 1x3x224x224 --preprocess imagenet "
+        "--labels names.txt -o model.h5\n"
         "  pqnet convert onnx model.onnx -o model.h5\n"
         "  pqnet convert kill-the-bits resnet18 file.pth -o model.h5\n  pqnet convert torch -h",
     )
@@ -112,6 +113,7 @@ def _quantize(sub: Any) -> None:
         commands.quantize,
         "replace the weights of a model by codes",
         "pqnet quantize model.h5 --calibration x.npy --preset small-blocks -o small.h5\n"
+        "  pqnet quantize model.h5 --preset bgd-resnet50-small --dry-run\n"
         "  pqnet quantize model.h5 --calibration x.npy --target-size 10x --target-size 20x --curve sizes.csv -o s.h5",
     )
     _add_source(p, "calibration samples, for layer after layer")
@@ -133,7 +135,10 @@ def _quantize(sub: Any) -> None:
     p.add_argument("--activations", help="int8: ranges of the inputs of layers, for --compute int8; weights may stay")
     p.add_argument("--max-drop", type=float, default=0.02, help="of the outputs, by integers; layers stay float for it")
     p.add_argument("--checkpoint", metavar="DIR", help="folder of finished layers: run again to go on after a stop")
-    p.add_argument("-o", "--output", required=True, help="model file to write")
+    p.add_argument(
+        "--dry-run", action="store_true", help="of a preset or recipe: print codecs and the file's bytes, without data"
+    )
+    p.add_argument("-o", "--output", help="model file to write")
     add_common(p)
 
 
@@ -271,10 +276,20 @@ def _run(sub: Any) -> None:
         "run",
         commands.run,
         "run a model from its codes on NumPy arrays",
-        "pqnet run small.h5 --input x.npy -o y.npy\n  pqnet run small.h5 --input x.npy --labels labels.npy",
+        "pqnet run small.h5 --input x.npy -o y.npy\n  pqnet run small.h5 --input x.npy --labels labels.npy\n"
+        "  pqnet run small.h5 --image photo.jpg",
     )
     p.add_argument("model", help="pqnet model file")
-    add_data(p, "--input", "input", folders=True)
+    add_data(p, "--input", "input", required=False, folders=True)
+    p.add_argument(
+        "--image",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="image, made an input as the model file says (convert --preprocess); without --output the five likeliest "
+        "labels are printed; repeatable",
+    )
+    p.add_argument("--text", action="append", default=[], help="text, likewise (convert --tokenizer); repeatable")
     p.add_argument("--labels", metavar="FILE", help=".npy of class numbers: print the share of right answers")
     _add_compute(p)
     _add_batch(p)

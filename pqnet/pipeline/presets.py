@@ -30,16 +30,20 @@ class Blocks:
         Whole k x k kernels of a block.
     channels : int
         Input channels of a block of 1 x 1 and linear weights.
-    classifier_k : int
-        Codewords of the last linear layer behind convolutions; its blocks are of 4.
+    classifier_k : int, optional
+        Codewords of the last linear layer behind convolutions; its blocks are of 4. Default as the papers': 2048, and
+        1024 where it has 2048 inputs or more.
     clamp : {"floor", "strict"}
         Limit on K for small weights, see `clamp_k`: the first paper's is ``"strict"``, the second's ``"floor"``.
+    wide : int, optional
+        Input channels of a block of linear weights of more than `WIDE` inputs, if others than ``channels``.
     """
 
     kernels: int
     channels: int
-    classifier_k: int = 2048
+    classifier_k: int | None = None
     clamp: Literal["floor", "strict"] = "floor"
+    wide: int | None = None
 
     def __call__(self, graph: Graph) -> Layers:
         layers = graph.layers()
@@ -51,7 +55,9 @@ class Blocks:
             if taps > 1:
                 d = taps * _divisor(shape[1], self.kernels)
             elif name in linears[-1:] and stem is not None:
-                d, k = _divisor(shape[1], 4), self.classifier_k
+                d, k = _divisor(shape[1], 4), self.classifier_k or (1024 if shape[1] >= 2048 else 2048)
+            elif self.wide is not None and len(shape) == 2 and shape[1] > WIDE:
+                d = _divisor(shape[1], self.wide)
             else:
                 d = _divisor(shape[1], self.channels)
             recipe[name] = None if name == stem else PQ(k, d, clamp=self.clamp)
@@ -137,6 +143,7 @@ PRESETS: dict[str, Callable[[Graph], Layers]] = {
     "pqf-resnet18-large": Blocks(kernels=2, channels=4),
     "pqf-resnet50-small": Blocks(kernels=1, channels=4, classifier_k=1024),
     "pqf-resnet50-large": Blocks(kernels=2, channels=8, classifier_k=1024),
+    "bgd-mask-rcnn": Blocks(kernels=1, channels=4, classifier_k=256, clamp="strict", wide=16),
     "ipq-efficientnet": _quant_noise_images,
     "ipq-transformer": _quant_noise_texts,
 }
