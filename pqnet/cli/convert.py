@@ -34,7 +34,7 @@ def _load(command: str, group: str, name: str) -> Any:
     try:
         return found[name].load()
     except ModuleNotFoundError as missing:
-        extra = "onnx" if name == "onnx" else "torch"
+        extra = {"hf": "transformers", "onnx": "onnx"}.get(name, "torch")
         raise PQNetError(
             f"{command} {name}: needs the package {missing.name!r}; pip install 'pqnet[{extra}]'"
         ) from None

@@ -6,7 +6,7 @@ import io
 import logging
 import pkgutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from pqnet.graph.op import DTYPES
 from pqnet_converters.torch.from_torch import from_torch
 from pqnet_converters.torch.weights import load_weights
 
-__all__ = ["torch_command"]
+__all__ = ["print_sizes", "quiet", "recorded", "torch_command"]
 
 AGREEMENT = 1e-3  # largest difference from PyTorch, relative to the largest output, that a conversion may show
 
@@ -59,28 +59,33 @@ class TorchCommand:
             print("weights: those that the module is made with, random unless it loads its own; --weights gives others")
         module.float()  # half, bfloat16 and double become float32, as the examples are
         torch.manual_seed(args.seed)
-        with _quiet():
+        with quiet():
             examples, dynamic = _examples(args.input, args.size)
             model = from_torch(module, examples, dynamic_batch=not args.fixed_batch, dynamic=dynamic)
-        _print_sizes(model)
-        golden = model.draw_golden(args.seed)
-        inputs = {name: torch.from_numpy(a) for name, a in golden.inputs().items()}
+        print_sizes(model)
         keyword = any("=" in item for item in args.input)
-        with torch.no_grad():
-            result = module.eval()(**inputs) if keyword else module.eval()(*inputs.values())
-        tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
-        recorded = golden.with_outputs({name: t.numpy() for name, t in zip(model.outputs, tensors, strict=True)})
-        worst = recorded.largest_difference(golden.outputs)
-        if not worst <= AGREEMENT:
-            raise PQNetError(
-                f"convert torch: outputs differ from PyTorch's by {worst:.3g}, expected at most {AGREEMENT}"
-            )
-        print(f"largest relative difference from PyTorch {worst:.2g}")
-        return model.with_golden(recorded)
+        module.eval()
+        return recorded(
+            model, lambda inputs: module(**inputs) if keyword else module(*inputs.values()), args.seed, "convert torch"
+        )
+
+
+def recorded(model: Model, call: Callable[[dict[str, torch.Tensor]], Any], seed: int, where: str) -> Model:
+    """Return a model with PyTorch's outputs for a seeded input in its file, which it has to agree with."""
+    golden = model.draw_golden(seed)
+    with torch.no_grad():
+        result = call({name: torch.from_numpy(a) for name, a in golden.inputs().items()})
+    tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+    theirs = golden.with_outputs({name: t.numpy() for name, t in zip(model.outputs, tensors, strict=True)})
+    worst = theirs.largest_difference(golden.outputs)
+    if not worst <= AGREEMENT:
+        raise PQNetError(f"{where}: outputs differ from PyTorch's by {worst:.3g}, expected at most {AGREEMENT}")
+    print(f"largest relative difference from PyTorch {worst:.2g}")
+    return model.with_golden(theirs)
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep PyTorch's log and listings off the terminal: what matters of them is in the error."""
     before = logging.root.manager.disable
     logging.disable()
@@ -110,7 +115,7 @@ def _module(path: str) -> torch.nn.Module:
     return module
 
 
-def _print_sizes(model: Model) -> None:
+def print_sizes(model: Model) -> None:
     """Say which sizes the network takes."""
     for name, info in model.graph.inputs.items():
         free = [size for size in info.shape if isinstance(size, str)]
