@@ -185,7 +185,7 @@ class Decoder:
 
     def _run(self, given: dict[str, np.ndarray]) -> np.ndarray:
         """Run the network, keep the new keys and values, and return the logits."""
-        found = self.model._engine.run(given, self._threads)
+        found: dict[str, np.ndarray] = self.model._engine.run(given, self._threads)
         tokens = given["input_ids"].shape[1]
         if self._room < self.length + tokens:
             self._grow(self.length + tokens, len(self._mask))

@@ -182,5 +182,7 @@ def _tensors_only(module: torch.nn.Module) -> Iterator[None]:
     if left_out:
         what = ", ".join(f"{key} ({kind})" for key, kind in left_out.items())
         warnings.warn(
-            f"outputs left out: {what} is no tensor; use_cache=False (of the module's config) gives none", stacklevel=5
+            f"outputs left out: {what} is no tensor; use_cache=False (of the module's config) gives none, and "
+            "pqnet_converters.from_transformers keeps it as arrays",
+            stacklevel=5,
         )

@@ -16,11 +16,11 @@ BATCH, TOKENS, PAST = 2, 5, 7  # sizes of the examples; different ones, so that 
 Shapes = list[tuple[tuple[int, int], tuple[int, int]]]  # heads and features of keys and of values, by layer
 
 
-class _Layer(DynamicLayer):
+class _Layer(DynamicLayer):  # type: ignore[no-untyped-call]
     """The cache of a layer that remembers what was added to it."""
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.lazy_initialization(keys, values)
         self.keys, self.values = keys, values
         self.new: tuple[torch.Tensor, ...] = ()
@@ -82,7 +82,7 @@ def with_arrays(module: Any, names: list[str]) -> Iterator[None]:
 
     def called(*arrays: torch.Tensor) -> tuple[torch.Tensor, ...]:
         given = {name: x for name, x in zip(names, arrays, strict=True) if not name.startswith("past.")}
-        layers = [_Layer(arrays[i], arrays[i + 1]) for i in past[::2]]
+        layers: list[Any] = [_Layer(arrays[i], arrays[i + 1]) for i in past[::2]]
         mask = torch.cat([given.pop("past_mask"), given["attention_mask"]], 1)
         if "logits_to_keep" in given:
             given["logits_to_keep"] = given["logits_to_keep"][0]

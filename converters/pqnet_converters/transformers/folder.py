@@ -31,20 +31,22 @@ def load_folder(folder: str | Path, architecture: str | None = None) -> Any:
     path = Path(folder)
     config = _config(path)
     given = architecture or next(iter(config.get("architectures") or ()), None)
-    kind = getattr(transformers, given, None) if given else None
-    if not isinstance(kind, type) or not issubclass(kind, transformers.PreTrainedModel):
+    kind: Any = getattr(transformers, given, None) if given else None
+    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
         raise PQNetError(
             f"{path / 'config.json'}: expected the name of a network of transformers {transformers.__version__} under "
             f"'architectures', got {given!r} of model type {config.get('model_type')!r}; --architecture names one, and "
             "pqnet convert torch takes modules of your own code"
         )
     found = [path / name for stem in WEIGHTS for name in (stem, f"{stem}.index.json") if (path / name).is_file()]
+    module: Any
+    missing: list[str] | None = None
     with _quiet():
         try:
             if not found:
                 torch.manual_seed(0)
                 own = kind.config_class.from_pretrained(path, local_files_only=True)
-                module, missing = kind(own).float(), None
+                module = kind(own).float()
             else:
                 module, report = kind.from_pretrained(
                     path, local_files_only=True, output_loading_info=True, dtype=torch.float32
@@ -78,12 +80,13 @@ def _config(path: Path) -> dict[str, Any]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep the package's progress bars and reports off the terminal: what matters of them is said here."""
-    before, bars = logging.root.manager.disable, transformers.utils.logging.is_progress_bar_enabled()
+    theirs: Any = transformers.utils.logging
+    before, bars = logging.root.manager.disable, theirs.is_progress_bar_enabled()
     logging.disable()
-    transformers.utils.logging.disable_progress_bar()
+    theirs.disable_progress_bar()
     try:
         yield
     finally:
         logging.disable(before)
         if bars:
-            transformers.utils.logging.enable_progress_bar()
+            theirs.enable_progress_bar()

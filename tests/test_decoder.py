@@ -1,0 +1,193 @@
+"""Decoders with a cache of keys and values against transformers: token by token, float and from codes."""
+
+import warnings
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+t = pytest.importorskip("transformers")
+import pqnet  # noqa: E402
+from pqnet import PQ, Decoder, PQNetError  # noqa: E402
+from pqnet.runtime.decoder import _capacity  # noqa: E402
+from pqnet_converters import from_transformers  # noqa: E402
+
+ENDS = {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1}
+SIZES = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, **ENDS}
+LLAMA = {**SIZES, "intermediate_size": 37, "num_key_value_heads": 2, "max_position_embeddings": 64}
+NETS = {
+    "GPT2": {"vocab_size": 99, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, **ENDS},
+    "Llama": LLAMA,
+    "Qwen2": LLAMA,
+    "Mistral": {**LLAMA, "sliding_window": 6},  # shorter than the text
+    "OPT": {**SIZES, "ffn_dim": 37, "word_embed_proj_dim": 32, "max_position_embeddings": 64},
+    "GPTNeoX": {**SIZES, "intermediate_size": 37, "max_position_embeddings": 64},
+    "Phi": LLAMA,
+    "Bloom": {"vocab_size": 99, "hidden_size": 32, "n_layer": 2, "n_head": 4, **ENDS},  # no positions, slopes
+}
+# Of these everything is tested, the others, which no code was written against, in short.
+KNOWN = ("GPT2", "Llama")
+
+
+def make(name: str):
+    """Return a small decoder with random weights; larger ones than usual, so that tokens differ."""
+    torch.manual_seed(0)
+    config = getattr(t, f"{name}Config")(**NETS[name])
+    module = getattr(t, f"{name}ForCausalLM" if name != "GPT2" else "GPT2LMHeadModel")(config).eval()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(4)
+    return module
+
+
+MADE: dict = {}
+
+
+def both(name: str):
+    """Return a module and its model, made once."""
+    if name not in MADE:
+        module = make(name)
+        MADE[name] = module, from_transformers(module)
+    return MADE[name]
+
+
+def theirs(module, ids: np.ndarray, mask: np.ndarray | None = None, new: int = 12) -> np.ndarray:
+    """Return how transformers continues texts by the most likely tokens."""
+    mask = np.ones_like(ids) if mask is None else mask
+    with torch.no_grad():
+        made = module.generate(
+            torch.from_numpy(ids), attention_mask=torch.from_numpy(mask), max_new_tokens=new, do_sample=False
+        )
+    return made.numpy()
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_decoders_give_the_logits_and_texts_of_transformers(name: str) -> None:
+    module, model = both(name)
+    ids = np.random.default_rng(0).integers(3, 99, (2, 20))
+    with torch.no_grad():
+        cache, want = None, []
+        for part in (ids[:, :7], *np.split(ids[:, 7:], 13, 1)):
+            output = module(torch.from_numpy(part), past_key_values=cache, use_cache=True)
+            cache = output.past_key_values
+            want.append(output.logits.numpy())
+    decoder = Decoder(model, threads=1)
+    got = [decoder.prefill(ids[:, :7], logits="all"), *(decoder.step(ids[:, i])[:, None] for i in range(7, 20))]
+    largest = max(np.abs(w).max() for w in want)
+    for ours, other in zip(got, want, strict=True):
+        np.testing.assert_allclose(ours, other, atol=1e-5 * largest)
+    assert decoder.length == 20
+    mask = np.ones_like(ids)
+    mask[1, :5] = 0
+    for seen in (None, mask):
+        assert np.array_equal(Decoder(model).generate(ids, 12, mask=seen), theirs(module, ids, seen))
+
+
+def test_a_text_goes_on_in_parts_and_ends_where_it_is_at_its_end() -> None:
+    module, model = both("GPT2")
+    ids = np.random.default_rng(1).integers(3, 99, (2, 30))
+    whole, parts = Decoder(model), Decoder(model)
+    want = whole.prefill(ids, logits="all")
+    got = np.concatenate([parts.prefill(ids[:, a:b], logits="all") for a, b in ((0, 1), (1, 12), (12, 30))], 1)
+    np.testing.assert_allclose(got, want, atol=1e-4)
+    ends = Decoder(model).generate(ids, 8, stop=())
+    stop = int(ends[0, 33])
+    stopped = Decoder(model).generate(ids[:1], 8, stop=stop)
+    assert stopped.shape == (1, 34)
+    assert np.array_equal(stopped, ends[:1, :34])
+    module.generation_config.eos_token_id = stop
+    try:
+        assert np.array_equal(Decoder(model).generate(ids, 8, stop=[stop]), theirs(module, ids, new=8))
+    finally:
+        module.generation_config.eos_token_id = ENDS["eos_token_id"]
+    assert np.array_equal(Decoder(model).generate(ids[0], 3), Decoder(model).generate(ids[:1], 3))
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_packed_decoders_run_step_by_step_from_codes(name: str, tmp_path) -> None:
+    """They give what the network with decoded weights gives; tied tables are stored once."""
+    module, model = both(name)
+    ids = np.random.default_rng(2).integers(3, 99, (16, 24))
+    inputs = Decoder(model).inputs(ids)
+    small = pqnet.quantize(model, {"default": PQ(k=16, d=4), "*norm*": None}, inputs, seed=0, progress=False)
+    packed = {n for n, p in small.graph.params.items() if isinstance(p, pqnet.Packed)}
+    assert any("embed" in n or "wte" in n for n in packed)
+    if name == "GPT2":
+        assert module.lm_head.weight is module.transformer.wte.weight
+        assert "lm_head.weight" not in small.graph.params
+    small.save(tmp_path / "small.h5")
+    loaded = pqnet.load(tmp_path / "small.h5")
+    first, second = Decoder(loaded), Decoder(model)
+    with torch.no_grad():
+        state = module.state_dict()
+        before = {n: x.clone() for n, x in state.items()}
+        try:
+            for n in packed:
+                weight = torch.from_numpy(small.graph.params[n].decode())
+                state[n].copy_(weight if state[n].shape == weight.shape else weight.T)
+            for n in set(small.graph.params) & set(state) - packed:
+                state[n].copy_(torch.from_numpy(np.asarray(small.graph.params[n], np.float32)).view(state[n].shape))
+            assert np.array_equal(first.generate(ids[:3], 8), theirs(module, ids[:3], new=8))
+        finally:
+            for n, x in before.items():
+                state[n].copy_(x)
+    assert not np.array_equal(first.step(ids[:3, 0]), second.prefill(ids[:3, :1]))
+
+
+def test_few_programs_are_made() -> None:
+    _, model = both("Llama")
+    model = pqnet.Model(model.graph)
+    decoder = Decoder(model)
+    decoder.generate([[5, 6, 7]], 45, stop=())
+    assert decoder.length == 47
+    assert len(model._engine._programs) == 5  # the prompt, then up to 16, 24, 32 and 48 earlier tokens
+    sizes = [_capacity(n) for n in range(1, 5000)]
+    assert all(size >= n and size <= max(1.5 * n, 16) for n, size in enumerate(sizes, 1))
+    assert len(set(sizes)) < 20
+
+
+def test_what_a_decoder_refuses() -> None:
+    _, model = both("GPT2")
+    decoder = Decoder(model)
+    with pytest.raises(PQNetError, match="model: expected a decoder with a cache, .* from_transformers makes one"):
+        Decoder(pqnet.load(pqnet.demo.model_path()) if hasattr(pqnet, "demo") else None)  # type: ignore[arg-type]
+    for ids, reason in (([[1.5]], "ids"), ([], "ids: expected tokens of shape"), ([[99]], r"entries in \[0, 99\)")):
+        with pytest.raises(PQNetError, match=reason):
+            decoder.prefill(ids)
+    with pytest.raises(PQNetError, match=r"mask: expected zeros and ones of shape \(1, 3\)"):
+        decoder.prefill([[5, 6, 7]], [[1, 1]])
+    with pytest.raises(PQNetError, match="logits: expected"):
+        decoder.prefill([[5]], logits="first")
+    with pytest.raises(PQNetError, match="ids: expected one token for each text"):
+        decoder.step([[5]])
+    with pytest.raises(PQNetError, match="ids: expected at most 64 tokens in a text, .* got 65; begin again"):
+        decoder.prefill(np.full((1, 65), 5))
+    decoder.prefill([[5, 6]])
+    with pytest.raises(PQNetError, match="ids: expected 1 texts, as before, got 2"):
+        decoder.step([5, 6])
+    assert decoder.length == 2
+
+
+def test_networks_without_a_cache() -> None:
+    module = make("Llama")
+    ids = np.random.default_rng(0).integers(3, 99, (3, 11))
+    model = from_transformers(module, cache=False)
+    assert list(model.inputs) == ["input_ids", "attention_mask"]
+    with torch.no_grad():
+        want = module(torch.from_numpy(ids)).logits.numpy()
+    np.testing.assert_allclose(model(ids, np.ones_like(ids)), want, atol=1e-4)
+    bert = t.BertModel(t.BertConfig(**SIZES, intermediate_size=37)).eval()
+    assert list(from_transformers(bert).inputs) == ["input_ids", "attention_mask", "token_type_ids"]
+    with pytest.raises(PQNetError, match="cache: expected False for BertModel"):
+        from_transformers(bert, cache=True)
+    with pytest.raises(PQNetError, match="source: expected a transformers.PreTrainedModel or the folder of one"):
+        from_transformers(torch.nn.Linear(2, 2))
+
+
+def test_a_decoder_by_from_torch_says_how_to_keep_the_cache() -> None:
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        pqnet_converters = pytest.importorskip("pqnet_converters")
+        pqnet_converters.from_torch(make("GPT2"), {"input_ids": torch.zeros(1, 8, dtype=torch.int64)})
+    assert any("from_transformers keeps it" in str(w.message) for w in said)
