@@ -35,9 +35,8 @@ def _load(command: str, group: str, name: str) -> Any:
         return found[name].load()
     except ModuleNotFoundError as missing:
         extra = {"hf": "transformers", "onnx": "onnx"}.get(name, "torch")
-        raise PQNetError(
-            f"{command} {name}: needs the package {missing.name!r}; pip install 'pqnet[{extra}]'"
-        ) from None
+        package = str(missing.name).partition(".")[0]
+        raise PQNetError(f"{command} {name}: needs the package {package!r}; pip install 'pqnet[{extra}]'") from None
 
 
 def run(args: argparse.Namespace) -> None:

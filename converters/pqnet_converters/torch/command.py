@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from pqnet import Model, PQNetError
 from pqnet.graph.op import DTYPES
+from pqnet_converters.torch.export import inference
 from pqnet_converters.torch.from_torch import from_torch
 from pqnet_converters.torch.weights import load_weights
 
@@ -64,17 +65,18 @@ class TorchCommand:
             model = from_torch(module, examples, dynamic_batch=not args.fixed_batch, dynamic=dynamic)
         print_sizes(model)
         keyword = any("=" in item for item in args.input)
-        module.eval()
-        return recorded(
-            model, lambda inputs: module(**inputs) if keyword else module(*inputs.values()), args.seed, "convert torch"
-        )
+
+        def call(inputs: dict[str, torch.Tensor]) -> Any:
+            with inference(module):
+                return module(**inputs) if keyword else module(*inputs.values())
+
+        return recorded(model, call, args.seed, "convert torch")
 
 
 def recorded(model: Model, call: Callable[[dict[str, torch.Tensor]], Any], seed: int, where: str) -> Model:
     """Return a model with PyTorch's outputs for a seeded input in its file, which it has to agree with."""
     golden = model.draw_golden(seed)
-    with torch.no_grad():
-        result = call({name: torch.from_numpy(a) for name, a in golden.inputs().items()})
+    result = call({name: torch.from_numpy(a) for name, a in golden.inputs().items()})
     tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
     theirs = golden.with_outputs({name: t.numpy() for name, t in zip(model.outputs, tensors, strict=True)})
     worst = theirs.largest_difference(golden.outputs)

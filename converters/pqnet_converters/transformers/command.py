@@ -7,6 +7,7 @@ import torch
 
 from pqnet import Model
 from pqnet_converters.torch.command import print_sizes, quiet, recorded
+from pqnet_converters.torch.export import inference
 from pqnet_converters.transformers.cache import with_arrays
 from pqnet_converters.transformers.folder import load_folder
 from pqnet_converters.transformers.from_transformers import from_transformers, without_cache
@@ -34,9 +35,9 @@ class HFCommand:
 
         def call(inputs: dict[str, torch.Tensor]) -> Any:
             if "decoder" not in model.graph.meta:
-                with without_cache(module):
+                with inference(module), without_cache(module):
                     return module(**inputs)
-            with with_arrays(module, list(inputs)):
+            with inference(module), with_arrays(module, list(inputs)):
                 return module(*inputs.values())
 
         return recorded(model, call, args.seed, "convert hf")

@@ -162,8 +162,8 @@ def attention_of_few(task, g, data, const, codes, index, scratch):
             largest = np.float32(0)
         parts = constant(0.0)
         for key in range(0, seen, WIDTH):
-            s = exp(subtract(load(scratch, scores + key), splat(largest)))
-            s = keep(s, 0, min(WIDTH, seen - key))
+            n = min(WIDTH, seen - key)
+            s = keep(exp(keep(subtract(load(scratch, scores + key), splat(largest)), 0, n)), 0, n)
             store(scratch, scores + key, s)
             parts = add(parts, s)
         share = sum_lanes(parts)

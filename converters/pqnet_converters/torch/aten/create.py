@@ -54,6 +54,16 @@ def scalar_tensor(b: Importer, value: Any, *_: Any) -> str:
     return _full(b, value)
 
 
+@rule("aten.arange.default")
+def arange_to(b: Importer, end: Any, *_: Any) -> Tensor | str:
+    return arange(b, 0, end, 1)
+
+
+@rule("aten.arange.start")
+def arange_from(b: Importer, start: Any, end: Any, *_: Any) -> Tensor | str:
+    return arange(b, start, end, 1)
+
+
 @rule("aten.arange.start_step")
 def arange(b: Importer, start: Any, end: Any, step: Any, *_: Any) -> Tensor | str:
     limits = {"start": start, "end": end, "step": step}
