@@ -1,6 +1,6 @@
 """A token of a decoder with its cache: pqnet from codes and in float against transformers, both step by step.
 
-The network has the shape of GPT-2 (or, with ``--llama``, of a small Llama with grouped queries) and random weights, whose
+The network has the shape of GPT-2 (or, with ``--llama``, of a small Llama with grouped queries) and random weights;
 linear layers and embeddings are packed (d = 8, K = 256, random codes: speed does not depend on which). transformers
 runs its own cache on PyTorch. All have read a prompt before, and take one more token in each run; the prompt is read
 anew when the texts have grown by ``--tokens``.
