@@ -176,12 +176,12 @@ class Decoder:
         return {name: known[name] for name in self.model.graph.inputs}
 
     def _ids(self, ids: Any) -> np.ndarray:
-        ids = np.atleast_2d(_check.int_array(ids, "ids"))
-        if ids.ndim != 2 or not ids.size:
-            raise _check.error("ids", "tokens of shape (batch, tokens)", _check.describe(ids))
-        if self._past and len(ids) != len(self._mask):
-            raise _check.error("ids", f"{len(self._mask)} texts, as before", f"{len(ids)}", "make a new Decoder")
-        return ids
+        array: np.ndarray = np.atleast_2d(_check.int_array(ids, "ids"))
+        if array.ndim != 2 or not array.size:
+            raise _check.error("ids", "tokens of shape (batch, tokens)", _check.describe(array))
+        if self._past and len(array) != len(self._mask):
+            raise _check.error("ids", f"{len(self._mask)} texts, as before", len(array), "make a new Decoder")
+        return array
 
     def _run(self, given: dict[str, np.ndarray]) -> np.ndarray:
         """Run the network, keep the new keys and values, and return the logits."""

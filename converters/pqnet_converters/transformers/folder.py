@@ -39,16 +39,17 @@ def load_folder(folder: str | Path, architecture: str | None = None) -> Any:
             "pqnet convert torch takes modules of your own code"
         )
     found = [path / name for stem in WEIGHTS for name in (stem, f"{stem}.index.json") if (path / name).is_file()]
+    make: Any = kind
     module: Any
     missing: list[str] | None = None
     with _quiet():
         try:
             if not found:
                 torch.manual_seed(0)
-                own = kind.config_class.from_pretrained(path, local_files_only=True)
-                module = kind(own).float()
+                own = make.config_class.from_pretrained(path, local_files_only=True)
+                module = make(own).float()
             else:
-                module, report = kind.from_pretrained(
+                module, report = make.from_pretrained(
                     path, local_files_only=True, output_loading_info=True, dtype=torch.float32
                 )
                 missing = sorted(report["missing_keys"])
