@@ -156,7 +156,11 @@ def test_what_a_decoder_refuses() -> None:
     decoder = Decoder(model)
     with pytest.raises(PQNetError, match="model: expected a decoder with a cache, .*from_transformers makes one"):
         Decoder(pqnet.load(model_path()))
-    for ids, reason in (([[1.5]], "ids"), (np.zeros((1, 0), int), "ids: expected tokens of shape"), ([[99]], r"entries in \[0, 99\)")):
+    for ids, reason in (
+        ([[1.5]], "ids"),
+        (np.zeros((1, 0), int), "ids: expected tokens of shape"),
+        ([[99]], r"entries in \[0, 99\)"),
+    ):
         with pytest.raises(PQNetError, match=reason):
             decoder.prefill(ids)
     with pytest.raises(PQNetError, match=r"mask: expected zeros and ones of shape \(1, 3\)"):
