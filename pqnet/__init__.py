@@ -19,6 +19,7 @@ from pqnet.errors import ConfigError as ConfigError
 from pqnet.errors import FormatError as FormatError
 from pqnet.errors import PQNetError as PQNetError
 from pqnet.errors import UnsupportedOpError as UnsupportedOpError
+from pqnet.runtime import Decoder as Decoder
 from pqnet.runtime import Model as Model
 from pqnet.runtime import conv2d as conv2d
 from pqnet.runtime import embedding as embedding
@@ -51,7 +52,7 @@ _PROCESSING = ("ImageInput", "TextInput", "likeliest", "prepare", "with_processi
 __all__ = [
     *("PQ", "Additive", "Fixed", "IntN", "Packed", "PackedPQ", "Scalar", "Sparse"),
     *("ConfigError", "FormatError", "PQNetError", "UnsupportedOpError"),
-    *("Model", "conv2d", "embedding", "linear", "load"),
+    *("Decoder", "Model", "conv2d", "embedding", "linear", "load"),
     *_FIT,
     *_PIPELINE,
     *_PROCESSING,

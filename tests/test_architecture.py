@@ -54,6 +54,7 @@ TABLE: dict[str, set[str]] = {
     "converters/pqnet_converters/onnx": CONVERTER | {"google.protobuf", "onnx"},
     # The sizes in torch.export graphs are sympy expressions.
     "converters/pqnet_converters/torch": CONVERTER | {"pqnet.train", "safetensors", "sympy", "torch"},
+    "converters/pqnet_converters/transformers": CONVERTER | {"torch", "transformers"},
 }
 FORBIDDEN = {"marshal", "pickle", "shelve"}  # they run code from files
 DYNAMIC = {"__import__", "import_module"}

@@ -16,6 +16,7 @@ from pqnet import PQ, PQNetError  # noqa: E402
 from pqnet.cli.main import main  # noqa: E402
 from pqnet.train import attach  # noqa: E402
 from pqnet_converters import from_torch  # noqa: E402
+from pqnet_converters.torch.export import inference  # noqa: E402
 from pqnet_converters.torch.weights import load_weights  # noqa: E402
 
 MODULES = """
@@ -37,8 +38,24 @@ class Text(nn.Module):
         mask = mask[..., None].float()
         return self.head((self.table(ids) * mask).sum(1) / mask.sum(1))
 
+class Padded(nn.Module):  # padding is found from the ids
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = nn.Embedding(100, 8, padding_idx=0)
+        self.layers = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2)
+    def forward(self, ids):
+        pad = ids.eq(0)
+        return self.layers(self.table(ids), src_key_padding_mask=pad).masked_fill(pad[..., None], 0).sum(1)
+
 def half():
-    return nn.Sequential(nn.Linear(8, 4)).half()
+    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)).half()
+
+def bfloat16():
+    return half().bfloat16()
+
+def double():
+    return half().double()
 """
 
 
@@ -92,6 +109,75 @@ def test_in_place_operations_are_those_of_their_results() -> None:
     module, before = Fn(changed, w=weight), weight.detach().clone()
     compare(from_torch(module, torch.zeros(2, 4)), module, {"input": torch.randn(3, 4)})
     assert torch.equal(weight, before)
+
+
+U8 = torch.tensor([[5, 200], [250, 0]], dtype=torch.uint8), torch.tensor([[10, 100], [10, 50]], dtype=torch.uint8)
+I32 = (torch.tensor([[65536, 3], [1, 2]], dtype=torch.int32),)
+WRAPPED = {
+    "difference": (lambda a, b: (a - b).float(), U8),
+    "sum": (lambda a, b: (a + b).float(), U8),
+    "from a float": (lambda a: 255.0 - a, U8[:1]),
+    "from an integer": (lambda a: (255 - a).float(), U8[:1]),
+    "quotient": (lambda a: a / 255, U8[:1]),
+    "mean": (lambda a: a.float().mean(), U8[:1]),
+    "product of int32": (lambda a: a * 65536, I32),
+    "int32 to uint8": (lambda a: (a * 300).to(torch.uint8).float(), I32),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_integers_wrap_as_their_dtype_does(name: str) -> None:
+    function, inputs = WRAPPED[name]
+    module = Fn(lambda m, *x: function(*x))
+    model = from_torch(module, inputs)
+    compare(model, module, dict(zip(model.inputs, inputs, strict=True)), 1e-7)
+
+
+def test_running_sums_of_infinities_and_large_numbers() -> None:
+    module = Fn(lambda m, p: torch.log(p).cumsum(1))  # log probabilities of all prefixes
+    p = torch.tensor([[0.5, 0.25, 0.0, 0.5, 0.5], [0.5, 0.5, 0.5, 0.5, 0.5]])
+    np.testing.assert_allclose(from_torch(module, p)(p.numpy()), module(p).numpy(), rtol=1e-6)
+    sums, x = Fn(lambda m, x: x.cumsum(1)), torch.tensor([[1.0, 2.0, 3e38, 3e38, 1.0]])
+    np.testing.assert_allclose(from_torch(sums, x)(x.numpy()), sums(x).numpy(), rtol=1e-6)
+
+
+BIG, TOP, LOW = 2**53 + 1, torch.iinfo(torch.int64).max, torch.iinfo(torch.int64).min
+LARGE = {
+    "equal": lambda i: i == BIG,
+    "less": lambda i: i < BIG,
+    "sum": lambda i: i + BIG,
+    "product": lambda i: i[:, 2:] * BIG,
+    "filled": lambda i: i.masked_fill(i < 3, BIG),
+    "least of the others": lambda i: i.masked_fill(i < 3, TOP).amin(1),
+    "largest of the others": lambda i: i.masked_fill(i > 3, LOW).amax(1),
+    "limited": lambda i: (i + 4).clamp(max=BIG),
+    "chosen": lambda i: torch.where(i < 3, i, TOP),
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_integers_beyond_those_of_floats(name: str) -> None:
+    module, i = Fn(lambda m, i: LARGE[name](i)), torch.tensor([[BIG, BIG - 1, 5], [1, 2, 3]])
+    assert np.array_equal(from_torch(module, i)(i.numpy()), module(i).numpy())
+
+
+@pytest.mark.parametrize("kind", ["half", "bfloat16", "double"])
+def test_modules_of_any_precision_on_the_command_line(folder: Path, kind: str) -> None:
+    assert run(f"convert torch casenet:{kind} --input 1x8 -o t.h5") == 0
+    module = vars(__import__("casenet"))[kind]()
+    loaded = pqnet.load("t.h5")
+    assert loaded.inputs == {"input": ((None, 8), "float32")}
+    assert loaded.size().dense == sum(p.numel() for p in module.parameters()) * 4
+
+
+def test_text_encoders_with_padding_on_the_command_line(folder: Path) -> None:
+    assert run("convert torch casenet:Padded --input 2x6:int64 -o t.h5") == 0
+    module = __import__("casenet").Padded().eval()
+    ids = torch.randint(1, 100, (3, 6))
+    ids[1, 4:] = 0
+    with inference(module):
+        want = module(ids).numpy()
+    np.testing.assert_allclose(pqnet.load("t.h5")(ids.numpy()), want, atol=1e-5)
 
 
 def test_networks_of_any_size_on_the_command_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -67,6 +67,7 @@ CASES: list[tuple[str, Build, list[tuple[int, ...]]]] = [
     ("matmul", one("matmul"), [(2, 3, 4), (4,)]),
     ("batch_norm", one("batch_norm", rand(4), rand(4), rand(4), rand(4) ** 2), [(2, 4, 3)]),
     ("batch_norm", one("batch_norm", rand(4), rand(4)), [(2, 4)]),
+    ("rms_norm", one("rms_norm", rand(4, 3), axes=2), [(2, 4, 3)]),
     ("layer_norm", one("layer_norm", rand(4, 3), rand(4, 3), axes=2), [(2, 4, 3)]),
     ("group_norm", one("group_norm", rand(4), rand(4), groups=2), [(2, 4, 3)]),
     ("softmax", one("softmax", axis=1), [(2, 4, 3)]),

@@ -88,6 +88,14 @@ def test_numbers_of_a_table_are_the_same_from_planes(reduction, k, monkeypatch):
     assert np.array_equal(check(graph, {"x": x}, "decode"), planes)
 
 
+def test_heads_of_large_vocabularies():
+    """Their outputs take more parts than those of other layers where the reduction is summed up in pieces."""
+    rng = np.random.default_rng(0)
+    x, weight = rng.standard_normal((1, 520), np.float32), rng.standard_normal((17000, 520), np.float32)
+    b = GraphBuilder({"x": ValueInfo(x.shape)})
+    check(b.build({"y": b.add("linear", "x", params={"weight": weight})}), {"x": x}, "dense")
+
+
 SCRIPT = """
 import test_kernel_gemm as t
 for size, tail in [((6, 8), "silu"), ((7, 7), "clamp"), ((5, 13), "relu")]:

@@ -39,13 +39,14 @@ def affine(rng, shape, with_them):
 
 
 @settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow])
-@given(values(), st.integers(1, 4), st.booleans())
-def test_layer_norm(value, axes, with_weights):
+@given(values(), st.integers(1, 4), st.booleans(), st.sampled_from(["layer_norm", "rms_norm"]))
+def test_layer_norm(value, axes, with_weights, op):
     shape = value[0]
     b, y, inputs, rng = stored(*value)
     axes = min(axes, len(shape))
     params = affine(rng, shape[len(shape) - axes :], with_weights)
-    check(b.build({"y": b.add("layer_norm", y, params=params, axes=axes, eps=1e-3)}), inputs, tolerance=2e-5)
+    params = {role: p for role, p in params.items() if op == "layer_norm" or role == "weight"}
+    check(b.build({"y": b.add(op, y, params=params, axes=axes, eps=1e-3)}), inputs, tolerance=2e-5)
 
 
 @settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow])
@@ -87,6 +88,10 @@ def test_layer_norm_of_long_rows_is_exact(order, algorithm):
     exact = (exact - exact.mean(1, keepdims=True)) / np.sqrt(exact.var(1, keepdims=True) + 1e-5)
     assert algorithms == [algorithm]
     assert np.abs(got - exact).max() < 1e-5
+    got, algorithms = run("rms_norm", x, order)
+    exact = x / np.sqrt(np.square(x, dtype=np.float64).mean(1, keepdims=True) + 1e-5)
+    assert algorithms == [algorithm]
+    assert np.abs(got - exact).max() < 1e-5
 
 
 @pytest.mark.parametrize("op", ["softmax", "log_softmax"])
@@ -105,7 +110,8 @@ def test_softmax_of_many_rows_and_of_special_numbers(op, order, algorithm):
 SCRIPT = """
 import test_kernel_norm as t
 for order in ((0, 1, 2), (2, 0, 1)):
-    for op, attrs in (("layer_norm", dict(axes=1)), ("group_norm", dict(groups=2)), ("softmax", dict(axis=2))):
+    norms = ("layer_norm", dict(axes=1)), ("rms_norm", dict(axes=1)), ("group_norm", dict(groups=2))
+    for op, attrs in (*norms, ("softmax", dict(axis=2))):
         b, y, inputs, _ = t.stored((3, 4, 19), order, True, 0)
         t.check(b.build({"y": b.add(op, y, **attrs)}), inputs, tolerance=2e-5)
 print(t.simd.ISA)

@@ -150,6 +150,34 @@ def test_pooling(op, kernel, stride, padding, size, flag):
     check(b, {"y": b.add(op, "x", kernel=kernel, stride=stride, padding=padding, **extra)}, {"x": x})
 
 
+@settings(max_examples=40)
+@given(
+    st.lists(st.integers(1, 3), min_size=1, max_size=3),
+    st.integers(1, 9),
+    st.integers(1, 40),
+    st.sampled_from([1, 3, 8, 16, 24, 64]),
+    st.sampled_from([1, 5, 16, 64, 80]),
+    st.sampled_from(["", "causal", "terms", "seen"]),
+)
+def test_attention_of_few_queries(lead, queries, keys, inner, outer, masked):
+    """Of up to eight queries, keys and values joined from two parts, as from a cache."""
+    inputs = {
+        "q": floats((*lead, queries, inner)),
+        "k": floats((*lead, keys, inner)),
+        "v": floats((*lead, keys, outer)),
+    }
+    for name in "kv":
+        inputs[f"more_{name}"] = inputs[name] * -0.5
+    if masked in ("terms", "seen"):
+        inputs["m"] = floats((*lead[:1], *(1 for _ in lead[1:]), queries, 2 * keys))
+        inputs["m"][0, ..., 0, :] = -np.inf  # a query that may attend to nothing
+        inputs["m"] = inputs["m"] > -1 if masked == "seen" else inputs["m"]
+    b = GraphBuilder({name: ValueInfo(a.shape, a.dtype.name) for name, a in inputs.items()})
+    joined = [b.add("concat", name, f"more_{name}", axis=len(lead)) for name in "kv"]
+    more = ["m"] if "m" in inputs else []
+    check(b, {"y": b.add("attention", "q", *joined, *more, causal=masked == "causal")}, inputs)
+
+
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(
     "sizes", [((2, 3), 50, 50, 8, 8), ((1, 12), 128, 128, 64, 64), ((2,), 7, 9, 5, 11), ((1, 2), 70, 70, 12, 3)]

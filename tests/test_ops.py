@@ -192,6 +192,8 @@ CASES: list[Case] = [
     *(case("batch_norm", f(2, 6, *tail), params=AFFINE | {"mean": f(6), "var": pos(6)}) for tail in ((), (4,), (4, 5))),
     *(case("batch_norm", IMAGE, params=p, eps=0.1) for p in ({}, AFFINE, {"mean": f(6)}, {"var": pos(6)})),
     case("batch_norm", f(2, 6, 2, 3, 4), params=AFFINE),
+    *(case("rms_norm", CUBE + 9, params=p) for p in ({}, {"weight": f(5)})),
+    case("rms_norm", CUBE, params={"weight": f(*CUBE.shape[-2:])}, axes=2, eps=1e-3),
     *(case("layer_norm", CUBE + 9, params=p) for p in ({}, {"weight": f(5)}, {"weight": f(5), "bias": f(5, seed=1)})),
     *(case("layer_norm", CUBE, params={"weight": f(*CUBE.shape[-n:])}, axes=n, eps=1e-3) for n in (2, 3)),
     *(case("group_norm", x, params=AFFINE, groups=g) for x in (IMAGE, f(2, 6)) for g in (1, 2, 3)),

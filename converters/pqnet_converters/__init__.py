@@ -14,12 +14,14 @@ if TYPE_CHECKING:
     from pqnet_converters.torch.from_torch import from_torch as from_torch
     from pqnet_converters.torch.from_torchvision import from_torchvision as from_torchvision
     from pqnet_converters.torch.to_torch import to_torch as to_torch
+    from pqnet_converters.transformers.from_transformers import from_transformers as from_transformers
 
 _CHECKPOINTS = ("from_kill_the_bits", "from_pqf")
 _ONNX = ("from_onnx", "to_onnx")
 _TORCH = ("from_torch", "from_torchvision", "statistics_from_activations", "to_torch")
+_TRANSFORMERS = ("from_transformers",)
 
-__all__ = [*_CHECKPOINTS, *_ONNX, *_TORCH]
+__all__ = [*_CHECKPOINTS, *_ONNX, *_TORCH, *_TRANSFORMERS]
 
 
 def __getattr__(name: str) -> Any:
@@ -29,6 +31,8 @@ def __getattr__(name: str) -> Any:
         import pqnet_converters.onnx as home  # type: ignore[no-redef]
     elif name in _TORCH:
         import pqnet_converters.torch as home  # type: ignore[no-redef]
+    elif name in _TRANSFORMERS:
+        import pqnet_converters.transformers as home  # type: ignore[no-redef]
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(home, name)

@@ -37,10 +37,9 @@ def _load(command: str, group: str, name: str) -> Any:
     try:
         return found[name].load()
     except ModuleNotFoundError as missing:
-        extra = "onnx" if name == "onnx" else "torch"
-        raise PQNetError(
-            f"{command} {name}: needs the package {missing.name!r}; pip install 'pqnet[{extra}]'"
-        ) from None
+        extra = {"hf": "transformers", "onnx": "onnx"}.get(name, "torch")
+        package = str(missing.name).partition(".")[0]
+        raise PQNetError(f"{command} {name}: needs the package {package!r}; pip install 'pqnet[{extra}]'") from None
 
 
 def run(args: argparse.Namespace) -> None:

@@ -305,6 +305,14 @@ def _layer_norm(g: Arrays, x: Arrays, y: Arrays, p: Params, a: Attrs) -> Found:
     return [back.reshape(x[0].shape)], {role: of_params[role] for role in p}
 
 
+def _rms_norm(g: Arrays, x: Arrays, y: Arrays, p: Params, a: Attrs) -> Found:
+    axes = tuple(range(-a["axes"], 0))
+    size = np.sqrt(np.square(x[0]).mean(axes, keepdims=True) + np.float32(a["eps"]))
+    unit, grad = x[0] / size, g[0] * p["weight"] if "weight" in p else g[0]
+    back = (grad - unit * (grad * unit).mean(axes, keepdims=True)) / size
+    return [back], {role: (g[0] * unit).sum(tuple(range(x[0].ndim - a["axes"]))) for role in p}
+
+
 def _group_norm(g: Arrays, x: Arrays, y: Arrays, p: Params, a: Attrs) -> Found:
     shape, axes = x[0].shape, (0, *range(2, x[0].ndim))
     grad = g[0] * p["weight"].reshape(-1, *(1,) * (x[0].ndim - 2)) if "weight" in p else g[0]
@@ -386,6 +394,7 @@ TABLE: dict[str, Gradient] = {
     "embedding": _embedding,
     "group_norm": _group_norm,
     "layer_norm": _layer_norm,
+    "rms_norm": _rms_norm,
     "linear": _linear,
     "log_softmax": _log_softmax,
     "matmul": _matmul,

@@ -1,5 +1,6 @@
-"""Execution: `Model`, `load` and single packed layers."""
+"""Execution: `Model`, `load`, `Decoder` and single packed layers."""
 
+from pqnet.runtime.decoder import Decoder as Decoder
 from pqnet.runtime.functional import conv2d as conv2d
 from pqnet.runtime.functional import embedding as embedding
 from pqnet.runtime.functional import linear as linear

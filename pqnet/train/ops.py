@@ -270,6 +270,10 @@ def _layer_norm(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
     return F.layer_norm(x[0], x[0].shape[-a["axes"] :], p.get("weight"), p.get("bias"), a["eps"])
 
 
+def _rms_norm(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
+    return F.rms_norm(x[0], x[0].shape[-a["axes"] :], p.get("weight"), a["eps"])
+
+
 def _group_norm(x: Sequence[Tensor], p: Params, a: Attrs) -> Tensor:
     return F.group_norm(x[0], a["groups"], p.get("weight"), p.get("bias"), a["eps"])
 
@@ -464,6 +468,7 @@ TABLE: dict[str, TorchOp] = {
     "arange": lambda x, p, a: torch.arange(a["start"], a["end"], a["step"], dtype=torch.int64),
     "batch_norm": _batch_norm,
     "layer_norm": _layer_norm,
+    "rms_norm": _rms_norm,
     "group_norm": _group_norm,
     "max_pool2d": _max_pool2d,
     "avg_pool2d": _avg_pool2d,

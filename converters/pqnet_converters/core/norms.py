@@ -1,4 +1,4 @@
-"""Layer norms that are written as means, deviations and roots."""
+"""Layer norms and RMS norms that are written as means, deviations and roots."""
 
 import math
 
@@ -122,16 +122,21 @@ def _normed(
 
 
 def norm(g: Rewriter, node: Node) -> list[Node] | None:
-    """Layer norm without weights, or with a weight that its factor has."""
+    """Layer norm, or RMS norm, without weights, or with a weight that its factor has."""
     if len(node.inputs) != 2:
         return None
     sides = [(node.inputs[0], node.inputs[1])]
     sides += [(node.inputs[1], node.inputs[0])] if node.op == "mul" else []
     for left, right in sides:
         parts = _normed(g, left, right, node.op == "div")
-        of = None if parts is None else _deviation(g, parts[0])
-        if parts is None or of is None or _variance(g, parts[1]) != of:
+        if parts is None:
             continue
+        op, of = "layer_norm", _deviation(g, parts[0])
+        if of is None or _variance(g, parts[1]) != of:
+            op, of = "rms_norm", _mean(g, parts[1])  # of squares of what is divided
+            if of is None or _square(g, of[0]) != parts[0]:
+                continue
+            of = parts[0], of[1]
         value, axes = of
         rank = len(g.shape(value))
         if not isinstance(value, str) or tuple(sorted(axes)) != tuple(range(rank - len(axes), rank)):
@@ -142,19 +147,23 @@ def norm(g: Rewriter, node: Node) -> list[Node] | None:
             if weight is None:
                 continue
             params["weight"] = weight
-        stem = g.beside(node, "layer_norm")
-        return [g.node("layer_norm", [value], stem, params, node.outputs[0], axes=len(axes), eps=parts[2])]
+        stem = g.beside(node, op)
+        return [g.node(op, [value], stem, params, node.outputs[0], axes=len(axes), eps=parts[2])]
     return None
 
 
 def norm_affine(g: Rewriter, node: Node) -> list[Node] | None:
-    """Let a layer norm multiply by the weight and add the bias behind it."""
+    """Let a norm multiply by the weight and, a layer norm, add the bias behind it."""
     sides = g.constant_side(node)
-    before = None if sides is None else g.maker(sides[0], "layer_norm")
+    before = None if sides is None else g.maker(sides[0], "layer_norm", "rms_norm")
     if sides is None or before is None or not g.alone(sides[0]):
         return None
     role = "weight" if node.op == "mul" else "bias"
-    if role in before.params or (role == "weight" and "bias" in before.params):
+    if (
+        role in before.params
+        or (role == "bias" and before.op == "rms_norm")
+        or (role == "weight" and "bias" in before.params)
+    ):
         return None
     name = _weights(g, sides[1], g.shape(sides[0])[-before.attrs["axes"] :])
     if name is None:
@@ -163,7 +172,7 @@ def norm_affine(g: Rewriter, node: Node) -> list[Node] | None:
     params = {**before.params, role: name}
     return [
         g.node(
-            "layer_norm",
+            before.op,
             before.inputs,
             stem,
             params,

@@ -5,7 +5,7 @@ the nodes to put in its place, the last of which makes its value; None where it 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,14 +16,14 @@ from pqnet_converters.core.attention import attention
 from pqnet_converters.core.norms import norm, norm_affine
 from pqnet_converters.core.rewrite import Operand, Pattern, Rewriter
 
-__all__ = ["TABLES", "simplify"]
+__all__ = ["NORMS", "TABLES", "simplify"]
 
 Rule = Callable[[Rewriter, Node], list[Node] | None]
 LAYERS = ("linear", *(f"{op}{n}d" for op in ("conv", "conv_transpose") for n in (1, 2, 3)))
 
 
-def simplify(graph: Graph) -> Graph:
-    """Return a graph in which the layers of `TABLES` are one node each; equal nodes are merged.
+def simplify(graph: Graph, tables: "Sequence[Table] | None" = None) -> Graph:
+    """Return a graph in which the layers of tables, all by default, are one node each; equal nodes are merged.
 
     Examples
     --------
@@ -34,7 +34,7 @@ def simplify(graph: Graph) -> Graph:
     >>> [node.op for node in simplify(graph).nodes]
     ['silu']
     """
-    for table in TABLES:
+    for table in TABLES if tables is None else tables:
         graph = Rewriter(graph).run(table)
     return graph
 
@@ -263,6 +263,7 @@ def _one_hot(g: Rewriter, node: Node) -> list[Node] | None:
 
 
 Table = list[tuple[tuple[str, ...], Rule]]
+NORMS: Table = [(("mul", "div"), norm), (("mul", "add"), norm_affine)]
 PATTERNS: Table = [
     (("add", "sub", "mul", "div"), _neutral),
     (("permute",), _permutes),
@@ -271,8 +272,7 @@ PATTERNS: Table = [
         (tuple(sorted({str(p[0]) for p in patterns if isinstance(p, tuple)})), _activation(op, attrs, patterns))
         for op, attrs, patterns in ACTIVATIONS
     ),
-    (("mul", "div"), norm),
-    (("mul", "add"), norm_affine),
+    *NORMS,
     (("linear",), _one_hot),
     (("add",), _bias),
     (("matmul",), attention),

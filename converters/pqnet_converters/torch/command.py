@@ -6,7 +6,7 @@ import io
 import logging
 import pkgutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,11 +16,12 @@ from torch.utils._pytree import tree_leaves
 from pqnet import Model, PQNetError
 from pqnet.graph.op import DTYPES
 from pqnet_converters.torch.detection.boxes import Detector
+from pqnet_converters.torch.export import inference
 from pqnet_converters.torch.from_torch import from_torch
 from pqnet_converters.torch.from_torchvision import as_detector, import_detector, is_detector
 from pqnet_converters.torch.weights import load_weights
 
-__all__ = ["torch_command"]
+__all__ = ["print_sizes", "quiet", "recorded", "torch_command"]
 
 AGREEMENT = 1e-3  # largest difference from PyTorch, relative to the largest output, that a conversion may show
 
@@ -65,27 +66,33 @@ class TorchCommand:
             print("weights: those that the module is made with, random unless it loads its own; --weights gives others")
         module.float()  # half, bfloat16 and double become float32, as the examples are
         torch.manual_seed(args.seed)
-        with _quiet():
+        with quiet():
             examples, dynamic = _examples(args.input, args.size)
             detector = _detector(module, examples, dynamic)
             if detector is not None:
                 return _converted_detector(detector, not args.fixed_batch)
             model = from_torch(module, examples, dynamic_batch=not args.fixed_batch, dynamic=dynamic)
-        _print_sizes(model)
-        golden = model.draw_golden(args.seed)
-        inputs = {name: torch.from_numpy(a) for name, a in golden.inputs().items()}
+        print_sizes(model)
         keyword = any("=" in item for item in args.input)
-        with torch.no_grad():
-            result = module.eval()(**inputs) if keyword else module.eval()(*inputs.values())
-        tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
-        recorded = golden.with_outputs({name: t.numpy() for name, t in zip(model.outputs, tensors, strict=True)})
-        worst = recorded.largest_difference(golden.outputs)
-        if not worst <= AGREEMENT:
-            raise PQNetError(
-                f"convert torch: outputs differ from PyTorch's by {worst:.3g}, expected at most {AGREEMENT}"
-            )
-        print(f"largest relative difference from PyTorch {worst:.2g}")
-        return model.with_golden(recorded)
+
+        def call(inputs: dict[str, torch.Tensor]) -> Any:
+            with inference(module):
+                return module(**inputs) if keyword else module(*inputs.values())
+
+        return recorded(model, call, args.seed, "convert torch")
+
+
+def recorded(model: Model, call: Callable[[dict[str, torch.Tensor]], Any], seed: int, where: str) -> Model:
+    """Return a model with PyTorch's outputs for a seeded input in its file, which it has to agree with."""
+    golden = model.draw_golden(seed)
+    result = call({name: torch.from_numpy(a) for name, a in golden.inputs().items()})
+    tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+    theirs = golden.with_outputs({name: t.numpy() for name, t in zip(model.outputs, tensors, strict=True)})
+    worst = theirs.largest_difference(golden.outputs)
+    if not worst <= AGREEMENT:
+        raise PQNetError(f"{where}: outputs differ from PyTorch's by {worst:.3g}, expected at most {AGREEMENT}")
+    print(f"largest relative difference from PyTorch {worst:.2g}")
+    return model.with_golden(theirs)
 
 
 def _detector(module: torch.nn.Module, examples: Any, dynamic: list[dict[int, str]]) -> Detector | None:
@@ -109,13 +116,13 @@ def _converted_detector(detector: Detector, dynamic_batch: bool) -> Model:
     worst = float(np.abs(model.run({"images": images.numpy()})["scores"] - want).max(initial=0))
     if not worst <= AGREEMENT:
         raise PQNetError(f"convert torch: scores differ from PyTorch's by {worst:.3g}, expected at most {AGREEMENT}")
-    _print_sizes(model)
+    print_sizes(model)
     print(f"largest difference from PyTorch's scores {worst:.2g}")
     return model
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep PyTorch's log and listings off the terminal: what matters of them is in the error."""
     before = logging.root.manager.disable
     logging.disable()
@@ -145,7 +152,7 @@ def _module(path: str) -> torch.nn.Module:
     return module
 
 
-def _print_sizes(model: Model) -> None:
+def print_sizes(model: Model) -> None:
     """Say which sizes the network takes."""
     for name, info in model.graph.inputs.items():
         free = [size for size in info.shape if isinstance(size, str)]

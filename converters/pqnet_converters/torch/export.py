@@ -15,7 +15,7 @@ from pqnet_converters.torch.aten import RULES
 from pqnet_converters.torch.importer import out_of_place
 from pqnet_converters.torch.sizes import Axes
 
-__all__ = ["export"]
+__all__ = ["export", "inference"]
 
 CREATED = ("aten.new_zeros.default", "aten.new_ones.default")  # of the sizes given
 NUMBERS = (torch.Tensor, int, float, bool, str, torch.SymInt, torch.SymFloat, torch.SymBool, type(None))
@@ -25,7 +25,7 @@ def export(module: torch.nn.Module, examples: Mapping[str, torch.Tensor], free: 
     """Return the exported program of a module; its examples are positional, or keywords."""
     args, kwargs = ((), dict(examples)) if by_name else (tuple(examples.values()), {})
     try:
-        with _tensors_only(module), _inference(module), _named(module, list(kwargs)):
+        with _tensors_only(module), inference(module), _named(module, list(kwargs)):
             program = torch.export.export(
                 module,
                 args,
@@ -121,7 +121,7 @@ def _first_line(reason: Exception) -> str:
 
 
 @contextmanager
-def _inference(module: torch.nn.Module) -> Iterator[None]:
+def inference(module: torch.nn.Module) -> Iterator[None]:
     """Put the module into eval mode without gradients or fused layers, and restore everything."""
     training = {m: m.training for m in module.modules()}
     fused = torch.backends.mha.get_fastpath_enabled()
@@ -182,5 +182,7 @@ def _tensors_only(module: torch.nn.Module) -> Iterator[None]:
     if left_out:
         what = ", ".join(f"{key} ({kind})" for key, kind in left_out.items())
         warnings.warn(
-            f"outputs left out: {what} is no tensor; use_cache=False (of the module's config) gives none", stacklevel=5
+            f"outputs left out: {what} is no tensor; use_cache=False (of the module's config) gives none, and "
+            "pqnet_converters.from_transformers keeps it as arrays",
+            stacklevel=5,
         )

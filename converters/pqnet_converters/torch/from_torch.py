@@ -7,6 +7,7 @@ import torch
 
 from pqnet.errors import PQNetError
 from pqnet.graph import Graph, GraphBuilder, Node, ValueInfo
+from pqnet_converters.core.patterns import NORMS, simplify
 from pqnet_converters.torch.export import export
 from pqnet_converters.torch.importer import Importer, dtype_name
 from pqnet_converters.torch.sizes import Dynamic, conditions, free_axes, graph_sizes, widened
@@ -113,7 +114,9 @@ def graph_from_torch(
     builder.nodes = _needed(builder.nodes, values)
     default = ["output"] if len(values) == 1 else [f"output{i}" for i in range(len(values))]
     outputs = dict(zip(_names(output_names, default, "output_names"), values, strict=True))
-    return builder.build(outputs, {"source": f"torch {type(module).__qualname__}"}, conditions(program, texts))
+    graph = builder.build(outputs, {"source": f"torch {type(module).__qualname__}"}, conditions(program, texts))
+    # PyTorch has most layers as one operation; norms without means are often written out.
+    return simplify(graph, [NORMS]) if any(node.op in ("rsqrt", "sqrt") for node in graph.nodes) else graph
 
 
 def _needed(nodes: list[Node], outputs: Sequence[str]) -> list[Node]:

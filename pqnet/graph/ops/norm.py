@@ -1,4 +1,4 @@
-"""Normalisation: by stored statistics (batch_norm), or by those of each sample (layer_norm, group_norm)."""
+"""Normalisation: by stored statistics (batch_norm), or by those of each sample (layer_norm, rms_norm, group_norm)."""
 
 from collections.abc import Mapping, Sequence
 
@@ -61,6 +61,15 @@ def _eval_layer(x: Arrays, p: Params, a: Attrs) -> np.ndarray:
     return out
 
 
+def _eval_rms(x: Arrays, p: Params, a: Attrs) -> np.ndarray:
+    axes = tuple(range(-a["axes"], 0))
+    squares = np.square(x[0], dtype=np.float64).mean(axes, keepdims=True)
+    out = np.asarray(x[0] / np.sqrt(squares + a["eps"]), np.float32)
+    if "weight" in p:
+        out *= p["weight"]
+    return out
+
+
 def _infer_group(x: Sequence[Info], p: Mapping[str, Info], a: Attrs) -> Info:
     shape = x[0].shape
     if len(shape) < 2:
@@ -117,6 +126,15 @@ register(
     infer=_infer_layer,
     evaluate=_eval_layer,
     params=_affine,
+    order=_order_layer,
+    axes=Attr("int", 1),
+    eps=_eps,
+)
+register(
+    "rms_norm",
+    infer=_infer_layer,
+    evaluate=_eval_rms,
+    params={"weight": False},
     order=_order_layer,
     axes=Attr("int", 1),
     eps=_eps,

@@ -49,6 +49,7 @@ NORM = Arguments(
     weight_outer=SIZE,  # steps of the weights along the outer axes
     weight_inner=SIZE,
     each=FLAG,
+    centered=FLAG,  # whether the mean is taken away
     eps=CONST,
 )
 
@@ -94,7 +95,7 @@ def norm_across(task, g, data, const, codes, index, scratch):
                     total, squares, origin = zero, zero, load(scratch, p - x + 2 * span)
                     for q in range(table + 2 * k, stop, 2):
                         total = add(total, subtract(load(data, p + index[q]), origin))
-                    mean = multiply(total, each)
+                    mean = multiply(total, each) if g.centered else zero
                     for q in range(table + 2 * k, stop, 2):
                         v = subtract(subtract(load(data, p + index[q]), origin), mean)
                         squares = fma(v, v, squares)
@@ -128,7 +129,7 @@ def norm_along(task, g, data, const, codes, index, scratch):
         x, out = place(points, r)
         weight, bias = g.weight + r // points.inner * g.weight_outer + r % points.inner * g.weight_inner, g.bias
         mean, scale = np.float32(0.0), np.float32(0.0)
-        for _ in range(2):
+        for _ in range(2 if g.centered else 1):
             total, squares, m = constant(0.0), constant(0.0), splat(mean)
             for k in range(runs):
                 at = x + index[table + 2 * k]
@@ -142,7 +143,7 @@ def norm_along(task, g, data, const, codes, index, scratch):
                         block = add(block, v)
                         block_squares = fma(v, v, block_squares)
                     total, squares = add(total, block), add(squares, block_squares)
-            off = sum_lanes(total) * each
+            off = sum_lanes(total) * each if g.centered else np.float32(0.0)
             mean += off
             scale = np.float32(1.0) / np.sqrt(sum_lanes(squares) * each - off * off + eps)
         m, s = splat(mean), splat(scale)

@@ -150,6 +150,8 @@ def cut_gemm(k: int, unit: int, decode: float, outputs: int, groups: int, positi
     best: tuple[float, int, int] | None = None
     o_blocks = [round_up(-(-outputs // parts), ROWS) for parts in PARTS if not halves or parts % 2 == 0]
     o_blocks = [o_block for o_block in o_blocks if o_block >= 2 * ROWS or o_block == o_blocks[0]]
+    if piece < k:  # more parts than that for the largest vocabularies: sums of all pieces stay in the cache
+        o_blocks.append(min(o_blocks[-1], SUMS // LANES // ROWS * ROWS))
     start = START / k
     for tiles in range(1, min(total, max(PACKED // (piece * LANES), 1), 12) + 1):
         room = outputs if piece == k else max(SUMS // (tiles * LANES), ROWS)

@@ -9,12 +9,14 @@ from pqnet.runtime.memory import View
 
 @lowers("concat", typed=True)
 def concat(b: Builder, node: Node, x: list[View]) -> View | None:
-    """Lower a concatenation: each input is copied to its place."""
+    """Lower a concatenation: each input is copied to its place, or comes there where it is one of the network."""
     axis, start = b.attrs(node)["axis"], 0
     shape = b.info(node.outputs[0]).shape
     out = b.new(shape, storage_order(len(shape), x[0].dtype), x[0].dtype)
-    for view in x:
-        emit_copy(b, view, out.slice(axis, start, view.shape[axis]), node.name)
+    for value, view in zip(node.inputs, x, strict=True):
+        part = out.slice(axis, start, view.shape[axis])
+        if not b.upload_into(value, part):
+            emit_copy(b, view, part, node.name)
         start += view.shape[axis]
     return out
 

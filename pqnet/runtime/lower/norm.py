@@ -113,14 +113,14 @@ def _emit(b: Builder, node: Node, across: StepKernel, along: StepKernel, r: _Row
     return r.out
 
 
-@lowers("layer_norm")
+@lowers("layer_norm", "rms_norm")
 def layer_norm(b: Builder, node: Node, x: list[View]) -> View:
-    """Lower a layer norm."""
+    """Lower a layer norm, or one that keeps the mean."""
     shape = x[0].shape
     first = len(shape) - b.attrs(node)["axes"]
     r = _rows(b, x[0], range(first, len(shape)))
     own = _affine(b, node, [a - first for a in r.order], shape[first:])
-    own |= {"weight_outer": 0, "weight_inner": 0, "each": 1}
+    own |= {"weight_outer": 0, "weight_inner": 0, "each": 1, "centered": int(node.op == "layer_norm")}
     return _emit(b, node, kernel.norm_across, kernel.norm_along, r, own)
 
 
@@ -138,7 +138,7 @@ def group_norm(b: Builder, node: Node, x: list[View]) -> View:
     outer = [(batch, *(s[0] for s in strides)), (groups, *(s[1] * step for s in strides))]
     offsets = np.arange(step)[:, None] * np.array([s[1] for s in strides])
     r = _Rows(x[0], out, outer, 1, inside[0][0] if inside else 1, offsets, [1])
-    own = _affine(b, node, (0,), (channels,)) | {"weight_outer": 0, "weight_inner": step, "each": 0}
+    own = _affine(b, node, (0,), (channels,)) | {"weight_outer": 0, "weight_inner": step, "each": 0, "centered": 1}
     return _emit(b, node, kernel.norm_across, kernel.norm_along, r, own)
 
 

@@ -103,6 +103,16 @@ def layer_norm(w: Writer, node: Node, x: Values) -> str:
     return str(w.add("LayerNormalization", x[0], *roles, axis=-axes, epsilon=node.attrs["eps"]))
 
 
+@writes("rms_norm")
+def rms_norm(w: Writer, node: Node, x: Values) -> str:
+    axes = w.ints(*range(-node.attrs["axes"], 0))
+    squares = w.add("ReduceMean", w.add("Mul", x[0], x[0]), axes, keepdims=1)
+    eps = w.constant(np.array(node.attrs["eps"]), "float32")
+    y = w.add("Div", x[0], w.add("Sqrt", w.add("Add", squares, eps)))
+    weight = w.role(node, "weight")
+    return str(y if weight is None else w.add("Mul", y, weight))
+
+
 @writes("group_norm")
 def group_norm(w: Writer, node: Node, x: Values) -> str:
     groups, rank = node.attrs["groups"], len(w.info(x[0]).shape)

@@ -55,8 +55,13 @@ def scalar_tensor(b: Importer, value: Any, *_: Any) -> str:
 
 
 @rule("aten.arange.default")
-def count(b: Importer, end: Any, *_: Any) -> Tensor | str:
+def arange_to(b: Importer, end: Any, *_: Any) -> Tensor | str:
     return arange(b, 0, end, 1)
+
+
+@rule("aten.arange.start")
+def arange_from(b: Importer, start: Any, end: Any, *_: Any) -> Tensor | str:
+    return arange(b, start, end, 1)
 
 
 @rule("aten.arange.start_step")

@@ -196,7 +196,7 @@ def isinf(b: Importer, x: Tensor) -> str:
     return b.emit("eq", b.emit("abs", as_float(b, x)), scalar=float("inf"))
 
 
-@rule("aten._to_copy.default", "aten.to.dtype", "aten.to.dtype_layout")
+@rule("aten._to_copy.default", "aten.to.device", "aten.to.dtype", "aten.to.dtype_layout")
 def to_copy(b: Importer, x: Tensor, *_: Any) -> Tensor:
     return b.cast(x, b.out_dtype())
 

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import numpy as np
+
 from pqnet_converters.torch.aten.registry import rule
 from pqnet_converters.torch.importer import Importer, Tensor
 
@@ -28,6 +30,12 @@ def batch_norm(
 @rule("aten._native_batch_norm_legit.default", "aten._native_batch_norm_legit.no_stats")
 def batch_norm_of_batch(b: Importer, *_: Any) -> None:
     raise b.refuse("expected a batch norm with running statistics, got one that uses those of the batch")
+
+
+@rule("aten.rms_norm.default")
+def rms_norm(b: Importer, x: Tensor, shape: list[int], weight: Tensor | None, eps: float | None) -> str:
+    small = float(np.finfo(np.float32).eps) if eps is None else eps
+    return b.emit("rms_norm", x, name=b.path, params=_params(b, weight=weight), axes=len(shape), eps=small)
 
 
 @rule("aten.layer_norm.default")
