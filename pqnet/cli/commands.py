@@ -24,7 +24,7 @@ from pqnet.cli.data import (
 )
 from pqnet.cli.plan import check_curve, outputs_for, plans_for, read_source, write_curve
 from pqnet.graph.ranges import input_ranges
-from pqnet.io import graph_nbytes, relative_differences
+from pqnet.io import graph_nbytes, output_folder, relative_differences
 from pqnet.pipeline import Agreement, Plan, Statistics
 from pqnet.pipeline.batches import iterate_batches
 
@@ -107,10 +107,14 @@ def run(args: argparse.Namespace) -> None:
     suffixes = (".npy", ".npz") if len(model.outputs) == 1 else (".npz",)
     given = read_samples(args.input, names)
     batches = given if isinstance(given, list) else [given]
-    if isinstance(given, list) and args.output is not None and Path(args.output).is_file():
-        raise PQNetError(f"--output: expected a folder for the outputs of those of --input, got a file, {args.output}")
-    if isinstance(given, dict) and args.output is not None:
-        check_output(args.output, suffixes)
+    if args.output is not None:
+        if isinstance(given, dict):
+            check_output(args.output, suffixes)
+        elif Path(args.output).is_file():
+            got = f"a file, {args.output}"
+            raise PQNetError(f"--output: expected a folder for the outputs of those of --input, got {got}")
+        else:
+            output_folder(args.output, "--output")
     labels = None if args.labels is None else read_labels(args.labels, sum(map(count_samples, batches)))
     outputs = [run_batches(model, inputs, args.batch, args.threads) for inputs in batches]
     if labels is not None:
@@ -119,7 +123,6 @@ def run(args: argparse.Namespace) -> None:
         return
     files = [args.output]
     if isinstance(given, list):
-        Path(args.output).mkdir(exist_ok=True)
         files = [str(Path(args.output) / f"{file.stem}{suffixes[0]}") for file in sample_files(args.input[0])]
     for file, found in zip(files, outputs, strict=True):
         write_outputs(file, found)
