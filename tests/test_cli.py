@@ -474,7 +474,7 @@ BAD = [
     ("run two.h5 --input a4.npz --input b3.npz -o y.npz", r"expected equally many samples, at least one, got \[3, 4\]"),
     ("run two.h5 --input ab.npz -o y.npy", "--output: expected a file name ending in .npz, got y.npy"),
     ("run model.h5 --input x.npy -o y.txt", "--output: expected a file name ending in .npy or .npz, got y.txt"),
-    ("run model.h5 --input x.npy -o none/y.npy", "--output: expected an existing folder, got none"),
+    ("run model.h5 --input x.npy -o none/y.npy", "--output: expected a file in an existing folder, got none/y.npy"),
     ("run model.h5 --input x.npy --batch 0 -o y.npy", "argument --batch: expected an integer of at least 1, got '0'"),
     ("run model.h5 --input x.npy --threads 0 -o y.npy",
      "argument --threads: expected an integer of at least 1, got '0'"),

@@ -349,6 +349,8 @@ def test_foreign_and_damaged_checkpoints_are_refused(nets, tmp_path):
         distill(student, teacher, DATA, steps=10, checkpoint=path, **OPTIONS)
     with pytest.raises(PQNetError, match="expected a file in an existing folder"):
         distill(student, teacher, DATA, steps=10, checkpoint=tmp_path / "no" / "state", **OPTIONS)
+    with pytest.raises(PQNetError, match="checkpoint: expected a file in a folder that can be written to, got /proc/s"):
+        distill(student, teacher, DATA, steps=10, checkpoint="/proc/state", **OPTIONS)
 
 
 SHARED = {

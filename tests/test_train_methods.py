@@ -117,6 +117,7 @@ def test_labels_alone_teach(monkeypatch):
         ({"method": "noise", "train": ("codebooks",)}, "train: expected some of"),
         ({"method": "ipq", "gradient": "max"}, "gradient: expected 'mean' or 'sum'"),
         ({"method": "ipq", "checkpoint": "none/state.pt"}, "checkpoint: expected a file in an existing folder"),
+        ({"method": "lc", "checkpoint": "/proc/state"}, "checkpoint: expected a file in a folder that can be written"),
         ({"method": "ipq", "recipe": {"tail": PQ(4, 4)}}, "pattern 'tail' matches no layer"),
         ({"method": "ipq", "device": "abacus"}, "device: expected one that PyTorch computes on"),
     ],

@@ -24,7 +24,7 @@ from pqnet.cli.data import (
 )
 from pqnet.cli.plan import check_curve, outputs_for, plans_for, read_source, write_curve
 from pqnet.graph.ranges import input_ranges
-from pqnet.io import graph_nbytes, relative_differences
+from pqnet.io import graph_nbytes, output_folder, relative_differences
 from pqnet.pipeline import Agreement, FileSizes, Plan, Statistics, resolve_recipe
 from pqnet.pipeline.batches import iterate_batches
 from pqnet.pipeline.rates import codec_nbytes
@@ -136,12 +136,14 @@ def run(args: argparse.Namespace) -> None:
     else:
         given = pqnet.prepare(model, images=args.image, texts=args.text, folder=Path(args.model).parent)
     batches = given if isinstance(given, list) else [given]
-    if isinstance(given, list) and args.output is not None and Path(args.output).is_file():
-        raise PQNetError(
-            f"--output: expected a folder for the outputs of batches of several sizes, got a file, {args.output}"
-        )
-    if isinstance(given, dict) and args.output is not None:
-        check_output(args.output, suffixes)
+    if args.output is not None:
+        if isinstance(given, dict):
+            check_output(args.output, suffixes)
+        elif Path(args.output).is_file():
+            got = f"a file, {args.output}"
+            raise PQNetError(f"--output: expected a folder for the outputs of batches of several sizes, got {got}")
+        else:
+            output_folder(args.output, "--output")
     labels = None if args.labels is None else read_labels(args.labels, sum(map(count_samples, batches)))
     outputs = [run_batches(model, inputs, args.batch, args.threads) for inputs in batches]
     if labels is not None:
@@ -152,7 +154,6 @@ def run(args: argparse.Namespace) -> None:
         return
     files = [args.output]
     if isinstance(given, list):
-        Path(args.output).mkdir(exist_ok=True)
         stems = [f.stem for f in sample_files(args.input[0])] if args.input else map(str, range(len(batches)))
         files = [str(Path(args.output) / f"{stem}{suffixes[0]}") for stem in stems]
     for file, found in zip(files, outputs, strict=True):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pqnet import Model, PQNetError
+from pqnet import Model, PQNetError, io
 from pqnet.codecs import codec_from_attrs
 from pqnet.io import read_arrays, replaced
 
@@ -130,8 +130,7 @@ def check_output(path: str, suffixes: tuple[str, ...], option: str = "--output")
     """Raise before long work if its result could not be written."""
     if Path(path).suffix not in suffixes:
         raise PQNetError(f"{option}: expected a file name ending in {' or '.join(suffixes)}, got {path}")
-    if not Path(path).resolve().parent.is_dir():
-        raise PQNetError(f"{option}: expected an existing folder, got {Path(path).parent}")
+    io.check_output(path, option)
 
 
 def write_outputs(path: str, outputs: Mapping[str, Any]) -> None:

@@ -2,10 +2,12 @@
 
 from pqnet.io.container import read_arrays as read_arrays
 from pqnet.io.container import read_container as read_container
-from pqnet.io.container import replaced as replaced
 from pqnet.io.container import write_container as write_container
 from pqnet.io.digest import add_content as add_content
 from pqnet.io.digest import network_digest as network_digest
+from pqnet.io.files import check_output as check_output
+from pqnet.io.files import output_folder as output_folder
+from pqnet.io.files import replaced as replaced
 from pqnet.io.model_file import Golden as Golden
 from pqnet.io.model_file import graph_content as graph_content
 from pqnet.io.model_file import graph_from_bytes as graph_from_bytes

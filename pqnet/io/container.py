@@ -21,13 +21,11 @@ Arrays of one dtype share a dataset because one of its own costs an array 340 by
 Shared, they cost 1 kB for a whole file and some 10 bytes for an array in the deflated header.
 """
 
-import contextlib
 import hashlib
 import io
 import json
 import math
 import os
-import secrets
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
@@ -38,11 +36,12 @@ import numpy as np
 
 from pqnet._check import choice, describe, error
 from pqnet.errors import FormatError, PQNetError
+from pqnet.io.files import Path, file_name, replaced
 from pqnet.io.hdf5_layout import BASE, DTYPES, TEXT_START, Frame, hdf5_frame
 
 __all__ = [
     *("check_name", "container_bytes", "container_content", "container_nbytes"),
-    *("read_arrays", "read_container", "replaced", "write_container"),
+    *("read_arrays", "read_container", "write_container"),
 ]
 
 MAGIC = b"PQNET\n"
@@ -57,8 +56,6 @@ MAX_AXES = 8
 MAX_SIZE = 1 << 40  # of an array without empty axes; NumPy takes no more than 2**63 bytes, empty or not
 
 _FIELDS = struct.Struct(f"<{len(MAGIC)}sHQII32s")
-
-Path = str | os.PathLike[str]
 
 
 def write_container(path: Path, kind: str, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
@@ -93,8 +90,6 @@ def write_container(path: Path, kind: str, header: Mapping[str, Any], arrays: Ma
     version = _version(header, arrays)
     with replaced(path) as temporary, open(temporary, "wb") as stream:
         _write(stream, text, arrays, counts, version)
-        stream.flush()
-        os.fsync(stream.fileno())
 
 
 def container_bytes(kind: str, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:
@@ -162,7 +157,7 @@ def read_container(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, np.
     PQNetError
         If the file is missing or cannot be read.
     """
-    name = _file_name(path)
+    name = file_name(path)
     try:
         data = _read(name)
     except OSError as reason:
@@ -200,16 +195,6 @@ def _writer() -> str:
         return "pqnet"
 
 
-def _file_name(path: Any) -> str:
-    try:
-        name = os.fsdecode(path)
-    except TypeError:
-        raise error("path", "a file name", describe(path)) from None
-    if not name or "\0" in name:
-        raise error("path", "a file name", describe(path))
-    return name
-
-
 def _version(header: Any, arrays: Mapping[str, np.ndarray]) -> int:
     """Return the lowest version whose readers understand the content."""
     new = any(array.dtype.name in NEW_DTYPES for array in arrays.values())
@@ -245,24 +230,6 @@ def _check_plain(value: Any, key: str, depth: int = 0) -> None:
 
 
 # -- writing -------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def replaced(path: Path) -> Iterator[str]:
-    """Give the name of a new file in the same directory, which takes the place of ``path`` if all goes well."""
-    target = os.path.realpath(_file_name(path))  # a symbolic link stays one
-    if os.path.exists(target) and not os.path.isfile(target):
-        raise error("path", "a file name", f"{target}, which is a directory or a device")
-    temporary = os.path.join(os.path.dirname(target), f".pqnet-{secrets.token_hex(8)}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, target)
-    except BaseException as reason:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        if isinstance(reason, OSError):
-            raise PQNetError(f"path: cannot write {target}: {reason.strerror or reason}") from None
-        raise
 
 
 def _write(
@@ -450,7 +417,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     PQNetError
         If the file is missing or cannot be read.
     """
-    name = _file_name(path)
+    name = file_name(path)
     try:
         with open(name, "rb") as stream:
             first = stream.read(BASE)

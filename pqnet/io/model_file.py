@@ -14,7 +14,6 @@ from pqnet.graph.graph import Graph, Node, Param, ValueInfo
 from pqnet.graph.op import DTYPES, Attr, get_op
 from pqnet.graph.sizes import MAX_ELEMENTS
 from pqnet.io.container import (
-    Path,
     check_name,
     container_bytes,
     container_content,
@@ -22,6 +21,7 @@ from pqnet.io.container import (
     read_container,
     write_container,
 )
+from pqnet.io.files import Path
 
 __all__ = [
     "Golden",

@@ -8,7 +8,6 @@ changed, and none ever has to be deleted for a result to be right.
 """
 
 import hashlib
-import tempfile
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
@@ -17,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from pqnet import _check, kernels
+from pqnet import kernels
 from pqnet.errors import FormatError
 from pqnet.graph import Node
 from pqnet.graph.graph import Param
@@ -26,20 +25,7 @@ from pqnet.pipeline.batches import Batch
 from pqnet.pipeline.run import Run
 from pqnet.pipeline.statistics import Statistics
 
-__all__ = ["checkpoint_folder", "resumable"]
-
-
-def checkpoint_folder(value: Any) -> Path:
-    """Return a folder that files can be written to, made if it is missing, or raise PQNetError."""
-    try:
-        folder = Path(value)
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except (OSError, TypeError, ValueError) as reason:
-        raise _check.error(
-            "checkpoint", "a folder that can be written to", f"{_check.describe(value)}: {reason}"
-        ) from None
+__all__ = ["resumable"]
 
 
 def resumable(

@@ -12,10 +12,9 @@ import numpy as np
 from pqnet import _check
 from pqnet._threads import default_threads
 from pqnet.errors import ConfigError, PQNetError
-from pqnet.io import graph_nbytes
+from pqnet.io import graph_nbytes, output_folder
 from pqnet.pipeline.agreement import Agreement, lower_bound, samples_needed
 from pqnet.pipeline.batches import Batch, check_samples, iterate_batches, named_inputs
-from pqnet.pipeline.checkpoint import checkpoint_folder
 from pqnet.pipeline.plan import Measured, Plan, measure
 from pqnet.pipeline.quantize import quantize
 from pqnet.pipeline.target import float_weights
@@ -167,7 +166,7 @@ def compress(
         raise ConfigError("score: expected a function, and neither metric nor held_out with it, got others")
     _check.choice(golden, "golden", (False, True))
     if checkpoint is not None:
-        checkpoint_folder(checkpoint)
+        output_folder(checkpoint, "checkpoint")
     seed, threads = _check.rng_seed(seed), default_threads(threads)
     samples, folds = _folds(model, data, keep, metric, score, held_out, seed, threads)
     options: dict[str, Any] = {"seed": seed, "threads": threads, "progress": progress}

@@ -15,11 +15,11 @@ from pqnet.errors import ConfigError
 from pqnet.graph import Graph, Node, weight_op
 from pqnet.graph.affine import FreeAffine
 from pqnet.graph.passes import separate_norm_statistics
-from pqnet.io import network_digest
+from pqnet.io import network_digest, output_folder
 from pqnet.pipeline.activations import check_activations, integer_inputs
 from pqnet.pipeline.balance import BALANCED, balance
 from pqnet.pipeline.batches import Batch, hold_out, iterate_batches
-from pqnet.pipeline.checkpoint import checkpoint_folder, resumable
+from pqnet.pipeline.checkpoint import resumable
 from pqnet.pipeline.layerwise import FromData
 from pqnet.pipeline.modes import check_calibration, choose_options, integers_instead, mode_search
 from pqnet.pipeline.moments import doubted, layer_metric, output_error, output_squares, relative, share_to_doubt
@@ -250,7 +250,7 @@ def quantize(
     if finetune is not None and checkpoint is not None and not isinstance(getattr(finetune, "key", None), str):
         raise ConfigError("finetune: expected an attribute 'key', text, to tell its results in a checkpoint, got none")
     search = mode_search(mode, chosen)
-    folder = None if checkpoint is None else checkpoint_folder(checkpoint)
+    folder = None if checkpoint is None else output_folder(checkpoint, "checkpoint")
     with blas_limit(1), progress_bar(progress, "quantize", "layer", len(chosen)) as bar:
         teacher, threads = separate_norm_statistics(model.graph), default_threads(threads)
         data = list(iterate_batches(model.graph, calibration)) if has_data else calibration

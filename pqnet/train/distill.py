@@ -15,10 +15,9 @@ from pqnet.errors import ConfigError, PQNetError
 from pqnet.graph import Graph, Node
 from pqnet.graph.blocks import find_blocks
 from pqnet.graph.passes import fold_norm_statistics
-from pqnet.io import add_content, graph_content
+from pqnet.io import add_content, check_output, graph_content, output_folder
 from pqnet.pipeline import calibrate, quantize
 from pqnet.pipeline.batches import iterate_batches
-from pqnet.pipeline.checkpoint import checkpoint_folder
 from pqnet.pipeline.moments import channel_statistics, layer_metric
 from pqnet.pipeline.padding import real_positions
 from pqnet.pipeline.sweep import Values, sweep
@@ -198,6 +197,8 @@ def distill(
             "stage: expected 'global' with reassign, norm_statistics, hints or labels, got 'blockwise', which compares "
             "the outputs of blocks"
         )
+    if checkpoint is not None and stage == "global":
+        check_output(checkpoint, "checkpoint")
     data = Batches(student.graph, batches, held_out, batch_size, seed)
     real_positions(data.held_out.inputs)  # has a word to say about masks by another name
     task = _Task(
@@ -293,7 +294,7 @@ def _block_by_block(task: _Task, student: Model, parts: tuple[str, ...], checkpo
     ours, theirs = find_blocks(graph, layers), find_blocks(task.teacher.graph, layers)
     if [block.layers for block in ours] != [block.layers for block in theirs]:
         raise ConfigError("stage: expected a teacher with blocks of the student's layers for 'blockwise', got others")
-    folder = None if checkpoint is None else checkpoint_folder(checkpoint)
+    folder = None if checkpoint is None else output_folder(checkpoint, "checkpoint")
     module = to_module(graph, gradient=task.gradient)
     choose_parameters(module, parts)  # there are some
     teacher = to_module(task.teacher).to(task.device)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pqnet.codecs import Codec
 from pqnet.errors import ConfigError, PQNetError
-from pqnet.io import add_content, graph_content
+from pqnet.io import add_content, check_output, graph_content
 from pqnet.pipeline import Recipe, quantize, resolve_recipe
 from pqnet.pipeline.progress import progress_bar
 from pqnet.pipeline.target import float_weights
@@ -276,6 +276,8 @@ def train(
         check_integer(name, value, 1)
     check_integer("seed", seed, 0)
     schedule = Schedule(steps, lr, optimizer, weight_decay, every)
+    if checkpoint is not None:
+        check_output(checkpoint, "checkpoint")
     codecs = {name: codec for name, codec in resolve_recipe(recipe, model.graph).items() if codec is not None}
     data = Batches(model.graph, batches, held_out, batch_size, seed)
     where = find_device(device)
@@ -324,8 +326,6 @@ class _Loop:
         self.objective, self.data, self.schedule, self.method = objective, data, schedule, method
         self.parts, self.parameters, self.key, self.norm_statistics = parts, parameters, key, norm_statistics
         self.path = None if checkpoint is None else Path(checkpoint)
-        if self.path is not None and not self.path.resolve().parent.is_dir():
-            raise PQNetError(f"checkpoint: expected a file in an existing folder, got {checkpoint}")
         self.step = 0
         self._optimizer_state: dict[str, Any] | None = None
 

@@ -117,8 +117,6 @@ class _State:
 
     def __init__(self, path: str | Path | None, module: nn.Module, optimizer: torch.optim.Optimizer, key: str) -> None:
         self.path = None if path is None else Path(path)
-        if self.path is not None and not self.path.resolve().parent.is_dir():
-            raise PQNetError(f"checkpoint: expected a file in an existing folder, got {path}")
         self.module, self.optimizer, self.key = module, optimizer, key
         self.step, self.best_loss, self.pace = 0, math.inf, 1.0
         self.best: dict[str, Tensor] = {}
