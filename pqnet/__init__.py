@@ -36,11 +36,13 @@ if TYPE_CHECKING:
     from pqnet.pipeline.compress import compress as compress
     from pqnet.pipeline.plan import plan as plan
     from pqnet.pipeline.quantize import quantize as quantize
+    from pqnet.report.page import write_report as write_report
 
 __version__ = "0.1.0"
 
 _FIT = ("KMeansResult", "assign", "weighted_kmeans")
 _PIPELINE = ("Recipe", "Statistics", "calibrate", "compress", "load_statistics", "plan", "quantize")
+_REPORT = ("write_report",)
 
 __all__ = [
     *("PQ", "Additive", "Fixed", "IntN", "Packed", "PackedPQ", "Scalar", "Sparse"),
@@ -48,6 +50,7 @@ __all__ = [
     *("Model", "conv2d", "embedding", "linear", "load"),
     *_FIT,
     *_PIPELINE,
+    *_REPORT,
 ]
 
 
@@ -61,6 +64,10 @@ def _home(name: str) -> ModuleType | None:
         import pqnet.pipeline as pipeline
 
         return pipeline
+    if name in ("report", *_REPORT):
+        import pqnet.report as report
+
+        return report
     return None
 
 
@@ -70,11 +77,11 @@ if not TYPE_CHECKING:  # type checkers know the names above, and find a mistake 
         home = _home(name)
         if home is None:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return home if name in ("fit", "pipeline") else getattr(home, name)
+        return home if name in ("fit", "pipeline", "report") else getattr(home, name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), "fit", "pipeline", *_FIT, *_PIPELINE})
+    return sorted({*globals(), "fit", "pipeline", "report", *_FIT, *_PIPELINE, *_REPORT})
 
 
 def _fit(codec: Any, weight: Any, metric: Any = None, warm: Any = None, seed: int = 0, **options: Any) -> Fit:
