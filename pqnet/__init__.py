@@ -3,6 +3,7 @@
 What loads and runs networks is imported at once, what makes them small when it is first asked for.
 """
 
+from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -42,12 +43,14 @@ if TYPE_CHECKING:
     from pqnet.processing import likeliest as likeliest
     from pqnet.processing import prepare as prepare
     from pqnet.processing import with_processing as with_processing
+    from pqnet.report.page import write_report as write_report
 
 __version__ = "0.1.0"
 
 _FIT = ("KMeansResult", "assign", "weighted_kmeans")
 _PIPELINE = ("Recipe", "Statistics", "calibrate", "compress", "load_statistics", "plan", "quantize")
 _PROCESSING = ("ImageInput", "TextInput", "likeliest", "prepare", "with_processing")
+_REPORT = ("write_report",)
 
 __all__ = [
     *("PQ", "Additive", "Fixed", "IntN", "Packed", "PackedPQ", "Scalar", "Sparse"),
@@ -56,23 +59,18 @@ __all__ = [
     *_FIT,
     *_PIPELINE,
     *_PROCESSING,
+    *_REPORT,
 ]
 
 
+_LATER = {"fit": _FIT, "pipeline": _PIPELINE, "processing": _PROCESSING, "report": _REPORT}  # imported when first used
+
+
 def _home(name: str) -> ModuleType | None:
-    """Import the sub-package that a name is or comes from; None if it is none of those that are imported later."""
-    if name in ("fit", *_FIT):
-        import pqnet.fit as fit
-
-        return fit
-    if name in ("pipeline", *_PIPELINE):
-        import pqnet.pipeline as pipeline
-
-        return pipeline
-    if name in ("processing", *_PROCESSING):
-        import pqnet.processing as processing
-
-        return processing
+    """Import the part that a name is or comes from; None if it is none of those that are imported later."""
+    for part, names in _LATER.items():
+        if name in (part, *names):
+            return import_module(f"{__name__}.{part}")
     return None
 
 
@@ -82,11 +80,11 @@ if not TYPE_CHECKING:  # type checkers know the names above, and find a mistake 
         home = _home(name)
         if home is None:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return home if name in ("fit", "pipeline", "processing") else getattr(home, name)
+        return home if name in _LATER else getattr(home, name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), "fit", "pipeline", "processing", *_FIT, *_PIPELINE, *_PROCESSING})
+    return sorted({*globals(), *_LATER, *(name for names in _LATER.values() for name in names)})
 
 
 def _fit(codec: Any, weight: Any, metric: Any = None, warm: Any = None, seed: int = 0, **options: Any) -> Fit:

@@ -16,10 +16,10 @@ from realdata import DATA, needs_data
 import pqnet
 from pqnet import Packed, Recipe
 from pqnet.cli import commands
-from pqnet.cli.data import accuracies
 from pqnet.cli.main import build_parser, main
 from pqnet.demo import load_images, model_path
 from pqnet.graph import GraphBuilder, ValueInfo
+from pqnet.pipeline.evaluate import accuracies
 
 TINY = """
 import torch

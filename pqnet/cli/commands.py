@@ -9,16 +9,13 @@ from typing import Any
 import numpy as np
 
 import pqnet
-from pqnet import Model, Packed, PQNetError, Recipe
+from pqnet import Model, PQNetError, Recipe
 from pqnet.cli.data import (
-    accuracies,
     check_output,
     codec_text,
-    count_samples,
     read_inputs,
     read_labels,
     read_samples,
-    run_batches,
     sample_files,
     write_outputs,
 )
@@ -27,8 +24,10 @@ from pqnet.graph.ranges import input_ranges
 from pqnet.io import graph_nbytes, output_folder, relative_differences
 from pqnet.pipeline import Agreement, FileSizes, Plan, Statistics, resolve_recipe
 from pqnet.pipeline.batches import iterate_batches
+from pqnet.pipeline.evaluate import accuracies, class_scores, count_samples, run_batches
 from pqnet.pipeline.rates import codec_nbytes
 from pqnet.processing import Processing
+from pqnet.report.layers import describe_layers
 
 __all__ = ["calibrate", "inspect", "quantize", "run", "verify"]
 
@@ -179,32 +178,15 @@ def _joined(outputs: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 def _print_accuracy(outputs: dict[str, np.ndarray], labels: np.ndarray) -> None:
     """Print the share of right answers of every output that is of classes."""
-    of_classes = {n: y for n, y in outputs.items() if y.dtype.kind == "f" and y.ndim == 2 and y.shape[1] > 1}
-    if not of_classes:
-        got = ", ".join(f"{n} {y.dtype} {y.shape}" for n, y in outputs.items())
-        raise PQNetError(f"--labels: expected an output of shape (samples, classes), got {got}")
-    for name, logits in of_classes.items():
+    for name, logits in class_scores(outputs).items():
         shares = ", ".join(f"{what} {share:.2%}" for what, share in accuracies(logits, labels).items())
         print(f"output {name}: {shares} of {len(labels)} samples")
 
 
 def _report(model: Model) -> dict[str, Any]:
-    size, done = model.size(), model.graph.meta.get("quantization", {}).get("layers", {})
-    ranges = input_ranges(model.graph)
-    layers = {}
-    for name, node in model.graph.layers().items():
-        param, part = model.graph.params[node.params["weight"]], size.per_layer[name]
-        layers[name] = {
-            "op": node.op,
-            "shape": list(param.shape),
-            "codec": param.codec.to_attrs() if isinstance(param, Packed) else None,
-            "bytes": part.codes + part.codebooks + part.other,
-            "dense_bytes": part.dense,
-            "output_error": done.get(name, {}).get("output_error"),
-            "iterations": done.get(name, {}).get("iterations"),
-            "input_range": ranges.get(name),
-        }
+    size = model.size()
     total = {key: getattr(size, key) for key in ("codes", "codebooks", "other", "total", "dense", "ratio")}
+    layers = describe_layers(model)
     return {"inputs": model.inputs, "outputs": model.outputs, "size": total, "layers": layers}
 
 

@@ -8,19 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from pqnet import Model, PQNetError, io
+from pqnet import PQNetError, io
 from pqnet.codecs import codec_from_attrs
 from pqnet.io import read_arrays, replaced
 
 __all__ = [
-    "accuracies",
     "check_output",
     "codec_text",
-    "count_samples",
     "read_inputs",
     "read_labels",
     "read_samples",
-    "run_batches",
     "sample_files",
     "write_outputs",
 ]
@@ -78,34 +75,6 @@ def sample_files(folder: str) -> list[Path]:
     return sorted(file for file in Path(folder).iterdir() if file.suffix in (".npy", ".npz", ".h5", ".hdf5"))
 
 
-def count_samples(arrays: Mapping[str, np.ndarray]) -> int:
-    """Return how many samples all arrays have along axis 0."""
-    lengths = {a.shape[0] if a.ndim else 0 for a in arrays.values()}
-    if len(lengths) != 1 or 0 in lengths:
-        raise PQNetError(f"inputs: expected equally many samples, at least one, got {sorted(lengths)}")
-    return lengths.pop()
-
-
-def run_batches(
-    model: Model, arrays: Mapping[str, np.ndarray], size: int, threads: int | None = None
-) -> dict[str, np.ndarray]:
-    """Run a model on samples along axis 0, ``size`` at a time or as many as it takes, and join its outputs."""
-    samples = count_samples(arrays)
-    size = next((shape[0] for shape, _ in model.inputs.values() if shape and shape[0] is not None), size)
-    parts = []
-    for start in range(0, samples, size):
-        part = model.run({n: a[start : start + size] for n, a in arrays.items()}, threads=threads)
-        n = min(size, samples - start)
-        for name, output in part.items():
-            if samples > size and output.shape[:1] != (n,):
-                raise PQNetError(
-                    f"output {name!r}: expected one entry along axis 0 for each of the {n} samples of a batch, got "
-                    f"shape {output.shape}; run one batch: fewer samples, or all of them by --batch"
-                )
-        parts.append(part)
-    return parts[0] if len(parts) == 1 else {n: np.concatenate([part[n] for part in parts]) for n in parts[0]}
-
-
 def read_labels(path: str, samples: int) -> np.ndarray:
     """Return class numbers from a file, one for each sample."""
     labels = read_inputs([path], ["labels"])["labels"]
@@ -113,17 +82,6 @@ def read_labels(path: str, samples: int) -> np.ndarray:
         got = f"{labels.dtype} of shape {labels.shape}"
         raise PQNetError(f"--labels: expected one integer for each of {samples} samples, got {got} in {path}")
     return labels.astype(np.int64)
-
-
-def accuracies(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Return the shares of samples whose label is the class of the largest number, and among the five largest."""
-    classes = logits.shape[1]
-    if outside := np.flatnonzero((labels < 0) | (labels >= classes)).tolist():
-        got = f"{labels[outside[0]]} for sample {outside[0]}"
-        raise PQNetError(f"--labels: expected class numbers below {classes}, as many as the output has, got {got}")
-    theirs = np.take_along_axis(logits, labels[:, None], 1)
-    rank = (~(logits < theirs)).sum(1) - 1  # of equal numbers the label's comes last, and NaN is never right
-    return {f"top-{n}": float(np.mean(rank < n)) for n in (1, 5) if n < classes}
 
 
 def check_output(path: str, suffixes: tuple[str, ...], option: str = "--output") -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pqnet import PQNetError, __version__
-from pqnet.cli import bench, commands, compress, convert, demo, plan, train
+from pqnet.cli import bench, commands, compress, convert, demo, plan, report, train
 from pqnet.cli.parser import Parser, add_common, add_data, at_least, free_size
 
 __all__ = ["build_parser", "main"]
@@ -38,7 +38,7 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"pqnet {__version__}")
     sub = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
     making = (_convert, _compress, _calibrate, _plan, _quantize, _train, _finetune)
-    for add in (*making, _export, _run, _inspect, _verify, _bench, _warmup, _demo):
+    for add in (*making, _export, _run, _inspect, _report, _verify, _bench, _warmup, _demo):
         add(sub)
     return parser
 
@@ -303,6 +303,23 @@ def _inspect(sub: Any) -> None:
     )
     p.add_argument("model", help="pqnet model file")
     p.add_argument("--json", action="store_true", help="machine-readable")
+    add_common(p)
+
+
+def _report(sub: Any) -> None:
+    p = _command(
+        sub,
+        "report",
+        report.run,
+        "show sizes, errors, codewords, weights, times and a drawing of a network on one HTML page",
+        "pqnet report small.h5 --against model.h5 --inputs x.npy --labels labels.npy -o report.html",
+    )
+    p.add_argument("model", help="pqnet model file")
+    p.add_argument("--against", metavar="FILE", help="file of the float network, to compare weights and outputs with")
+    add_data(p, "--inputs", "samples for outputs and times (default: times of drawn ones)", required=False)
+    p.add_argument("--labels", metavar="FILE", help=".npy of class numbers, for the share of right answers")
+    _add_batch(p)
+    p.add_argument("-o", "--output", required=True, help=".html file to write")
     add_common(p)
 
 

@@ -5,7 +5,8 @@ import os
 from typing import Any
 
 from pqnet import Model, PQNetError, Recipe
-from pqnet.cli.data import check_output, count_samples, read_inputs, read_labels
+from pqnet.cli.data import check_output, read_inputs, read_labels
+from pqnet.pipeline.evaluate import count_samples
 
 __all__ = ["ONLY", "train"]
 

@@ -1,0 +1,32 @@
+"""``pqnet report``: one page that shows a network."""
+
+import argparse
+import os
+
+import pqnet
+from pqnet.cli.data import check_output, read_inputs, read_labels
+from pqnet.pipeline.evaluate import count_samples
+from pqnet.report.page import check_installed, write_report
+
+__all__ = ["run"]
+
+
+def run(args: argparse.Namespace) -> None:
+    check_installed()
+    check_output(args.output, (".html",))
+    if args.labels is not None and not args.inputs:
+        raise pqnet.PQNetError("--labels: expected --inputs with them, the samples that they are of, got none")
+    model = pqnet.load(args.model)
+    inputs = read_inputs(args.inputs, list(model.inputs)) if args.inputs else None
+    labels = None if args.labels is None or inputs is None else read_labels(args.labels, count_samples(inputs))
+    write_report(
+        args.model,
+        args.output,
+        against=args.against,
+        inputs=inputs,
+        labels=labels,
+        batch=args.batch,
+        seed=args.seed,
+        threads=args.threads,
+    )
+    print(f"{args.output}: {os.path.getsize(args.output)} bytes")

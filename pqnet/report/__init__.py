@@ -1,0 +1,3 @@
+"""The report on a network as one HTML page: `layers` and `gather` find out, `drawing`, `plots` and `page` show it."""
+
+from pqnet.report.page import write_report as write_report
