@@ -177,6 +177,17 @@ def test_what_a_decoder_refuses() -> None:
     assert decoder.length == 2
 
 
+def test_a_module_in_half_precision_stays_as_it_is() -> None:
+    config = t.GPT2Config(**{**NETS["GPT2"], "n_layer": 1})
+    module = t.GPT2LMHeadModel(config).half().train()
+    model = from_transformers(module)
+    assert module.training and module.dtype == torch.float16
+    assert all(info.dtype in ("int64", "float32") for info in model.graph.inputs.values())
+    with torch.no_grad():
+        want = module.float().eval()(torch.tensor([[5, 6, 7]])).logits.numpy()
+    np.testing.assert_allclose(Decoder(model).prefill([[5, 6, 7]], logits="all"), want, atol=1e-5)
+
+
 def test_networks_without_a_cache() -> None:
     module = make("Llama")
     ids = np.random.default_rng(0).integers(3, 99, (3, 11))

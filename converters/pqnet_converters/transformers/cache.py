@@ -9,6 +9,7 @@ import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
 from pqnet import PQNetError
+from pqnet_converters.torch.export import inference
 
 __all__ = ["cache_shapes", "decoder_examples", "with_arrays"]
 
@@ -32,7 +33,7 @@ class _Layer(DynamicLayer):  # type: ignore[no-untyped-call]
 
 def cache_shapes(module: Any) -> Shapes:
     """Return heads and features of the keys and values that each layer keeps, nothing for a network without a cache."""
-    with torch.no_grad():
+    with inference(module):
         ids = torch.ones((1, TOKENS), dtype=torch.int64)
         output = module(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True)
     if getattr(output, "past_key_values", None) is None:
@@ -66,7 +67,7 @@ def decoder_examples(module: Any, shapes: Shapes) -> tuple[dict[str, torch.Tenso
         free.append({0: "batch", 1: "logits"})
     for i, pair in enumerate(shapes):
         for kind, (heads, features) in zip(("key", "value"), pair, strict=True):
-            examples[f"past.{i}.{kind}"] = torch.zeros((BATCH, heads, PAST, features))
+            examples[f"past.{i}.{kind}"] = torch.zeros((BATCH, heads, PAST, features), dtype=module.dtype)
             free.append({0: "batch", 2: "past"})
     return examples, free
 
@@ -75,7 +76,7 @@ def decoder_examples(module: Any, shapes: Shapes) -> tuple[dict[str, torch.Tenso
 def with_arrays(module: Any, names: list[str]) -> Iterator[None]:
     """Let a decoder be called by arrays, those of its cache included, and return the logits and what is new of it.
 
-    The first token of a batch's ``logits_to_keep`` are those of all: what is returned is one array.
+    ``logits_to_keep`` are numbers of tokens, (batch, logits) as other inputs are; those of the first text count.
     """
     forward, own = module.forward, module.__dict__.get("forward")
     past = [i for i, name in enumerate(names) if name.startswith("past.")]

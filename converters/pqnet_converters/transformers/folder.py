@@ -31,7 +31,7 @@ def load_folder(folder: str | Path, architecture: str | None = None) -> Any:
     path = Path(folder)
     config = _config(path)
     given = architecture or next(iter(config.get("architectures") or ()), None)
-    kind: Any = getattr(transformers, given, None) if given else None
+    kind: Any = getattr(transformers, given, None) if isinstance(given, str) else None
     if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
         raise PQNetError(
             f"{path / 'config.json'}: expected the name of a network of transformers {transformers.__version__} under "

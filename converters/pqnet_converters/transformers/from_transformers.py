@@ -58,7 +58,6 @@ def from_transformers(source: Any, *, cache: bool | None = None) -> Model:
             f"source: expected a transformers.PreTrainedModel or the folder of one, got {type(module).__name__}; "
             "from_torch takes other modules"
         )
-    module.eval()
     writes = bool(module.can_generate()) and not module.config.is_encoder_decoder and cache is not False
     shapes = cache_shapes(module) if writes else []
     if not shapes:
@@ -102,7 +101,9 @@ def _plain_examples(module: Any) -> tuple[dict[str, torch.Tensor], dict[str, dic
         config = getattr(config, "vision_config", config)
         size = getattr(config, "image_size", 224)
         height, width = (size, size) if isinstance(size, int) else size
-        return {"pixel_values": torch.zeros(2, getattr(config, "num_channels", 3), height, width)}, {}
+        return {
+            "pixel_values": torch.zeros(2, getattr(config, "num_channels", 3), height, width, dtype=module.dtype)
+        }, {}
     if module.main_input_name != "input_ids" or "pixel_values" in takes:
         raise PQNetError(
             f"source: expected a network that reads texts or images, got {type(module).__name__}, which reads "
