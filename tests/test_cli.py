@@ -448,7 +448,7 @@ BAD = [
     ("run model.h5 --input x.npy --labels x.npz", r"x.npz: expected an array for|inputs: expected arrays for"),
     ("run total.h5 --input seven.npy --labels sevens.npy", "expected class numbers below 4, .* got 7 for sample 0"),
     ("run onerow.h5 --input ids.npy --labels none.npy", "--labels: expected one integer for each of 2 samples, got f"),
-    ("run model.h5 -o y.npy", "the following arguments are required: --input"),
+    ("run model.h5 -o y.npy", "expected --input, or --image and --text, got none"),
     ("run model.h5 --input x.npy -o y.npy --fast", "unrecognized arguments: --fast"),
     ("run model.h5 --input x.npy -o y.npy --thr 1", "unrecognized arguments: --thr 1"),
     ("run missing.h5 --input x.npy -o y.npy", "path: cannot read missing.h5: No such file or directory"),
