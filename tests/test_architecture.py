@@ -319,7 +319,8 @@ def test_importing_the_converters_loads_no_framework() -> None:
 
 def test_loading_and_running_a_network_imports_nothing_that_makes_networks_small() -> None:
     run = "import pqnet\nfrom pqnet.demo import model_path\npqnet.load(model_path())([[[[0.0] * 8] * 8]])"
-    packages = ["pqnet.fit", "pqnet.kernels.fit", "pqnet.pipeline", "pqnet.train", "pqnet.cli", "h5py", "tqdm"]
+    packages = ["pqnet.fit", "pqnet.kernels.fit", "pqnet.pipeline", "pqnet.train", "pqnet.cli", "pqnet.report", "h5py"]
+    packages += ["tqdm"]
     assert loaded(run, packages) == []
 
 
