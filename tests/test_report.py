@@ -141,6 +141,18 @@ def test_drawing_has_every_node_once_below_what_it_reads_and_beside_the_others()
     assert a.dense == 2 * b.dense == 40 * a.stored and b.stored == 4 * a.stored
 
 
+def test_what_no_input_leads_to_is_drawn_right_above_its_reader():
+    b = GraphBuilder({"x": ValueInfo(("n", 8))}, {"n": 2})
+    x = b.add("relu", "x", name="first")
+    for name in ("a", "b", "c"):
+        x = b.add("linear", x, name=name, params={"weight": rand(8, 8)})
+    table = b.add("exp", b.add("cast", b.add("arange", name="positions", end=8), dtype="float32"))
+    graph = b.build({"y": b.add("add", x, table, name="sum")})
+    layers = dict.fromkeys("abc", (1, 4))
+    rows = {box.title: box.row for box in draw(graph, layers, dict.fromkeys("abc", "pq")).boxes}
+    assert rows["positions"] == rows["sum"] - 1 == rows["c"]
+
+
 # -- page ------------------------------------------------------------------------------------------------------
 
 

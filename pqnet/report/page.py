@@ -68,7 +68,7 @@ def write_report(
     >>> import pqnet
     >>> from pqnet.demo import load_images, model_path
     >>> _, images, labels = load_images()
-    >>> small = pqnet.quantize(pqnet.load(model_path()), "large-blocks")
+    >>> small = pqnet.quantize(pqnet.load(model_path()), "large-blocks", metric="none")
     >>> pqnet.write_report(small, "report.html", against=model_path(), inputs=images, labels=labels)
     """
     check_installed()
@@ -131,7 +131,7 @@ def _tables(report: Report) -> dict[str, list[list[str]]]:
     model, layers, total = report.model, report.layers, sum(step.seconds for step in report.steps)
     size = model.size()
     signature = [
-        [name, what, dtype, " x ".join("any" if n is None else str(n) for n in shape)]
+        [name, what, dtype, " x ".join("any" if n is None else str(n) for n in shape) or "scalar"]
         for what, values in (("input", model.inputs), ("output", model.outputs))
         for name, (shape, dtype) in values.items()
     ]
