@@ -16,7 +16,7 @@ import pqnet.kernels
 from pqnet.kernels import cache
 
 ROOT = Path(__file__).parents[1]
-DATA = {"pqnet._cached", "pqnet._check", "pqnet.codecs", "pqnet.errors", "numpy"}
+DATA = {"pqnet._cached", "pqnet._check", "pqnet._html", "pqnet.codecs", "pqnet.errors", "numpy"}
 PUBLIC = {f"pqnet.{name}" for name in ("codecs", "errors", "fit", "graph", "io", "pipeline", "runtime", "train")}
 PUBLIC |= {"pqnet"}  # the names of pqnet/__init__.py itself, not its other sub-packages
 CONVERTER = PUBLIC - {"pqnet.fit", "pqnet.train"} | {"numpy"}
@@ -30,6 +30,7 @@ TABLE: dict[str, set[str]] = {
     "pqnet/_check.py": {"pqnet.errors", "numpy"},
     "pqnet/_cached.py": set(),
     "pqnet/_cgroup.py": set(),
+    "pqnet/_html.py": set(),
     "pqnet/_threads.py": {"pqnet._cgroup", "pqnet._check", "threadpoolctl"},
     "pqnet/kernels": {"llvmlite", "numba", "numpy"},
     "pqnet/codecs": {"pqnet._cached", "pqnet._check", "pqnet.errors", "numpy"},

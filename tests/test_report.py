@@ -19,6 +19,7 @@ from pqnet.cli.main import main
 from pqnet.demo import load_images, model_path
 from pqnet.graph import GraphBuilder, ValueInfo
 from pqnet.report import page
+from pqnet.report.card import model_card
 from pqnet.report.drawing import HEIGHT, WIDTH, draw
 from pqnet.report.gather import gather, histogram
 from pqnet.report.layers import code_use
@@ -27,7 +28,7 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
 
 IMAGES, LABELS = load_images()[1][:60], load_images()[2][:60].astype(np.int64)
-NASTY = "<script>throw 1</script> $x_{ & \"'é中\x07"
+NASTY = "<script>throw 1</script> $x_{ & \"'é中|`*"
 
 
 def rand(*shape, seed=0):
@@ -39,7 +40,7 @@ def nasty_model():
     x = b.add("linear", "x", name=NASTY, params={"weight": rand(16, 8)})
     y = b.add("linear", b.add("relu", x), name="last", params={"weight": rand(4, 16)})
     graph = b.build({"y": b.add("add", y, b.add("linear", x, name="side", params={"weight": rand(4, 16, seed=1)}))})
-    graph.meta.update({"source": NASTY, "quantization": "nonsense", "labels": ["a", None, 1.5]})
+    graph.meta.update({"source": NASTY + "\x07\n", "quantization": "nonsense", "labels": ["a", None, 1.5]})
     return Model(graph)
 
 
@@ -214,6 +215,67 @@ def test_network_without_layers_has_a_page(tmp_path):
     b = GraphBuilder({"x": ValueInfo(("n", 4))}, {"n": 2})
     pqnet.write_report(Model(b.build({"y": b.add("relu", "x")})), tmp_path / "r.html", inputs=rand(3, 4), threads=1)
     check_page((tmp_path / "r.html").read_text("utf-8"))
+
+
+# -- card and notebooks ----------------------------------------------------------------------------------------
+
+
+def blocks(card: str, language: str) -> str:
+    (found,) = re.findall(rf"^```{language}\n(.*?)\n```$", card, re.DOTALL | re.MULTILINE)
+    return found
+
+
+def test_card_says_how_the_network_is_run_and_what_it_is_made_of(small, monkeypatch, capsys):
+    monkeypatch.chdir(small.parent)
+    assert main(["card", "small.h5", "-o", "README.md"]) == 0
+    card, model = Path("README.md").read_text("utf-8"), pqnet.load("small.h5")
+    capsys.readouterr()
+    exec(blocks(card, "python"), {})
+    assert capsys.readouterr().out == "logits (2, 10)\n"
+    np.save("inputs.npy", IMAGES)
+    assert main(blocks(card, "sh").split()[1:]) == 0
+    assert np.array_equal(np.load("outputs.npy"), model(IMAGES))
+    recipe = pqnet.Recipe.from_yaml(blocks(card, "yaml"))
+    packed = {name: getattr(model.graph.params[f"{name}.weight"], "codec", None) for name in model.graph.layers()}
+    assert recipe.layers == packed
+    assert f"| Total | {model.size().total:,} |" in card and f"| File | {small.stat().st_size:,} |" in card
+    assert main(["card", "small.h5", "-o", "README.html"]) == 2
+
+
+def test_card_of_nasty_names_keeps_its_tables(tmp_path):
+    nasty_model().save(tmp_path / "m.h5")
+    card = model_card(tmp_path / "m.h5")
+    assert "<script>" not in card.replace("\\<", "")
+    for table in re.findall(r"(?:^\|.*\n)+", card, re.MULTILINE):
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
+    exec(blocks(card, "python").replace("'m.h5'", repr(str(tmp_path / "m.h5"))), {})
+
+
+def test_notebooks_show_tables(small):
+    model = pqnet.load(small)
+    size = model.size()
+    for shown in (model, size, pqnet.Recipe({"default": PQ(k=16, d=4), "<b>": None}), nasty_model()):
+        text = shown._repr_html_()
+        tags = Counter(tag for tag, _ in Page(text).elements)
+        assert tags["table"] == tags["caption"] > 0 and not tags["b"] and not tags["script"]
+    cells = re.findall(r"<tr><td>fc</td>(.*?)</tr>", size._repr_html_())[0]
+    part = size.per_layer["fc"]
+    numbers = [int(n.replace(",", "")) for n in re.findall(r">([\d,]+)<", cells)]
+    assert numbers == [part.codes, part.codebooks, part.other, part.dense]
+    assert "pq k=16 d=4" in pqnet.Recipe({"default": PQ(k=16, d=4)})._repr_html_()
+    assert f"<td>{packed_codec(model, 'fc')}</td>" in model._repr_html_()
+
+
+def packed_codec(model: Model, layer: str) -> str:
+    return str(model.graph.params[f"{layer}.weight"].codec)
+
+
+def test_permuted_networks_are_not_compared_inside(small):
+    model = pqnet.load(small)
+    model.graph.meta["quantization"]["permute"] = True
+    report = gather(model, model_path(), IMAGES, threads=1)
+    assert all(layer.weight_error is None and layer.drift is None for layer in report.layers)
+    assert report.outputs[0].error < 1 and "another order" in page.render(report)
 
 
 # -- in a browser ----------------------------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 """A report as one self-contained HTML page."""
 
 import importlib.util
-import json
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -11,6 +10,7 @@ from pqnet import Model, PQNetError
 from pqnet.io import replaced
 from pqnet.report.drawing import draw
 from pqnet.report.gather import Report, gather
+from pqnet.report.layers import plain
 
 __all__ = ["check_installed", "render", "write_report"]
 
@@ -99,7 +99,7 @@ def render(report: Report) -> str:
     environment = jinja2.Environment(
         loader=jinja2.DictLoader(texts), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
-    environment.filters |= {"size": _size, "short": _number, "percent": _percent, "plain": _plain}
+    environment.filters |= {"size": _size, "short": _number, "percent": _percent, "plain": plain}
     steps, layers = report.steps, report.layers
     svgs = {
         "sizes": plots.size_plot(layers) if layers else "",
@@ -183,8 +183,3 @@ def _number(value: float | None) -> str:
 
 def _percent(value: float | None) -> str:
     return "" if value is None else f"{value:.2%}"
-
-
-def _plain(value: Any) -> str:
-    """Return plain data of a file as text."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
