@@ -10,7 +10,7 @@ import pqnet
 from pqnet import Model
 from pqnet.codecs import codec_from_attrs
 from pqnet.report.gather import provenance, recipe_text
-from pqnet.report.layers import describe_layers, plain
+from pqnet.report.layers import describe_layers, plain, signature_rows
 
 __all__ = ["model_card"]
 
@@ -61,7 +61,7 @@ def model_card(path: str | Path) -> str:
         "## How to run it",
         _fenced(run, "sh"),
         _fenced(_program(model, file), "python"),
-        _table(["Value", "Is", "Type", "Shape"], _signature(model)),
+        _table(["Value", "Is", "Type", "Shape"], ([_text(cell) for cell in row] for row in signature_rows(model))),
         "## Layers",
         "Errors are squared and relative, of each layer's outputs alone, on samples put aside when it was quantized.",
         _table(["Layer", "Shape", "Codec", "Bytes", "Smaller", "Error"], map(_layer, layers.items())),
@@ -81,14 +81,6 @@ def _layer(item: tuple[str, dict[str, Any]]) -> list[str]:
     shape = "x".join(map(str, facts["shape"]))
     known = f"{error:.3g}" if isinstance(error, int | float) else ""
     return [_text(name), shape, _text(codec), f"{facts['bytes']:,}", ratio, known]
-
-
-def _signature(model: Model) -> list[list[str]]:
-    return [
-        [_text(name), what, dtype, " x ".join("any" if n is None else str(n) for n in shape) or "scalar"]
-        for what, values in (("input", model.inputs), ("output", model.outputs))
-        for name, (shape, dtype) in values.items()
-    ]
 
 
 def _program(model: Model, file: str) -> str:

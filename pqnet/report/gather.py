@@ -134,7 +134,7 @@ def gather(
     if arrays:
         report.outputs = _outputs(model, reference, arrays, _labels(labels, samples), batch, threads)
         if reference is not None and not report.permuted:
-            _measure_drift(report.layers, model, reference, arrays, batch, threads)
+            _measure_drift(report.layers, model, reference, arrays, threads)
     report.provenance, report.recipe = provenance(model), recipe_text(model)
     return report
 
@@ -285,12 +285,7 @@ def _outputs(
 
 
 def _measure_drift(
-    layers: list[Layer],
-    model: Model,
-    reference: Model,
-    arrays: Mapping[str, np.ndarray],
-    batch: int,
-    threads: int | None,
+    layers: list[Layer], model: Model, reference: Model, arrays: Mapping[str, np.ndarray], threads: int | None
 ) -> None:
     """Compare the outputs of every layer on a few samples, in the network as it runs."""
     both = [(m, m.graph.layers()) for m in (model, reference)]
@@ -299,7 +294,7 @@ def _measure_drift(
     found = []
     for m, nodes in both:
         graph = replace(m.graph, outputs={f"{i}": nodes[layer.name].outputs[0] for i, layer in enumerate(shared)})
-        found.append(run_batches(Model(graph), few, batch, threads) if shared else {})
+        found.append(Model(graph).run(few, threads=threads) if shared else {})
     for i, layer in enumerate(shared):
         layer.drift = relative_error(found[0][str(i)], found[1][str(i)])
 

@@ -11,7 +11,7 @@ from pqnet.codecs import Packed, PackedPQ, PackedScalar
 from pqnet.codecs.additive import PackedAdditive
 from pqnet.graph.ranges import input_ranges
 
-__all__ = ["CodeUse", "code_use", "describe_layers", "plain", "recorded"]
+__all__ = ["CodeUse", "code_use", "describe_layers", "plain", "recorded", "signature_rows"]
 
 
 class CodeUse(NamedTuple):
@@ -57,6 +57,15 @@ def describe_layers(model: Model) -> dict[str, dict[str, Any]]:
             "input_range": ranges.get(name),
         }
     return found
+
+
+def signature_rows(model: Model) -> list[list[str]]:
+    """Return name, direction, dtype and shape of every input and output, as texts."""
+    return [
+        [name, what, dtype, " x ".join("any" if n is None else str(n) for n in shape) or "scalar"]
+        for what, values in (("input", model.inputs), ("output", model.outputs))
+        for name, (shape, dtype) in values.items()
+    ]
 
 
 def plain(value: Any) -> str:

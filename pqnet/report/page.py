@@ -10,7 +10,7 @@ from pqnet import Model, PQNetError
 from pqnet.io import replaced
 from pqnet.report.drawing import draw
 from pqnet.report.gather import Report, gather
-from pqnet.report.layers import plain
+from pqnet.report.layers import plain, signature_rows
 
 __all__ = ["check_installed", "render", "write_report"]
 
@@ -130,14 +130,9 @@ def _tables(report: Report) -> dict[str, list[list[str]]]:
     """Return the cells of the tables of the page."""
     model, layers, total = report.model, report.layers, sum(step.seconds for step in report.steps)
     size = model.size()
-    signature = [
-        [name, what, dtype, " x ".join("any" if n is None else str(n) for n in shape) or "scalar"]
-        for what, values in (("input", model.inputs), ("output", model.outputs))
-        for name, (shape, dtype) in values.items()
-    ]
     kinds = [(text, getattr(size, name)) for name, text in PARTS.items()] + [("all", size.total)]
     return {
-        "signature": signature,
+        "signature": signature_rows(model),
         "kinds": [[text, _size(n), f"{n:,}", _percent(n / max(1, size.total))] for text, n in kinds],
         "layer_sizes": [
             [layer.name, layer.op, "x".join(map(str, layer.shape)), layer.codec]
