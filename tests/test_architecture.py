@@ -16,7 +16,7 @@ import pqnet.kernels
 from pqnet.kernels import cache
 
 ROOT = Path(__file__).parents[1]
-DATA = {"pqnet._cached", "pqnet._check", "pqnet.codecs", "pqnet.errors", "numpy"}
+DATA = {"pqnet._cached", "pqnet._check", "pqnet._html", "pqnet.codecs", "pqnet.errors", "numpy"}
 PUBLIC = {
     f"pqnet.{name}" for name in ("codecs", "errors", "fit", "graph", "io", "pipeline", "processing", "runtime", "train")
 }
@@ -32,6 +32,7 @@ TABLE: dict[str, set[str]] = {
     "pqnet/_check.py": {"pqnet.errors", "numpy"},
     "pqnet/_cached.py": set(),
     "pqnet/_cgroup.py": set(),
+    "pqnet/_html.py": set(),
     "pqnet/_threads.py": {"pqnet._cgroup", "pqnet._check", "threadpoolctl"},
     "pqnet/kernels": {"llvmlite", "numba", "numpy"},
     "pqnet/codecs": {"pqnet._cached", "pqnet._check", "pqnet.errors", "numpy"},
@@ -323,16 +324,8 @@ def test_importing_the_converters_loads_no_framework() -> None:
 
 def test_loading_and_running_a_network_imports_nothing_that_makes_networks_small() -> None:
     run = "import pqnet\nfrom pqnet.demo import model_path\npqnet.load(model_path())([[[[0.0] * 8] * 8]])"
-    packages = [
-        "pqnet.fit",
-        "pqnet.kernels.fit",
-        "pqnet.pipeline",
-        "pqnet.processing",
-        "pqnet.train",
-        "pqnet.cli",
-        "h5py",
-        "tqdm",
-    ]
+    packages = ["pqnet.fit", "pqnet.kernels.fit", "pqnet.pipeline", "pqnet.processing", "pqnet.train", "pqnet.cli"]
+    packages += ["pqnet.report", "h5py", "tqdm"]
     assert loaded(run, packages) == []
 
 

@@ -38,7 +38,7 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"pqnet {__version__}")
     sub = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
     making = (_convert, _compress, _calibrate, _plan, _quantize, _train, _finetune)
-    for add in (*making, _export, _run, _inspect, _report, _verify, _bench, _warmup, _demo):
+    for add in (*making, _export, _run, _inspect, _report, _card, _verify, _bench, _warmup, _demo):
         add(sub)
     return parser
 
@@ -320,6 +320,19 @@ def _report(sub: Any) -> None:
     p.add_argument("--labels", metavar="FILE", help=".npy of class numbers, for the share of right answers")
     _add_batch(p)
     p.add_argument("-o", "--output", required=True, help=".html file to write")
+    add_common(p)
+
+
+def _card(sub: Any) -> None:
+    p = _command(
+        sub,
+        "card",
+        report.card,
+        "write a model card in Markdown for those who publish a network: sizes, errors, recipe, how to run it",
+        "pqnet card small.h5 -o README.md",
+    )
+    p.add_argument("model", help="pqnet model file")
+    p.add_argument("-o", "--output", required=True, help=".md file to write")
     add_common(p)
 
 

@@ -1,14 +1,17 @@
-"""``pqnet report``: one page that shows a network."""
+"""The commands ``report`` and ``card``: one page that shows a network, and one that goes with a published file."""
 
 import argparse
 import os
+from pathlib import Path
 
 import pqnet
 from pqnet.cli.data import check_output, read_inputs, read_labels
+from pqnet.io import replaced
 from pqnet.pipeline.evaluate import count_samples
+from pqnet.report import model_card
 from pqnet.report.page import check_installed, write_report
 
-__all__ = ["run"]
+__all__ = ["card", "run"]
 
 
 def run(args: argparse.Namespace) -> None:
@@ -29,4 +32,12 @@ def run(args: argparse.Namespace) -> None:
         seed=args.seed,
         threads=args.threads,
     )
+    print(f"{args.output}: {os.path.getsize(args.output)} bytes")
+
+
+def card(args: argparse.Namespace) -> None:
+    check_output(args.output, (".md",))
+    text = model_card(args.model)
+    with replaced(args.output) as temporary:
+        Path(temporary).write_text(text, "utf-8")
     print(f"{args.output}: {os.path.getsize(args.output)} bytes")

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from pqnet._html import table
 from pqnet.codecs import Packed
 from pqnet.graph.graph import Graph, Node, Param
 
@@ -51,6 +52,13 @@ class SizeReport:
     @property
     def ratio(self) -> float:
         return self.dense / self.total if self.total else 1.0
+
+    def _repr_html_(self) -> str:
+        """Return a table for notebooks: bytes of each layer, and of all."""
+        rows = [[n, s.codes, s.codebooks, s.other, s.dense] for n, s in self.per_layer.items()]
+        rows.append(["all, with biases and norms", self.codes, self.codebooks, self.other, self.dense])
+        caption = f"{self.total:,} bytes, {self.ratio:.1f}x smaller than float32"
+        return table(caption, ["layer", "codes", "codebooks", "float", "as float32"], rows)
 
 
 def measure_size(graph: Graph) -> SizeReport:

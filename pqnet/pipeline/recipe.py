@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from pqnet import _check
+from pqnet._html import table
 from pqnet.codecs import Codec, codec_from_attrs
 from pqnet.errors import ConfigError, FormatError, PQNetError
 from pqnet.graph import Graph
@@ -55,6 +56,11 @@ class Recipe:
                     f"recipe: expected name patterns with a codec or None, got {pattern!r}: {_check.describe(codec)}"
                 )
         object.__setattr__(self, "layers", dict(self.layers))
+
+    def _repr_html_(self) -> str:
+        """Return a table for notebooks."""
+        rows = [[name, "float" if codec is None else str(codec)] for name, codec in self.layers.items()]
+        return table("Recipe", ["layers", "codec"], rows)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as plain data."""

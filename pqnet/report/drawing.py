@@ -132,13 +132,24 @@ def _box(nodes: list[Node], nbytes: tuple[int, int] | None, largest: int, texts:
 
 
 def _place(boxes: list[Box], edges: list[tuple[int, int, str]]) -> None:
-    """Put every box a row below the lowest that it reads, and below the middle of these as far as there is room."""
+    """Put every box a row below the lowest that it reads, and below the middle of these as far as there is room.
+
+    What no input leads to, such as positions, is right above its first reader.
+    """
     above: dict[int, list[int]] = {}
+    below: dict[int, list[int]] = {}
     for a, b, _ in edges:
         above.setdefault(b, []).append(a)
-    rows: dict[int, list[int]] = {}
+        below.setdefault(a, []).append(b)
+    constant: set[int] = set()
     for i, box in enumerate(boxes):  # boxes are in the order of execution
         box.row = 1 + max((boxes[a].row for a in above.get(i, [])), default=-1)
+        if constant.issuperset(above.get(i, [])) and not (box.kind == "end" and i not in above):
+            constant.add(i)
+    for i in sorted(constant, reverse=True):
+        boxes[i].row = min((boxes[b].row for b in below.get(i, [])), default=boxes[i].row + 1) - 1
+    rows: dict[int, list[int]] = {}
+    for i, box in enumerate(boxes):
         rows.setdefault(box.row, []).append(i)
     for _, members in sorted(rows.items()):
         wanted = {i: sum(boxes[a].x for a in above.get(i, [])) / max(1, len(above.get(i, []))) for i in members}
@@ -151,7 +162,7 @@ def _place(boxes: list[Box], edges: list[tuple[int, int, str]]) -> None:
 def _line(a: Box, b: Box, info: Info, name: str, widest: int) -> Line:
     x0, y0, x1, y1 = a.x, a.y + HEIGHT, b.x, b.y
     if b.row - a.row > 1 and abs(x1 - x0) < WIDTH:  # around the boxes between
-        side = max(x0, x1) + WIDTH / 2 + 14
+        side = max(x0, x1) + WIDTH / 2 + min(18, 6 * (b.row - a.row).bit_length() - 6)  # long ones around short ones
         path = (
             f"M{x0:.0f} {y0:.0f}C{x0:.0f} {y0 + GAP:.0f} {side:.0f} {y0:.0f} {side:.0f} {y0 + GAP:.0f}"
             f"V{y1 - GAP:.0f}C{side:.0f} {y1:.0f} {x1:.0f} {y1 - GAP:.0f} {x1:.0f} {y1:.0f}"

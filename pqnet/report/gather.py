@@ -17,7 +17,7 @@ from pqnet.pipeline.batches import check_samples, named_inputs
 from pqnet.pipeline.evaluate import accuracies, class_scores, fixed_batch, run_batches
 from pqnet.report.layers import CodeUse, code_use, describe_layers, recorded
 
-__all__ = ["Histogram", "Layer", "OutputRow", "Report", "Step", "gather"]
+__all__ = ["Histogram", "Layer", "OutputRow", "Report", "Step", "gather", "provenance", "recipe_text"]
 
 BINS = 60
 RUNS = 5  # of which the median time of a step is taken
@@ -91,6 +91,7 @@ class Report:
     layers: list[Layer]
     steps: list[Step]
     timed: str  # what the times are of, or why there are none
+    permuted: bool = False  # channels are in another order than the float network's: what is inside does not compare
     file_bytes: int | None = None
     outputs: list[OutputRow] = field(default_factory=list)
     samples: int = 0
@@ -125,15 +126,16 @@ def gather(
         own = [step for step in steps if _base(step.label) == layer.name]
         layer.seconds = sum(step.seconds for step in own) if own else None
         layer.algorithm = next((step.algorithm for step in own if step.label == layer.name), "")
+    report.permuted = bool(recorded(model).get("permute"))
     if path is not None:
         report.file_bytes = os.path.getsize(path)
     if reference is not None:
         report.compared = Path(against).name if isinstance(against, str | Path) else "the float network"
     if arrays:
         report.outputs = _outputs(model, reference, arrays, _labels(labels, samples), batch, threads)
-        if reference is not None:
-            _measure_drift(report.layers, model, reference, arrays, batch, threads)
-    report.provenance, report.recipe = _provenance(model), _recipe(model)
+        if reference is not None and not report.permuted:
+            _measure_drift(report.layers, model, reference, arrays, threads)
+    report.provenance, report.recipe = provenance(model), recipe_text(model)
     return report
 
 
@@ -164,7 +166,7 @@ def _labels(labels: Any, samples: int) -> np.ndarray | None:
 
 def _layers(model: Model, reference: Model | None) -> list[Layer]:
     others = {} if reference is None else reference.graph.layers()
-    permuted = bool(recorded(model).get("permute"))  # channels are in another order: weights do not compare
+    permuted = bool(recorded(model).get("permute"))
     sizes, nodes, found = model.size().per_layer, model.graph.layers(), []
     for name, facts in describe_layers(model).items():
         param = model.graph.params[nodes[name].params["weight"]]
@@ -283,28 +285,21 @@ def _outputs(
 
 
 def _measure_drift(
-    layers: list[Layer],
-    model: Model,
-    reference: Model,
-    arrays: Mapping[str, np.ndarray],
-    batch: int,
-    threads: int | None,
+    layers: list[Layer], model: Model, reference: Model, arrays: Mapping[str, np.ndarray], threads: int | None
 ) -> None:
     """Compare the outputs of every layer on a few samples, in the network as it runs."""
-    if recorded(model).get("permute"):
-        return
     both = [(m, m.graph.layers()) for m in (model, reference)]
     shared = [layer for layer in layers if all(layer.name in nodes for _, nodes in both)]
     few = {name: a[: fixed_batch(model) or INNER] for name, a in arrays.items()}
     found = []
     for m, nodes in both:
         graph = replace(m.graph, outputs={f"{i}": nodes[layer.name].outputs[0] for i, layer in enumerate(shared)})
-        found.append(run_batches(Model(graph), few, batch, threads) if shared else {})
+        found.append(Model(graph).run(few, threads=threads) if shared else {})
     for i, layer in enumerate(shared):
         layer.drift = relative_error(found[0][str(i)], found[1][str(i)])
 
 
-def _provenance(model: Model) -> dict[str, Any]:
+def provenance(model: Model) -> dict[str, Any]:
     """Return what the file says of where the network is from and how it was made small, and its digest."""
     meta = {key: value for key, value in model.graph.meta.items() if key not in ("quantization", INPUT_RANGES)}
     options = {key: value for key, value in recorded(model).items() if key not in ("layers", "blocks")}
@@ -317,7 +312,7 @@ def _provenance(model: Model) -> dict[str, Any]:
     }
 
 
-def _recipe(model: Model) -> str:
+def recipe_text(model: Model) -> str:
     """Return the codec of every layer, as a recipe file has them; nothing for a float network."""
     codecs = {name: facts["codec"] for name, facts in describe_layers(model).items()}
     if not any(codecs.values()):

@@ -1,5 +1,6 @@
 """What is known of every layer from the model alone: bytes, codec, recorded errors, and how codewords are used."""
 
+import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ from pqnet.codecs import Packed, PackedPQ, PackedScalar
 from pqnet.codecs.additive import PackedAdditive
 from pqnet.graph.ranges import input_ranges
 
-__all__ = ["CodeUse", "code_use", "describe_layers", "recorded"]
+__all__ = ["CodeUse", "code_use", "describe_layers", "plain", "recorded", "signature_rows"]
 
 
 class CodeUse(NamedTuple):
@@ -56,6 +57,20 @@ def describe_layers(model: Model) -> dict[str, dict[str, Any]]:
             "input_range": ranges.get(name),
         }
     return found
+
+
+def signature_rows(model: Model) -> list[list[str]]:
+    """Return name, direction, dtype and shape of every input and output, as texts."""
+    return [
+        [name, what, dtype, " x ".join("any" if n is None else str(n) for n in shape) or "scalar"]
+        for what, values in (("input", model.inputs), ("output", model.outputs))
+        for name, (shape, dtype) in values.items()
+    ]
+
+
+def plain(value: Any) -> str:
+    """Return plain data of a file as text."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def code_use(param: Any) -> CodeUse | None:

@@ -1,7 +1,6 @@
 """A report as one self-contained HTML page."""
 
 import importlib.util
-import json
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -11,6 +10,7 @@ from pqnet import Model, PQNetError
 from pqnet.io import replaced
 from pqnet.report.drawing import draw
 from pqnet.report.gather import Report, gather
+from pqnet.report.layers import plain, signature_rows
 
 __all__ = ["check_installed", "render", "write_report"]
 
@@ -68,7 +68,7 @@ def write_report(
     >>> import pqnet
     >>> from pqnet.demo import load_images, model_path
     >>> _, images, labels = load_images()
-    >>> small = pqnet.quantize(pqnet.load(model_path()), "large-blocks")
+    >>> small = pqnet.quantize(pqnet.load(model_path()), "large-blocks", metric="none")
     >>> pqnet.write_report(small, "report.html", against=model_path(), inputs=images, labels=labels)
     """
     check_installed()
@@ -99,7 +99,7 @@ def render(report: Report) -> str:
     environment = jinja2.Environment(
         loader=jinja2.DictLoader(texts), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
-    environment.filters |= {"size": _size, "short": _number, "percent": _percent, "plain": _plain}
+    environment.filters |= {"size": _size, "short": _number, "percent": _percent, "plain": plain}
     steps, layers = report.steps, report.layers
     svgs = {
         "sizes": plots.size_plot(layers) if layers else "",
@@ -130,14 +130,9 @@ def _tables(report: Report) -> dict[str, list[list[str]]]:
     """Return the cells of the tables of the page."""
     model, layers, total = report.model, report.layers, sum(step.seconds for step in report.steps)
     size = model.size()
-    signature = [
-        [name, what, dtype, " x ".join("any" if n is None else str(n) for n in shape)]
-        for what, values in (("input", model.inputs), ("output", model.outputs))
-        for name, (shape, dtype) in values.items()
-    ]
     kinds = [(text, getattr(size, name)) for name, text in PARTS.items()] + [("all", size.total)]
     return {
-        "signature": signature,
+        "signature": signature_rows(model),
         "kinds": [[text, _size(n), f"{n:,}", _percent(n / max(1, size.total))] for text, n in kinds],
         "layer_sizes": [
             [layer.name, layer.op, "x".join(map(str, layer.shape)), layer.codec]
@@ -183,8 +178,3 @@ def _number(value: float | None) -> str:
 
 def _percent(value: float | None) -> str:
     return "" if value is None else f"{value:.2%}"
-
-
-def _plain(value: Any) -> str:
-    """Return plain data of a file as text."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

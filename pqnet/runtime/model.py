@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 
 from pqnet import _check
+from pqnet._html import table
 from pqnet._threads import default_threads
+from pqnet.codecs import Packed
 from pqnet.errors import PQNetError
 from pqnet.graph import Graph, ValueInfo
 from pqnet.graph.indices import index_limits
@@ -175,6 +177,23 @@ class Model:
     def __repr__(self) -> str:
         size = self.size()
         return f"Model({len(self.graph.nodes)} nodes, {size.total} bytes, {size.ratio:.1f}x smaller than float32)"
+
+    def _repr_html_(self) -> str:
+        """Return tables for notebooks: what goes in and comes out, and the layers."""
+        values = [
+            [name, what, dtype, str(tuple("any" if n is None else n for n in shape)).replace("'", "")]
+            for what, signature in (("input", self.inputs), ("output", self.outputs))
+            for name, (shape, dtype) in signature.items()
+        ]
+        layers, nodes = [], self.graph.layers()
+        for name, part in self.size().per_layer.items():
+            param = self.graph.params[nodes[name].params["weight"]]
+            codec = str(param.codec) if isinstance(param, Packed) else "float"
+            shape = "x".join(map(str, param.shape))
+            layers.append([name, shape, codec, part.codes + part.codebooks + part.other, part.dense])
+        return table(repr(self), ["value", "is", "type", "shape"], values) + table(
+            "Layers", ["layer", "shape", "codec", "bytes", "as float32"], layers
+        )
 
 
 def _from_bytes(data: bytes, compute: str) -> Model:

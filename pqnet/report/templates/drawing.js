@@ -21,7 +21,8 @@
   }
   function reset() { // boxes as large as they are made for, smaller where the drawing is wide, but readable
     view.width = clamp(width, frame.clientWidth, frame.clientWidth / 0.6);
-    view.x = left + (width - view.width) / 2;
+    const first = svg.querySelector(".box").transform.baseVal[0].matrix.e; // the middle of an input
+    view.x = (width > view.width ? first : left + width / 2) - view.width / 2;
     view.y = top;
     show();
   }
