@@ -92,17 +92,20 @@ def _is_hdf5(name: str, nbytes: int) -> bool:
 def _received(stream: IO[bytes]) -> dict[str, np.ndarray]:
     """Return the arrays that `pqnet.io.hdf5_child` writes."""
     arrays: dict[str, np.ndarray] = {}
+    left: Any = np.empty(0, "uint8")  # what is still to come of the last array
     while line := stream.readline():
-        record = json.loads(line)
-        if "error" in record:
-            raise FormatError(record["error"])
-        if "end" in record:
-            return arrays
-        array = np.empty(record["shape"], record["dtype"])
-        part: Any = array.reshape(-1).view("uint8")
-        if part.size and stream.readinto(part) != part.size:  # type: ignore[attr-defined]
-            break
-        arrays[record["name"]] = array
+        match json.loads(line):
+            case {"name": name, "dtype": dtype, "shape": shape}:
+                arrays[name] = np.empty(shape, dtype)
+                left = arrays[name].reshape(-1).view("uint8")
+            case {"bytes": size}:
+                if stream.readinto(left[:size]) != size:  # type: ignore[attr-defined]
+                    break
+                left = left[size:]
+            case {"error": message}:
+                raise FormatError(message)
+            case {"end": _}:
+                return arrays
     raise FormatError("the HDF5 data cannot be read: its reader crashed, or took too much time or memory")
 
 

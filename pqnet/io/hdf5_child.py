@@ -1,7 +1,8 @@
 """Reads an HDF5 file of unknown origin, in a process of its own: such files crash libhdf5, and hang it.
 
-A program that imports nothing of pqnet. To its standard output it writes, for every array of the file that its argument
-names, a line of JSON with name, dtype and shape and then the numbers; last a line that says ``end`` or what is wrong.
+A program that imports nothing of pqnet. To its standard output it writes lines of JSON: for every array of the file
+that its argument names one with name, dtype and shape, and for each part of its numbers one that says how many bytes
+follow; last ``end``, or at any place what is wrong.
 """
 
 import json
@@ -28,9 +29,10 @@ def limit_process(nbytes: int, seconds: int) -> None:
         import resource
     except ImportError:  # not POSIX
         return
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY + 2 * nbytes, MEMORY + 2 * nbytes))
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    wanted = {resource.RLIMIT_AS: MEMORY + 2 * nbytes, resource.RLIMIT_CPU: seconds, resource.RLIMIT_CORE: 0}
+    for what, most in wanted.items():
+        limit = min([most, *(limit for limit in resource.getrlimit(what) if limit != resource.RLIM_INFINITY)])
+        resource.setrlimit(what, (limit, limit))
 
 
 def arrays_of(file: h5py.File, limit: int) -> dict[str, h5py.Dataset]:
@@ -83,6 +85,7 @@ def main(path: str, limit: int, seconds: int) -> None:
             for name, item in arrays_of(file, limit).items():
                 tell(name=name, dtype=item.dtype.newbyteorder("=").name, shape=item.shape)
                 for piece in pieces_of(item):
+                    tell(bytes=piece.nbytes)
                     out.write(piece.data)
     except RefusedError as reason:
         tell(error=str(reason))
