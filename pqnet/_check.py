@@ -1,7 +1,7 @@
 """The door: turns what callers pass into checked arrays and numbers. Nothing behind it casts or checks again."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,8 @@ _FLOAT32 = np.dtype(np.float32)
 
 def error(name: str, expected: str, got: object, remedy: str = "") -> PQNetError:
     """Build the one error message form: argument, what was expected, what came, the way out."""
+    if isinstance(got, int):
+        got = "".join(_pieces(got))
     return PQNetError(f"{name}: expected {expected}, got {got}" + (f"; {remedy}" if remedy else ""))
 
 
@@ -34,8 +36,30 @@ def describe(value: Any) -> str:
     """Say what a value is, in few words, for an error message."""
     if isinstance(value, np.ndarray):
         return f"{value.dtype} array of shape {value.shape}"
-    text = repr(value)
-    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
+    text = ""
+    for piece in _pieces(value):
+        text += piece
+        if len(text) > 60:
+            return f"{type(value).__name__} {text[:57]}..."
+    return f"{type(value).__name__} {text}"
+
+
+def _pieces(value: Any) -> Iterator[str]:
+    """Yield what `repr` gives, piece by piece: that of a few hundred bytes of YAML may have gigabytes, or no end."""
+    kind = type(value)
+    if kind in (list, tuple, dict) and value:
+        opening, closing = ("{", "}") if kind is dict else ("[", "]") if kind is list else ("(", ")")
+        for i, item in enumerate(value):
+            yield opening if i == 0 else ", "
+            yield from _pieces(item)
+            if kind is dict:
+                yield ": "
+                yield from _pieces(value[item])
+        yield ",)" if kind is tuple and len(value) == 1 else closing
+    elif kind is int and value.bit_length() > 1000:  # Python refuses to print large ones
+        yield f"of {value.bit_length()} bits"
+    else:
+        yield repr(value)
 
 
 def _array(value: Any, name: str) -> np.ndarray:

@@ -286,6 +286,8 @@ PIPELINE: list[Row] = [
      "layer 'conv': expected a float weight, got a packed one; quantize the float model"),
 ]  # fmt: skip
 
+BOMB = "fc: {codec: [&a0 [" + ",".join("x" * 10) + "]"
+BOMB += "".join(f", &a{i} [" + ",".join([f"*a{i - 1}"] * 10) + "]" for i in range(1, 8)) + "]}"
 YAML: list[tuple[str, Any, str]] = [
     ("broken", "fc: [1", "recipe: expected YAML, got text that does not parse"),
     ("nested", "fc: " + "[" * 5000, "recipe: expected YAML, got text that does not parse"),
@@ -294,12 +296,24 @@ YAML: list[tuple[str, Any, str]] = [
     ("nothing", "", "recipe: expected a mapping of patterns to codecs, got NoneType None"),
     ("twice", "fc: null\nfc: null", "recipe: expected every pattern once, got one twice"),
     ("word", "fc: pq", "recipe: 'fc': expected codec fields or null, got str 'pq'"),
-    ("codec", "fc: {codec: zip}", r"recipe: 'fc': codec: expected one of \[.*'pq', .*\], got 'zip'"),
-    ("codec list", "fc: {codec: [pq]}", r"recipe: 'fc': codec: expected one of \[.*'pq', .*\], got \['pq'\]"),
-    ("no codec", "fc: {k: 3}", r"recipe: 'fc': codec: expected one of \[.*'pq', .*\], got None"),
-    ("field", "fc: {codec: pq, kk: 3}", r"recipe: 'fc': codec 'pq': expected fields among \['k', 'd', .*\], got 'kk'"),
+    ("codec", "fc: {codec: zip}", r"recipe: 'fc': codec: expected one of \[.*'pq', .*\], got str 'zip'"),
+    ("codec list", "fc: {codec: [pq]}", r"recipe: 'fc': codec: expected one of \[.*'pq', .*\], got list \['pq'\]"),
+    ("no codec", "fc: {k: 3}", r"recipe: 'fc': codec: expected one of \[.*'pq', .*\], got NoneType None"),
+    ("field", "fc: {codec: pq, kk: 3}", r"'fc': codec 'pq': expected fields among \['k', 'd', .*\], got str 'kk'"),
     ("value", "fc: {codec: pq, k: '3'}", r"recipe: 'fc': codec .*: PQ.k: expected an integer in .*, got str '3'"),
-    ("key", "1: {codec: pq}", "recipe: expected name patterns with a codec or None, got 1: PQ"),
+    ("key", "1: {codec: pq}", "recipe: expected name patterns, got int 1"),
+    ("a bomb", BOMB, r"recipe: expected at most 100000 values, aliases written out, got 1\.23e\+08"),
+    ("part of itself", "fc: &a {codec: additive, parts: [*a, *a]}", "expected at most 100000 values, .* got inf"),
+    ("long", "#" * (1 << 20) + "\n", "recipe: expected at most 1048576 characters of YAML, got 1048577"),
+    ("no date", "fc: 2001-13-45", "recipe: expected YAML, .* ValueError: month must be in 1..12"),
+    ("no number", "fc: {codec: pq, k: 0x_}", "recipe: expected YAML, .* ValueError: invalid literal"),
+    ("no boolean", "fc: !!bool foo", "recipe: expected YAML, .* KeyError: 'foo'"),
+    ("no integer", "fc: !!int ''", "recipe: expected YAML, .* IndexError"),
+    ("no time", "fc: !!timestamp foo", "recipe: expected YAML, .* AttributeError"),
+    ("an integer as a mapping", "!!int {=: 5}", "recipe: expected a mapping of patterns to codecs, got int 5"),
+    ("nothing as a mapping", "!!null {=: }", "recipe: expected a mapping of patterns to codecs, got NoneType None"),
+    ("many digits", "fc: {codec: pq, k: " + "9" * 5000 + "}", "expected YAML, .* ValueError: Exceeds the limit"),
+    ("many bits", "fc: {codec: intn, bits: 0x" + "f" * 5000 + "}", "IntN.bits: .* got of 20000 bits"),
     ("no text", None, "recipe: expected YAML text, got NoneType None"),
 ]  # fmt: skip
 

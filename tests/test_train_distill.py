@@ -344,7 +344,12 @@ def test_foreign_and_damaged_checkpoints_are_refused(nets, tmp_path):
     other = np.concatenate([DATA[:-1], DATA[:1]])  # the same but for one sample
     with pytest.raises(PQNetError, match="expected one of this call"):
         distill(student, teacher, other, steps=10, checkpoint=path, **OPTIONS)
-    path.write_bytes(path.read_bytes()[:100])
+    data = path.read_bytes()
+    for place in np.random.default_rng(0).integers(len(data), size=20):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
+        with pytest.raises(FormatError, match="expected what training wrote, got .*: the file is damaged"):
+            distill(student, teacher, DATA, steps=10, checkpoint=path, **OPTIONS)
+    path.write_bytes(data[:100])
     with pytest.raises(FormatError, match="expected what training wrote"):
         distill(student, teacher, DATA, steps=10, checkpoint=path, **OPTIONS)
     with pytest.raises(PQNetError, match="expected a file in an existing folder"):

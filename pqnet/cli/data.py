@@ -1,7 +1,5 @@
 """Arrays on the command line: reading .npy, .npz and .h5, running in batches, writing .npy and .npz."""
 
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +8,7 @@ import numpy as np
 
 from pqnet import PQNetError, io
 from pqnet.codecs import codec_from_attrs
-from pqnet.io import read_arrays, replaced
+from pqnet.io import read_arrays, read_numpy, replaced
 
 __all__ = [
     "check_output",
@@ -24,14 +22,7 @@ __all__ = [
 
 
 def _read(path: str) -> dict[str, np.ndarray] | np.ndarray:
-    if Path(path).suffix in (".h5", ".hdf5"):
-        return read_arrays(path)
-    try:
-        with open(path, "rb") as file:  # NumPy leaves one that it cannot read open
-            data = np.load(file, allow_pickle=False)
-            return data if isinstance(data, np.ndarray) else {name: data[name] for name in data.files}
-    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as reason:
-        raise PQNetError(f"{path}: expected a readable .npy, .npz or .h5 file of numbers, got: {reason}") from None
+    return read_arrays(path) if Path(path).suffix in (".h5", ".hdf5") else read_numpy(path)
 
 
 def read_inputs(items: Sequence[str], names: Sequence[str]) -> dict[str, np.ndarray]:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 import numpy as np
 
-from pqnet._check import index_array
+from pqnet._check import describe, index_array
 from pqnet.codecs.decoding import Decoding
 from pqnet.errors import FormatError, PQNetError
 
@@ -260,15 +260,15 @@ def codec_from_attrs(attrs: Mapping[str, Any]) -> Codec:
     fields = dict(attrs)
     name = fields.pop("codec", None)
     if not isinstance(name, str) or name not in CODECS:
-        raise FormatError(f"codec: expected one of {sorted(CODECS)}, got {name!r}")
+        raise FormatError(f"codec: expected one of {sorted(CODECS)}, got {describe(name)}")
     parameters = inspect.signature(CODECS[name]).parameters
     known = list(parameters)
     if unknown := [field for field in fields if field not in known]:
-        raise FormatError(f"codec {name!r}: expected fields among {known}, got {unknown[0]!r}")
+        raise FormatError(f"codec {name!r}: expected fields among {known}, got {describe(unknown[0])}")
     required = [field for field in known if parameters[field].default is inspect.Parameter.empty]
     if missing := [field for field in required if field not in fields]:
         raise FormatError(f"codec {name!r}: expected the field {missing[0]!r}, got {sorted(fields)}")
     try:
         return CODECS[name](**fields)
     except PQNetError as reason:
-        raise FormatError(f"codec {attrs!r}: {reason}") from None
+        raise FormatError(f"codec {describe(fields)}: {reason}") from None

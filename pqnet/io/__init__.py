@@ -1,10 +1,13 @@
 """Files: models, statistics, and arrays that others recorded. Everything is checked before anything is built."""
 
-from pqnet.io.container import read_arrays as read_arrays
+from pqnet.io.arrays import read_arrays as read_arrays
+from pqnet.io.arrays import read_numpy as read_numpy
 from pqnet.io.container import read_container as read_container
 from pqnet.io.container import write_container as write_container
 from pqnet.io.digest import add_content as add_content
+from pqnet.io.digest import append_digest as append_digest
 from pqnet.io.digest import network_digest as network_digest
+from pqnet.io.digest import without_digest as without_digest
 from pqnet.io.files import check_output as check_output
 from pqnet.io.files import output_folder as output_folder
 from pqnet.io.files import replaced as replaced

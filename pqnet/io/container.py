@@ -41,7 +41,7 @@ from pqnet.io.hdf5_layout import BASE, DTYPES, TEXT_START, Frame, hdf5_frame
 
 __all__ = [
     *("check_name", "container_bytes", "container_content", "container_nbytes"),
-    *("read_arrays", "read_container", "write_container"),
+    *("read_container", "what_is", "write_container"),
 ]
 
 MAGIC = b"PQNET\n"
@@ -294,7 +294,7 @@ def _verify(data: bytes) -> None:
 def _check_block(block: bytes, length: int) -> None:
     """Raise FormatError, saying what the file is, unless the user block is that of a file of this length."""
     if not block.startswith(MAGIC):
-        raise FormatError(f"expected a pqnet file, got {_content(block)}")
+        raise FormatError(f"expected a pqnet file, got {what_is(block)}")
     if len(block) < BASE:
         raise FormatError(f"the file is damaged: truncated to {len(block)} bytes; get a fresh copy")
     _, version, stated, *_ = _FIELDS.unpack_from(block)
@@ -307,7 +307,7 @@ def _check_block(block: bytes, length: int) -> None:
         raise FormatError("the file is damaged: unused bytes of its first block are not zero; get a fresh copy")
 
 
-def _content(block: bytes) -> str:
+def what_is(block: bytes) -> str:
     """Say what a file is that is not ours, from its first bytes."""
     if not block:
         return "an empty file"
@@ -391,71 +391,3 @@ def _checked_index(index: Any) -> dict[str, Any]:
                     continue
         raise FormatError(f"array {name!r}: expected dtype and shape, got {describe(entry)}")
     return index
-
-
-# -- files of others -----------------------------------------------------------------------------------------
-
-
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Return the arrays of an HDF5 file that pqnet did not write, such as activations recorded elsewhere.
-
-    Parameters
-    ----------
-    path : str or path
-        HDF5 file of datasets of floats up to float64, integers or booleans; those in groups are named
-        ``"group/name"``.
-
-    Returns
-    -------
-    dict of str to array
-        In order of names and with the stored dtypes.
-
-    Raises
-    ------
-    FormatError
-        If the file is no HDF5 file, is damaged, or holds links or data that are not such numbers.
-    PQNetError
-        If the file is missing or cannot be read.
-    """
-    name = file_name(path)
-    try:
-        with open(name, "rb") as stream:
-            first = stream.read(BASE)
-    except OSError as reason:
-        raise PQNetError(f"path: cannot read {name}: {reason.strerror}") from None
-    if first.startswith(MAGIC):
-        raise FormatError(f"{name}: expected a plain HDF5 file of arrays, got a pqnet file")
-    import h5py  # files of ours are read and written without it
-
-    if not h5py.is_hdf5(name):
-        raise FormatError(f"{name}: expected an HDF5 file, got {_content(first)}")
-    try:
-        return _plain_arrays(name)
-    except FormatError as reason:
-        raise FormatError(f"{name}: {reason}") from None
-    except Exception as reason:  # h5py raises exceptions of many classes for malformed structures
-        raise FormatError(f"{name}: the HDF5 data cannot be read: {reason}") from reason
-
-
-def _plain_arrays(path: str) -> dict[str, np.ndarray]:
-    import h5py
-
-    arrays: dict[str, np.ndarray] = {}
-    with h5py.File(path, "r") as file:
-        links: dict[str, Any] = {}
-        file.visititems_links(lambda name, link: links.update({name: link}))
-        for name, link in links.items():
-            if not isinstance(link, h5py.HardLink):
-                raise FormatError(f"{name!r} is a link to other data; store the array itself")
-            item = file[name]
-            if isinstance(item, h5py.Group):
-                continue
-            if not isinstance(item, h5py.Dataset) or item.dtype.kind not in "fiub" or item.dtype.itemsize > 8:
-                got = item.dtype if isinstance(item, h5py.Dataset) else "no dataset"
-                raise FormatError(f"{name!r}: expected floats up to float64, integers or booleans, got {got}")
-            if item.is_virtual or item.external:
-                raise FormatError(f"{name!r} keeps its data in another file; store the array itself")
-            arrays[name] = np.asarray(item[()], item.dtype.newbyteorder("="))
-    if not arrays:
-        raise FormatError("the file holds no arrays")
-    return arrays

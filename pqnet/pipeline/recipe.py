@@ -21,6 +21,8 @@ from pqnet.pipeline.presets import PRESETS, first_conv
 __all__ = ["Recipe", "choose_by_name", "resolve_recipe"]
 
 X = TypeVar("X")
+MAX_TEXT = 1 << 20  # characters of YAML: a recipe names ten thousand layers in as many
+MAX_NODES = 100_000
 MOSTLY = 0.5  # share of a network's weights below which it is hardly quantized
 
 
@@ -73,6 +75,8 @@ class Recipe:
             raise ConfigError(str(_check.error("recipe", "a mapping of patterns to codecs", _check.describe(data))))
         layers = {}
         for pattern, attrs in data.items():
+            if not isinstance(pattern, str):
+                raise ConfigError(str(_check.error("recipe", "name patterns", _check.describe(pattern))))
             if attrs is not None and not isinstance(attrs, Mapping):
                 raise ConfigError(f"recipe: {pattern!r}: expected codec fields or null, got {_check.describe(attrs)}")
             try:
@@ -94,11 +98,21 @@ class Recipe:
 
         if not isinstance(text, str):
             raise ConfigError(str(_check.error("recipe", "YAML text", _check.describe(text))))
+        if len(text) > MAX_TEXT:
+            raise ConfigError(f"recipe: expected at most {MAX_TEXT} characters of YAML, got {len(text)}")
         try:
-            root, data = yaml.compose(text, yaml.SafeLoader), yaml.safe_load(text)
-        except (yaml.YAMLError, RecursionError) as reason:
-            raise ConfigError(f"recipe: expected YAML, got text that does not parse: {reason}") from None
-        if isinstance(root, yaml.MappingNode) and len(root.value) > len(data):
+            root = yaml.compose(text, yaml.SafeLoader)
+            if (nodes := _count_nodes(root, {})) > MAX_NODES:
+                raise ConfigError(f"recipe: expected at most {MAX_NODES} values, aliases written out, got {nodes:.3g}")
+            data = yaml.safe_load(text)
+        except PQNetError:
+            raise
+        except (
+            Exception
+        ) as reason:  # yaml makes dates, numbers and tags of text that is none: exceptions of many classes
+            got = f"{type(reason).__name__}: {reason}"[:1000]
+            raise ConfigError(f"recipe: expected YAML, got text that does not parse: {got}") from None
+        if isinstance(data, Mapping) and isinstance(root, yaml.MappingNode) and len(root.value) > len(data):
             raise ConfigError("recipe: expected every pattern once, got one twice")
         return cls.from_dict(data)
 
@@ -106,10 +120,21 @@ class Recipe:
     def read(cls, path: str | Path) -> "Recipe":
         """Read a recipe from a YAML file."""
         try:
-            text = Path(path).read_text("utf-8")
+            with Path(path).open(encoding="utf-8") as file:
+                text = file.read(MAX_TEXT + 1)
         except (OSError, TypeError, ValueError) as reason:
             raise PQNetError(f"recipe: expected a readable YAML file, got {path}: {reason}") from None
         return cls.from_yaml(text)
+
+
+def _count_nodes(node: Any, counts: dict[int, float]) -> float:
+    """Return how many values a YAML node stands for, aliases written out; infinitely many if it is part of itself."""
+    if id(node) not in counts:
+        counts[id(node)] = math.inf  # as long as it is not known
+        pairs = node.value if isinstance(getattr(node, "value", None), list) else []
+        children = [child for pair in pairs for child in (pair if isinstance(pair, tuple) else (pair,))]
+        counts[id(node)] = 1.0 + sum(_count_nodes(child, counts) for child in children)
+    return counts[id(node)]
 
 
 def resolve_recipe(recipe: "Recipe | Mapping[str, Codec | None] | str", graph: Graph) -> dict[str, Codec | None]:

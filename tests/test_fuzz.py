@@ -1,0 +1,65 @@
+"""The fuzzing script: a few mutants of every class with a fixed seed, and that it notices what it is for."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parent / "fuzz" / "fuzz.py"
+
+# Mutants 0 to 3 crash, hang, take memory, raise; the others are fine.
+FAULTS = f"""
+import ctypes, sys
+sys.path.insert(0, {str(SCRIPT.parent)!r})
+import fuzz
+
+def load(rng, path):
+    number = int(path.read_text())
+    if number == 0:
+        ctypes.string_at(0)
+    while number == 1:
+        pass
+    if number == 2:
+        bytearray(1 << 30)
+    if number == 3:
+        raise TypeError("three")
+    return "read"
+
+fuzz.SECONDS = 1
+original = fuzz.one
+
+def one(kind, seed, number, path):
+    fuzz.CLASSES["recipe"] = (lambda rng, path: path.write_text(str(number)), load, ".yaml")
+    return original(kind, seed, number, path)
+
+fuzz.one = one
+if __name__ == "__main__":
+    sys.exit(fuzz.main())
+"""
+
+
+def run(script: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(script), "--seconds", "60", "--workers", "1", *arguments]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("kind", ["model", "recipe", "npy", "hdf5", "onnx"])
+def test_mutants_are_refused_or_right(kind: str) -> None:
+    if kind == "onnx":
+        pytest.importorskip("onnx")
+    done = run(SCRIPT, "--class", kind, "--mutants", "20" if kind == "hdf5" else "60")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(rf"\d {kind} refused\n", done.stdout) and re.search(rf"\d {kind} (read|run)\n", done.stdout)
+
+
+def test_a_crash_a_hang_memory_and_other_exceptions_are_noticed() -> None:
+    Path("faults.py").write_text(FAULTS)
+    done = run(Path("faults.py"), "--class", "recipe", "--mutants", "6", "--keep", "found")
+    assert done.returncode == 1 and sorted(path.name for path in Path("found").iterdir()) == [
+        f"recipe-0-{number}.yaml" for number in range(4)
+    ]
+    for number, what in enumerate(["the process ended with -11", "a hang", "MemoryError", "TypeError at .*: three"]):
+        assert re.search(rf"recipe-0-{number}.yaml: wrong: .*{what}", done.stdout), done.stdout
+    assert "2 recipe read" in done.stdout
