@@ -3,7 +3,6 @@
 What loads and runs networks is imported at once, what makes them small when it is first asked for.
 """
 
-from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -68,9 +67,22 @@ _LATER = {"fit": _FIT, "pipeline": _PIPELINE, "processing": _PROCESSING, "report
 
 def _home(name: str) -> ModuleType | None:
     """Import the part that a name is or comes from; None if it is none of those that are imported later."""
-    for part, names in _LATER.items():
-        if name in (part, *names):
-            return import_module(f"{__name__}.{part}")
+    if name in ("fit", *_LATER["fit"]):
+        import pqnet.fit as fit
+
+        return fit
+    if name in ("pipeline", *_LATER["pipeline"]):
+        import pqnet.pipeline as pipeline
+
+        return pipeline
+    if name in ("processing", *_LATER["processing"]):
+        import pqnet.processing as processing
+
+        return processing
+    if name in ("report", *_LATER["report"]):
+        import pqnet.report as report
+
+        return report
     return None
 
 
