@@ -20,7 +20,15 @@ import threadpoolctl
 from pqnet._cgroup import cpu_quota
 from pqnet._check import integer
 
-__all__ = ["blas_limit", "call_on_threads", "default_threads", "ordered_map", "reset_after_fork", "until_done"]
+__all__ = [
+    "blas_limit",
+    "call_on_threads",
+    "default_threads",
+    "ordered_map",
+    "reset_after_fork",
+    "thread_limits",
+    "until_done",
+]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -56,9 +64,16 @@ def default_threads(threads: int | None = None, name: str = "threads") -> int:
         return integer(threads, name, 1, LARGEST)
     if (wanted := _number_in_environment("PQNET_NUM_THREADS")) is not None:
         return wanted
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    limits = cpu_quota(), _number_in_environment("OMP_NUM_THREADS")
-    return min(cpus, LARGEST, *(limit for limit in limits if limit is not None))
+    return min(LARGEST, *(limit for limit in thread_limits().values() if limit is not None))
+
+
+def thread_limits() -> dict[str, int | None]:
+    """Return by name what `default_threads` goes by; None where nothing is set."""
+    return {
+        "affinity": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        "quota": cpu_quota(),
+        **{name: _number_in_environment(name) for name in ("OMP_NUM_THREADS", "PQNET_NUM_THREADS")},
+    }
 
 
 def _number_in_environment(name: str) -> int | None:

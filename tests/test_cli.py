@@ -409,6 +409,7 @@ def test_convert_and_export_onnx(folder: Path, capsys: pytest.CaptureFixture[str
         "run",
         "inspect",
         "verify",
+        "doctor",
         "demo",
     ],
 )

@@ -486,3 +486,15 @@ def test_data_that_is_missing_or_elsewhere(tmp_path: Path, location: str, more: 
     onnx.save(_external(location.format(outside=secret), **more), folder / "net.onnx")
     with pytest.raises(FormatError, match=match):
         from_onnx(folder / "net.onnx")
+
+
+@pytest.mark.parametrize("name", [b"weight", b"result", b"left", b"Relu"])
+def test_names_that_are_no_text_are_refused(name: bytes) -> None:
+    """Protobuf gives bytes for them."""
+    model = parse(
+        "g (float[2, 3] left) => (float[2, 3] result) <float weight = {2.0}> { a = Mul(left, weight) result = Relu(a) }"
+    )
+    good = model.SerializeToString()
+    assert from_onnx(good).run({"left": np.ones((2, 3), np.float32)})["result"].shape == (2, 3)
+    with pytest.raises(FormatError, match="ONNX file: .*: expected UTF-8, got b'"):
+        from_onnx(good.replace(name, b"\xff" + name[1:]))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pqnet import PQNetError, __version__
-from pqnet.cli import bench, commands, compress, convert, demo, plan, report, train
+from pqnet.cli import bench, commands, compress, convert, demo, doctor, plan, report, train
 from pqnet.cli.parser import Parser, add_common, add_data, at_least, free_size
 
 __all__ = ["build_parser", "main"]
@@ -19,7 +19,7 @@ _SIZES = "repeatable: each file then has the size in its name"
 
 
 def _command(
-    commands: Any, name: str, run: Callable[[argparse.Namespace], None], text: str, example: str
+    commands: Any, name: str, run: Callable[[argparse.Namespace], int | None], text: str, example: str
 ) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
         name, help=text, description=text[0].upper() + text[1:] + ".", epilog=f"example:\n  {example}"
@@ -38,7 +38,7 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"pqnet {__version__}")
     sub = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
     making = (_convert, _compress, _calibrate, _plan, _quantize, _train, _finetune)
-    for add in (*making, _export, _run, _inspect, _report, _card, _verify, _bench, _warmup, _demo):
+    for add in (*making, _export, _run, _inspect, _report, _card, _verify, _bench, _warmup, _doctor, _demo):
         add(sub)
     return parser
 
@@ -389,6 +389,18 @@ def _warmup(sub: Any) -> None:
     add_common(p)
 
 
+def _doctor(sub: Any) -> None:
+    p = _command(
+        sub,
+        "doctor",
+        doctor.doctor,
+        "show what pqnet finds on this machine and test itself; the exit code is 1 if something is wrong",
+        "pqnet doctor --json",
+    )
+    p.add_argument("--json", action="store_true", help="machine-readable")
+    add_common(p)
+
+
 def _demo(sub: Any) -> None:
     p = _command(
         sub, "demo", demo.run, "quantize and run a small real network that comes with the package", "pqnet demo"
@@ -404,11 +416,11 @@ def _print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return 0, 2 after bad input, 130 after an interrupt."""
+    """Run the command line; return 0, 1 if the doctor finds a fault, 2 after bad input, 130 after an interrupt."""
     warnings.showwarning = _print_warning
     try:
         args = build_parser().parse_args(argv)
-        args.run(args)
+        code: int | None = args.run(args)
         sys.stdout.flush()
     except PQNetError as reason:
         print("pqnet: error:", " ".join(str(reason).split()), file=sys.stderr)
@@ -418,4 +430,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:  # the reader of our output went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+        return 0
+    return code or 0

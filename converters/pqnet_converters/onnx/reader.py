@@ -96,6 +96,7 @@ def read(source: str | Path | bytes) -> OnnxGraph:
         raise FormatError(
             "ONNX file: expected a model, got data that is damaged, truncated or of another kind"
         ) from None
+    _check_text(model)
     if not model.HasField("graph") or not model.opset_import:
         raise FormatError("ONNX file: expected a model with a graph and an operator set, got none; is it truncated?")
     opset = max((o.version for o in model.opset_import if o.domain in STANDARD), default=OPSETS[-1])
@@ -110,6 +111,18 @@ def read(source: str | Path | bytes) -> OnnxGraph:
         if isinstance(reason, PQNetError):
             raise
         raise FormatError(f"ONNX file: the model is not valid: {reason}") from reason
+
+
+def _check_text(message: Any) -> None:
+    """Raise unless all names are text: those that are not UTF-8 come from protobuf as bytes."""
+    for field, value in message.ListFields():
+        if field.type not in (field.TYPE_STRING, field.TYPE_MESSAGE):
+            continue
+        for item in [value] if isinstance(value, str | bytes) or hasattr(value, "ListFields") else value:
+            if field.type == field.TYPE_STRING and not isinstance(item, str):
+                raise FormatError(f"ONNX file: {field.name}: expected UTF-8, got {item[:60]!r}")
+            if field.type == field.TYPE_MESSAGE:
+                _check_text(item)
 
 
 class _Reader:
