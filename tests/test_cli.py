@@ -529,7 +529,7 @@ BAD = [
      r"outputs: expected the names \['total', 'x2'\], got \['x2'\]"),
     ("verify free.h5 --batch 0", "argument --batch: expected an integer of at least 1, got '0'"),
     ("convert", "the following arguments are required: source"),
-    ("convert caffe net.prototxt -o m.h5", "expected a source of kill-the-bits, onnx, pqf, torch, got 'caffe'"),
+    ("convert caffe net.prototxt -o m.h5", "expected a source of hf, kill-the-bits, onnx, pqf, torch, got 'caffe'"),
 ]  # fmt: skip
 
 BAD_TORCH = [

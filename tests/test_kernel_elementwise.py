@@ -257,12 +257,13 @@ def test_silu_against_float64():
 
 
 SCRIPT = """
+import os
 import test_kernel_elementwise as t
 nodes = [("add", "input", (0, 0)), ("gelu", None, (0, 0)), ("mul", "constant", (2, 0)), ("batch_norm", None, (0, 0))]
 t.check(*t.build((3, 5, 7), nodes, 0))
 for op in ("silu", "elu", "mish", "softplus", "tanh", "log", *t.ROUNDED_ONCE):
     t.test_special_numbers(op)
-if not t.os.environ.get('NUMBA_DISABLE_JIT'):
+if not os.environ.get('NUMBA_DISABLE_JIT'):
     for op in t.ROUNDED_ONCE:
         t.test_functions_that_are_rounded_once(op)
     t.test_silu_against_float64()

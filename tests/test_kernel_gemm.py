@@ -7,7 +7,7 @@ from programs import GuardedSpace, untouched
 from test_engine import close, packed_weight, reference
 
 from pqnet.graph import GraphBuilder, ValueInfo
-from pqnet.runtime.algorithms import gemm
+from pqnet.runtime.algorithms import base, gemm
 from pqnet.runtime.memory import Store, Workspace
 from pqnet.runtime.program import Program
 from pqnet.runtime.tune import fixed
@@ -84,7 +84,8 @@ def test_numbers_of_a_table_are_the_same_from_planes(reduction, k, monkeypatch):
     weight = packed_weight(rng, (67, reduction, 1, 1), 1, k, "spatial")
     graph = b.build({"y": b.add("conv2d", "x", params={"weight": weight})})
     planes = check(graph, {"x": x}, "decode")
-    monkeypatch.setattr(gemm, "_in_planes", lambda weight: False)
+    for module in (base, gemm):
+        monkeypatch.setattr(module, "in_planes", lambda codebook: False)
     assert np.array_equal(check(graph, {"x": x}, "decode"), planes)
 
 
