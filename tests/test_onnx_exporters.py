@@ -113,7 +113,7 @@ MODULES: dict[str, tuple[nn.Module, list[tuple[Tensor, ...]], dict[int, str], di
         f"attention {kind}": (Attention(kind), [masked(2, 6), masked(3, 9)], TEXT, {"attention": 1, "linear": 4})
         for kind in ("added", "hidden", "function")
     },
-    "rms norm": (RootMeanSquare(), [(torch.randn(2, t, 32),) for t in (6, 4)], TEXT, {"rsqrt": 1, "linear": 1}),
+    "rms norm": (RootMeanSquare(), [(torch.randn(2, t, 32),) for t in (6, 4)], TEXT, {"rms_norm": 1, "linear": 1}),
     "gates": (Gates(), [(4 * torch.randn(2, 9),)], FREE, {"silu": 1, "mish": 1, "hardswish": 2, "gelu": 3}),
     "u-net": (UpAndDown(), [(torch.randn(1, 3, n, 24),) for n in (16, 20)], IMAGE, {"interpolate": 2, "conv2d": 2}),
     "recurrent": (Recurrent(), [(torch.randn(n, t, 8),) for n, t in ((2, 5), (3, 9))], TEXT, {"lstm": 4, "gru": 1}),

@@ -9,7 +9,6 @@ from numba import njit, types
 from pqnet.kernels.cpu import has
 from pqnet.kernels.llvm import FLOAT, HALF, WORD, call, compiled_or, splat
 from pqnet.kernels.llvm import constant as constant_vector
-from pqnet.kernels.llvm import fma as emit_fma
 from pqnet.kernels.simd import (
     FLOATS,
     INTS,
@@ -169,36 +168,6 @@ def erf_argument(v):
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
-def _silu_by_exp(v):
+def silu(v):
+    # v / (1 + exp(-v))
     return divide(v, add(constant(1.0), exp(subtract(constant(0.0), v))))
-
-
-# Of f in 0 .. 1, from the highest power on: 2**f within 8e-8.
-EXP2 = 1.877576639e-3, 8.989340472e-3, 5.582631742e-2, 0.2401536174, 0.6931530731, 0.9999999251
-
-
-def _silu(context, v):
-    # By 2**y, y = -v / log(2), and an approximate reciprocal that a step of Newton's makes exact. What rounding y costs
-    # is 1e-6 of the result, and only where exp(-v) is large.
-    prefix, kind = "llvm.x86.avx512", FLOATS.llvm
-
-    def codegen(context, builder, signature, values):
-        (v,) = values
-        zeros, one, two = (constant_vector(kind, number) for number in (0.0, 1.0, 2.0))
-        lanes, current_rounding, floor = HALF(-1), WORD(4), WORD(1)
-        y = builder.fmul(v, constant_vector(kind, -1.44269504))
-        part = call(builder, f"{prefix}.mask.reduce.ps.512", kind, y, floor, zeros, lanes, current_rounding)
-        e = constant_vector(kind, EXP2[0])
-        for coefficient in EXP2[1:]:
-            e = emit_fma(builder, e, part, constant_vector(kind, coefficient))
-        e = call(builder, f"{prefix}.mask.scalef.ps.512", kind, e, y, zeros, lanes, current_rounding)
-        d = builder.fadd(e, one)
-        r = call(builder, f"{prefix}.rcp14.ps.512", kind, d, zeros, lanes)
-        better = builder.fmul(r, emit_fma(builder, builder.fneg(d), r, two))
-        finite = builder.fcmp_unordered("!=", d, constant_vector(kind, float("inf")))
-        return builder.fmul(v, builder.select(finite, better, r))
-
-    return FLOATS(FLOATS), codegen
-
-
-silu = compiled_or(_silu_by_exp, _silu) if has("avx512f") else _silu_by_exp  # v / (1 + exp(-v))
