@@ -10,6 +10,7 @@ from test_pipeline import DATA, RECIPE, small_net  # noqa: E402
 
 import pqnet  # noqa: E402
 from pqnet.train import distill, parallel  # noqa: E402
+from pqnet.train.state import write_state  # noqa: E402
 
 
 def test_threads_by_default_are_no_more_than_free_cpus(monkeypatch):
@@ -40,7 +41,7 @@ def test_a_stopped_run_goes_on_with_its_threads(tmp_path, monkeypatch):
     distill(student, teacher, DATA, threads=1, **options)
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     assert state["threads"] == 1
-    torch.save({**state, "threads": 3}, tmp_path / "state.pt")
+    write_state(tmp_path / "state.pt", state.pop("key"), {**state, "threads": 3})
     seen, give = [], torch.set_num_threads
     monkeypatch.setattr(torch, "set_num_threads", lambda n: seen.append(n) or give(n))
     distill(student, teacher, DATA, threads=1, **options)
