@@ -340,7 +340,7 @@ def test_command(small, tmp_path, capsys):
     ("arguments", "message"),
     [
         ("-o r.pdf", "--output: expected a file name ending in .html, got r.pdf"),
-        ("-o nowhere/r.html", "--output: expected an existing folder"),
+        ("-o nowhere/r.html", "--output: expected a file in an existing folder"),
         ("-o r.html --labels y.npy", "--labels: expected --inputs with them"),
         ("-o r.html --inputs none.npy", "none.npy: expected a readable"),
         ("-o r.html --against none.h5", "none.h5"),

@@ -10,7 +10,7 @@ from typing import Any
 
 from pqnet.errors import UnsupportedOpError
 from pqnet.graph import Node
-from pqnet.graph.op import Info
+from pqnet.graph.op import Info, get_op
 
 __all__ = ["padded_axes"]
 
@@ -86,6 +86,7 @@ def _axis_behind(node: Node, axes: list[int | None], shapes: list[Any], results:
         if at == 1 and axes[0] is None:
             return int(attrs["axis"])
         return axis if axes[1] is None and axis != attrs["axis"] else None
-    if node.op == "embedding":
-        return axis
-    return axis if node.op == "linear" and axis < len(shape) - 1 else None
+    weight = get_op(node.op).weight
+    if weight is None or weight.kernel_axes or not weight.is_product:
+        return None
+    return axis if weight.looked_up or axis != weight.channel_axis(len(shape)) else None
