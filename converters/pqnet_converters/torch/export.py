@@ -3,7 +3,7 @@
 import inspect
 import operator
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +15,7 @@ from pqnet_converters.torch.aten import RULES
 from pqnet_converters.torch.importer import out_of_place
 from pqnet_converters.torch.sizes import Axes
 
-__all__ = ["export", "inference"]
+__all__ = ["export", "inference", "replaced_forward"]
 
 CREATED = ("aten.new_zeros.default", "aten.new_ones.default")  # of the sizes given
 NUMBERS = (torch.Tensor, int, float, bool, str, torch.SymInt, torch.SymFloat, torch.SymBool, type(None))
@@ -138,20 +138,10 @@ def inference(module: torch.nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _named(module: torch.nn.Module, names: list[str]) -> Iterator[None]:
-    """Give a forward that takes any keywords the names of those it is called with: torch.export asks for them."""
-    signature = inspect.signature(module.forward)
-    if not names or not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
-        yield
-        return
-    forward, own = module.forward, module.__dict__.get("forward")
-
-    def named(*args: Any, **kwargs: Any) -> Any:
-        return forward(**dict(zip(names, args, strict=False)), **kwargs)
-
-    parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
-    named.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    module.forward = named
+def replaced_forward(module: torch.nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Let a module be called by another function, and leave it as it was."""
+    own = module.__dict__.get("forward")
+    module.forward = forward
     try:
         yield
     finally:
@@ -159,6 +149,24 @@ def _named(module: torch.nn.Module, names: list[str]) -> Iterator[None]:
             del module.forward
         else:
             module.forward = own
+
+
+@contextmanager
+def _named(module: torch.nn.Module, names: list[str]) -> Iterator[None]:
+    """Give a forward that takes any keywords the names of those it is called with: torch.export asks for them."""
+    signature = inspect.signature(module.forward)
+    if not names or not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
+        yield
+        return
+    forward = module.forward
+
+    def named(*args: Any, **kwargs: Any) -> Any:
+        return forward(**dict(zip(names, args, strict=False)), **kwargs)
+
+    parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
+    named.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    with replaced_forward(module, named):
+        yield
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
 from pqnet import PQNetError
-from pqnet_converters.torch.export import inference
+from pqnet_converters.torch.export import inference, replaced_forward
 
 __all__ = ["cache_shapes", "decoder_examples", "with_arrays"]
 
@@ -78,7 +78,7 @@ def with_arrays(module: Any, names: list[str]) -> Iterator[None]:
 
     ``logits_to_keep`` are numbers of tokens, (batch, logits) as other inputs are; those of the first text count.
     """
-    forward, own = module.forward, module.__dict__.get("forward")
+    forward = module.forward
     past = [i for i, name in enumerate(names) if name.startswith("past.")]
 
     def called(*arrays: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -91,11 +91,5 @@ def with_arrays(module: Any, names: list[str]) -> Iterator[None]:
         output = forward(**{**given, "attention_mask": mask, **cache})
         return output.logits, *(x for layer in layers for x in layer.new)
 
-    module.forward = called
-    try:
+    with replaced_forward(module, called):
         yield
-    finally:
-        if own is None:
-            del module.forward
-        else:
-            module.forward = own
