@@ -212,6 +212,37 @@ def _sum(context, a):
     return types.float32(FLOATS), codegen
 
 
+def _store_sums_reference(a, b, c, d, array, i, more):
+    sums = [_sum_reference(v) for v in (a, b, c, d)]
+    array[i : i + 4] = array[i : i + 4] + sums if more else sums
+
+
+def _store_sums(context, a, b, c, d, array, i, more):
+    # Halves are added to halves, as for a single vector, of all four at once
+    def codegen(context, builder, signature, values):
+        size, vectors = WIDTH, list(values[:4])
+        while len(vectors) > 1:  # each holds the parts of one vector, then of two, then of all
+            half, joined = size // 2, []
+            for v, w in zip(vectors[::2], vectors[1::2], strict=True):
+                low = [start + i for start in range(0, 2 * WIDTH, size) for i in range(half)]
+                joined.append(builder.fadd(*(emit.shuffle(builder, v, w, [i + at for i in low]) for at in (0, half))))
+            size, vectors = half, joined
+        (v,) = vectors
+        while size > 1:
+            size //= 2
+            v = builder.fadd(v, emit.shuffle(builder, v, v, [(i + size) % WIDTH for i in range(WIDTH)]))
+        sums = emit.shuffle(builder, v, v, range(0, WIDTH, WIDTH // 4))
+        place = element(context, builder, signature, values, 4, values[5])
+        with builder.if_else(builder.icmp_signed("!=", values[6], emit.LONG(0))) as (adding, writing):
+            with adding:
+                emit.store(builder, builder.fadd(emit.load(builder, place, sums.type), sums), place)
+            with writing:
+                emit.store(builder, sums, place)
+        return context.get_dummy_value()
+
+    return types.void(FLOATS, FLOATS, FLOATS, FLOATS, array, INDEX, INDEX), codegen
+
+
 def _load_even_reference(array, index):
     return array[index : index + 2 * WIDTH : 2].copy()
 
@@ -225,20 +256,20 @@ def _load_even(context, array, index):
     return FLOATS(array, INDEX), codegen
 
 
-def _store_zipped_reference(array, index, a, b):
-    array[index : index + 2 * WIDTH : 2] = a
-    array[index + 1 : index + 2 * WIDTH : 2] = b
+def _zipper(start):
+    """Return zip(a, b): a0 b0 a1 b1 .. of the first halves of two vectors, or of the second."""
 
+    def reference(a, b):
+        return np.stack([a, b], 1).reshape(-1)[2 * start : 2 * start + WIDTH]
 
-def _store_zipped(context, array, index, a, b):
-    def codegen(context, builder, signature, values):
-        first = element(context, builder, signature, values, 0, values[1])
-        for half in (0, WIDTH):
-            pairs = [i // 2 + (WIDTH if i % 2 else 0) for i in range(half, half + WIDTH)]
-            emit.store(builder, emit.shuffle(builder, *values[2:], pairs), offset(builder, first, half))
-        return context.get_dummy_value()
+    def zipped(context, a, b):
+        def codegen(context, builder, signature, values):
+            lanes = [lane for i in range(start, start + WIDTH // 2) for lane in (i, WIDTH + i)]
+            return emit.shuffle(builder, *values, lanes)
 
-    return types.void(array, INDEX, FLOATS, FLOATS), codegen
+        return FLOATS(FLOATS, FLOATS), codegen
+
+    return compiled_or(reference, zipped)
 
 
 def _prefetch_reference(array, index):
@@ -275,8 +306,8 @@ load_int, store_int, splat_int = _loader(INTS), _storer(INTS), _splatter(INTS)
 # The lanes below a count; loads give 0 in the others.
 load_head, store_head = compiled_or(_load_head_reference, _load_head), compiled_or(_store_head_reference, _store_head)
 keep = compiled_or(_keep_reference, _keep)  # a in the lanes first <= lane < last, 0 in the others
-store_zipped = compiled_or(_store_zipped_reference, _store_zipped)  # a0 b0 a1 b1 ..: 2 * WIDTH floats
 prefetch = compiled_or(_prefetch_reference, _prefetch)  # bring the cache line of an element near; any index will do
+zip_first, zip_second = _zipper(0), _zipper(WIDTH // 2)  # a0 b0 a1 b1 .. of the first or the second halves of a and b
 load_even = compiled_or(_load_even_reference, _load_even)  # every other one of 2 * WIDTH floats
 add, subtract, multiply, divide = (
     _binary(FLOATS, name, reference)
@@ -285,6 +316,9 @@ add, subtract, multiply, divide = (
 maximum, minimum = _larger_or_smaller(">", np.maximum), _larger_or_smaller("<", np.minimum)
 sqrt, round_even = _unary("sqrt", np.sqrt), _unary("rint", np.rint)
 sum_lanes = compiled_or(_sum_reference, _sum)  # a float32
+store_sums = compiled_or(
+    _store_sums_reference, _store_sums
+)  # those of four vectors, added to what is there if ``more``
 power_of_two = compiled_or(_power_of_two_reference, _power_of_two)  # 2 ** a for whole a in -126..127
 copy2, copy4, copy8, copy16 = (_lane_copier(lanes) for lanes in (2, 4, 8, 16))
 add_int = _binary(INTS, "add", np.add)

@@ -270,15 +270,6 @@ class Builder:
             self._views[value] = view
         return self._views[value]
 
-    def upload_into(self, value: str, target: View) -> bool:
-        """Let an input of the graph that one node alone reads be put where that node wants it; tell whether it is."""
-        if value not in self.graph.inputs or len(self.users(value)) != 1 or self.is_output(value):
-            return False
-        self.steps = [step for step in self.steps if not (isinstance(step, Upload) and step.value == value)]
-        self.buffers.remove(self._views[value].buffer)
-        self.steps.append(Upload(value, target))
-        return True
-
     def place(self, value: str) -> View | None:
         """Return the view of a value if it lives in the arena."""
         return self._views.get(value)

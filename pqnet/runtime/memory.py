@@ -13,7 +13,18 @@ import numpy as np
 from pqnet._threads import reset_after_fork
 from pqnet.errors import PQNetError
 
-__all__ = ["SLACK", "Buffer", "Piece", "Store", "View", "Workspace", "aligned", "merge_axes", "place_buffers"]
+__all__ = [
+    "SLACK",
+    "Buffer",
+    "Piece",
+    "Store",
+    "View",
+    "Workspace",
+    "aligned",
+    "merge_axes",
+    "place_buffers",
+    "take_in",
+]
 
 ALIGNMENT = 64  # bytes: a cache line
 SLACK = 256  # floats behind the arena, the parameters and each scratch that kernels may read, never use
@@ -64,12 +75,26 @@ def merge_axes(shape: Sequence[int], *strides: Sequence[int]) -> list[tuple[int,
 
 @dataclass(eq=False)
 class Buffer:
-    """A range of the arena, in bytes, that is taken from step ``first`` to step ``last``."""
+    """A range of the arena, in bytes, that is taken from step ``first`` to step ``last``.
+
+    It may be a part of another one, which begins ``start`` bytes before it.
+    """
 
     nbytes: int
     first: int
     last: int
     offset: int = -1
+    whole: "Buffer | None" = None
+    start: int = 0
+
+    @property
+    def within(self) -> list[tuple["Buffer", int]]:
+        """Itself and the buffers that it is a part of, outermost last, each with how far it begins before this one."""
+        found, start = [(self, 0)], 0
+        while (last := found[-1][0]).whole is not None:
+            start += last.start
+            found.append((last.whole, start))
+        return found
 
 
 @dataclass(frozen=True)
@@ -176,11 +201,50 @@ class View:
         return np.lib.stride_tricks.as_strided(start, self.shape, tuple(kind.itemsize * s for s in self.strides))
 
 
+def take_in(out: View, parts: Sequence[tuple[View, View]]) -> list[bool]:
+    """Make values parts of a larger one, where they are stored as they lie there; tell of each whether it is.
+
+    Parameters
+    ----------
+    out : View
+        Fills a buffer of its own.
+    parts : sequence of (View, View)
+        Each value, and its part of ``out``; parts do not overlap.
+    """
+    starts: dict[Buffer, set[int]] = {}  # where the outermost buffers of the values would begin
+    covered: dict[Buffer, int] = {}
+    outermost = [value.buffer.within[-1] for value, _ in parts]
+    for (value, part), (buffer, before) in zip(parts, outermost, strict=True):
+        alike = all(a == b for a, b, n in zip(value.strides, part.strides, value.shape, strict=True) if n > 1)
+        item = ITEMSIZE[value.dtype]
+        fits = alike and value.dense and value.dtype == out.dtype and buffer is not out.buffer
+        starts.setdefault(buffer, set()).add((part.offset - value.offset) * item - before if fits else -1)
+        covered[buffer] = covered.get(buffer, 0) + value.nbytes
+    # All of a buffer has to be taken by the values in it: the rest belongs to other parts.
+    taken = {b for b, at in starts.items() if len(at) == 1 and min(at) >= 0 and covered[b] == b.nbytes}
+    for buffer in taken:
+        buffer.whole, buffer.start = out.buffer, min(starts[buffer])
+    return [buffer in taken for buffer, _ in outermost]
+
+
 def place_buffers(buffers: Sequence[Buffer]) -> int:
     """Give every buffer an offset such that those alive at the same time do not overlap; return the arena's bytes.
 
-    Steps are walked in order; a buffer takes the smallest hole that it fits in, of several the first.
+    Steps are walked in order; a buffer takes the smallest hole that it fits in, of several the first. A buffer that is
+    part of another lies there, and the other is alive as long as any of its parts.
     """
+    for buffer in buffers:
+        outer = buffer.within[-1][0]
+        outer.first, outer.last = min(outer.first, buffer.first), max(outer.last, buffer.last)
+    end = _place([buffer for buffer in buffers if buffer.whole is None])
+    for buffer in buffers:
+        outer, start = buffer.within[-1]
+        buffer.offset = outer.offset + start
+    return end
+
+
+def _place(buffers: Sequence[Buffer]) -> int:
+    """Place buffers none of which is a part of another."""
     end = 4 * SLACK  # kernels may read a little before a value, too
     holes: list[tuple[int, int]] = []  # (bytes, offset), sorted
     sides: dict[int, int] = {}  # offset of a hole: its bytes

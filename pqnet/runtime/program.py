@@ -341,7 +341,7 @@ def _arrange_uploads(b: Builder) -> None:
     by_numpy = [v for s in b.steps if isinstance(s, HostStep) for v in s.node.inputs if v not in uploaded]
     read |= {id(view.buffer) for v in (*b.graph.outputs.values(), *by_numpy) if (view := b.place(v)) is not None}
     uploads = [s for s in b.steps if isinstance(s, Upload)]
-    unread = {id(s.view.buffer) for s in uploads} - read
+    unread = {id(s.view.buffer) for s in uploads if read.isdisjoint(id(each) for each, _ in s.view.buffer.within)}
     early = [s for s in uploads if s.value in b.graph.inputs and id(s.view.buffer) not in unread]
     for upload in early:
         upload.view.buffer.first = 0

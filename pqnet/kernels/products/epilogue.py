@@ -98,6 +98,24 @@ def finish_rows(sums, s, step, rows, o, at, n, e, data, const):
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def finish_column(sums, s, rows, o, at, e, data, const):
+    # The same for one position of ``rows`` outputs, at most WIDTH, whose sums lie side by side and are used up
+    least, most = clamp_limits(e, const)
+    scale = load(const, e.scale + o) if e.scale >= 0 else splat(np.float32(1))
+    v = fma(load(sums, s), scale, load(const, e.shift + o) if e.shift >= 0 else splat(np.float32(0)))
+    if e.residual >= 0:
+        store(sums, s, v)
+        for r in range(rows):
+            sums[s + r] += data[e.residual + (o + r) * e.residual_step + at]
+        v = load(sums, s)
+    store(sums, s, at_most(at_least(v, splat(least)), splat(most)))
+    if e.activation > 2:
+        activate_row(e.activation, sums, s, rows, const, e.parameters)
+    for r in range(rows):
+        data[e.out + (o + r) * e.out_step + at] = sums[s + r]
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def finish_vectors(sums, s, rows, o, at, e, data, const):
     # The same for rows of one vector of positions each, one behind another in ``sums``, which are used up
     least, most = clamp_limits(e, const)

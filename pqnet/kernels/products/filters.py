@@ -3,7 +3,7 @@
 from numba import njit
 
 from pqnet.kernels.abi import MAYBE_CONST, SCRATCH, SIZE, Arguments
-from pqnet.kernels.products.gemm import decode_panel
+from pqnet.kernels.products.decode import decode_panel
 from pqnet.kernels.products.sums import SUMMED, sum_panel
 
 FILTERS = Arguments(

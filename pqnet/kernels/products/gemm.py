@@ -10,8 +10,8 @@ from numba import njit
 
 from pqnet.kernels.abi import CONST, FLAG, MAYBE_CODES, SCRATCH, SIZE, Arguments, step
 from pqnet.kernels.ops.activation import activate_row
-from pqnet.kernels.products.epilogue import EPILOGUE, WINDOWS, clamp_limits, finish_rows, place_of_tile
-from pqnet.kernels.products.lut_planes import table_numbers
+from pqnet.kernels.products.decode import decode_panel
+from pqnet.kernels.products.epilogue import EPILOGUE, WINDOWS, clamp_limits, finish_column, finish_rows, place_of_tile
 from pqnet.kernels.products.tile import (
     LANES,
     ROWS,
@@ -25,18 +25,14 @@ from pqnet.kernels.products.tile import (
     multiply_listed_and_finish,
 )
 from pqnet.kernels.simd import (
-    BYTE_TABLES,
     WIDTH,
-    copy4,
-    copy8,
-    copy16,
     fma,
     load,
     load_head,
     prefetch,
     splat,
     store,
-    sum_lanes,
+    store_sums,
 )
 
 AHEAD = 4
@@ -92,63 +88,31 @@ def pack(x, image_step, image, pitch, width, p, n, rows, i0, index, data, target
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
-def decode_panel(codes, first, step, outputs, n, wide, const, book, stride, d, target, t, row_step):
-    # IN codes: rows ``step`` bytes apart from byte ``first``, n codes each; const from book: codewords, stride apart,
-    #    or in planes of bytes if stride is 1, see `kernels.products.lut_planes`
-    # OUT target from t: ``outputs`` rows of n * d numbers, up to max(stride, 63) more behind each
-    for r in range(outputs):
-        to = t + r * row_step
-        c = first + r * step
-        if stride == 1:
-            if BYTE_TABLES:
-                table_numbers(const, book, codes, c, n, target, to)
-        elif stride == 8 and not wide:
-            for m in range(0, n - 3, 4):
-                copy8(const, book + (np.int64(codes[c + m]) << 3), target, to)
-                copy8(const, book + (np.int64(codes[c + m + 1]) << 3), target, to + d)
-                copy8(const, book + (np.int64(codes[c + m + 2]) << 3), target, to + 2 * d)
-                copy8(const, book + (np.int64(codes[c + m + 3]) << 3), target, to + 3 * d)
-                to += 4 * d
-            for m in range(n & ~3, n):
-                copy8(const, book + (np.int64(codes[c + m]) << 3), target, to)
-                to += d
-        elif stride == 4 and not wide:
-            for m in range(n):
-                copy4(const, book + (np.int64(codes[c + m]) << 2), target, to)
-                to += d
-        else:
-            for m in range(n):
-                code = np.int64(codes[c + m])
-                if wide:
-                    code = np.int64(codes[c + 2 * m]) | np.int64(codes[c + 2 * m + 1]) << 8
-                for j in range(0, d, 16):
-                    copy16(const, book + code * stride + j, target, to + j)
-                to += d
-
-
-@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
-def _dots(a, a0, row_step, x, x0, column_step, columns, k, sums, s, step, fresh):
-    # A few positions: sums[s + r * step + c] (+)= sum_k A[r, k] * x[x0 + c * column_step + k], lanes along k
-    zero = splat(np.float32(0))
-    for r in range(0, ROWS, 2):
+def _dots(a, a0, row_step, x, x0, column_step, columns, k, sums, s, step, more):
+    # A few positions: sums[s + c * step + r] (+)= sum_k A[r, k] * x[x0 + c * column_step + k], lanes along k
+    zero, whole = splat(np.float32(0)), k - k % WIDTH
+    for r in range(0, ROWS, 4):
         row = a0 + r * row_step
+        row1, row2, row3 = row + row_step, row + 2 * row_step, row + 3 * row_step
         for c in range(0, columns, 2):
-            at = x0 + c * column_step
-            u0, u1, v0, v1 = zero, zero, zero, zero
-            for j in range(0, k, WIDTH):
-                left = k - j
-                if left >= WIDTH:
-                    w0, w1 = load(a, row + j), load(a, row + row_step + j)
-                    x0_, x1_ = load(x, at + j), load(x, at + column_step + j)
-                else:
-                    w0, w1 = load_head(a, row + j, left), load_head(a, row + row_step + j, left)
-                    x0_, x1_ = load_head(x, at + j, left), load_head(x, at + column_step + j, left)
-                u0, u1, v0, v1 = fma(w0, x0_, u0), fma(w0, x1_, u1), fma(w1, x0_, v0), fma(w1, x1_, v1)
-            to = s + r * step + c
-            for i in range(4):
-                total = sum_lanes(u0 if i == 0 else u1 if i == 1 else v0 if i == 2 else v1)
-                place = to + (i & 1) + (i >> 1) * step
-                sums[place] = total if fresh else sums[place] + total
+            at, beside = x0 + c * column_step, x0 + min(c + 1, columns - 1) * column_step
+            u0, u1, u2, u3, v0, v1, v2, v3 = zero, zero, zero, zero, zero, zero, zero, zero
+            for j in range(0, whole, WIDTH):
+                u, v = load(x, at + j), load(x, beside + j)
+                w0, w1, w2, w3 = load(a, row + j), load(a, row1 + j), load(a, row2 + j), load(a, row3 + j)
+                u0, u1, u2, u3 = fma(w0, u, u0), fma(w1, u, u1), fma(w2, u, u2), fma(w3, u, u3)
+                if c + 1 < columns:
+                    v0, v1, v2, v3 = fma(w0, v, v0), fma(w1, v, v1), fma(w2, v, v2), fma(w3, v, v3)
+            if whole < k:
+                left, j = k - whole, whole
+                u, v = load_head(x, at + j, left), load_head(x, beside + j, left)
+                w0, w1 = load_head(a, row + j, left), load_head(a, row1 + j, left)
+                w2, w3 = load_head(a, row2 + j, left), load_head(a, row3 + j, left)
+                u0, u1, u2, u3 = fma(w0, u, u0), fma(w1, u, u1), fma(w2, u, u2), fma(w3, u, u3)
+                v0, v1, v2, v3 = fma(w0, v, v0), fma(w1, v, v1), fma(w2, v, v2), fma(w3, v, v3)
+            store_sums(u0, u1, u2, u3, sums, s + c * step + r, more)
+            if c + 1 < columns:
+                store_sums(v0, v1, v2, v3, sums, s + (c + 1) * step + r, more)
 
 
 # A weight is dense (const[weight:], a row of ``reduction`` numbers for each output), or its codes are at codes[codes:]
@@ -166,10 +130,11 @@ WEIGHT = Arguments(
 CUT = Arguments(
     piece=SIZE,  # of the reduction, a multiple of d
     o_block=SIZE,  # outputs a task, a multiple of ROWS
-    tiles=SIZE,  # of LANES positions a task
+    tiles=SIZE,  # of LANES positions a task at most
     o_tasks=SIZE,  # tasks along the outputs of a group
     positions=SIZE,  # of all images
-    q_tasks=SIZE,  # tasks along the positions
+    vectors=SIZE,  # of positions, without those of `few_of`
+    q_tasks=SIZE,  # tasks along the positions, of as nearly the same number of vectors as can be
     o_turn=SIZE,  # how many tasks with the same outputs follow each other
     q_turn=SIZE,  # how many with the same positions
     panel=SCRATCH,  # the decoded weight: rows ``piece`` + 16 apart
@@ -186,8 +151,9 @@ def part_of_task(task, cut, outputs):
     # Returns the group of a task, its outputs o .. o_last within the group and its positions p .. p_last
     group = task // (cut.o_tasks * cut.q_tasks)
     o = task // cut.o_turn % cut.o_tasks * cut.o_block
-    p = task // cut.q_turn % cut.q_tasks * cut.tiles * LANES
-    return group, o, min(o + cut.o_block, outputs), p, min(p + cut.tiles * LANES, cut.positions)
+    q = task // cut.q_turn % cut.q_tasks
+    p, p_last = q * cut.vectors // cut.q_tasks * WIDTH, (q + 1) * cut.vectors // cut.q_tasks * WIDTH
+    return group, o, min(o + cut.o_block, outputs), p, p_last if q + 1 < cut.q_tasks else cut.positions
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
@@ -267,7 +233,7 @@ def multiply_panel(
         wide = tile
         if few and (t + 1) * LANES >= n:
             wide -= few
-            _dots(a, a0, a_step, scratch, column, piece + 16, few, rows, scratch, s + wide, LANES, k_first == 0)
+            _dots(a, a0, a_step, scratch, column, piece + 16, few, rows, scratch, s + 2 * WIDTH, LANES, add)
         if wide == LANES and rows == k and last - o >= ROWS:
             _finish_tile(
                 cut.straight, a, a0, a_step, data, from_data, index, i0, rows, scratch, x0, first_row, at, end, const
@@ -277,7 +243,11 @@ def multiply_panel(
             _multiply_tile(cut.straight, a, a0, a_step, data, from_data, index, i0, rows, scratch, x0, s, wide, add)
         if k_first + piece >= k:
             used = min(ROWS, last - o)
-            finish_rows(scratch, s, LANES, used, first_row, at, tile, end, data, const)
+            if wide > 0:
+                finish_rows(scratch, s, LANES, used, first_row, at, wide, end, data, const)
+            for c in range(tile - wide):
+                place = s + 2 * WIDTH + c * LANES
+                finish_column(scratch, place, used, first_row, at + wide + c, end, data, const)
 
 
 @step(GEMM)

@@ -8,8 +8,9 @@ import numpy as np
 from numba import njit
 
 from pqnet.kernels.abi import MAYBE_CODES, MAYBE_CONST, MAYBE_INDEX, SCRATCH, SIZE, Arguments, step
+from pqnet.kernels.products.decode import decode_panel
 from pqnet.kernels.products.epilogue import EPILOGUE, WINDOWS
-from pqnet.kernels.products.gemm import CUT, decode_panel, multiply_panel, pack_task, part_of_task
+from pqnet.kernels.products.gemm import CUT, multiply_panel, pack_task, part_of_task
 from pqnet.kernels.products.tile import ROWS
 from pqnet.kernels.simd import WIDTH, add, load, multiply, splat, store, store_head, subtract
 

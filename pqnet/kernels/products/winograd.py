@@ -12,7 +12,9 @@ import numpy as np
 from numba import njit
 
 from pqnet.kernels.abi import FLAG, SCRATCH, SIZE, Arguments, step
-from pqnet.kernels.products.epilogue import EPILOGUE, WINDOWS, finish_rows
+from pqnet.kernels.ops.activation import activate_row
+from pqnet.kernels.ops.functions import at_least, at_most
+from pqnet.kernels.products.epilogue import EPILOGUE, WINDOWS, clamp_limits
 from pqnet.kernels.products.gemm import WEIGHT
 from pqnet.kernels.products.tile import LANES, ROWS, multiply_1, multiply_2, multiply_3
 from pqnet.kernels.simd import (
@@ -26,9 +28,11 @@ from pqnet.kernels.simd import (
     multiply,
     splat,
     store,
-    store_zipped,
+    store_head,
     subtract,
     sum_lanes,
+    zip_first,
+    zip_second,
 )
 
 SINGLE_PATCHES = WIDTH // 8  # patches that are computed one by one
@@ -155,38 +159,68 @@ def _decode_channel(codes, first, tap, n, wide, const, book, step, d, target, to
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
-def _finish(sums, s, rows, o, p, n, height, width, high, across, stage, e, data, const):
+def _put(v, scale, shift, low, high, data, at, beside, left):
+    # OUT data from ``at``: up to ``left`` results of sums v, with those from ``beside`` on added if there are any
+    v = fma(v, scale, shift)
+    if beside >= 0:
+        v = add(v, load(data, beside) if left >= WIDTH else load_head(data, beside, left))
+    v = at_most(at_least(v, low), high)
+    if left >= WIDTH:
+        store(data, at, v)
+    else:
+        store_head(data, at, v, left)
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def _finish(sums, s, rows, o, p, n, height, width, high, across, e, data, const):
     # A' m A of patches p .. p + n for ``rows`` outputs: number xi of row r at s + (xi * ROWS + r) * LANES
-    image = height * width
+    image, plane, kind, residual = height * width, ROWS * LANES, e.activation, e.residual
     first_image = p // (high * across)
     first_row = (p - first_image * high * across) // across
     first_column = p - (first_image * high + first_row) * across
+    least, most = clamp_limits(e, const)
+    low, top = splat(least), splat(most)
     for r in range(rows):
         lane, b, ty, tx = 0, first_image, first_row, first_column
+        scale = splat(const[e.scale + o + r] if e.scale >= 0 else np.float32(1))
+        shift = splat(const[e.shift + o + r] if e.shift >= 0 else np.float32(0))
+        out, beside = e.out + (o + r) * e.out_step, residual + (o + r) * e.residual_step
         while lane < n:
             count = min(across - tx, n - lane)
+            pixels, two = min(2 * count, width - 2 * tx), 2 * ty + 1 < height
+            place = b * image + 2 * ty * width + 2 * tx
             for j in range(0, count, WIDTH):
                 at = s + r * LANES + lane + j
-                m0, m1 = load(sums, at), load(sums, at + 4 * ROWS * LANES)
-                m2, m3 = load(sums, at + 8 * ROWS * LANES), load(sums, at + 12 * ROWS * LANES)
+                m0, m1 = load(sums, at), load(sums, at + 4 * plane)
+                m2, m3 = load(sums, at + 8 * plane), load(sums, at + 12 * plane)
                 u0, v0 = add(add(m0, m1), m2), subtract(subtract(m1, m2), m3)
-                m0, m1 = load(sums, at + 1 * ROWS * LANES), load(sums, at + 5 * ROWS * LANES)
-                m2, m3 = load(sums, at + 9 * ROWS * LANES), load(sums, at + 13 * ROWS * LANES)
+                m0, m1 = load(sums, at + 1 * plane), load(sums, at + 5 * plane)
+                m2, m3 = load(sums, at + 9 * plane), load(sums, at + 13 * plane)
                 u1, v1 = add(add(m0, m1), m2), subtract(subtract(m1, m2), m3)
-                m0, m1 = load(sums, at + 2 * ROWS * LANES), load(sums, at + 6 * ROWS * LANES)
-                m2, m3 = load(sums, at + 10 * ROWS * LANES), load(sums, at + 14 * ROWS * LANES)
+                m0, m1 = load(sums, at + 2 * plane), load(sums, at + 6 * plane)
+                m2, m3 = load(sums, at + 10 * plane), load(sums, at + 14 * plane)
                 u2, v2 = add(add(m0, m1), m2), subtract(subtract(m1, m2), m3)
-                m0, m1 = load(sums, at + 3 * ROWS * LANES), load(sums, at + 7 * ROWS * LANES)
-                m2, m3 = load(sums, at + 11 * ROWS * LANES), load(sums, at + 15 * ROWS * LANES)
+                m0, m1 = load(sums, at + 3 * plane), load(sums, at + 7 * plane)
+                m2, m3 = load(sums, at + 11 * plane), load(sums, at + 15 * plane)
                 u3, v3 = add(add(m0, m1), m2), subtract(subtract(m1, m2), m3)
-                store_zipped(sums, stage + 2 * j, add(add(u0, u1), u2), subtract(subtract(u1, u2), u3))
-                below = stage + 2 * LANES + 2 * WIDTH
-                store_zipped(sums, below + 2 * j, add(add(v0, v1), v2), subtract(subtract(v1, v2), v3))
-            pixels = min(2 * count, width - 2 * tx)
-            at = b * image + 2 * ty * width + 2 * tx
-            finish_rows(sums, stage, 0, 1, o + r, at, pixels, e, data, const)
-            if 2 * ty + 1 < height:
-                finish_rows(sums, stage + 2 * LANES + 2 * WIDTH, 0, 1, o + r, at + width, pixels, e, data, const)
+                to, near, left = out + place + 2 * j, beside + place + 2 * j if residual >= 0 else -1, pixels - 2 * j
+                behind = near + WIDTH if near >= 0 else -1
+                even, odd = add(add(u0, u1), u2), subtract(subtract(u1, u2), u3)
+                _put(zip_first(even, odd), scale, shift, low, top, data, to, near, left)
+                if left > WIDTH:
+                    _put(zip_second(even, odd), scale, shift, low, top, data, to + WIDTH, behind, left - WIDTH)
+                if two:
+                    to += width
+                    if near >= 0:
+                        near, behind = near + width, behind + width
+                    even, odd = add(add(v0, v1), v2), subtract(subtract(v1, v2), v3)
+                    _put(zip_first(even, odd), scale, shift, low, top, data, to, near, left)
+                    if left > WIDTH:
+                        _put(zip_second(even, odd), scale, shift, low, top, data, to + WIDTH, behind, left - WIDTH)
+            if kind > 2:
+                activate_row(kind, data, out + place, pixels, const, e.parameters)
+                if two:
+                    activate_row(kind, data, out + place + width, pixels, const, e.parameters)
             lane += count
             tx = 0
             ty += 1
@@ -240,13 +274,14 @@ WINOGRAD = Arguments(
     o_block=SIZE,  # outputs a task
     o_tasks=SIZE,  # tasks along the outputs
     patches=SIZE,  # of all images
+    vectors=SIZE,  # of patches, without those that are computed one by one at the end
+    p_tasks=SIZE,  # tasks along the patches, of as nearly the same number of vectors as can be
     high=SIZE,  # rows of patches of an image
     across=SIZE,  # columns of patches
     channel_layout=FLAG,  # else spatial
-    tiles=SIZE,  # of LANES patches a task
+    tiles=SIZE,  # of LANES patches a task at most
     panel=SCRATCH,
     sums=SCRATCH,
-    stage=SCRATCH,  # two rows of pixels
     spare=SCRATCH,  # a patch
 )
 
@@ -266,10 +301,12 @@ def winograd(task, g, data, const, codes, index, scratch):
         g.high,
         g.across,
     )
-    channel_layout, channel, panel, sums, stage = g.channel_layout == 1, g.channel_step, g.panel, g.sums, g.stage
+    channel_layout, channel, panel, sums = g.channel_layout == 1, g.channel_step, g.panel, g.sums
     tiles, spare = g.tiles, g.spare
-    p_first = task // o_tasks * tiles * LANES
-    p_last = min(p_first + tiles * LANES, patches)
+    part = task // o_tasks
+    p_first, p_last = part * g.vectors // g.p_tasks * WIDTH, (part + 1) * g.vectors // g.p_tasks * WIDTH
+    if part + 1 == g.p_tasks:
+        p_last = patches
     o_first = task % o_tasks * o_block
     o_last = min(o_first + o_block, outputs)
     plane = piece * LANES + WIDTH
@@ -338,4 +375,4 @@ def winograd(task, g, data, const, codes, index, scratch):
                 for p in range(p_first, p_last, LANES):
                     to = s + (p - p_first) // LANES * 16 * ROWS * LANES
                     n = min(LANES, p_last - p)
-                    _finish(scratch, to, used, o, p, n, g.height, layer.width, high, across, stage, g.end, data, const)
+                    _finish(scratch, to, used, o, p, n, g.height, layer.width, high, across, g.end, data, const)

@@ -24,19 +24,27 @@ from pqnet.runtime.algorithms.base import (
 from pqnet.runtime.builder import Builder
 from pqnet.runtime.layer import Layer
 from pqnet.runtime.memory import round_up
+from pqnet.runtime.windows import NARROW
 
 __all__ = ["PRODUCT", "Cut", "cut_gemm", "cut_layer", "decode_cycles", "emit_gemm"]
 
 PIECE = 384  # of the reduction: a panel and three lines of each packed row stay in the first-level cache
 PACKED = 96 * 1024  # floats of packed positions a task: 384 KiB of the second-level cache
-# Cycles for each element of the reduction: packing a tile, decoding a panel in blocks of one, the same by tables in
-# registers, a register tile; a task.
-PACK, DECODE, DECODE_PLANES, MULTIPLY, START = 10.0, 16.0, 3.5, 12.5, 8000.0
-STRAIGHT = 32, 32 * 1024  # outputs of a task, or outputs times positions, that do not repay packing
+# Cycles for each element of the reduction: packing a tile, decoding a panel in blocks of one (of the usual sizes, which
+# have code of their own, below), the same by tables in registers, a register tile; a task.
+PACK, DECODE, DECODE_PLANES, MULTIPLY, START = 12.5, 14.0, 3.5, 12.5, 8000.0
+DECODE_USUAL = {2: 3.3, 4: 1.8, 8: 1.2, 9: 1.8, 16: 0.8}
+# Outputs of a task, or outputs times positions, that do not repay packing: tiles read where they lie take a little
+# longer, and much longer if all rows begin in the same lines of the caches.
+STRAIGHT = 224, 32 * 1024
+SAME_LINES = 1024, 32  # floats between rows, a multiple of which is bad; outputs that do not repay packing then
+LISTED = 1.04  # times the cycles of a packed tile
 PRODUCT = 23.0 if HOST.halves else MULTIPLY  # cycles of a register tile, to compare algorithms
 # Cycles of the epilogue of a register tile; of two dot products of a panel, for each element and for their sums.
-FINISH, PAIR, SUM_PAIR = 150.0, 1.2 * ROWS * 16 / (8 * WIDTH), 160.0
+FINISH, PAIR, SUM_PAIR = 150.0, 0.85 * ROWS * 16 / (8 * WIDTH), 60.0
 SUMS = 48 * 1024  # floats of unfinished sums a task
+MOST_TILES = 12  # of positions a task
+PART = 0.0, 0.42, 0.7  # of the time of a register tile, for some of its vectors
 WIDER, NEAR = 2, 512 * 1024  # times the reduction; floats
 PARTS = (1, 2, 3, 4, 6, 8, 12, 16)  # of the outputs
 
@@ -101,7 +109,7 @@ class Cut(NamedTuple):
 
 def decode_cycles(d: int) -> float:
     """Return the cycles that an element of the reduction takes in a panel of codewords of d numbers."""
-    return DECODE / min(d, 8)
+    return DECODE_USUAL.get(d, DECODE / min(d, 8))
 
 
 def _weight_arguments(b: Builder, layer: Layer, weight: PackedPQ) -> dict[str, Any]:
@@ -126,11 +134,21 @@ def cut_layer(layer: Layer, unit: int, decode: float, by_channel: bool = False) 
     # result leaves the caches of both anyway.
     near = layer.outputs * layer.positions <= NEAR
     halves = by_channel and near and layer.groups == 1 and WIDER * layer.reduction <= layer.outputs
-    return cut_gemm(layer.reduction, unit, decode, layer.outputs, layer.groups, layer.positions, halves)
+    listed = layer.batch == 1 and (layer.pointwise or layer.out_size[1] < NARROW)
+    return cut_gemm(layer.reduction, unit, decode, layer.outputs, layer.groups, layer.positions, halves, listed)
 
 
 @lru_cache(maxsize=4096)
-def cut_gemm(k: int, unit: int, decode: float, outputs: int, groups: int, positions: int, halves: bool = False) -> Cut:
+def cut_gemm(
+    k: int,
+    unit: int,
+    decode: float,
+    outputs: int,
+    groups: int,
+    positions: int,
+    halves: bool = False,
+    listed: bool = False,
+) -> Cut:
     """Cut the work, from its sizes alone.
 
     Parameters
@@ -143,30 +161,18 @@ def cut_gemm(k: int, unit: int, decode: float, outputs: int, groups: int, positi
     outputs, groups, positions : int
     halves : bool
         Whether the first tasks have the first half of the outputs, and not of the positions.
+    listed : bool
+        Whether positions may be read where they lie.
     """
     pieces = -(-k // max(PIECE, unit)) if k > PIECE + PIECE // 3 else 1
     piece = -(-(k // unit) // pieces) * unit
-    total = -(-positions // LANES)
-    best: tuple[float, int, int] | None = None
-    o_blocks = [round_up(-(-outputs // parts), ROWS) for parts in PARTS if not halves or parts % 2 == 0]
-    o_blocks = [o_block for o_block in o_blocks if o_block >= 2 * ROWS or o_block == o_blocks[0]]
-    if piece < k:  # more parts than that for the largest vocabularies: sums of all pieces stay in the cache
-        o_blocks.append(min(o_blocks[-1], SUMS // LANES // ROWS * ROWS))
-    start = START / k
-    for tiles in range(1, min(total, max(PACKED // (piece * LANES), 1), 12) + 1):
-        room = outputs if piece == k else max(SUMS // (tiles * LANES), ROWS)
-        for o_block in o_blocks:
-            if o_block > room + ROWS - 1:
-                continue
-            tasks = -(-total // tiles) * -(-outputs // o_block) * groups
-            task = tiles * PACK + o_block // ROWS * (decode + tiles * MULTIPLY) + start
-            cost = (-(-tasks // 2) * 2 + -(-tasks // 4) * 4) * task  # on two threads and on four
-            if best is None or (cost, tiles, o_block) < best:
-                best = cost, tiles, o_block
-    assert best is not None  # one output block of ROWS always fits
-    _, tiles, o_block = best
+    few = positions % WIDTH if positions % WIDTH <= DOT_POSITIONS else 0  # computed in pairs, as dot products
+    vectors = -(-(positions - few) // WIDTH)
+    q_tasks, o_block = _tasks_of(k, piece, decode, outputs, groups, vectors, halves, listed)
     o_block = min(o_block, round_up(outputs, ROWS))
-    q_tasks, o_tasks = -(-total // tiles), -(-outputs // o_block)
+    o_tasks = -(-outputs // o_block)
+    last = positions - (q_tasks - 1) * vectors // q_tasks * WIDTH
+    tiles = -(-max(-(-vectors // q_tasks) * WIDTH, last) // LANES)
     panel = tiles * (piece + 1) * LANES + LANES
     sums = panel + round_up(ROWS * (piece + 16) + 64, 16)
     column = sums + round_up((o_block if piece < k else ROWS) * tiles * LANES, 16)
@@ -177,6 +183,7 @@ def cut_gemm(k: int, unit: int, decode: float, outputs: int, groups: int, positi
         "tiles": tiles,
         "o_tasks": o_tasks,
         "positions": positions,
+        "vectors": vectors,
         "q_tasks": q_tasks,
         "o_turn": q_tasks if halves else 1,
         "q_turn": 1 if halves else o_tasks,
@@ -184,11 +191,49 @@ def cut_gemm(k: int, unit: int, decode: float, outputs: int, groups: int, positi
         "sums": sums,
         "column": column,
     }
-    few = positions % WIDTH if positions % WIDTH <= DOT_POSITIONS else 0  # computed in pairs, as dot products
-    wide, pairs = -(-(positions - few) // WIDTH) / VECTORS, -(-few // 2)
-    each = q_tasks * k * decode + wide * (k * PRODUCT + FINISH) + pairs * (k * PAIR + SUM_PAIR)
-    cost = groups * o_tasks * (k * total * PACK + -(-o_block // ROWS) * each)
+    each = -(-vectors // q_tasks)
+    wide, pairs = q_tasks * (each // VECTORS + PART[each % VECTORS]), -(-few // 2)
+    pack = 0.0 if listed and o_block <= STRAIGHT[0] else PACK * -(-positions // LANES)
+    panel_cost = q_tasks * k * decode + wide * (k * PRODUCT + FINISH) + pairs * (k * PAIR + SUM_PAIR)
+    cost = groups * o_tasks * (k * pack + -(-o_block // ROWS) * panel_cost)
     return Cut(arguments, groups * o_tasks * q_tasks, scratch, cost)
+
+
+def _tasks_of(
+    k: int, piece: int, decode: float, outputs: int, groups: int, vectors: int, halves: bool, listed: bool
+) -> tuple[int, int]:
+    """Return how many tasks there are along the positions, and the outputs of a task, as `cut_gemm` takes them."""
+    best: tuple[float, int, int] | None = None
+    o_blocks = [round_up(-(-outputs // parts), ROWS) for parts in PARTS if not halves or parts % 2 == 0]
+    o_blocks = [o_block for o_block in o_blocks if o_block >= 2 * ROWS or o_block == o_blocks[0]]
+    if piece < k:  # more parts than that for the largest vocabularies: sums of all pieces stay in the cache
+        o_blocks.append(min(o_blocks[-1], SUMS // LANES // ROWS * ROWS))
+    start = START / k
+    for q_tasks in _position_tasks(vectors, min(max(PACKED // (piece * LANES), 1), MOST_TILES)):
+        each = -(-vectors // q_tasks)
+        tiles = each // VECTORS + PART[each % VECTORS]
+        room = outputs if piece == k else max(SUMS // (max(-(-each // VECTORS), 1) * LANES), ROWS)
+        for o_block in o_blocks:
+            if o_block > room + ROWS - 1:
+                continue
+            tasks = q_tasks * -(-outputs // o_block) * groups
+            unpacked = listed and o_block <= STRAIGHT[0]
+            multiply, pack = (MULTIPLY * LISTED, 0.0) if unpacked else (MULTIPLY, PACK * each / VECTORS)
+            task = pack + o_block // ROWS * (decode + tiles * multiply) + start
+            cost = (-(-tasks // 2) * 2 + -(-tasks // 4) * 4) * task  # on two threads and on four
+            if best is None or (cost, q_tasks, o_block) < best:
+                best = cost, q_tasks, o_block
+    assert best is not None  # one output block of ROWS always fits
+    return best[1:]
+
+
+def _position_tasks(vectors: int, most: int) -> list[int]:
+    """Return into how many tasks, of at most so many tiles of positions each, vectors of positions may be cut."""
+    found = {1} if vectors <= VECTORS * most else set()
+    for tiles in range(1, most + 1):
+        tasks = -(-vectors // (VECTORS * tiles))
+        found |= {round_up(tasks, threads) for threads in (1, 2, 4)}  # the same number for each thread
+    return sorted(tasks for tasks in found if 1 <= tasks <= max(vectors, 1))
 
 
 def emit_gemm(
@@ -205,7 +250,9 @@ def emit_gemm(
     windows = call.windows
     one_run = windows.batch == windows.height == 1
     outputs = min(cut.arguments["o_block"], call.layer.outputs)
-    straight = int(one_run and outputs <= max(STRAIGHT[0], STRAIGHT[1] // call.layer.positions))
+    between = windows.group_step // call.layer.channels
+    most = min(SAME_LINES[1], STRAIGHT[0]) if between % SAME_LINES[0] == 0 else STRAIGHT[0]
+    straight = int(one_run and outputs <= max(most, STRAIGHT[1] // call.layer.positions))
     b.emit(
         kernel,
         call.layer.node.name,

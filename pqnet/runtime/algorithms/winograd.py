@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from pqnet.kernels.products.tile import LANES, ROWS, VECTORS
-from pqnet.kernels.products.winograd import winograd
+from pqnet.kernels.products.winograd import SINGLE_PATCHES, winograd
 from pqnet.kernels.simd import WIDTH
 from pqnet.runtime.algorithms.base import Algorithm, Call, Host, code_arguments
 from pqnet.runtime.algorithms.gemm import PRODUCT
@@ -26,7 +26,7 @@ OUTPUTS = 64
 
 # Cycles: the register tile with strided weights against the plain one; a weight's 16 elements, a channel's 48 patches,
 # an output's 48 patches.
-STRIDED, DECODE_SPATIAL, DECODE_CHANNEL, PATCHES, FINISH = 1.2, 8.0, 14.0, 300.0, 600.0
+STRIDED, DECODE_SPATIAL, DECODE_CHANNEL, PATCHES, FINISH = 1.2, 8.0, 14.0, 300.0, 250.0
 
 
 class Winograd(Algorithm):
@@ -74,8 +74,12 @@ class Winograd(Algorithm):
         chunk = min(round_up(CHUNK[channel_layout], unit), channels)
         piece = channels if channels <= WHOLE else min(round_up(PIECE, lcm(unit, chunk)), channels)
         patches = layer.batch * high * across
-        tiles = min(2 if piece <= PIECE else 1, -(-patches // LANES))
-        p_tasks = -(-patches // (LANES * tiles))
+        vectors = patches // WIDTH + (patches % WIDTH > SINGLE_PATCHES)
+        p_tasks = max(-(-vectors // (VECTORS * (2 if piece <= PIECE else 1))), 1)
+        if 1 < p_tasks < vectors:
+            p_tasks = round_up(p_tasks, 2)  # as many for each of two threads
+        last = patches - (p_tasks - 1) * vectors // p_tasks * WIDTH
+        tiles = -(-max(-(-vectors // p_tasks) * WIDTH, last) // LANES)
         wanted = max(-(-4 // p_tasks), 1)  # blocks of outputs repeat the transform
         o_block = min(round_up(-(-outputs // wanted), ROWS), round_up(outputs, ROWS))
         if piece < channels:
@@ -83,8 +87,7 @@ class Winograd(Algorithm):
         o_tasks = -(-outputs // o_block)
         panel = round_up(16 * tiles * (piece * LANES + WIDTH) + WIDTH, 16)
         sums = panel + round_up(ROWS * 16 * (chunk + 16) + 64, 16)
-        stage = sums + 16 * tiles * (round_up(o_block, ROWS) if piece < channels else ROWS) * LANES + 64
-        spare = round_up(stage + 6 * LANES + 8 * WIDTH, 16)
+        spare = sums + 16 * tiles * (round_up(o_block, ROWS) if piece < channels else ROWS) * LANES + 64
         arguments = {
             "layer": call.windows.arguments(b),
             "end": call.end.arguments(b),
@@ -97,13 +100,14 @@ class Winograd(Algorithm):
             "o_block": o_block,
             "o_tasks": o_tasks,
             "patches": patches,
+            "vectors": vectors,
+            "p_tasks": p_tasks,
             "high": high,
             "across": across,
             "channel_layout": channel_layout,
             "tiles": tiles,
             "panel": panel,
             "sums": sums,
-            "stage": stage,
             "spare": spare,
         }
         b.emit(

@@ -4,20 +4,21 @@ from pqnet.graph import Node
 from pqnet.graph.ops.elementwise import as_scalar
 from pqnet.runtime.builder import Builder, lowers, storage_order
 from pqnet.runtime.copying import emit_copy, emit_fill
-from pqnet.runtime.memory import View
+from pqnet.runtime.memory import View, take_in
 
 
 @lowers("concat", typed=True)
 def concat(b: Builder, node: Node, x: list[View]) -> View | None:
-    """Lower a concatenation: each input is copied to its place, or comes there where it is one of the network."""
-    axis, start = b.attrs(node)["axis"], 0
+    """Lower a concatenation: inputs that are stored as they lie in it are computed there, others are copied."""
+    axis, start, parts = b.attrs(node)["axis"], 0, []
     shape = b.info(node.outputs[0]).shape
     out = b.new(shape, storage_order(len(shape), x[0].dtype), x[0].dtype)
-    for value, view in zip(node.inputs, x, strict=True):
-        part = out.slice(axis, start, view.shape[axis])
-        if not b.upload_into(value, part):
-            emit_copy(b, view, part, node.name)
+    for view in x:
+        parts.append((view, out.slice(axis, start, view.shape[axis])))
         start += view.shape[axis]
+    for (view, part), taken in zip(parts, take_in(out, parts), strict=True):
+        if not taken:
+            emit_copy(b, view, part, node.name)
     return out
 
 

@@ -56,12 +56,11 @@ def window_pool(b: Builder, node: Node, x: list[View]) -> View | None:
         "dilation": (dy, dx),
         "top": top,
         "left": left,
-        "padded_height": high,
         "padded_width": across,
         "mode": AVERAGE if average else LARGEST,
         "row_factors": factors[0],
         "column_factors": factors[1],
     }
-    scratch = high * across + prod((2, WIDTH, sx + 2)) + across
+    scratch = rows * across + prod((2, WIDTH, sx + 2)) + across
     b.emit(pool, node.name, -(-planes // per_task), arguments, reads=[source], writes=[out], scratch=scratch)
     return out
