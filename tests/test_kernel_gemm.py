@@ -1,12 +1,19 @@
 """Products of panels and tiles: positions where they lie or packed, tiles in registers or in pieces, any epilogue."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from forced import FORCED, run_forced
+from hypothesis import given
+from hypothesis import strategies as st
 from programs import GuardedSpace, untouched
 from test_engine import close, packed_weight, reference
 
 from pqnet.graph import GraphBuilder, ValueInfo
+from pqnet.kernels.products.gemm import part_of_task
+from pqnet.kernels.products.tile import LANES
+from pqnet.kernels.simd import WIDTH
 from pqnet.runtime.algorithms import base, gemm
 from pqnet.runtime.memory import Store, Workspace
 from pqnet.runtime.program import Program
@@ -87,6 +94,49 @@ def test_numbers_of_a_table_are_the_same_from_planes(reduction, k, monkeypatch):
     for module in (base, gemm):
         monkeypatch.setattr(module, "in_planes", lambda codebook: False)
     assert np.array_equal(check(graph, {"x": x}, "decode"), planes)
+
+
+@given(
+    *(st.integers(1, 2000), st.integers(1, 300), st.integers(1, 4), st.integers(1, 4000)),
+    *(st.booleans(), st.booleans()),
+)
+def test_tasks_have_every_result_once_and_nearly_equal_parts(k, outputs, groups, positions, halves, listed):
+    cut = gemm.cut_gemm(k, 1, 3.0, outputs, groups, positions, halves, listed)
+    g = SimpleNamespace(**cut.arguments)
+    seen, lengths = np.zeros((groups, outputs, positions), np.int8), set()
+    for task in range(cut.tasks):
+        group, o, o_last, p, p_last = part_of_task(task, g, outputs)
+        seen[group, o:o_last, p:p_last] += 1
+        lengths.add((p_last - p + WIDTH - 1 - gemm.DOT_POSITIONS) // WIDTH)
+        assert 0 < p_last - p <= g.tiles * LANES
+    assert (seen == 1).all()
+    assert max(lengths) - min(lengths) <= 1
+
+
+DECODED = """
+import numpy as np
+from pqnet.kernels.products.decode import decode_panel
+from pqnet.runtime.algorithms.base import codebook_floats, codeword_step
+rng = np.random.default_rng(0)
+for d in (1, 2, 3, 4, 5, 8, 9, 10, 12, 16, 20, 36):
+    for k in (200, 300):
+        for n in (1, 3, 4, 7, 8, 21):
+            book = rng.standard_normal((k, d)).astype(np.float32)
+            codes = rng.integers(0, k, (11, n)).astype(np.uint8 if k <= 256 else np.uint16)
+            const, step = np.append(codebook_floats(book).reshape(-1), np.zeros(64, np.float32)), n * d + 64
+            out = np.full(9 * step, 7, np.float32)
+            size = codes.itemsize
+            decode_panel(codes.view(np.uint8).reshape(-1), 2 * n * size, n * size, 8, n, size == 2, const, 0,
+                         codeword_step(d), d, out, 0, step)
+            got = out.reshape(9, step)
+            assert np.array_equal(got[:8, : n * d], book[codes[2:10]].reshape(8, -1)), (d, k, n)
+            assert (got[8] == 7).all() and (got[:8, n * d + max(codeword_step(d), 63):] == 7).all(), (d, k, n)
+"""
+
+
+@pytest.mark.parametrize("settings_", [{}, *FORCED])
+def test_panels_are_the_codewords_of_their_codes(settings_):
+    run_forced(DECODED, settings_)
 
 
 def test_heads_of_large_vocabularies():

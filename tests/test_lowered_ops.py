@@ -140,13 +140,15 @@ def test_extremes_see_nan():
     st.tuples(st.integers(1, 3), st.integers(1, 4)),
     st.tuples(*[st.integers(0, 2)] * 4),
     st.tuples(st.integers(5, 23), st.integers(5, 40)),
+    st.tuples(st.integers(1, 3), st.integers(1, 3)),
     st.booleans(),
 )
-def test_pooling(op, kernel, stride, padding, size, flag):
+def test_pooling(op, kernel, stride, padding, size, dilation, flag):
     padding = tuple(min(p, kernel[i % 2] // 2) for i, p in enumerate(padding))
+    size = tuple(max(s, (k - 1) * d + 1) for s, k, d in zip(size, kernel, dilation, strict=True))
     x = floats((2, 3, *size))
     b = GraphBuilder({"x": ValueInfo(x.shape)})
-    extra = {"count_include_pad": flag} if op == "avg_pool2d" else {"dilation": (1, 1)}
+    extra = {"count_include_pad": flag} if op == "avg_pool2d" else {"dilation": dilation}
     check(b, {"y": b.add(op, "x", kernel=kernel, stride=stride, padding=padding, **extra)}, {"x": x})
 
 
@@ -233,6 +235,45 @@ def test_depthwise_convolutions(channels, kernel, stride, dilation, padding, siz
     attrs = {"stride": stride, "padding": padding, "dilation": dilation, "groups": channels}
     y = b.add("silu", b.add("conv2d", "x", params=params, **attrs))
     check(b, {"y": y}, {"x": x})
+
+
+def steps_of(graph):
+    return [step for _, _, step in Program(graph, {}, Store()).kernel_steps()]
+
+
+def test_concatenations_are_computed_in_place():
+    """As in networks whose layers read all layers before: each value is written once, where all of them are read."""
+    x, rng = floats((2, 8, 5, 7)), np.random.default_rng(0)
+    b = GraphBuilder({"x": ValueInfo(x.shape)})
+    values, outputs = [b.add("relu", "x")], {}
+    for i in range(3):
+        joined = b.add("concat", *values, axis=1) if i else values[0]
+        weight = rng.standard_normal((4, 8 + 4 * i, 3, 3)).astype(np.float32)
+        values.append(b.add("conv2d", b.add("tanh", joined), params={"weight": weight}, padding=(1,) * 4))
+    outputs["all"], outputs["first"] = b.add("relu", b.add("concat", *values, axis=1)), values[1]
+    check(b, outputs, {"x": x})
+    assert "copy" not in {step.algorithm for step in steps_of(b.build(outputs))}
+
+
+@pytest.mark.parametrize("case", ["twice", "turned", "rows", "part", "both", "input"])
+def test_concatenations_that_values_do_not_fit_into(case):
+    x = floats((1, 6, 4, 5))
+    b = GraphBuilder({"x": ValueInfo(x.shape)})
+    y, z = b.add("relu", "x"), b.add("tanh", "x")
+    left, right = b.add_many("split", (y,), 2, axis=1, sizes=(2, 4))
+    cases = {
+        "twice": ((y, y), 1),
+        "turned": ((right, left), 1),  # the parts of one value in another order
+        "rows": ((y, z), 2),
+        "part": ((left, z), 1),  # the rest of the value lies where the other is to be
+        "both": ((left, right, z), 1),
+        "input": (("x", z, "x"), 1),
+    }
+    values, axis = cases[case]
+    outputs = {"y": b.add("sigmoid", b.add("concat", *values, axis=axis)), "z": b.add("neg", y), "w": b.add("neg", z)}
+    if case != "input":
+        outputs["again"] = b.add("concat", z, *values, axis=axis)  # z cannot be in two places
+    check(b, outputs, {"x": x})
 
 
 def test_views_and_what_they_cannot_say():

@@ -61,6 +61,27 @@ def test_integers():
     assert np.array_equal(out.reshape(3, w), [p + q, np.where(a < b, p, q), np.full(w, p[0])])
 
 
+@njit
+def four_sums(a, at, out, more):
+    w = simd.WIDTH
+    x, y, z, v = simd.load(a, at), simd.load(a, at + w), simd.load(a, at + 2 * w), simd.load(a, at + 3 * w)
+    simd.store_sums(x, y, z, v, out, 1, more)
+    simd.store(out, 8, simd.zip_first(x, y))
+    simd.store(out, 8 + w, simd.zip_second(x, y))
+
+
+def test_sums_of_four_vectors_and_vectors_zipped():
+    w = simd.WIDTH
+    a, out = FLOATS.reshape(-1), np.full(8 + 2 * w, 3, np.float32)
+    four_sums(a, 1, out, 0)
+    x = a[1 : 1 + 4 * w].reshape(4, w)
+    np.testing.assert_allclose(out[1:5], x.sum(1), rtol=1e-5, atol=1e-5)
+    assert (out[[0, 5, 6, 7]] == 3).all()
+    assert np.array_equal(out[8:], x[:2].T.reshape(-1))
+    four_sums(a, 1, out, 1)
+    np.testing.assert_allclose(out[1:5], 2 * x.sum(1), rtol=1e-5, atol=1e-5)
+
+
 def test_nan_is_never_less():
     a, nan = np.zeros(64, np.float32), np.full(64, np.nan, np.float32)
     out = np.empty(3 * simd.WIDTH, np.int32)
