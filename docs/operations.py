@@ -13,12 +13,12 @@ from pqnet.graph.op import REQUIRED, Attr, Op
 
 HEAD = """# Operations
 
-What a [model file](format.md#the-network) may name, in alphabetical order of their groups. An operation computes what
-PyTorch's function of that name does, in float32 where no other type is named, unless its group says otherwise; its exact
+What a [model file](format.md#the-network) may name, by group. An operation computes what
+PyTorch's function of that name does, in float32 where no type is named, unless its group says otherwise; its exact
 meaning is the NumPy function in the module named. Attributes that have their default are not in a file. Written by
 `python docs/operations.py`.
 
-`dims` are lists of sizes: integers, or integer expressions of the free sizes such as `"12*batch"`; `dim` is one such size.
+`dims` are lists of sizes: integers, or integer expressions of the free sizes such as `"12*batch"`; `dim` is one size.
 Padding is `(before, ..., after, ...)` in the order of the axes. Parameters in brackets may be absent.
 """
 
