@@ -28,7 +28,7 @@ FENCE = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 LANGUAGES = {"python", "sh", "yaml", "text", "math", "json", "dockerfile"}
-SLOW = {"train.md", "tutorial.md"}  # they train networks
+SLOW = {"codecs.md", "train.md", "tutorial.md"}  # many networks are quantized
 NEEDS = {"train.md": ["torch"], "convert.md": ["onnx", "PIL", "torch", "transformers"], "tutorial.md": ["torch"]}
 NEEDS |= {"detection.md": ["torch", "transformers"], "onnx.md": ["onnx", "onnxruntime"]}
 
