@@ -29,8 +29,12 @@ FENCE = re.compile(
 )
 LANGUAGES = {"python", "sh", "yaml", "text", "math", "json", "dockerfile"}
 SLOW = {"codecs.md", "train.md", "tutorial.md"}  # many networks are quantized
-NEEDS = {"train.md": ["torch"], "convert.md": ["onnx", "PIL", "torch", "transformers"], "tutorial.md": ["torch"]}
-NEEDS |= {"detection.md": ["torch", "transformers"], "onnx.md": ["onnx", "onnxruntime"]}
+NEEDS = {
+    "train.md": ["torch"],
+    "convert.md": ["onnx", "PIL", "torch", "transformers"],
+    "tutorial.md": ["PIL", "matplotlib", "tokenizers", "torch"],
+}
+NEEDS |= {"README.md": ["torch"], "detection.md": ["torch", "transformers"], "onnx.md": ["onnx", "onnxruntime"]}
 
 
 class Block(NamedTuple):
