@@ -21,7 +21,7 @@ test-all: lint
 	$(PYTEST)
 
 docs: $(DEV)/installed
-	NO_MKDOCS_2_WARNING=1 $(DEV)/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(DEV)/bin/mkdocs build --strict
 
 lint: $(DEV)/installed
 	$(DEV)/bin/ruff check .
