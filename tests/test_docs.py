@@ -6,9 +6,13 @@ becomes the file of that name. A block that cannot run here says why in a commen
     <!-- not run: needs the network -->
 """
 
+import html
 import importlib
+import json
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -173,11 +177,48 @@ def test_the_table_of_operations_is_that_of_the_registry(monkeypatch):
     assert (DOCS / "operations.md").read_text("utf-8") == operations.page(), "run python docs/operations.py"
 
 
-def test_site_builds_without_a_warning(tmp_path):
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
     for package in ("mkdocs", "material", "mkdocstrings_handlers.python", "latex2mathml"):
         pytest.importorskip(package)
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert "WARNING" not in done.stderr
-    assert "<math" in (tmp_path / "site" / "mathematics.html").read_text("utf-8")
+    folder = tmp_path_factory.mktemp("docs") / "site"
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}  # of the theme, about another program
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0 and "WARNING" not in done.stderr, done.stderr
+    return folder
+
+
+def test_site_has_readme_formulas_and_the_reference(site):
+    assert "grows by 46 MB" in (site / "index.html").read_text("utf-8")
+    assert "<math" in (site / "mathematics.html").read_text("utf-8")
+    assert "max_new_tokens" in (site / "reference" / "run.html").read_text("utf-8")
+
+
+MEASURE = """
+addEventListener("load", () => setTimeout(() => {
+  const wide = (frame) => frame.contentDocument.documentElement.scrollWidth - frame.contentWindow.innerWidth;
+  const frames = [...document.querySelectorAll("iframe")];
+  document.title = JSON.stringify(frames.map((frame) => [frame.getAttribute("src"), wide(frame)]));
+}, 1500));
+"""
+
+
+@pytest.mark.exhaustive
+def test_no_page_has_to_be_scrolled_sideways(site, tmp_path):
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("no Chromium is installed: apt-get install chromium")
+    pages = sorted(path.relative_to(site).as_posix() for path in site.rglob("*.html") if path.name != "404.html")
+    frames = [f'<iframe width="{width}" height="800" src="{page}"></iframe>' for page in pages for width in (400, 1280)]
+    (site / "all.html").write_text(
+        f"<!doctype html><title>?</title>{''.join(frames)}<script>{MEASURE}</script>", "utf-8"
+    )
+    options = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile", "--dump-dom"]
+    options += ["--allow-file-access-from-files", "--virtual-time-budget=15000", f"file://{site}/all.html"]
+    done = subprocess.run([browser, *options], capture_output=True, text=True, timeout=300)
+    title = re.search(r"<title>(.*?)</title>", done.stdout)
+    assert title is not None, done.stderr
+    found = json.loads(html.unescape(title[1]))
+    assert len(found) == len(frames) > 40
+    assert not [page for page, excess in found if excess > 0]
