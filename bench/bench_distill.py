@@ -28,6 +28,7 @@ from realdata import cifar10, cifar_resnet_module
 
 NETWORKS, PRESETS = ("resnet20", "resnet32"), ("small-blocks", "large-blocks")
 CODES = ("bgd", "default", "plan")
+NAMES = {"bgd": "And the Bit Goes Down", "default": "pqnet", "plan": "pqnet, planned"}
 FIELDS = (
     "network",
     "preset",
@@ -76,18 +77,20 @@ def plot(rows: list[dict[str, Any]], path: str) -> None:
     """Draw right answers before and after, a group of bars for each network and preset."""
     import matplotlib.pyplot as plt
 
-    groups = sorted({(r["network"], r["preset"]) for r in rows})
+    groups = list(dict.fromkeys((r["network"], r["preset"]) for r in rows))
     figure, axes = plt.subplots(figsize=(8, 4))
     for i, codes in enumerate(CODES):
         for j, when in enumerate(("before", "after")):
             chosen = {(r["network"], r["preset"]): float(r[when]) for r in rows if r["codes"] == codes}
             at = [k for k, group in enumerate(groups) if group in chosen]
-            axes.bar(
-                [k + 0.14 * (2 * i + j) for k in at], [chosen[groups[k]] for k in at], 0.13, label=f"{codes}, {when}"
-            )
-    axes.set_xticks(np.arange(len(groups)) + 0.3, ["\n".join(group) for group in groups])
+            bars = [k + 0.14 * (2 * i + j) for k in at], [chosen[groups[k]] for k in at], 0.13
+            axes.bar(*bars, color=f"C{i}", alpha=1 if j else 0.45, label=f"{NAMES[codes]}, {when}")
+    axes.set_xticks(
+        np.arange(len(groups)) + 0.3,
+        [f"{network.replace('resnet', 'ResNet-')}\n{preset}" for network, preset in groups],
+    )
     axes.set_ylabel("right answers, %")
-    axes.legend(ncols=2, fontsize="small")
+    axes.legend(ncols=3, fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1))
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
 

@@ -38,6 +38,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from realdata import cifar10
 
 RATES = (0.05, 0.1, 0.2, 0.5, 1.0)
+NAMES = {"pq": "product quantization", "int4": "4-bit integers", "int8": "8-bit integers"}
 FIELDS = ("task", "codec", "phi", "p", "seed", "before", "after", "seconds")
 INTEGERS: dict[str, dict[str, Codec | None]] = {
     f"int{bits}": {"default": IntN(bits, "tensor", "minmax", symmetric=False)} for bits in (4, 8)
@@ -200,16 +201,16 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     for line, task in zip(axes, tasks, strict=True):
         for axis, codec in zip(line, codecs, strict=True):
             here = [row for row in rows if (row["task"], row["codec"]) == (task, codec)]
-            for phi, style in (("proxy", "o-"), ("exact", "s--")):
+            for phi, name, style in (("proxy", "zeros", "o-"), ("exact", "quantized", "s--")):
                 rates = sorted({float(row["p"]) for row in here})
                 mine = [(float(row["p"]), 100 * float(row["after"])) for row in here if row["phi"] in (phi, "none")]
                 groups = [[value for at, value in mine if at == p] for p in rates]
-                axis.plot(range(len(rates)), [np.mean(group) for group in groups], style, label=phi)
+                axis.plot(range(len(rates)), [np.mean(group) for group in groups], style, label=name)
                 for at, group in enumerate(groups):
                     axis.plot([at] * len(group), group, ".", color="0.7", zorder=0)
                 axis.set_xticks(range(len(rates)), [f"{p:g}" for p in rates])
-            axis.set_title(f"{task}, {codec}")
-            axis.set_xlabel("p")
+            axis.set_title(f"{task}, {NAMES[codec]}")
+            axis.set_xlabel("share of the blocks quantized in a step")
         line[0].set_ylabel("right answers, %")
     axes[0, 0].legend()
     figure.tight_layout()

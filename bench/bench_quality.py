@@ -4,9 +4,9 @@ Every row of the table differs in one thing from the row it is compared with: pa
 layout, codec, channel order, budget. Networks are the CIFAR-10 ResNets (1000 calibration images) and Tiny Darknet (each
 half of 500 ImageNet images calibrated with the other); figures are right answers, squared relative errors of the
 network's outputs and of the layers' outputs, bytes as the papers count them, and seconds. Needs the folder of real data
-(``../shared/data``), PyTorch and the tests' network definitions; matplotlib for the plot.
+(``../shared/data``), PyTorch and the tests' network definitions. `plot_sizes.py` draws the table.
 
-Example: ``python bench/bench_quality.py --csv bench/quality.csv --plot bench/quality.svg > quality.jsonl``
+Example: ``python bench/bench_quality.py --csv bench/quality.csv > quality.jsonl``
 """
 
 import argparse
@@ -166,37 +166,11 @@ def rows(net: Net) -> Iterator[dict[str, Any]]:
             yield {"preset": preset, "variant": f"plan, {share:g} of the bytes", **figures}
 
 
-def draw(table: list[dict[str, Any]], path: str) -> None:
-    """Plot right answers over bytes: paper modes, the defaults at the presets, plans."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "pqnet"
-    from matplotlib import pyplot
-
-    names = list(dict.fromkeys(row["network"] for row in table))
-    figure, axes = pyplot.subplots(1, len(names), figsize=(5 * len(names), 4), squeeze=False)
-    for axis, name in zip(axes[0], names, strict=True):
-        mine = [row for row in table if row["network"] == name]
-        axis.axhline(mine[0]["top1"], color="black", linewidth=0.8, label="float32")
-        for label in ("bgd", "pqf", "ipq", "full, both (default)", "plan"):
-            named = [
-                r for r in mine if r["variant"] == label or (r["variant"].startswith(f"{label}, ") and label == "plan")
-            ]
-            points = sorted((r["bytes"], r["top1"]) for r in named)
-            axis.plot(*zip(*points, strict=True), marker="o", label=label)
-        axis.set(title=name, xlabel="bytes", ylabel="top-1, %", xscale="log")
-        axis.legend()
-    figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None})
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--networks", nargs="*", default=["resnet20", "resnet32", "tiny-darknet"])
     parser.add_argument("--test-images", type=int, default=10000)
     parser.add_argument("--csv")
-    parser.add_argument("--plot", help="file for the size-accuracy plot; needs matplotlib")
     args = parser.parse_args()
     emit("machine", **machine())
     table = []
@@ -210,8 +184,6 @@ def main() -> None:
             writer = csv.DictWriter(file, list(table[1]), lineterminator="\n")
             writer.writeheader()
             writer.writerows({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()} for row in table)
-    if args.plot:
-        draw(table, args.plot)
 
 
 if __name__ == "__main__":
