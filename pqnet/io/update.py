@@ -64,13 +64,13 @@ def diff(old: Path, new: Path, output: Path) -> None:
 
     Examples
     --------
-    >>> import pqnet
+    >>> import filecmp, pqnet
     >>> from pqnet.demo import model_path
     >>> pqnet.quantize(pqnet.load(model_path()), "small-blocks", metric="none").save("old.h5")
     >>> pqnet.quantize(pqnet.load(model_path()), "large-blocks", metric="none").save("new.h5")
     >>> pqnet.diff("old.h5", "new.h5", "update.pqd")
     >>> pqnet.patch("old.h5", "update.pqd", "patched.h5")
-    >>> open("patched.h5", "rb").read() == open("new.h5", "rb").read()
+    >>> filecmp.cmp("patched.h5", "new.h5", shallow=False)
     True
     """
     had, base = _model_file(old)
