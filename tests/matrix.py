@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
 
 TESTS = Path(__file__).parent
@@ -37,14 +38,26 @@ def interpreters(given: list[str]) -> dict[str, str]:
     return {minor: found[minor] for minor in MINORS if minor in found}
 
 
+def requirements(wheel: Path, torch: bool) -> list[str]:
+    """Return what a wheel requires, so that its lowest versions are taken but not those of what these require."""
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        lines = archive.read(name).decode().splitlines()
+    found = [
+        line.removeprefix("Requires-Dist: ").partition("; extra == ") for line in lines if "Requires-Dist: " in line
+    ]
+    return [what for what, _, extra in found if not extra or (torch and extra == '"torch"')]
+
+
 def run_row(uv: str, python: str, resolution: str, wheel: Path, torch: bool, folder: Path) -> tuple[str, str]:
     """Return "passed", "failed" or "skipped", and versions or the reason."""
     subprocess.run([uv, "venv", "--quiet", "--python", python, str(folder / "env")], check=True)
     inside = folder / "env" / "bin" / "python"
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
-    target = f"{wheel}[torch]" if torch else str(wheel)
     command = [uv, "pip", "install", "--quiet", "--python", str(inside), "--only-binary", ":all:"]
-    done = subprocess.run([*command, "--resolution", resolution, target], capture_output=True, text=True)
+    done = subprocess.run(
+        [*command, "--resolution", resolution, str(wheel), *requirements(wheel, torch)], capture_output=True, text=True
+    )
     if done.returncode == 0:  # the tools of the tests are no part of what is tested
         done = subprocess.run([*command, *NEEDED], capture_output=True, text=True)
     if done.returncode:

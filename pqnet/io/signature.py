@@ -46,6 +46,17 @@ def sign(path: Path, key: Path) -> str:
     ------
     PQNetError
         If a file is missing or damaged, ``key`` is no such key, or the package cryptography is missing.
+
+    Examples
+    --------
+    >>> import pqnet
+    >>> from pqnet.demo import model_path
+    >>> from pqnet.io import make_keys
+    >>> make_keys("private.pem", "public.pem")
+    >>> pqnet.load(model_path()).save("model.h5")
+    >>> pqnet.sign("model.h5", "private.pem")
+    'model.h5.sig'
+    >>> model = pqnet.load("model.h5", key="public.pem")
     """
     crypto = _cryptography()
     data = checked_file(path)

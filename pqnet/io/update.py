@@ -102,6 +102,14 @@ def patch(old: Path, update: Path, output: Path) -> None:
         If ``old`` or ``update`` is damaged, forged, or no such file.
     PQNetError
         If ``old`` is another file than the update was made for; or a file is missing, cannot be read or written.
+
+    Examples
+    --------
+    >>> import pqnet
+    >>> from pqnet.demo import model_path
+    >>> pqnet.load(model_path()).save("new.h5")
+    >>> pqnet.diff(model_path(), "new.h5", "update.pqd")
+    >>> pqnet.patch(model_path(), "update.pqd", "patched.h5")
     """
     header, parts = read_container(update, "update")
     had, base = _model_file(old)
