@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import json
 import os
+import signal
 import sys
 import tempfile
 import zlib
@@ -46,7 +47,7 @@ from forge import DTYPES, document_of, forge
 from random_graphs import random_graph
 from test_forged_graphs import forged
 
-SEEDS = 40
+SEEDS, SECONDS = 40, 5
 FOLDER = Path(tempfile.mkdtemp(prefix="pqnet-covered-"))
 FILE, OLD = FOLDER / "mutant.h5", FOLDER / "old.h5"
 LARGEST = 1 << 20  # bytes of arrays that a mutant of a header gets
@@ -176,14 +177,23 @@ def main() -> None:
     for i, data in enumerate(seeds(args.kind)):
         (corpus / str(i)).write_bytes(data)
 
+    def too_long(*_: Any) -> None:
+        raise TimeoutError(f"more than {SECONDS} seconds of CPU")
+
+    signal.signal(signal.SIGPROF, too_long)
+
     def one(data: bytes) -> None:
-        with contextlib.suppress(PQNetError):
-            KINDS[args.kind](data)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)  # of CPU: the fuzzer's own limit counts what others take, too
+        try:
+            with contextlib.suppress(PQNetError):
+                KINDS[args.kind](data)
+        finally:
+            signal.setitimer(signal.ITIMER_PROF, 0)
 
     if args.again is not None:
         one(args.again.read_bytes())
         return
-    options = [f"-max_total_time={args.seconds}", f"-seed={args.seed}", "-rss_limit_mb=1024", "-timeout=5"]
+    options = [f"-max_total_time={args.seconds}", f"-seed={args.seed}", "-rss_limit_mb=1024", "-timeout=600"]
     options += ["-max_len=65536", "-print_final_stats=1"]
     mutator = {"custom_mutator": header_mutator} if args.kind in ("model", "update") else {}
     os.environ["PQNET_NUM_THREADS"] = "1"
