@@ -19,6 +19,9 @@ from pqnet.errors import ConfigError as ConfigError
 from pqnet.errors import FormatError as FormatError
 from pqnet.errors import PQNetError as PQNetError
 from pqnet.errors import UnsupportedOpError as UnsupportedOpError
+from pqnet.io import diff as diff
+from pqnet.io import patch as patch
+from pqnet.io import sign as sign
 from pqnet.runtime import Decoder as Decoder
 from pqnet.runtime import Model as Model
 from pqnet.runtime import conv2d as conv2d
@@ -55,6 +58,7 @@ __all__ = [
     *("PQ", "Additive", "Fixed", "IntN", "Packed", "PackedPQ", "Scalar", "Sparse"),
     *("ConfigError", "FormatError", "PQNetError", "UnsupportedOpError"),
     *("Decoder", "Model", "conv2d", "embedding", "linear", "load"),
+    *("diff", "patch", "sign"),
     *_FIT,
     *_PIPELINE,
     *_PROCESSING,

@@ -41,6 +41,7 @@ TABLE: dict[str, set[str]] = {
     "pqnet/runtime": DATA | {"pqnet._threads", "pqnet.graph", "pqnet.io", "pqnet.kernels"},
     "pqnet/io": DATA | {"pqnet.graph"},
     "pqnet/io/hdf5_child.py": {"h5py", "numpy"},
+    "pqnet/io/signature.py": DATA | {"cryptography"},
     "pqnet/pipeline": DATA
     | {f"pqnet.{name}" for name in ("_threads", "fit", "graph", "io", "kernels", "runtime")}
     | {"tqdm", "yaml"},
@@ -308,7 +309,18 @@ def loaded(code: str, names: list[str]) -> list[str]:
 
 
 def test_import_pqnet_stays_light() -> None:
-    heavy = ["distributed", "jinja2", "matplotlib", "onnx", "pandas", "sklearn", "sympy", "torch", "transformers"]
+    heavy = [
+        "cryptography",
+        "distributed",
+        "jinja2",
+        "matplotlib",
+        "onnx",
+        "pandas",
+        "sklearn",
+        "sympy",
+        "torch",
+        "transformers",
+    ]
     assert loaded("import pqnet", heavy) == []
 
 

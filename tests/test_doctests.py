@@ -21,7 +21,19 @@ def test_examples(name):
 
 def test_public_functions_have_examples():
     """The names of ``import pqnet`` that are functions or codecs show how they are called."""
-    names = ["assign", "calibrate", "conv2d", "embedding", "linear", "load", "plan", "quantize"]
+    names = [
+        "assign",
+        "calibrate",
+        "conv2d",
+        "diff",
+        "embedding",
+        "linear",
+        "load",
+        "patch",
+        "plan",
+        "quantize",
+        "sign",
+    ]
     names += ["weighted_kmeans", "write_report"]
     names += ["PQ", "Scalar", "Fixed", "IntN", "Additive", "Sparse", "Model", "Recipe", "Statistics"]
     public = [getattr(pqnet, name) for name in names]

@@ -45,7 +45,7 @@ def run(script: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("kind", ["model", "recipe", "npy", "hdf5", "onnx"])
+@pytest.mark.parametrize("kind", ["model", "recipe", "npy", "hdf5", "onnx", "update"])
 def test_mutants_are_refused_or_right(kind: str) -> None:
     if kind == "onnx":
         pytest.importorskip("onnx")

@@ -22,6 +22,8 @@ COMMANDS = {
     "compress none.h5 --calibration none.npy -o {}": ".h5",
     "compress none.h5 --calibration none.npy -o good.h5 --curve {}": ".csv",
     "finetune none.h5 --teacher none.h5 --data none.npy -o {}": ".h5",
+    "diff none.h5 none.h5 -o {}": ".pqd",
+    "patch none.h5 none.pqd -o {}": ".h5",
     "train none.h5 --method lc --preset small-blocks --data none.npy -o {}": ".h5",
 }
 PLACES = {

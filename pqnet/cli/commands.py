@@ -228,7 +228,9 @@ def inspect(args: argparse.Namespace) -> None:
 def verify(args: argparse.Namespace) -> None:
     if (args.reference is None) != (args.input is None):
         raise PQNetError("verify: expected --reference and --input together, got one of them")
-    model = pqnet.load(args.model)
+    model = pqnet.load(args.model, key=args.key)
+    if args.key is not None:
+        print(f"{args.model}: signed with the private key of {args.key}")
     print(f"{args.model}: digest, structure and {len(model.graph.nodes)} nodes are right")
     if model.golden is None:
         print("no outputs are recorded in the file")

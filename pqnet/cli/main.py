@@ -4,28 +4,19 @@ import argparse
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from pqnet import PQNetError, __version__
-from pqnet.cli import bench, commands, compress, convert, demo, doctor, plan, report, train
+from pqnet.cli import bench, commands, compress, convert, demo, doctor, plan, report, train, updates
 from pqnet.cli.parser import Parser, add_common, add_data, at_least, free_size
+from pqnet.cli.parser import command as _command
 
 __all__ = ["build_parser", "main"]
 
 
 _SIZE = "bytes of the file, or text like 5MB, 800kB, 1.5MiB, 10x (smaller); never exceeded, and used to 99 %%"
 _SIZES = "repeatable: each file then has the size in its name"
-
-
-def _command(
-    commands: Any, name: str, run: Callable[[argparse.Namespace], int | None], text: str, example: str
-) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=text, description=text[0].upper() + text[1:] + ".", epilog=f"example:\n  {example}"
-    )
-    parser.set_defaults(run=run)
-    return parser
 
 
 def build_parser() -> Parser:
@@ -38,7 +29,8 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"pqnet {__version__}")
     sub = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
     making = (_convert, _compress, _calibrate, _plan, _quantize, _train, _finetune)
-    for add in (*making, _export, _run, _inspect, _report, _card, _verify, _bench, _warmup, _doctor, _demo):
+    showing = (_run, _inspect, _report, _card, _verify)
+    for add in (*making, _export, *showing, *updates.PARSERS, _bench, _warmup, _doctor, _demo):
         add(sub)
     return parser
 
@@ -341,10 +333,11 @@ def _verify(sub: Any) -> None:
         sub,
         "verify",
         commands.verify,
-        "check a model file, replay its recorded outputs, compare it with a reference model",
-        "pqnet verify small.h5 --reference model.h5 --input x.npy",
+        "check a model file and its signature, replay its recorded outputs, compare it with a reference model",
+        "pqnet verify small.h5 --reference model.h5 --input x.npy\n  pqnet verify small.h5 --key public.pem",
     )
     p.add_argument("model", help="pqnet model file")
+    p.add_argument("--key", metavar="PEM", help="public key: only a file that pqnet sign signed with its private one")
     p.add_argument("--tolerance", type=float, default=1e-3, help="of recorded outputs, relative (default 1e-3)")
     p.add_argument("--reference", help="model file to compare outputs with")
     add_data(p, "--input", "input for the comparison", required=False)

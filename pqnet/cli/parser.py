@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 
 from pqnet import PQNetError
 
-__all__ = ["Parser", "add_common", "add_data", "at_least", "free_size"]
+__all__ = ["Parser", "add_common", "add_data", "at_least", "command", "free_size"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -18,6 +18,17 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise PQNetError(f"{message} (see {self.prog} -h)")
+
+
+def command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], int | None], text: str, example: str
+) -> argparse.ArgumentParser:
+    """Add a command that calls ``run``, and return its parser."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=text, description=text[0].upper() + text[1:] + ".", epilog=f"example:\n  {example}"
+    )
+    parser.set_defaults(run=run)
+    return parser
 
 
 def at_least(low: int, at_most: int | None = None) -> Callable[[str], int]:

@@ -21,3 +21,7 @@ from pqnet.io.model_file import params_content as params_content
 from pqnet.io.model_file import params_from as params_from
 from pqnet.io.model_file import relative_differences as relative_differences
 from pqnet.io.model_file import save_graph as save_graph
+from pqnet.io.signature import make_keys as make_keys
+from pqnet.io.signature import sign as sign
+from pqnet.io.update import diff as diff
+from pqnet.io.update import patch as patch

@@ -16,7 +16,7 @@ from pqnet.io.container import MAGIC, what_is
 from pqnet.io.files import Path, file_name
 from pqnet.io.hdf5_layout import BASE
 
-__all__ = ["read_arrays", "read_numpy"]
+__all__ = ["array_limit", "read_arrays", "read_numpy"]
 
 FREE = 1 << 26  # bytes of arrays that any file may hold
 EXPANSION = 100  # bytes of arrays that a larger file may hold for each of its own; uncompressed it needs none
@@ -24,7 +24,7 @@ SECONDS = 5  # of CPU to read an HDF5 file, and one for so many bytes:
 SPEED = 1 << 20
 
 
-def _limit(nbytes: int) -> int:
+def array_limit(nbytes: int) -> int:
     """Return how many bytes of arrays a file of so many bytes may hold."""
     return max(FREE, EXPANSION * nbytes)
 
@@ -67,7 +67,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         raise FormatError(f"{name}: expected an HDF5 file, got {what_is(first)}")
     if getattr(sys, "frozen", False) or not sys.executable:
         raise PQNetError(f"{name}: expected .npy or .npz in a program without a Python interpreter, got HDF5")
-    limit, seconds = _limit(nbytes), SECONDS + nbytes // SPEED
+    limit, seconds = array_limit(nbytes), SECONDS + nbytes // SPEED
     command = [sys.executable, "-P", str(File(__file__).with_name("hdf5_child.py")), name, str(limit), str(seconds)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OPENBLAS_NUM_THREADS": "1"}
     with subprocess.Popen(
@@ -129,7 +129,7 @@ def read_numpy(path: Path) -> np.ndarray | dict[str, np.ndarray]:
                 stream.seek(0)
                 return _npy(stream, nbytes)
             with zipfile.ZipFile(stream) as archive:
-                return _npz(archive, _limit(nbytes))
+                return _npz(archive, array_limit(nbytes))
     except Exception as reason:  # NumPy, zipfile, zlib and Python's parser raise many classes for malformed files
         got = f"{type(reason).__name__}: {reason}" if not isinstance(reason, OSError | ValueError) else reason
         raise PQNetError(f"{name}: expected a readable .npy, .npz or .h5 file of numbers, got: {got}") from None

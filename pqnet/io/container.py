@@ -40,14 +40,23 @@ from pqnet.io.files import Path, file_name, replaced
 from pqnet.io.hdf5_layout import BASE, DTYPES, TEXT_START, Frame, hdf5_frame
 
 __all__ = [
-    *("check_name", "container_bytes", "container_content", "container_nbytes"),
-    *("read_container", "what_is", "write_container"),
+    *(
+        "check_name",
+        "checked_file",
+        "container_bytes",
+        "container_content",
+        "container_from",
+        "container_nbytes",
+        "header_document",
+    ),
+    *("packed_header", "read_container", "read_file", "what_is", "write_container"),
 ]
 
 MAGIC = b"PQNET\n"
 VERSIONS = (1, 2)
 NEW_DTYPES = ("int32", "int16", "int8")  # of version 2
 KINDS = {"model": "pqnet.load", "statistics": "pqnet.load_statistics", "layer": "pqnet.quantize(checkpoint=...)"}
+KINDS |= {"update": "pqnet.patch"}
 MAX_HEADER = 1 << 24  # bytes of JSON: names of a thousand layers and of a vocabulary, not a decompression bomb
 MAX_VALUES = 1 << 21  # commas and brackets in that: each value costs a hundred bytes and half a microsecond to read
 MAX_ARRAYS = 1 << 17
@@ -65,7 +74,7 @@ def write_container(path: Path, kind: str, header: Mapping[str, Any], arrays: Ma
     ----------
     path : str or path
         File to create or replace. Equal content in equal order gives equal bytes.
-    kind : {"model", "statistics", "layer"}
+    kind : {"model", "statistics", "layer", "update"}
         What the file is; the reader must ask for the same.
     header : dict
         Plain data: dict with str keys, list, str, int, finite float, bool, None. Tuples come back as lists.
@@ -89,14 +98,14 @@ def write_container(path: Path, kind: str, header: Mapping[str, Any], arrays: Ma
     text, counts = _described(kind, header, arrays)
     version = _version(header, arrays)
     with replaced(path) as temporary, open(temporary, "wb") as stream:
-        _write(stream, text, arrays, counts, version)
+        _write(stream, zlib.compress(text, 9), len(text), arrays, counts, version)
 
 
 def container_bytes(kind: str, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:
     """Return the content of the file that `write_container` makes of the same arguments, or raise as it does."""
     text, counts = _described(kind, header, arrays)
     stream = io.BytesIO()
-    _write(stream, text, arrays, counts, _version(header, arrays))
+    _write(stream, zlib.compress(text, 9), len(text), arrays, counts, _version(header, arrays))
     return stream.getvalue()
 
 
@@ -141,7 +150,7 @@ def read_container(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, np.
     ----------
     path : str or path
         File to read.
-    kind : {"model", "statistics", "layer"}
+    kind : {"model", "statistics", "layer", "update"}
         What the file has to be.
 
     Returns
@@ -157,14 +166,28 @@ def read_container(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, np.
     PQNetError
         If the file is missing or cannot be read.
     """
+    return container_content(read_file(path), kind, file_name(path))
+
+
+def read_file(path: Path) -> bytes:
+    """Return the bytes of a pqnet file, or raise as `read_container` does; only their length is checked yet."""
     name = file_name(path)
     try:
-        data = _read(name)
+        return _read(name)
     except OSError as reason:
         raise PQNetError(f"path: cannot read {name}: {reason.strerror}") from None
     except PQNetError as reason:
         raise FormatError(f"{name}: {reason}") from None
-    return container_content(data, kind, name)
+
+
+def checked_file(path: Path) -> bytes:
+    """Return the bytes of a pqnet file that is not damaged, or raise as `read_container` does."""
+    data = read_file(path)
+    try:
+        _verify(data)
+    except FormatError as reason:
+        raise FormatError(f"{file_name(path)}: {reason}") from None
+    return data
 
 
 def container_content(data: bytes, kind: str, name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -177,8 +200,36 @@ def container_content(data: bytes, kind: str, name: str) -> tuple[dict[str, Any]
         raise FormatError(f"{name}: {reason}") from reason.__cause__
     if document["kind"] != kind:
         got = document["kind"]
-        raise FormatError(f"{name}: expected a {kind} file, got a {got} file; open it with {KINDS[got]}")
+        raise FormatError(f"{name}: expected {_a(kind)} file, got {_a(got)} file; open it with {KINDS[got]}")
     return document["header"], arrays
+
+
+def _a(kind: str) -> str:
+    return f"an {kind}" if kind == "update" else f"a {kind}"
+
+
+def packed_header(data: bytes) -> tuple[bytes, int]:
+    """Return the deflated header of the bytes of a checked file, and its size when it is inflated."""
+    _, _, _, packed_size, text_size, _ = _FIELDS.unpack_from(data)
+    return data[TEXT_START : TEXT_START + packed_size], text_size
+
+
+def header_document(packed: bytes, size: int) -> dict[str, Any]:
+    """Return the content of a header as `packed_header` gives it: kind, writer, arrays, header; or raise FormatError.
+
+    ``arrays`` holds the dtype and the shape of every array, by name.
+    """
+    document = _document(packed, size)
+    _checked_index(document["arrays"])
+    return document
+
+
+def container_from(packed: bytes, size: int, header: Any, arrays: Mapping[str, np.ndarray]) -> bytes:
+    """Return the bytes of a file from a deflated header, the caller's header in it, and the arrays that it names."""
+    counts = _counts({name: (array.dtype.name, array.shape) for name, array in arrays.items()})
+    stream = io.BytesIO()
+    _write(stream, packed, size, arrays, counts, _version(header, arrays))
+    return stream.getvalue()
 
 
 def check_name(name: Any, where: str) -> str:
@@ -233,17 +284,21 @@ def _check_plain(value: Any, key: str, depth: int = 0) -> None:
 
 
 def _write(
-    stream: BinaryIO, text: bytes, arrays: Mapping[str, np.ndarray], counts: Mapping[str, int], version: int
+    stream: BinaryIO,
+    packed: bytes,
+    text_size: int,
+    arrays: Mapping[str, np.ndarray],
+    counts: Mapping[str, int],
+    version: int,
 ) -> None:
-    packed = zlib.compress(text, 9)
-    frame = hdf5_frame(len(text), len(packed), counts)
-    digest = hashlib.sha256(_user_block(version, frame.length, len(packed), len(text), bytes(32)))
+    frame = hdf5_frame(text_size, len(packed), counts)
+    digest = hashlib.sha256(_user_block(version, frame.length, len(packed), text_size, bytes(32)))
     stream.seek(BASE)
     for piece in _pieces(frame, packed, arrays):
         digest.update(piece)
         stream.write(piece)
     stream.seek(0)
-    stream.write(_user_block(version, frame.length, len(packed), len(text), digest.digest()))
+    stream.write(_user_block(version, frame.length, len(packed), text_size, digest.digest()))
 
 
 def _pieces(frame: Frame, packed: bytes, arrays: Mapping[str, np.ndarray]) -> Iterator[bytes | memoryview]:

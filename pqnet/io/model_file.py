@@ -15,19 +15,22 @@ from pqnet.graph.op import DTYPES, Attr, get_op
 from pqnet.graph.sizes import MAX_ELEMENTS
 from pqnet.io.container import (
     check_name,
+    checked_file,
     container_bytes,
     container_content,
     container_nbytes,
-    read_container,
+    read_file,
     write_container,
 )
 from pqnet.io.files import Path
+from pqnet.io.signature import check_signature
 
 __all__ = [
     "Golden",
     "graph_content",
     "graph_from_bytes",
     "graph_nbytes",
+    "graph_of",
     "graph_to_bytes",
     "load_graph",
     "params_content",
@@ -216,8 +219,8 @@ def graph_nbytes(graph: Graph, golden: Golden | None = None) -> int:
     return container_nbytes("model", *graph_content(graph.validate(), golden))
 
 
-def load_graph(path: Path) -> tuple[Graph, Golden | None]:
-    """Return graph and golden record of a model file.
+def load_graph(path: Path, key: Path | None = None) -> tuple[Graph, Golden | None]:
+    """Return graph and golden record of a model file, with ``key`` only if it is signed, see `pqnet.io.signature`.
 
     Raises
     ------
@@ -228,15 +231,19 @@ def load_graph(path: Path) -> tuple[Graph, Golden | None]:
     PQNetError
         If the file is missing or cannot be read.
     """
-    return _graph_of(*read_container(path, "model"), str(path))
+    data = read_file(path) if key is None else checked_file(path)
+    if key is not None:
+        check_signature(path, data, key)
+    return graph_of(*container_content(data, "model", str(path)), str(path))
 
 
 def graph_from_bytes(data: bytes) -> tuple[Graph, Golden | None]:
     """Return graph and golden record from the content of a model file, or raise as `load_graph` does."""
-    return _graph_of(*container_content(data, "model", "data"), "data")
+    return graph_of(*container_content(data, "model", "data"), "data")
 
 
-def _graph_of(header: dict[str, Any], arrays: Mapping[str, np.ndarray], name: str) -> tuple[Graph, Golden | None]:
+def graph_of(header: dict[str, Any], arrays: Mapping[str, np.ndarray], name: str) -> tuple[Graph, Golden | None]:
+    """Return graph and golden record of the content of a container; ``name`` is for its errors."""
     try:
         return _from_file(header, arrays)
     except UnsupportedOpError as reason:

@@ -200,7 +200,7 @@ def _from_bytes(data: bytes, compute: str) -> Model:
     return Model(*graph_from_bytes(data), compute)
 
 
-def load(path: str | Path, compute: str = "float32") -> Model:
+def load(path: str | Path, compute: str = "float32", key: str | Path | None = None) -> Model:
     """Load a model from a pqnet HDF5 file.
 
     Parameters
@@ -211,6 +211,8 @@ def load(path: str | Path, compute: str = "float32") -> Model:
         and weights to 8 bits of precision. ``"int8"`` takes 8-bit integers where the network has a range of the layer's
         inputs, see ``activations`` of `pqnet.quantize`, else bfloat16. ``"auto"`` allows both. Each layer has the
         precision that is fastest on this CPU: without instructions for low precision that is float32.
+    key : str or Path, optional
+        PEM file of an Ed25519 public key: load only what was signed with its private key, see `pqnet.sign`.
 
     Returns
     -------
@@ -219,9 +221,9 @@ def load(path: str | Path, compute: str = "float32") -> Model:
     Raises
     ------
     FormatError
-        The file is damaged, of another version, or no pqnet model.
+        The file is damaged, of another version, or no pqnet model; or changed after it was signed.
     PQNetError
-        There is no readable file at ``path``.
+        There is no readable file at ``path``, or no signature beside it.
 
     Examples
     --------
@@ -231,4 +233,4 @@ def load(path: str | Path, compute: str = "float32") -> Model:
     {'input': ((None, 1, 8, 8), 'float32')}
     """
     _check.choice(compute, "compute", COMPUTE)  # before a large file is read
-    return Model(*load_graph(path), compute)
+    return Model(*load_graph(path, key), compute)

@@ -12,7 +12,9 @@ is a function of class, seed and number. Each process does one after the other; 
 
 import argparse
 import io
+import json
 import os
+import re
 import resource
 import selectors
 import signal
@@ -22,8 +24,10 @@ import tempfile
 import time
 import traceback
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +40,7 @@ from numba.core import event
 from random_graphs import random_graph
 from test_forged_graphs import attempt, forged
 
-from pqnet import Model, PQNetError, Recipe
+from pqnet import Model, PQNetError, Recipe, diff, patch
 from pqnet.io import read_arrays, read_numpy
 from pqnet_converters import from_onnx, to_onnx
 
@@ -142,6 +146,31 @@ def model_file(rng: np.random.Generator, path: Path) -> None:
         vectors[name] = changed_bytes(rng, vectors[name])
         vectors[name] = vectors[name][: len(vectors[name]) // 8 * 8]
     forge(path, document, vectors)
+
+
+def update_file(rng: np.random.Generator, path: Path) -> None:
+    """An update with changed records, header or data, and beside it the old file that it is for."""
+    old, new = path.with_name("old.h5"), path.with_name("new.h5")
+    graph = random_graph(int(rng.integers(BASES)))[0]
+    Model(graph).save(old)
+    floats = {n: p for n, p in graph.params.items() if isinstance(p, np.ndarray) and p.dtype == np.float32}
+    params = graph.params | {n: np.asarray(p + np.float32(1)) for n, p in floats.items()}
+    Model(replace(graph, params=params) if rng.random() < 0.7 else random_graph(int(rng.integers(BASES)))[0]).save(new)
+    diff(old, new, path)
+    document, vectors = document_of(path)
+    size = document["arrays"]["header"][1][0]
+    parts = {"header": vectors["uint8"][:size], "data": vectors["uint8"][size:]}
+    if rng.random() < 0.5:
+        document["header"] = forged(rng, document["header"])
+    if rng.random() < 0.5:
+        inner = json.dumps(forged(rng, json.loads(zlib.decompress(parts["header"])))).encode()
+        parts["header"], document["header"]["size"] = zlib.compress(inner), len(inner)
+    if rng.random() < 0.3:
+        name = str(rng.choice(["header", "data"]))
+        parts[name] = changed_bytes(rng, parts[name])
+    if rng.random() < 0.9:
+        document["arrays"] = {name: ["uint8", [len(part)]] for name, part in parts.items()}
+    forge(path, document, {"uint8": b"".join(parts.values())} if any(parts.values()) else {})
 
 
 def recipe_file(rng: np.random.Generator, path: Path) -> None:
@@ -258,6 +287,21 @@ def load_hdf5(rng: np.random.Generator, path: Path) -> str:
     return "read"
 
 
+def load_update(rng: np.random.Generator, path: Path) -> str:
+    """Patch; where the new file is another than the update says, say so in the update, as a forger would."""
+    new = path.with_name("patched.h5")
+    try:
+        patch(path.with_name("old.h5"), path, new)
+    except PQNetError as reason:
+        digest = re.search("expected a new file of SHA-256 .*, got ([0-9a-f]{64})$", str(reason))
+        if not digest:
+            raise
+        document, vectors = document_of(path)
+        document["header"]["new"] = digest[1]
+        patch(path.with_name("old.h5"), forge(path, document, vectors), new)
+    return attempt(new, rng)
+
+
 Make, Load = Callable[[np.random.Generator, Path], None], Callable[[np.random.Generator, Path], str]
 CLASSES: dict[str, tuple[Make, Load, str]] = {
     "model": (model_file, load_model, ".h5"),
@@ -265,6 +309,7 @@ CLASSES: dict[str, tuple[Make, Load, str]] = {
     "npy": (numpy_file, load_numpy, ".npz"),
     "hdf5": (hdf5_file, load_hdf5, ".h5"),
     "onnx": (onnx_file, load_onnx, ".onnx"),
+    "update": (update_file, load_update, ".pqd"),
 }
 
 

@@ -100,7 +100,9 @@ def graph_from_torch(
     program = export(module, examples, free, isinstance(example_inputs, Mapping))
     keys = list(examples)
     if isinstance(example_inputs, Mapping):
-        keys = list(program.call_spec.in_spec.child(1).context)  # torch.export may change their order
+        given = program.call_spec.in_spec
+        named = given.child(1) if hasattr(given, "child") else given.children_specs[1]  # PyTorch 2.9 has no child
+        keys = list(named.context)  # torch.export may change their order
     placeholders = dict(zip(keys, program.graph_signature.user_inputs, strict=True))
     vals = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
     shapes, sizes, texts = graph_sizes({key: vals[placeholders[key]] for key in examples}, free)
