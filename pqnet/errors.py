@@ -1,9 +1,13 @@
 """The exceptions that pqnet raises for bad input: one family, so that one ``except PQNetError`` catches all."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 
-__all__ = ["ConfigError", "FormatError", "PQNetError", "UnsupportedOpError", "of_layer"]
+__all__ = [
+    *("ConfigError", "FormatError", "OutOfMemoryError", "PQNetError", "UnsupportedOpError"),
+    *("did_you_mean", "of_layer"),
+]
 
 
 class PQNetError(ValueError):
@@ -20,6 +24,24 @@ class UnsupportedOpError(PQNetError):
 
 class ConfigError(PQNetError):
     """A recipe, codec or option that does not fit the network it is applied to."""
+
+
+class OutOfMemoryError(PQNetError, MemoryError):
+    """What there is no memory for; the message says what takes less."""
+
+
+def did_you_mean(name: object, names: Iterable[object]) -> str:
+    """Return the end of an error message: which of the names that there are is near to one that is wrong, if any.
+
+    Examples
+    --------
+    >>> from pqnet.errors import did_you_mean
+    >>> "expected a preset, got 'small-block'" + did_you_mean("small-block", ["small-blocks", "transformer"])
+    "expected a preset, got 'small-block'; did you mean 'small-blocks'?"
+    """
+    known = {text.lower(): text for text in names if isinstance(text, str)}
+    near = get_close_matches(name.lower(), known, 1) if isinstance(name, str) else []
+    return f"; did you mean {known[near[0]]!r}?" if near and known[near[0]] != name else ""
 
 
 @contextmanager
