@@ -115,7 +115,9 @@ class Progress:
         return (now - self.since) * max(0.0, self.whole - self.spent) / done if self.whole and done > 0 else None
 
     def count(self) -> str:
-        """Return how many units are done."""
+        """Return how many units are done; nothing where nobody counts."""
+        if self.total is None and self.n == 0:
+            return ""
         of = "" if self.total is None else f" of {self.total:.0f}"
         return f"{self.n:.0f}{of} {_plural(self.unit, self.total or self.n)}"
 
@@ -163,19 +165,20 @@ def ticking(what: str, items: Iterable[T], of: int | None = None) -> Iterator[T]
         yield item
 
 
-def tell(text: str) -> None:
-    """Write a line to the standard error, above a bar if there is one."""
-    if sys.stderr is None:
+def tell(text: str, stream: Any = None) -> None:
+    """Write a line to the standard error, or where that was, above a bar if there is one."""
+    stream = stream or sys.stderr
+    if stream is None:
         return
     if _bars:
         from tqdm import tqdm
 
-        tqdm.write(text, file=sys.stderr)
+        tqdm.write(text, file=stream)
     else:
-        print(text, file=sys.stderr, flush=True)
+        print(text, file=stream, flush=True)
 
 
-class _Compiling(event.Listener):
+class _Compiling(event.Listener):  # type: ignore[misc]
     """What Numba tells while it compiles, which it does on one thread at a time."""
 
     def __init__(self) -> None:
@@ -209,7 +212,8 @@ class _Display:
 
     def __init__(self, progress: Progress, show: bool) -> None:
         self.progress, self.show = weakref.ref(progress), show and sys.stderr is not None
-        self.bar = _make_bar() if self.show and sys.stderr.isatty() else None
+        self.stream = sys.stderr  # others may be put in its place meanwhile
+        self.bar = _make_bar() if self.show and self.stream.isatty() else None
         self.next_line = time.monotonic() + LINE
         self.lines = 0
         self.stop = threading.Event()
@@ -246,7 +250,7 @@ class _Display:
         if shown:
             self.lines += 1
             with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
-                tell(f"{time.strftime('%H:%M:%S')} {text}")
+                tell(f"{time.strftime('%H:%M:%S')} {text}", self.stream)
 
     def close(self) -> None:
         self.stop.set()

@@ -6,7 +6,7 @@ from difflib import get_close_matches
 
 __all__ = [
     *("ConfigError", "FormatError", "OutOfMemoryError", "PQNetError", "UnsupportedOpError"),
-    *("did_you_mean", "of_layer"),
+    *("did_you_mean", "enough_memory", "of_layer"),
 ]
 
 
@@ -42,6 +42,30 @@ def did_you_mean(name: object, names: Iterable[object]) -> str:
     known = {text.lower(): text for text in names if isinstance(text, str)}
     near = get_close_matches(name.lower(), known, 1) if isinstance(name, str) else []
     return f"; did you mean {known[near[0]]!r}?" if near and known[near[0]] != name else ""
+
+
+@contextmanager
+def enough_memory(remedy: str) -> Iterator[None]:
+    """Let a lack of memory be an `OutOfMemoryError` that names the way out; also decorates functions.
+
+    Examples
+    --------
+    >>> from pqnet.errors import enough_memory
+    >>> with enough_memory("give fewer samples"):
+    ...     raise MemoryError("cannot allocate 1 TiB")
+    Traceback (most recent call last):
+    pqnet.errors.OutOfMemoryError: memory: expected more than there is, got: cannot allocate 1 TiB; give fewer samples
+    """
+    try:
+        yield
+    except OutOfMemoryError:
+        raise
+    except (MemoryError, RuntimeError) as reason:
+        text = str(reason).strip().partition("\n")[0] or "MemoryError"
+        # So do threads and PyTorch call it.
+        if not isinstance(reason, MemoryError) and "start new thread" not in text and "allocate memory" not in text:
+            raise
+        raise OutOfMemoryError(f"memory: expected more than there is, got: {text}; {remedy}") from reason
 
 
 @contextmanager

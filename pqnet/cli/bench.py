@@ -11,6 +11,7 @@ import numpy as np
 
 import pqnet
 from pqnet import Model, PQNetError
+from pqnet.errors import did_you_mean
 
 __all__ = ["run", "warmup"]
 
@@ -19,7 +20,8 @@ def _draw_inputs(model: Model, batch: int, sizes: Mapping[str, int], seed: int) 
     """Return random inputs of ``batch`` samples; other free axes have the sizes given, or those it was made with."""
     graph, rng = model.graph, np.random.default_rng(seed)
     if unknown := set(sizes) - set(graph.symbols):
-        raise PQNetError(f"--size: expected a free size among {sorted(graph.symbols)}, got {sorted(unknown)[0]!r}")
+        got = f"{sorted(unknown)[0]!r}{did_you_mean(sorted(unknown)[0], graph.symbols)}"
+        raise PQNetError(f"--size: expected a free size among {sorted(graph.symbols)}, got {got}")
     samples = {info.shape[0]: batch for info in graph.inputs.values() if info.shape}
     sizes = {**graph.symbols, **{name: n for name, n in samples.items() if isinstance(name, str)}, **sizes}
     arrays = {}

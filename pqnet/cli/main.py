@@ -1,14 +1,16 @@
 """The ``pqnet`` command: its parser, and errors as one clear line with exit code 2."""
 
 import argparse
-import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
 from typing import Any
 
-from pqnet import PQNetError, __version__
+from pqnet import __version__
 from pqnet.cli import bench, commands, compress, convert, demo, doctor, plan, report, train
+from pqnet.cli.ending import Interrupts, abandon_output, explained
+from pqnet.cli.log import logged, warn
 from pqnet.cli.parser import Parser, add_common, add_data, at_least, free_size
 
 __all__ = ["build_parser", "main"]
@@ -410,25 +412,27 @@ def _demo(sub: Any) -> None:
     add_common(p)
 
 
-def _print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    """Print a warning as what it is to who types commands: a message, without a place in the source."""
-    print(f"pqnet: warning: {message}", file=sys.stderr)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return 0, 1 if the doctor finds a fault, 2 after bad input, 130 after an interrupt."""
-    warnings.showwarning = _print_warning
-    try:
-        args = build_parser().parse_args(argv)
-        code: int | None = args.run(args)
-        sys.stdout.flush()
-    except PQNetError as reason:
-        print("pqnet: error:", " ".join(str(reason).split()), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("pqnet: interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader of our output went away
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    warnings.showwarning = lambda message, *_, **__: warn(message)
+    args, interrupts = None, Interrupts()
+    with interrupts.watched():
+        try:
+            args = build_parser().parse_args(argv)
+            # Converters have arguments of their own, which say how much to say.
+            with logged(args, argv or sys.argv[1:]) if hasattr(args, "log_file") else nullcontext():
+                code: int | None = args.run(args)
+            sys.stdout.flush()
+        except BrokenPipeError:  # the reader of our output went away
+            abandon_output()
+            return 0
+        except (Exception, KeyboardInterrupt) as reason:
+            ending = explained(reason, args, interrupts.seen)
+            if ending is None:
+                raise
+            with suppress(OSError):
+                print("pqnet:", ending[0], file=sys.stderr)
+            if isinstance(reason, OSError):
+                abandon_output()
+            return ending[1]
     return code or 0

@@ -11,7 +11,7 @@ import numpy as np
 from pqnet import _check
 from pqnet._progress import progress_bar, tick
 from pqnet._threads import blas_limit, default_threads, ordered_map
-from pqnet.errors import PQNetError
+from pqnet.errors import PQNetError, enough_memory
 from pqnet.graph import Graph, Info, Node, weight_op
 from pqnet.graph.graph import param_info
 from pqnet.graph.op import get_op
@@ -99,6 +99,7 @@ class _Accumulator:
         return Statistics({name: moments(name) for name in self.layers}, network_digest(self.graph))
 
 
+@enough_memory("give smaller batches, by an iterable of them")
 def calibrate(
     model: Model, batches: Any, *, seed: int = 0, threads: int | None = None, progress: bool = False
 ) -> Statistics:

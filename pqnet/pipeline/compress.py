@@ -12,7 +12,7 @@ import numpy as np
 from pqnet import _check
 from pqnet._progress import progress_bar
 from pqnet._threads import default_threads
-from pqnet.errors import ConfigError, PQNetError
+from pqnet.errors import ConfigError, PQNetError, enough_memory
 from pqnet.io import graph_nbytes, output_folder
 from pqnet.pipeline.agreement import Agreement, lower_bound, samples_needed
 from pqnet.pipeline.batches import Batch, check_samples, iterate_batches, named_inputs
@@ -83,6 +83,7 @@ class Compressed:
     tries: tuple[Try, ...]
 
 
+@enough_memory("give fewer samples")
 def compress(
     model: Model,
     data: Any,

@@ -12,7 +12,7 @@ from pqnet import _check
 from pqnet._progress import Progress, progress_bar
 from pqnet._threads import blas_limit, default_threads
 from pqnet.codecs import PQ, Codec
-from pqnet.errors import ConfigError, of_layer
+from pqnet.errors import ConfigError, enough_memory, of_layer
 from pqnet.graph import Node
 from pqnet.graph.affine import FreeAffine
 from pqnet.pipeline.allocate import allocations
@@ -200,6 +200,7 @@ class Measured:
         return Plan(layers, nbytes, target)
 
 
+@enough_memory("give fewer calibration samples, or pqnet.Statistics")
 def measure(
     model: Model,
     calibration: Any,

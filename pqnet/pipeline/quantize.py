@@ -12,7 +12,7 @@ from pqnet import _check
 from pqnet._progress import progress_bar, tick
 from pqnet._threads import blas_limit, default_threads
 from pqnet.codecs import Codec, Packed
-from pqnet.errors import ConfigError
+from pqnet.errors import ConfigError, enough_memory
 from pqnet.graph import Graph, Node, weight_op
 from pqnet.graph.affine import FreeAffine
 from pqnet.graph.passes import separate_norm_statistics
@@ -113,6 +113,7 @@ def _check_float(graph: Graph, recipe: Mapping[str, Codec | None]) -> None:
             raise ConfigError(f"layer {name!r}: expected a float weight, got a packed one; quantize the float model")
 
 
+@enough_memory("give fewer calibration samples: the values of all of them are held; or pqnet.Statistics")
 def quantize(
     model: Model,
     recipe: Recipe | Mapping[str, Codec | None] | str | None,

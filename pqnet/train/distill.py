@@ -12,7 +12,7 @@ import torch
 
 from pqnet._progress import progress_bar
 from pqnet.codecs import Packed, PackedPQ
-from pqnet.errors import ConfigError, PQNetError
+from pqnet.errors import ConfigError, PQNetError, did_you_mean, enough_memory
 from pqnet.graph import Graph, Node
 from pqnet.graph.blocks import find_blocks
 from pqnet.graph.passes import fold_norm_statistics
@@ -42,6 +42,7 @@ STAGES = ("global", "layerwise", "blockwise")
 OPTIONS_OF_MODES = ("mode", "reestimate_norm", "seed")
 
 
+@enough_memory("choose a smaller batch_size")
 def distill(
     student: Model,
     teacher: Model,
@@ -169,7 +170,8 @@ def distill(
     if gradient not in ("mean", "sum"):
         raise ConfigError(f"gradient: expected 'mean' or 'sum', got {gradient!r}")
     if stage not in STAGES:
-        raise ConfigError(f"stage: expected {', '.join(map(repr, STAGES[:-1]))} or {STAGES[-1]!r}, got {stage!r}")
+        near = did_you_mean(stage, STAGES)
+        raise ConfigError(f"stage: expected {', '.join(map(repr, STAGES[:-1]))} or {STAGES[-1]!r}, got {stage!r}{near}")
     if check_number("labels", labels) > 1:
         raise ConfigError(f"labels: expected a weight of at most 1, got {labels!r}")
     if check_number("temperature", temperature) == 0:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pqnet._progress import Progress, progress_bar
 from pqnet.codecs import Codec
-from pqnet.errors import ConfigError, PQNetError
+from pqnet.errors import ConfigError, PQNetError, enough_memory
 from pqnet.io import add_content, check_output, graph_content
 from pqnet.pipeline import Recipe, quantize, resolve_recipe
 from pqnet.pipeline.target import float_weights
@@ -172,6 +172,7 @@ class _Iterative:
 METHODS = ("lc", "noise", "ipq")
 
 
+@enough_memory("choose a smaller batch_size")
 def train(
     model: Model,
     recipe: Recipe | Mapping[str, Codec | None] | str,
