@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from numba.core import event
 
-__all__ = ["LOG", "SHOWN", "Progress", "progress_bar", "tell", "tick", "ticking"]
+__all__ = ["LOG", "SHOWN", "Progress", "above_bars", "progress_bar", "tell", "tick", "ticking"]
 
 T = TypeVar("T")
 LOG = logging.getLogger("pqnet")
@@ -166,7 +166,7 @@ def ticking(what: str, items: Iterable[T], of: int | None = None) -> Iterator[T]
 
 
 def tell(text: str, stream: Any = None) -> None:
-    """Write a line to the standard error, or where that was, above a bar if there is one."""
+    """Write a line to the standard error, or another stream, above a bar if there is one."""
     stream = stream or sys.stderr
     if stream is None:
         return
@@ -176,6 +176,18 @@ def tell(text: str, stream: Any = None) -> None:
         tqdm.write(text, file=stream)
     else:
         print(text, file=stream, flush=True)
+
+
+@contextlib.contextmanager
+def above_bars() -> Iterator[None]:
+    """Let what is printed in the block appear above a bar, if there is one, and not in the middle of it."""
+    if not _bars:
+        yield
+        return
+    from tqdm.contrib import DummyTqdmFile
+
+    with contextlib.redirect_stdout(DummyTqdmFile(sys.stdout)):  # type: ignore[type-var]
+        yield
 
 
 class _Compiling(event.Listener):  # type: ignore[misc]

@@ -49,7 +49,7 @@ TABLE: dict[str, set[str]] = {
     "pqnet/train": PUBLIC | {"pqnet._progress", "pqnet._threads", "numpy", "torch"},
     "pqnet/cli": PUBLIC | {"pqnet._progress", "pqnet.demo", "pqnet.report", "numpy", "rich", "shtab"},
     "pqnet/report": PUBLIC | {"pqnet._progress", "numpy"},
-    "pqnet/report/page.py": PUBLIC | {"jinja2", "markupsafe"},
+    "pqnet/report/page.py": PUBLIC | {"pqnet._progress", "jinja2", "markupsafe"},
     "pqnet/report/plots.py": PUBLIC | {"matplotlib"},
     "pqnet/demo": PUBLIC | {"numpy"},
     "converters/pqnet_converters": set(),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pqnet
 from pqnet import PQNetError, TextInput
-from pqnet._progress import progress_bar
+from pqnet._progress import above_bars, progress_bar
 from pqnet.cli.data import check_output
 from pqnet.cli.log import logged
 from pqnet.cli.parser import Parser, add_common
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
     check_output(own.output, (".h5",))
     processing = _processing(own)
     what = f"convert {args.source}"
-    with logged(own, [what, *args.rest]), progress_bar(not own.quiet, what, "node"):
+    with logged(own, [what, *args.rest]), progress_bar(not own.quiet, what, "node"), above_bars():
         model = command.convert(own)
     if processing is not None:
         model = pqnet.with_processing(model, **vars(processing))

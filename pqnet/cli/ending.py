@@ -74,8 +74,8 @@ def _how_to_go_on(args: argparse.Namespace | None) -> str:
     if checkpoint:
         return f"what is finished is in {checkpoint}: the same command goes on from there"
     if checkpoint is None:
-        return "no file was written; with --checkpoint the same command could go on where it stopped"
-    return "no file was left half written; the same command starts again"
+        return "no file is half written; with --checkpoint the same command could go on where it stopped"
+    return "no file is half written; the same command starts again"
 
 
 def _finished(reason: PQNetError, args: argparse.Namespace | None) -> str:

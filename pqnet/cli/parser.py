@@ -8,7 +8,7 @@ from pqnet import PQNetError
 from pqnet.cli.log import add_log
 from pqnet.errors import did_you_mean
 
-__all__ = ["Parser", "add_common", "add_data", "at_least", "free_size"]
+__all__ = ["Parser", "add_common", "add_data", "add_json", "at_least", "free_size"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -60,6 +60,11 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         help="cores to use (default all); quantization gives the same bytes for any number",
     )
     add_log(parser)
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Add the option for programs that read what a command finds."""
+    parser.add_argument("--json", action="store_true", help="print what is found as JSON, for programs")
 
 
 def free_size(text: str) -> tuple[str, int]:

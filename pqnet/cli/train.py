@@ -50,6 +50,7 @@ def train(args: argparse.Namespace) -> None:
         "seed": args.seed,
         "threads": args.threads,
         "device": args.device,
+        "progress": not args.quiet,
     } | ({"train": tuple(args.train)} if args.train else {})
     with pqnet.train.process_group(args.device):
         if teacher is not None:
