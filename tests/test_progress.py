@@ -29,10 +29,11 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
-    monkeypatch.setattr(sys, "stderr", Terminal())
-    return sys.stderr  # type: ignore[return-value]
+def put_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """Let the standard error be a terminal; in a test, as pytest sets it after fixtures."""
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    return terminal
 
 
 @pytest.fixture
@@ -97,7 +98,8 @@ def test_lines_without_a_terminal(errors: Callable[[], str]) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_bar_on_a_terminal(terminal: Terminal) -> None:
+def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = put_terminal(monkeypatch)
     with progress_bar(True, "compress", "try") as outer:
         outer.begin("1000 bytes")
         with progress_bar(True, "quantize", "layer", 4) as bar:
@@ -129,7 +131,8 @@ def test_that_kernels_are_compiled_is_said(errors: Callable[[], str], monkeypatc
         assert _progress._compiling.since is None
 
 
-def test_nothing_is_shown_to_nobody(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_shown_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = put_terminal(monkeypatch)
     monkeypatch.setattr(_progress, "_Display", None)
     with progress_bar(False, "quantize", "layer", 2) as bar:
         bar.update()
@@ -150,7 +153,8 @@ def test_time_left_is_by_cost_and_without_what_an_earlier_run_did() -> None:
     assert progress_bar(False, "compress", "try").left(5.0) is None
 
 
-def test_the_thread_that_draws_ends(terminal: Terminal) -> None:
+def test_the_thread_that_draws_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    put_terminal(monkeypatch)
     with pytest.raises(KeyboardInterrupt), progress_bar(True, "work", "step", 2) as bar:
         display = bar._display
         raise KeyboardInterrupt
@@ -186,7 +190,7 @@ def test_other_long_work_says_what_it_is_at(said: list[tuple[str, str]]) -> None
     pqnet.compress(model, images, keep=0.5, progress=False)
     assert any(what == "compress" and text.endswith(" bytes") for what, text in said)
     said.clear()
-    pqnet.quantize(model, {"fc": pqnet.PQ(16, 4)}, metric="none", mode="pqf", progress=False)
+    pqnet.quantize(model, {"fc": pqnet.PQ(16, 4)}, mode="pqf", progress=False)
     assert ("quantize", "k-means 2 of 1001") in said
 
 
@@ -237,7 +241,8 @@ QUANTIZE = "quantize model.h5 --calibration x.npy --preset small-blocks -o small
 
 
 @pytest.mark.usefixtures("files", "quick")
-def test_quiet_is_quiet_and_gives_the_same(terminal: Terminal) -> None:
+def test_quiet_is_quiet_and_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = put_terminal(monkeypatch)
     assert main(QUANTIZE.split()) == 0
     assert "quantize: 100%" in terminal.getvalue()
     shown, size = terminal.getvalue(), Path("small.h5").read_bytes()

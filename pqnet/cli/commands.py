@@ -147,12 +147,7 @@ def run(args: argparse.Namespace) -> None:
         else:
             output_folder(args.output, "--output")
     labels = None if args.labels is None else read_labels(args.labels, sum(map(count_samples, batches)))
-    show = not args.quiet
-    with progress_bar(show and len(batches) > 1, "run", "file", len(batches)) as bar:
-        outputs = []
-        for inputs in batches:
-            outputs.append(run_batches(model, inputs, args.batch, args.threads, show))
-            bar.update()
+    outputs = _run_all(model, batches, args)
     if labels is not None:
         _print_accuracy(_joined(outputs), labels)
     if args.output is None:
@@ -166,6 +161,19 @@ def run(args: argparse.Namespace) -> None:
     for file, found in zip(files, outputs, strict=True):
         write_outputs(file, found)
         print(f"{file}: " + ", ".join(f"{name} {a.dtype} {a.shape}" for name, a in found.items()))
+
+
+def _run_all(model: Model, batches: list[Any], args: argparse.Namespace) -> list[dict[str, np.ndarray]]:
+    """Return the outputs of one file, or of each of several."""
+    show = not args.quiet
+    if len(batches) == 1:
+        return [run_batches(model, batches[0], args.batch, args.threads, show)]
+    outputs = []
+    with progress_bar(show, "run", "file", len(batches)) as bar:
+        for inputs in batches:
+            outputs.append(run_batches(model, inputs, args.batch, args.threads))
+            bar.update()
+    return outputs
 
 
 def _print_likeliest(model: Model, shown: list[str], outputs: list[dict[str, np.ndarray]]) -> None:
