@@ -21,7 +21,7 @@ PUBLIC = {
     f"pqnet.{name}" for name in ("codecs", "errors", "fit", "graph", "io", "pipeline", "processing", "runtime", "train")
 }
 PUBLIC |= {"pqnet"}  # the names of pqnet/__init__.py itself, not its other sub-packages
-CONVERTER = PUBLIC - {"pqnet.fit", "pqnet.train"} | {"numpy"}
+CONVERTER = PUBLIC - {"pqnet.fit", "pqnet.train"} | {"numpy", "pqnet._progress"}
 
 # Place (a file, or a folder with all below it) -> what it may import besides itself and the standard library.
 # A file's place is the longest that fits. A dotted third-party name allows that sub-module only.
