@@ -59,7 +59,7 @@ for line in ("{quantize} -o small.h5", "calibrate model.h5 --calibration x.npy -
              "run model.h5 --input x.npy -o y.npy --quiet", "export onnx model.h5 -o model.onnx --quiet",
              "card model.h5 -o card.md", "{quantize} --checkpoint layers -o small.h5"):
     run(line)
-full(9000)  # some layers find room
+full(12000)  # some layers find room
 run("{quantize} --checkpoint layers -o small.h5")
     """.replace("\n    ", "\n")
     )

@@ -28,8 +28,10 @@ VALUES = {
     "phi": ("proxy", "exact"),
     "shell": SHELLS,
 }
-FILES = ("model", "calibration", "statistics", "merge", "recipe", "input", "inputs", "labels", "image", "reference")
-FILES += ("against", "teacher", "data", "held_out", "output", "log_file", "checkpoint", "curve", "rest")
+FILES = (
+    *("model", "calibration", "statistics", "merge", "recipe", "input", "inputs", "labels", "image", "reference"),
+    *("against", "teacher", "data", "held_out", "output", "log_file", "checkpoint", "curve", "rest"),
+)
 
 
 def script(parser: Parser, shell: str) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -94,7 +95,8 @@ def write_outputs(path: str, outputs: Mapping[str, Any]) -> None:
         if Path(path).suffix == ".npz":
             np.savez(file, **outputs)
         else:
-            np.save(file, next(iter(outputs.values())))
+            # To files NumPy writes itself, and says nothing of a disk that is full at the end.
+            np.save(SimpleNamespace(write=file.write), next(iter(outputs.values())))  # type: ignore[call-overload]
 
 
 def codec_text(attrs: Mapping[str, Any] | None) -> str:
