@@ -159,7 +159,10 @@ def attack(name: str, kills: int, which: int, seed: int) -> list[str]:
         problems.append(f"{name}: another {output} than without kills")
     elif left := [path.name for path in Path().rglob(".pqnet-*")]:
         problems.append(f"{name}: {len(left)} temporary files are left")
-    print(f"{name}: {kills} kills within {seconds:.1f} s, exit codes {dict(outcomes)}, {len(problems)} problems")
+    print(
+        f"{name}: {kills} kills within {seconds:.1f} s, exit codes {dict(outcomes)}, {len(problems)} problems",
+        flush=True,
+    )
     clean()
     return problems
 
