@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pqnet.errors import ConfigError, PQNetError
+from pqnet.errors import ConfigError, PQNetError, did_you_mean
 
 __all__ = [
     "bool_array",
@@ -173,5 +173,6 @@ def rng_seed(value: Any, name: str = "seed") -> int:
 def choice(value: Any, name: str, options: Collection[Any]) -> Any:
     """Return ``value`` if it is one of ``options``, or raise naming them all."""
     if not any(value is option or (type(value) is type(option) and value == option) for option in options):
-        raise ConfigError(str(error(name, f"one of {', '.join(map(repr, options))}", describe(value))))
+        expected = f"one of {', '.join(map(repr, options))}"
+        raise ConfigError(f"{error(name, expected, describe(value))}{did_you_mean(value, options)}")
     return value

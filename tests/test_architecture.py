@@ -21,7 +21,7 @@ PUBLIC = {
     f"pqnet.{name}" for name in ("codecs", "errors", "fit", "graph", "io", "pipeline", "processing", "runtime", "train")
 }
 PUBLIC |= {"pqnet"}  # the names of pqnet/__init__.py itself, not its other sub-packages
-CONVERTER = PUBLIC - {"pqnet.fit", "pqnet.train"} | {"numpy"}
+CONVERTER = PUBLIC - {"pqnet.fit", "pqnet.train"} | {"numpy", "pqnet._progress"}
 
 # Place (a file, or a folder with all below it) -> what it may import besides itself and the standard library.
 # A file's place is the longest that fits. A dotted third-party name allows that sub-module only.
@@ -33,23 +33,24 @@ TABLE: dict[str, set[str]] = {
     "pqnet/_cached.py": set(),
     "pqnet/_cgroup.py": set(),
     "pqnet/_html.py": set(),
+    "pqnet/_progress.py": {"numba", "tqdm"},
     "pqnet/_threads.py": {"pqnet._cgroup", "pqnet._check", "threadpoolctl"},
     "pqnet/kernels": {"llvmlite", "numba", "numpy"},
     "pqnet/codecs": {"pqnet._cached", "pqnet._check", "pqnet.errors", "numpy"},
-    "pqnet/fit": DATA | {"pqnet._threads", "pqnet.kernels"},
+    "pqnet/fit": DATA | {"pqnet._progress", "pqnet._threads", "pqnet.kernels"},
     "pqnet/graph": DATA,
     "pqnet/runtime": DATA | {"pqnet._threads", "pqnet.graph", "pqnet.io", "pqnet.kernels"},
     "pqnet/io": DATA | {"pqnet.graph"},
     "pqnet/io/hdf5_child.py": {"h5py", "numpy"},
     "pqnet/io/signature.py": DATA | {"cryptography"},
     "pqnet/pipeline": DATA
-    | {f"pqnet.{name}" for name in ("_threads", "fit", "graph", "io", "kernels", "runtime")}
-    | {"tqdm", "yaml"},
+    | {f"pqnet.{name}" for name in ("_progress", "_threads", "fit", "graph", "io", "kernels", "runtime")}
+    | {"yaml"},
     "pqnet/processing": DATA | {"PIL", "pqnet.graph", "pqnet.runtime", "tokenizers", "yaml"},
-    "pqnet/train": PUBLIC | {"pqnet._threads", "numpy", "torch"},
-    "pqnet/cli": PUBLIC | {"pqnet.demo", "pqnet.report", "numpy", "tqdm"},
-    "pqnet/report": PUBLIC | {"numpy"},
-    "pqnet/report/page.py": PUBLIC | {"jinja2", "markupsafe"},
+    "pqnet/train": PUBLIC | {"pqnet._progress", "pqnet._threads", "numpy", "torch"},
+    "pqnet/cli": PUBLIC | {"pqnet._progress", "pqnet.demo", "pqnet.report", "numpy", "rich", "shtab"},
+    "pqnet/report": PUBLIC | {"pqnet._progress", "numpy"},
+    "pqnet/report/page.py": PUBLIC | {"pqnet._progress", "jinja2", "markupsafe"},
     "pqnet/report/plots.py": PUBLIC | {"matplotlib"},
     "pqnet/demo": PUBLIC | {"numpy"},
     "converters/pqnet_converters": set(),

@@ -604,7 +604,11 @@ def test_an_interrupt_gives_130_and_no_file(
 
     monkeypatch.setattr(commands.pqnet, "quantize", interrupt)
     assert run("quantize model.h5 --statistics stats.h5 --preset small-blocks -o q.h5") == 130
-    assert capsys.readouterr().err == "pqnet: interrupted\n" and not Path("q.h5").exists()
+    said = "no file is half written; with --checkpoint the same command could go on where it stopped"
+    assert capsys.readouterr().err == f"pqnet: interrupted; {said}\n" and not Path("q.h5").exists()
+    assert run("quantize model.h5 --statistics stats.h5 --preset small-blocks --checkpoint done -o q.h5") == 130
+    said = "what is finished is in done: the same command goes on from there"
+    assert capsys.readouterr().err == f"pqnet: interrupted; {said}\n" and not Path("q.h5").exists()
 
 
 def test_low_precision(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

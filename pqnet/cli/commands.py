@@ -1,7 +1,6 @@
 """The commands ``calibrate``, ``quantize``, ``run``, ``inspect`` and ``verify``."""
 
 import argparse
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import numpy as np
 
 import pqnet
 from pqnet import Model, PQNetError, Recipe
+from pqnet._progress import progress_bar
 from pqnet.cli.data import (
     check_output,
     codec_text,
@@ -20,6 +20,7 @@ from pqnet.cli.data import (
     write_outputs,
 )
 from pqnet.cli.plan import check_curve, outputs_for, plans_for, read_source, write_curve
+from pqnet.cli.table import Column, print_json, print_table
 from pqnet.graph.ranges import input_ranges
 from pqnet.io import graph_nbytes, output_folder, relative_differences
 from pqnet.pipeline import Agreement, FileSizes, Plan, Statistics, resolve_recipe
@@ -37,7 +38,7 @@ def calibrate(args: argparse.Namespace) -> None:
     model = pqnet.load(args.model)
     others = [pqnet.load_statistics(path) for path in args.merge]
     data = read_samples(args.calibration, list(model.inputs))
-    stats = pqnet.calibrate(model, data, seed=args.seed, threads=args.threads, progress=True)
+    stats = pqnet.calibrate(model, data, seed=args.seed, threads=args.threads, progress=not args.quiet)
     for other in others:
         stats = stats.merge(other)
     stats.save(args.output)
@@ -81,10 +82,11 @@ def _print_sizes(args: argparse.Namespace) -> None:
     model = pqnet.load(args.model)
     codecs = resolve_recipe(args.preset or Recipe.read(args.recipe), model.graph)
     files = FileSizes(model, True, args.seed)
-    print(f"{'layer':<32} {'shape':<18} {'codec':<32} {'bytes':>10}")
+    rows = []
     for name, codec in codecs.items():
         shape, text = files.shape(name), codec_text(None if codec is None else codec.to_attrs())
-        print(f"{name:<32} {'x'.join(map(str, shape)):<18} {text:<32} {codec_nbytes(codec, shape):>10}")
+        rows.append([name, "x".join(map(str, shape)), text, str(codec_nbytes(codec, shape))])
+    print_table(LAYERS[:4], rows)
     nbytes = files.nbytes(codecs)
     print(f"file at most {nbytes} bytes ({nbytes / 2**20:.2f} MiB), {files.most / nbytes:.1f}x smaller")
 
@@ -108,6 +110,7 @@ def _quantized(args: argparse.Namespace, model: Model, recipe: Any, source: Any)
         max_drop=args.max_drop,
         seed=args.seed,
         threads=args.threads,
+        progress=not args.quiet,
     )
     return small.with_golden(small.draw_golden(args.seed))
 
@@ -144,7 +147,7 @@ def run(args: argparse.Namespace) -> None:
         else:
             output_folder(args.output, "--output")
     labels = None if args.labels is None else read_labels(args.labels, sum(map(count_samples, batches)))
-    outputs = [run_batches(model, inputs, args.batch, args.threads) for inputs in batches]
+    outputs = _run_all(model, batches, args)
     if labels is not None:
         _print_accuracy(_joined(outputs), labels)
     if args.output is None:
@@ -158,6 +161,19 @@ def run(args: argparse.Namespace) -> None:
     for file, found in zip(files, outputs, strict=True):
         write_outputs(file, found)
         print(f"{file}: " + ", ".join(f"{name} {a.dtype} {a.shape}" for name, a in found.items()))
+
+
+def _run_all(model: Model, batches: list[Any], args: argparse.Namespace) -> list[dict[str, np.ndarray]]:
+    """Return the outputs of one file, or of each of several."""
+    show = not args.quiet
+    if len(batches) == 1:
+        return [run_batches(model, batches[0], args.batch, args.threads, show)]
+    outputs = []
+    with progress_bar(show, "run", "file", len(batches)) as bar:
+        for inputs in batches:
+            outputs.append(run_batches(model, inputs, args.batch, args.threads))
+            bar.update()
+    return outputs
 
 
 def _print_likeliest(model: Model, shown: list[str], outputs: list[dict[str, np.ndarray]]) -> None:
@@ -190,17 +206,21 @@ def _report(model: Model) -> dict[str, Any]:
     return {"inputs": model.inputs, "outputs": model.outputs, "size": total, "layers": layers}
 
 
+LAYERS = [
+    *(Column("layer", False), Column("shape", False, 3), Column("codec", False)),
+    *(Column("bytes"), Column("ratio", rank=1), Column("error", rank=2), Column("iterations", rank=4)),
+]
+
+
 def _print_layers(model: Model) -> None:
     report = _report(model)
-    print(f"{'layer':<32} {'shape':<18} {'codec':<24} {'bytes':>10} {'ratio':>6} {'error':>7} {'iterations':>10}")
+    rows = []
     for name, layer in report["layers"].items():
-        text = codec_text(layer["codec"])
         error, steps = layer["output_error"], layer["iterations"]
-        print(
-            f"{name:<32} {'x'.join(map(str, layer['shape'])):<18} {text:<24} {layer['bytes']:>10} "
-            f"{layer['dense_bytes'] / layer['bytes']:>6.1f} {'' if error is None else f'{error:.4f}':>7} "
-            f"{'' if steps is None else steps:>10}"
-        )
+        row = [name, "x".join(map(str, layer["shape"])), codec_text(layer["codec"]), str(layer["bytes"])]
+        row += [f"{layer['dense_bytes'] / layer['bytes']:.1f}", "" if error is None else f"{error:.4f}"]
+        rows.append([*row, "" if steps is None else str(steps)])
+    print_table(LAYERS, rows)
     size = report["size"]
     print(
         f"total {size['total']} bytes = codes {size['codes']} + codebooks {size['codebooks']} + other {size['other']}; "
@@ -211,7 +231,7 @@ def _print_layers(model: Model) -> None:
 def inspect(args: argparse.Namespace) -> None:
     model = pqnet.load(args.model)
     if args.json:
-        print(json.dumps({"file_bytes": os.path.getsize(args.model), **_report(model)}, indent=1))
+        print_json({"file_bytes": os.path.getsize(args.model), **_report(model)})
         return
     for title, signature in (("input", model.inputs), ("output", model.outputs)):
         for name, (shape, dtype) in signature.items():
@@ -226,27 +246,49 @@ def inspect(args: argparse.Namespace) -> None:
 
 
 def verify(args: argparse.Namespace) -> None:
+    """Check a file; what is found is printed as it is found, or all of it for programs."""
     if (args.reference is None) != (args.input is None):
         raise PQNetError("verify: expected --reference and --input together, got one of them")
+    found: dict[str, Any] = {"file": args.model}
+
+    def say(text: str) -> None:
+        if not args.json:
+            print(text)
+
     model = pqnet.load(args.model, key=args.key)
     if args.key is not None:
-        print(f"{args.model}: signed with the private key of {args.key}")
-    print(f"{args.model}: digest, structure and {len(model.graph.nodes)} nodes are right")
+        found["signed"] = str(args.key)
+        say(f"{args.model}: signed with the private key of {args.key}")
+    found["nodes"], found["recorded_difference"] = len(model.graph.nodes), None
+    say(f"{args.model}: digest, structure and {found['nodes']} nodes are right")
     if model.golden is None:
-        print("no outputs are recorded in the file")
+        say("no outputs are recorded in the file")
     else:
-        difference = model.golden.largest_difference(model.run(model.golden.inputs(), threads=args.threads))
-        if not difference <= args.tolerance:
-            raise PQNetError(
-                f"{args.model}: recorded outputs: expected a relative difference of at most "
-                f"{args.tolerance}, got {difference:.3g}"
-            )
-        print(f"recorded outputs: largest relative difference {difference:.2g}")
+        found["recorded_difference"] = difference = _recorded_difference(model, args)
+        say(f"recorded outputs: largest relative difference {difference:.2g}")
     if args.reference:
         other = pqnet.load(args.reference)
         data = read_inputs(args.input, list(model.inputs))
-        ours, theirs = (run_batches(m, data, args.batch, args.threads) for m in (model, other))
+        ours, theirs = (run_batches(m, data, args.batch, args.threads, not args.quiet) for m in (model, other))
+        found["reference"], found["outputs"] = args.reference, {}
         for name, difference in relative_differences(ours, theirs).items():
             a, b = ours[name], theirs[name]
-            same = f", same argmax {np.mean(a.argmax(-1) == b.argmax(-1)):.2%}" if a.ndim > 1 else ""
-            print(f"output {name}: largest relative difference from the reference {difference:.3g}{same}")
+            same = float(np.mean(a.argmax(-1) == b.argmax(-1))) if a.ndim > 1 else None
+            found["outputs"][name] = {"difference": float(difference), "same_argmax": same}
+            more = "" if same is None else f", same argmax {same:.2%}"
+            say(f"output {name}: largest relative difference from the reference {difference:.3g}{more}")
+    if args.json:
+        print_json(found)
+
+
+def _recorded_difference(model: Model, args: argparse.Namespace) -> float:
+    """Return how far outputs are from those in the file, or raise if that is too far."""
+    assert model.golden is not None
+    with progress_bar(not args.quiet, "verify", "output"):
+        difference = model.golden.largest_difference(model.run(model.golden.inputs(), threads=args.threads))
+    if not difference <= args.tolerance:
+        raise PQNetError(
+            f"{args.model}: recorded outputs: expected a relative difference of at most {args.tolerance}, got "
+            f"{difference:.3g}"
+        )
+    return float(difference)

@@ -3,11 +3,14 @@
 import argparse
 import os
 import re
+import sys
 from typing import Any
 
 import pqnet
+from pqnet._progress import tell
 from pqnet.cli.data import check_output, read_inputs
 from pqnet.cli.plan import write_csv
+from pqnet.cli.table import print_json
 from pqnet.pipeline import Try
 
 __all__ = ["compress", "share"]
@@ -30,14 +33,16 @@ def compress(args: argparse.Namespace) -> None:
     names = list(model.inputs)
     data = read_inputs(args.calibration, names)
     held_out = read_inputs(args.held_out, names) if args.held_out else None
-    print(f"{'bytes':>12} {'ratio':>6} {'predicted error':>16} {'kept':>9} {'of others, likely':>18}")
+    if not args.json:
+        print(f"{'bytes':>12} {'ratio':>6} {'predicted error':>16} {'kept':>9} {'of others, likely':>18}")
     whole = os.path.getsize(args.model)
 
     def show(tried: Try) -> None:
+        if args.json:
+            return
         cells = f"{tried.nbytes:>12} {whole / tried.nbytes:>6.1f} {tried.error:>16.5f}"
-        print(
-            f"{cells} {tried.kept:>9.2%} {tried.bound:>18.2%}  {'enough' if tried.enough else 'too little'}", flush=True
-        )
+        enough = "enough" if tried.enough else "too little"
+        tell(f"{cells} {tried.kept:>9.2%} {tried.bound:>18.2%}  {enough}", sys.stdout)
 
     found = pqnet.compress(
         model,
@@ -51,12 +56,17 @@ def compress(args: argparse.Namespace) -> None:
         on_try=show,
         seed=args.seed,
         threads=args.threads,
+        progress=not args.quiet,
     )
     found.model.save(args.output)
     best = min((tried for tried in found.tries if tried.enough), key=lambda tried: tried.nbytes)
     if args.curve is not None:
         rows: list[dict[str, Any]] = [{**vars(tried), "enough": int(tried.enough)} for tried in found.tries]
-        write_csv(args.curve, sorted(rows, key=lambda row: row["nbytes"]))
+        write_csv(args.curve, sorted(rows, key=lambda row: row["nbytes"]), not args.json)
+    if args.json:
+        whole_file = {"file": args.output, "bytes": os.path.getsize(args.output), "metric": found.metric}
+        print_json({**whole_file, "kept": best.kept, "bound": best.bound, "tries": [vars(t) for t in found.tries]})
+        return
     size = f"{os.path.getsize(args.output)} bytes, {whole / best.nbytes:.1f}x smaller"
     print(
         f"{args.output}: {size}; keeps {best.kept:.2%} ({found.metric}) of held-out samples, and of others at least "

@@ -8,8 +8,11 @@ from typing import Any
 
 import pqnet
 from pqnet import PQNetError, TextInput
+from pqnet._progress import above_bars, progress_bar
 from pqnet.cli.data import check_output
+from pqnet.cli.log import logged
 from pqnet.cli.parser import Parser, add_common
+from pqnet.errors import did_you_mean
 from pqnet.io import replaced
 from pqnet.processing import Processing, read_labels, read_processing
 
@@ -33,7 +36,8 @@ def formats() -> list[str]:
 def _load(command: str, group: str, name: str) -> Any:
     found, kind = _found(group), "source" if command == "convert" else "format"
     if name not in found:
-        raise PQNetError(f"{command}: expected a {kind} of {', '.join(sorted(found))}, got {name!r}")
+        got = f"{name!r}{did_you_mean(name, found)}"
+        raise PQNetError(f"{command}: expected a {kind} of {', '.join(sorted(found))}, got {got}")
     try:
         return found[name].load()
     except ModuleNotFoundError as missing:
@@ -64,7 +68,9 @@ def run(args: argparse.Namespace) -> None:
     own = parser.parse_args(args.rest)
     check_output(own.output, (".h5",))
     processing = _processing(own)
-    model = command.convert(own)
+    what = f"convert {args.source}"
+    with logged(own, [what, *args.rest]), progress_bar(not own.quiet, what, "node"), above_bars():
+        model = command.convert(own)
     if processing is not None:
         model = pqnet.with_processing(model, **vars(processing))
     model.save(own.output)
@@ -93,7 +99,8 @@ def export(args: argparse.Namespace) -> None:
     """Run one exporter: an object with ``suffix`` and ``export(model)``, which returns the bytes of a file."""
     command = _load("export", "exporters", args.format)
     check_output(args.output, (command.suffix,))
-    data = command.export(pqnet.load(args.model))
+    with progress_bar(not args.quiet, f"export {args.format}", "node"):
+        data = command.export(pqnet.load(args.model))
     with replaced(args.output) as temporary, open(temporary, "wb") as file:
         file.write(data)
     print(f"{args.output}: {len(data)} bytes")

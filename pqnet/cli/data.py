@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from pqnet import PQNetError, io
 from pqnet.codecs import codec_from_attrs
+from pqnet.errors import did_you_mean
 from pqnet.io import read_arrays, read_numpy, replaced
 
 __all__ = [
@@ -33,7 +35,9 @@ def read_inputs(items: Sequence[str], names: Sequence[str]) -> dict[str, np.ndar
         if not equals or Path(item).exists():
             name, path = "", item
         elif name not in names:
-            raise PQNetError(f"{item}: expected NAME=FILE with a name of {list(names)}, got {name!r}")
+            raise PQNetError(
+                f"{item}: expected NAME=FILE with a name of {list(names)}, got {name!r}{did_you_mean(name, names)}"
+            )
         data = _read(path)
         if isinstance(data, np.ndarray):
             if not name and len(names) != 1:
@@ -41,13 +45,16 @@ def read_inputs(items: Sequence[str], names: Sequence[str]) -> dict[str, np.ndar
             data = {name or names[0]: data}
         elif name:
             if name not in data:
-                raise PQNetError(f"{item}: expected an array {name!r} in the file, got {sorted(data)}")
+                raise PQNetError(
+                    f"{item}: expected an array {name!r} in the file, got {sorted(data)}{did_you_mean(name, data)}"
+                )
             data = {name: data[name]}
         if double := set(out) & set(data):
             raise PQNetError(f"{item}: input {sorted(double)[0]!r} is given twice")
         out.update(data)
     if not set(out) >= set(names):
-        raise PQNetError(f"inputs: expected arrays for {list(names)}, got {sorted(out)}")
+        near = "".join(did_you_mean(name, names) for name in sorted(set(out) - set(names))[:1])
+        raise PQNetError(f"inputs: expected arrays for {list(names)}, got {sorted(out)}{near}")
     return out
 
 
@@ -88,7 +95,8 @@ def write_outputs(path: str, outputs: Mapping[str, Any]) -> None:
         if Path(path).suffix == ".npz":
             np.savez(file, **outputs)
         else:
-            np.save(file, next(iter(outputs.values())))
+            # To files NumPy writes itself, and says nothing of a disk that is full at the end.
+            np.save(SimpleNamespace(write=file.write), next(iter(outputs.values())))  # type: ignore[call-overload]
 
 
 def codec_text(attrs: Mapping[str, Any] | None) -> str:

@@ -20,8 +20,8 @@ def run(args: argparse.Namespace) -> None:
     calibration, images, labels = load_images()
     model = pqnet.load(model_path())
     print(f"float model: {len(model.graph.layers())} layers, trained on 8x8 images of handwritten digits")
-    stats = pqnet.calibrate(model, calibration, seed=args.seed, threads=args.threads, progress=True)
-    options = {"metric": args.metric, "seed": args.seed, "threads": args.threads}
+    stats = pqnet.calibrate(model, calibration, seed=args.seed, threads=args.threads, progress=not args.quiet)
+    options = {"metric": args.metric, "seed": args.seed, "threads": args.threads, "progress": not args.quiet}
     print(f"quantize ({args.preset}, metric {args.metric}): from statistics, then layer after layer from data")
     once = pqnet.quantize(model, args.preset, stats, **options)
     stepwise = pqnet.quantize(model, args.preset, calibration, reestimate_norm=True, **options)

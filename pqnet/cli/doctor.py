@@ -1,7 +1,6 @@
 """``pqnet doctor``: what pqnet finds on this machine, and whether it computes right on it."""
 
 import argparse
-import json
 import platform
 import time
 from importlib import metadata
@@ -10,13 +9,14 @@ from typing import Any
 import numpy as np
 
 import pqnet
+from pqnet.cli.table import print_json
 from pqnet.demo import load_images, model_path
 from pqnet.runtime import host_report
 from pqnet.runtime.execute import run_graph, values_to_free
 
 __all__ = ["doctor"]
 
-PACKAGES = ("numpy", "numba", "llvmlite", "h5py", "threadpoolctl", "tqdm", "PyYAML", "torch", "onnx")
+PACKAGES = ("numpy", "numba", "llvmlite", "h5py", "threadpoolctl", "tqdm", "rich", "PyYAML", "torch", "onnx")
 TOLERANCE = 1e-4  # of logits from codes against those from decoded weights by NumPy, relative to the largest
 
 
@@ -24,14 +24,14 @@ def doctor(args: argparse.Namespace) -> int:
     """Print what is found; return 1 if something is wrong."""
     report: dict[str, Any] = {"pqnet": pqnet.__version__, "python": platform.python_version()}
     report |= {"packages": {name: _version(name) for name in PACKAGES}, **host_report()}
-    report["self_test"] = tested = _self_test(args.seed, args.threads)
+    report["self_test"] = tested = _self_test(args.seed, args.threads, not args.quiet)
     if not tested["difference"] <= TOLERANCE:
         report["problems"].append(
             f"self-test: expected logits within {TOLERANCE} of NumPy's, relative to the largest, got a difference of "
             f"{tested['difference']:.3g}; please report this, with all of the above"
         )
     if args.json:
-        print(json.dumps(report, indent=1))
+        print_json(report)
     else:
         _print(report)
     return 1 if report["problems"] else 0
@@ -44,11 +44,12 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _self_test(seed: int, threads: int | None) -> dict[str, Any]:
+def _self_test(seed: int, threads: int | None, progress: bool) -> dict[str, Any]:
     """Quantize the demo network, run it from its codes, and compare with NumPy on the decoded weights."""
     start = time.perf_counter()
     images = load_images()[1][:64]
-    small = pqnet.quantize(pqnet.load(model_path()), "small-blocks", metric="none", seed=seed, threads=threads)
+    options: dict[str, Any] = {"seed": seed, "threads": threads, "progress": progress}
+    small = pqnet.quantize(pqnet.load(model_path()), "small-blocks", metric="none", **options)
     inputs = dict.fromkeys(small.inputs, images)
     got = small.run(inputs, threads=threads)
     want = run_graph(small.graph, values_to_free(small.graph), dict(inputs))

@@ -1,15 +1,17 @@
 """The ``pqnet`` command: its parser, and errors as one clear line with exit code 2."""
 
 import argparse
-import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from typing import Any
 
-from pqnet import PQNetError, __version__
-from pqnet.cli import bench, commands, compress, convert, demo, doctor, plan, report, train, updates
-from pqnet.cli.parser import Parser, add_common, add_data, at_least, free_size
+from pqnet import __version__
+from pqnet.cli import bench, commands, completion, compress, convert, demo, doctor, plan, report, train, updates
+from pqnet.cli.ending import Interrupts, abandon_output, explained
+from pqnet.cli.log import logged, warn
+from pqnet.cli.parser import Parser, add_common, add_data, add_json, at_least, free_size
 from pqnet.cli.parser import command as _command
 
 __all__ = ["build_parser", "main"]
@@ -24,13 +26,15 @@ def build_parser() -> Parser:
     parser = Parser(
         prog="pqnet",
         description="Networks made 10-40x smaller by quantization, and run from their codes on a CPU.",
-        epilog="example:\n  pqnet compress model.h5 --calibration x.npy --keep 99% -o small.h5",
+        epilog="example:\n  pqnet compress model.h5 --calibration x.npy --keep 99% -o small.h5\n\n"
+        "Long commands show progress; --quiet, --verbose and --log-file FILE change what they say, Ctrl-C stops them, "
+        "and\nwith --checkpoint they go on when they are given again. Completion of your shell: pqnet completion -h",
     )
     parser.add_argument("--version", action="version", version=f"pqnet {__version__}")
     sub = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
     making = (_convert, _compress, _calibrate, _plan, _quantize, _train, _finetune)
     showing = (_run, _inspect, _report, _card, _verify)
-    for add in (*making, _export, *showing, *updates.PARSERS, _bench, _warmup, _doctor, _demo):
+    for add in (*making, _export, *showing, *updates.PARSERS, _bench, _warmup, _doctor, _demo, _completion):
         add(sub)
     return parser
 
@@ -95,6 +99,7 @@ def _plan(sub: Any) -> None:
     _add_metric(p, "full")
     p.add_argument("--dry-run", action="store_true", help="print the plan, write nothing")
     p.add_argument("-o", "--output", help="recipe file (YAML) to write")
+    add_json(p)
     add_common(p)
 
 
@@ -151,6 +156,7 @@ def _compress(sub: Any) -> None:
     _add_curve(p, "bytes, predicted error, what is kept, of every size tried", "try")
     p.add_argument("--checkpoint", metavar="DIR", help="folder of finished layers: run again to go on after a stop")
     p.add_argument("-o", "--output", required=True, help="model file to write")
+    add_json(p)
     add_common(p)
 
 
@@ -294,7 +300,7 @@ def _inspect(sub: Any) -> None:
         sub, "inspect", commands.inspect, "show layers, codecs and bytes of a model file", "pqnet inspect small.h5"
     )
     p.add_argument("model", help="pqnet model file")
-    p.add_argument("--json", action="store_true", help="machine-readable")
+    add_json(p)
     add_common(p)
 
 
@@ -342,6 +348,7 @@ def _verify(sub: Any) -> None:
     p.add_argument("--reference", help="model file to compare outputs with")
     add_data(p, "--input", "input for the comparison", required=False)
     _add_batch(p)
+    add_json(p)
     add_common(p)
 
 
@@ -364,6 +371,7 @@ def _bench(sub: Any) -> None:
     p.add_argument("--runs", type=at_least(1), default=20, help="runs to take the median of (default 20)")
     _add_compute(p)
     p.add_argument("--explain", action="store_true", help="print layer, algorithm, time, share and bytes of every step")
+    add_json(p)
     add_common(p)
 
 
@@ -390,7 +398,7 @@ def _doctor(sub: Any) -> None:
         "show what pqnet finds on this machine and test itself; the exit code is 1 if something is wrong",
         "pqnet doctor --json",
     )
-    p.add_argument("--json", action="store_true", help="machine-readable")
+    add_json(p)
     add_common(p)
 
 
@@ -403,25 +411,39 @@ def _demo(sub: Any) -> None:
     add_common(p)
 
 
-def _print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    """Print a warning as what it is to who types commands: a message, without a place in the source."""
-    print(f"pqnet: warning: {message}", file=sys.stderr)
+def _completion(sub: Any) -> None:
+    p = _command(
+        sub,
+        "completion",
+        lambda args: print(completion.script(build_parser(), args.shell)),
+        "print a script with which a shell completes commands, options and files",
+        "pqnet completion bash > ~/.local/share/bash-completion/completions/pqnet\n"
+        '  pqnet completion zsh > "${fpath[1]}/_pqnet"',
+    )
+    p.add_argument("shell", help=", ".join(completion.SHELLS))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return 0, 1 if the doctor finds a fault, 2 after bad input, 130 after an interrupt."""
-    warnings.showwarning = _print_warning
-    try:
-        args = build_parser().parse_args(argv)
-        code: int | None = args.run(args)
-        sys.stdout.flush()
-    except PQNetError as reason:
-        print("pqnet: error:", " ".join(str(reason).split()), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("pqnet: interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader of our output went away
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    warnings.showwarning = lambda message, *_, **__: warn(message)
+    args, interrupts = None, Interrupts()
+    with interrupts.watched():
+        try:
+            args = build_parser().parse_args(argv)
+            # Converters have arguments of their own, which say how much to say.
+            with logged(args, argv or sys.argv[1:]) if hasattr(args, "log_file") else nullcontext():
+                code: int | None = args.run(args)
+            sys.stdout.flush()
+        except BrokenPipeError:  # the reader of our output went away
+            abandon_output()
+            return 0
+        except (Exception, KeyboardInterrupt) as reason:
+            ending = explained(reason, args, interrupts.seen)
+            if ending is None:
+                raise
+            with suppress(OSError):
+                print("pqnet:", ending[0], file=sys.stderr)
+            if isinstance(reason, OSError):
+                abandon_output()
+            return ending[1]
     return code or 0

@@ -5,8 +5,10 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from pqnet import PQNetError
+from pqnet.cli.log import add_log
+from pqnet.errors import did_you_mean
 
-__all__ = ["Parser", "add_common", "add_data", "at_least", "command", "free_size"]
+__all__ = ["Parser", "add_common", "add_data", "add_json", "at_least", "command", "free_size"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -18,6 +20,21 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise PQNetError(f"{message} (see {self.prog} -h)")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse, or say which option was meant by one that there is not."""
+        found, rest = super().parse_known_args(args, namespace)
+        if unknown := [item.partition("=")[0] for item in rest if item.startswith("-")]:
+            near = did_you_mean(unknown[0], self._option_string_actions)
+            raise PQNetError(f"unrecognized arguments: {' '.join(rest)}{near} (see {self.prog} -h)")
+        return found, rest
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as reason:
+            reason.message += did_you_mean(value, action.choices or ())
+            raise
 
 
 def command(
@@ -53,6 +70,12 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         type=at_least(1),
         help="cores to use (default all); quantization gives the same bytes for any number",
     )
+    add_log(parser)
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Add the option for programs that read what a command finds."""
+    parser.add_argument("--json", action="store_true", help="print what is found as JSON, for programs")
 
 
 def free_size(text: str) -> tuple[str, int]:

@@ -11,6 +11,7 @@ import numpy as np
 import pqnet
 from pqnet import Model, PQNetError
 from pqnet.cli.data import check_output, codec_text, read_samples
+from pqnet.cli.table import Column, print_json, print_table
 from pqnet.io import replaced
 from pqnet.pipeline import FileSizes, Plan, measure
 
@@ -32,7 +33,7 @@ def plans_for(args: argparse.Namespace, model: Model, source: Any) -> list[Plan]
         raise PQNetError("target-size: expected --calibration or --statistics with it, got neither")
     files = FileSizes(model, True, args.seed)
     targets = [files.target(size, args.prefer == "latency") for size in args.target_size]  # before work
-    options = {"prefer": args.prefer, "seed": args.seed, "threads": args.threads}
+    options = {"prefer": args.prefer, "seed": args.seed, "threads": args.threads, "progress": not args.quiet}
     published = getattr(args, "mode", None) is not None  # no mode has a search of second order
     measured = measure(model, source, metric=args.metric or ("block" if published else "full"), **options)
     return [measured.plan(target, golden=True) for target in targets]
@@ -59,11 +60,15 @@ def plan(args: argparse.Namespace) -> None:
     model = pqnet.load(args.model)
     plans = plans_for(args, model, read_source(args, model, "plan"))
     for i, made in enumerate(plans):
-        _print_plan(made)
+        if not args.json:
+            _print_plan(made)
         if outputs:
             with replaced(outputs[i]) as temporary, open(temporary, "w", encoding="utf-8") as file:
                 file.write(made.recipe.to_yaml())
-            print(f"{outputs[i]}: {os.path.getsize(outputs[i])} bytes; pqnet quantize --recipe {outputs[i]}")
+            if not args.json:
+                print(f"{outputs[i]}: {os.path.getsize(outputs[i])} bytes; pqnet quantize --recipe {outputs[i]}")
+    if args.json:
+        print_json({"plans": [_plain(made) for made in plans]})
     write_curve(args, [{"bytes": made.nbytes, "predicted_error": made.error} for made in plans])
 
 
@@ -79,29 +84,52 @@ def write_curve(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     """Write what was found for every size, a row each, if asked for."""
     if args.curve is None:
         return
-    write_csv(args.curve, [{"target_size": size, **row} for size, row in zip(args.target_size, rows, strict=True)])
+    shown = not getattr(args, "json", False)
+    write_csv(
+        args.curve, [{"target_size": size, **row} for size, row in zip(args.target_size, rows, strict=True)], shown
+    )
 
 
-def write_csv(path: str, rows: list[dict[str, Any]]) -> None:
-    """Write rows with the same keys as a table."""
+def write_csv(path: str, rows: list[dict[str, Any]], shown: bool = True) -> None:
+    """Write rows with the same keys as a table, and say so."""
     with replaced(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
-    print(f"{path}: {len(rows)} rows")
+    if shown:
+        print(f"{path}: {len(rows)} rows")
+
+
+PLANNED = [
+    *(Column("layer", False), Column("shape", False, 3), Column("codec", False)),
+    *(Column("bytes"), Column("ratio", rank=2), Column("error", rank=4), Column("reaches the outputs", rank=1)),
+]
+
+
+def _plain(made: Plan) -> dict[str, Any]:
+    """Return a plan for programs."""
+    layers = {
+        name: {
+            "shape": layer.shape,
+            "codec": None if layer.codec is None else layer.codec.to_attrs(),
+            "bytes": layer.nbytes,
+            "error": float(layer.error),
+            "reaches_outputs": float(layer.gain * layer.error),
+        }
+        for name, layer in made.layers.items()
+    }
+    whole = {"target_bytes": made.target, "bytes": made.nbytes, "predicted_error": float(made.error)}
+    return {**whole, "layers": layers}
 
 
 def _print_plan(made: Plan) -> None:
-    print(
-        f"{'layer':<32} {'shape':<18} {'codec':<32} {'bytes':>10} {'ratio':>6} {'error':>8} {'reaches the outputs':>20}"
-    )
+    rows = []
     for name, layer in made.layers.items():
         text = codec_text(None if layer.codec is None else layer.codec.to_attrs())
-        dense = 4 * int(np.prod(layer.shape))
-        print(
-            f"{name:<32} {'x'.join(map(str, layer.shape)):<18} {text:<32} {layer.nbytes:>10} "
-            f"{dense / layer.nbytes:>6.1f} {layer.error:>8.5f} {layer.gain * layer.error:>20.5f}"
-        )
+        ratio = 4 * int(np.prod(layer.shape)) / layer.nbytes
+        row = [name, "x".join(map(str, layer.shape)), text, str(layer.nbytes), f"{ratio:.1f}"]
+        rows.append([*row, f"{layer.error:.5f}", f"{layer.gain * layer.error:.5f}"])
+    print_table(PLANNED, rows)
     weights = sum(layer.nbytes for layer in made.layers.values())
     print(
         f"weights {weights} bytes; file at most {made.nbytes} bytes, {made.nbytes / made.target:.2%} of {made.target}; "

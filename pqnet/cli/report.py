@@ -31,6 +31,7 @@ def run(args: argparse.Namespace) -> None:
         batch=args.batch,
         seed=args.seed,
         threads=args.threads,
+        progress=not args.quiet,
     )
     print(f"{args.output}: {os.path.getsize(args.output)} bytes")
 

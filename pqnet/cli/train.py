@@ -6,6 +6,7 @@ from typing import Any
 
 from pqnet import Model, PQNetError, Recipe
 from pqnet.cli.data import check_output, read_inputs, read_labels
+from pqnet.errors import did_you_mean
 from pqnet.pipeline.evaluate import count_samples
 
 __all__ = ["ONLY", "train"]
@@ -49,6 +50,7 @@ def train(args: argparse.Namespace) -> None:
         "seed": args.seed,
         "threads": args.threads,
         "device": args.device,
+        "progress": not args.quiet,
     } | ({"train": tuple(args.train)} if args.train else {})
     with pqnet.train.process_group(args.device):
         if teacher is not None:
@@ -64,7 +66,8 @@ def train(args: argparse.Namespace) -> None:
 def _own_options(args: argparse.Namespace) -> dict[str, Any]:
     """Return the options of the method that are given, or raise PQNetError if another's are, or a needed one is not."""
     if args.method not in ONLY:
-        raise PQNetError(f"--method: expected one of {', '.join(ONLY)}, got {args.method!r}")
+        got = f"{args.method!r}{did_you_mean(args.method, ONLY)}"
+        raise PQNetError(f"--method: expected one of {', '.join(ONLY)}, got {got}")
     given = {name: getattr(args, name) for names in (RECIPES, *ONLY.values()) for name in names if hasattr(args, name)}
     given = {name: value for name, value in given.items() if value is not None}
     mine = (*ONLY[args.method], *(() if args.method == "distill" else RECIPES))

@@ -10,7 +10,7 @@ import numpy as np
 
 from pqnet._check import describe, index_array
 from pqnet.codecs.decoding import Decoding
-from pqnet.errors import FormatError, PQNetError
+from pqnet.errors import FormatError, PQNetError, did_you_mean
 
 __all__ = ["CODECS", "FITTERS", "PACKED", "Codec", "Fit", "Fitter", "Packed", "StoredSize", "codec_from_attrs"]
 
@@ -260,11 +260,12 @@ def codec_from_attrs(attrs: Mapping[str, Any]) -> Codec:
     fields = dict(attrs)
     name = fields.pop("codec", None)
     if not isinstance(name, str) or name not in CODECS:
-        raise FormatError(f"codec: expected one of {sorted(CODECS)}, got {describe(name)}")
+        raise FormatError(f"codec: expected one of {sorted(CODECS)}, got {describe(name)}{did_you_mean(name, CODECS)}")
     parameters = inspect.signature(CODECS[name]).parameters
     known = list(parameters)
     if unknown := [field for field in fields if field not in known]:
-        raise FormatError(f"codec {name!r}: expected fields among {known}, got {describe(unknown[0])}")
+        got = f"{describe(unknown[0])}{did_you_mean(unknown[0], known)}"
+        raise FormatError(f"codec {name!r}: expected fields among {known}, got {got}")
     required = [field for field in known if parameters[field].default is inspect.Parameter.empty]
     if missing := [field for field in required if field not in fields]:
         raise FormatError(f"codec {name!r}: expected the field {missing[0]!r}, got {sorted(fields)}")

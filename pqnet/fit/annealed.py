@@ -3,6 +3,7 @@
 import numpy as np
 
 from pqnet import _check
+from pqnet._progress import ticking
 from pqnet.fit.kmeans import KMeansResult, assign
 
 __all__ = ["annealed_kmeans"]
@@ -38,7 +39,7 @@ def annealed_kmeans(blocks: np.ndarray, k: int, *, n_iter: int, seed: int, threa
     deviation = v.std(0, dtype=np.float64)
     first = v[rng.permutation(len(v))[:k]]
     codebook = (first + JITTER * rng.standard_normal(first.shape)).astype(np.float32)
-    for i in range(n_iter + 1):
+    for i in ticking("k-means", range(n_iter + 1), n_iter + 1):
         codes = assign(v, codebook, threads=threads)
         counts = np.bincount(codes, minlength=k)[:, None]
         sums = np.stack([np.bincount(codes, column, k) for column in v.T], 1)

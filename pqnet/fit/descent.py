@@ -6,10 +6,11 @@ the codebook is a linear least-squares problem, solved by conjugate gradients. N
 codewords, less in every round, then leads past poor minima; where it does not, what was found without is kept.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from pqnet._progress import tick
 from pqnet._threads import blas_limit, ordered_map
 from pqnet.fit.parallel import run_chunks
 from pqnet.fit.problem import SERIAL_WORK
@@ -59,6 +60,7 @@ class SecondOrder:
         parts = codes.reshape(len(moment), -1, codes.shape[1])
         split = zip(filters, moment, parts, weights.reshape(len(moment), -1), strict=True)
         self.groups = [_Group(*part, codebook, threads) for part in split]
+        self.sweeps = 0
         self.error = self.set_codebook(self.codebook)
 
     @property
@@ -134,8 +136,11 @@ class SecondOrder:
     @blas_limit(1)
     def sweep(self) -> float:
         """Choose every code anew, block position after block position; return the error."""
-        for group in self.groups:
-            group.sweep(self.codebook)
+        self.sweeps += 1
+        inputs = len(self.groups[0].target)
+        for i, group in enumerate(self.groups):
+            for done in group.sweep(self.codebook):
+                tick(f"sweep {self.sweeps}, input", i * inputs + done, len(self.groups) * inputs)
         return self._measure()
 
     @blas_limit(1)
@@ -238,8 +243,8 @@ class _Group:
         self._multiply(self.moment, self.scratch, out)
         return out
 
-    def sweep(self, codebook: np.ndarray) -> None:
-        """Choose every code anew."""
+    def sweep(self, codebook: np.ndarray) -> Iterator[int]:
+        """Choose every code anew; yield now and then of how many inputs."""
         d, inputs = self.d, len(self.target)
         c = codebook.astype(np.float64)
         pairs = (c[:, :, None] * c[:, None, :]).reshape(len(c), -1)
@@ -271,6 +276,7 @@ class _Group:
                 self._multiply(self.moment[rest, rows], self.scratch[rows], self.residual[rest], add=True)
             self.residual[panel] = before
             self._multiply(self.moment[:, panel], self.scratch[panel], self.residual, add=True)
+            yield panel.stop
 
     def _multiply(self, a: np.ndarray, b: np.ndarray, out: np.ndarray, *, add: bool = False) -> None:
         """Compute out = a @ b, or add that to it, with bits that do not depend on the number of threads."""

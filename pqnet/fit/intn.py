@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from pqnet._progress import ticking
 from pqnet._threads import blas_limit, default_threads
 from pqnet.codecs import FITTERS, Fit, IntN, Packed, PackedScalar
 from pqnet.fit.error import measured
@@ -166,7 +167,7 @@ def _least_output(
     targets = seen(weight)
     best: np.ndarray = np.full(len(scales), -np.inf)
     out, codes = scales.copy(), nearest_codes(weight, levels, scales[:, None], offset)
-    for factor in (*np.linspace(0.5, 1.5, GRID), 1.0):
+    for factor in ticking("scale", (*np.linspace(0.5, 1.5, GRID), 1.0), GRID + 1):
         tried = nearest_codes(weight, levels, factor * scales[:, None], offset)
         numbers = (levels[tried] - offset).astype(np.float32)
         first = share * np.einsum("oi,oi->o", targets, numbers, dtype=np.float64)

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from pqnet import _check
+from pqnet._progress import tick
 from pqnet._threads import blas_limit
 from pqnet.codecs.packing import code_dtype
 from pqnet.fit.problem import Problem, Rows
@@ -174,6 +175,7 @@ def _lloyd(problem: Problem, codebook: np.ndarray, n_iter: int) -> KMeansResult:
         store = Tiles(problem, codebook, bounds=bounds)
     best, lowest, updates = codebook, np.inf, 0
     for step in range(n_iter + 1):
+        tick("k-means", step, n_iter)
         store.step(codebook)
         sums = _Sums(problem, store)
         # In float64: float32 half distances could let the error creep up near convergence.

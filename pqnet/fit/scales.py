@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from pqnet import _check
+from pqnet._progress import tick
 from pqnet._threads import default_threads
 from pqnet.codecs import Codec, Packed
 from pqnet.codecs.halves import Halves
@@ -194,6 +195,7 @@ class _Search:
         rows = min(max(CHANGES_AT_A_TIME // max(int(per_row.max()), 1), 1), 1 << 16)
         scales, at = np.zeros(len(w)), 0
         while at < len(w):
+            tick("scales, row", at, len(w))
             part = slice(at, at + rows)
             scales[part] = self._sweep(part, w[part].astype(np.float64), low[part], high[part])
             at += rows

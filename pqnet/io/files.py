@@ -1,6 +1,7 @@
 """Files as they are written: checked before the work, whole or not at all, nothing left of writers that were killed."""
 
 import contextlib
+import errno
 import hashlib
 import os
 import secrets
@@ -103,7 +104,9 @@ def replaced(path: Path) -> Iterator[str]:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
         if isinstance(reason, OSError):
-            raise PQNetError(f"path: cannot write {target}: {reason.strerror or reason}") from None
+            full = reason.errno in (errno.ENOSPC, errno.EDQUOT)
+            remedy = "; free some space, or name a file elsewhere" if full else ""
+            raise PQNetError(f"path: cannot write {target}: {reason.strerror or reason}{remedy}") from reason
         raise
 
 

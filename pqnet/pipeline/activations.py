@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from pqnet import _check
+from pqnet._progress import tick
 from pqnet._threads import default_threads, ordered_map
 from pqnet.codecs import PackedPQ
 from pqnet.errors import ConfigError
@@ -53,6 +54,7 @@ def integer_inputs(model: Model, batches: Sequence[Batch], max_drop: float, thre
     order = sorted(found.ranges, key=lambda name: (found.errors[name], name))
 
     def kept_with(integers: int) -> float:
+        tick(f"outputs with {integers} layers in integers")
         graph = _with_ranges(model.graph, {name: found.ranges[name] for name in order[:integers]})
         return float(agreement.scores(_AsIntegers(graph), model, judged, threads).mean()) if integers else 1.0
 

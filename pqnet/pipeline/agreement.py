@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from pqnet import _check
+from pqnet._progress import ticking
 from pqnet.errors import ConfigError, PQNetError
 from pqnet.pipeline.batches import Batch
 from pqnet.pipeline.padding import masked, real_positions
@@ -59,7 +60,7 @@ class Agreement:
         sums: dict[str, list[np.ndarray | float]] = {}
         metrics: dict[str, str] = {}
         samples = 0
-        for batch in batches:
+        for batch in ticking("float outputs, batch", batches, len(batches)):
             n = len(next(iter(batch.values())))
             samples += n
             for name, y in model.run(batch, threads=threads).items():
@@ -92,7 +93,7 @@ class Agreement:
     def scores(self, model: Runs, teacher: Runs, batches: Sequence[Batch], threads: int | None) -> np.ndarray:
         """Return what is kept of each sample's outputs, 1 at best, of the output that is kept least: float64, (n,)."""
         found = []
-        for batch in batches:
+        for batch in ticking("outputs, batch", batches, len(batches)):
             ours, theirs = (m.run(batch, threads=threads) for m in (model, teacher))
             real = real_positions(batch)
             each = [self._of_output(name, ours[name], theirs[name], real) for name in self.metrics]

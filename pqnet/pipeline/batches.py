@@ -10,7 +10,7 @@ from pqnet.errors import PQNetError
 from pqnet.graph import Graph
 from pqnet.runtime.execute import check_inputs
 
-__all__ = ["Batch", "check_samples", "hold_out", "iterate_batches", "named_inputs"]
+__all__ = ["Batch", "check_samples", "hold_out", "iterate_batches", "known_samples", "named_inputs"]
 
 Batch = dict[str, np.ndarray]
 HELD_OUT = 8  # samples, of which one is put aside
@@ -35,6 +35,16 @@ def iterate_batches(graph: Graph, data: Any) -> Iterator[Batch]:
         yield batch
     if empty:
         raise _check.error("calibration", "at least one batch", "an empty iterable")
+
+
+def known_samples(data: Any) -> int | None:
+    """Return how many samples there are, of whatever form that is checked later; None if that is not known yet."""
+    if isinstance(data, Mapping):
+        return max((known_samples(item) or 0 for item in data.values()), default=0) or None
+    if isinstance(data, list | tuple):
+        counts = [known_samples(item) for item in data]
+        return sum(n for n in counts if n is not None) if counts and None not in counts else None
+    return len(data) if isinstance(data, np.ndarray) and data.ndim else None
 
 
 def named_inputs(graph: Graph, item: Any, what: str = "calibration") -> Mapping[str, Any]:

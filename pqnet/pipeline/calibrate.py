@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 
 from pqnet import _check
+from pqnet._progress import progress_bar, tick
 from pqnet._threads import blas_limit, default_threads, ordered_map
-from pqnet.errors import PQNetError
+from pqnet.errors import PQNetError, enough_memory
 from pqnet.graph import Graph, Info, Node, weight_op
 from pqnet.graph.graph import param_info
 from pqnet.graph.op import get_op
 from pqnet.io import network_digest
-from pqnet.pipeline.batches import Batch, iterate_batches
+from pqnet.pipeline.batches import Batch, iterate_batches, known_samples
 from pqnet.pipeline.moments import input_rows, operand, positions_needed, row_moments, token_counts
 from pqnet.pipeline.padding import real_positions
-from pqnet.pipeline.progress import progress_bar
 from pqnet.pipeline.statistics import Moments, Statistics
 from pqnet.pipeline.sweep import Values, sweep
 from pqnet.runtime import Model
@@ -47,6 +47,7 @@ class _Accumulator:
         self.samples += sum(max((len(a) for a in b.values() if a.ndim), default=1) for b in batches)
 
     def visit(self, masks: Sequence[np.ndarray | None], node: Node, values: Values, _: Values) -> None:
+        tick(self.uses[node.name])
         sizes = [len(batch[node.inputs[0]]) for batch in values]
         self.measure(masks, node, sizes, lambda i: operand(self.graph, node, values[i]))
 
@@ -98,6 +99,7 @@ class _Accumulator:
         return Statistics({name: moments(name) for name in self.layers}, network_digest(self.graph))
 
 
+@enough_memory("give smaller batches, by an iterable of them")
 def calibrate(
     model: Model, batches: Any, *, seed: int = 0, threads: int | None = None, progress: bool = False
 ) -> Statistics:
@@ -118,7 +120,7 @@ def calibrate(
     threads : int, optional
         Default: all cores. The result does not depend on it.
     progress : bool
-        Show a progress bar on a terminal.
+        Show how far it is: a bar on a terminal, a line every 30 seconds elsewhere.
 
     Returns
     -------
@@ -141,7 +143,7 @@ def calibrate(
         raise _check.error("model", "a pqnet.Model", _check.describe(model))
     accumulator = _Accumulator(model.graph, _check.rng_seed(seed), default_threads(threads))
     stream = iterate_batches(model.graph, batches)
-    with blas_limit(1), progress_bar(progress, "calibrate", "sample") as bar:
+    with blas_limit(1), progress_bar(progress, "calibrate", "sample", known_samples(batches)) as bar:
         while group := list(islice(stream, GROUP)):
             accumulator.add(group)
             bar.update(accumulator.samples - bar.n)

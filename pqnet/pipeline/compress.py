@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 import numpy as np
 
 from pqnet import _check
+from pqnet._progress import progress_bar
 from pqnet._threads import default_threads
-from pqnet.errors import ConfigError, PQNetError
+from pqnet.errors import ConfigError, PQNetError, enough_memory
 from pqnet.io import graph_nbytes, output_folder
 from pqnet.pipeline.agreement import Agreement, lower_bound, samples_needed
 from pqnet.pipeline.batches import Batch, check_samples, iterate_batches, named_inputs
@@ -82,6 +83,7 @@ class Compressed:
     tries: tuple[Try, ...]
 
 
+@enough_memory("give fewer samples")
 def compress(
     model: Model,
     data: Any,
@@ -138,7 +140,7 @@ def compress(
     threads : int, optional
         Default: all cores.
     progress : bool
-        Show progress bars on a terminal.
+        Show how far it is: a bar on a terminal, a line every 30 seconds elsewhere.
 
     Returns
     -------
@@ -168,37 +170,48 @@ def compress(
     if checkpoint is not None:
         output_folder(checkpoint, "checkpoint")
     seed, threads = _check.rng_seed(seed), default_threads(threads)
-    samples, folds = _folds(model, data, keep, metric, score, held_out, seed, threads)
     options: dict[str, Any] = {"seed": seed, "threads": threads, "progress": progress}
-    measured = measure(model, samples, prefer=prefer, **options)
+    with progress_bar(progress, "compress", "try") as bar:
+        samples, folds = _folds(model, data, keep, metric, score, held_out, seed, threads)
+        measured = measure(model, samples, prefer=prefer, **options)
 
-    def quantized(plan: Plan, data: Batch) -> Model:
-        small = quantize(model, plan.recipe, data, checkpoint=checkpoint, **options)
-        return small.with_golden(small.draw_golden(seed)) if golden else small
+        def quantized(plan: Plan, data: Batch) -> Model:
+            small = quantize(model, plan.recipe, data, checkpoint=checkpoint, **options)
+            return small.with_golden(small.draw_golden(seed)) if golden else small
 
-    def attempt(plan: Plan) -> tuple[Callable[[], Model], Try]:
-        scores = np.empty(0)
-        for fold in folds:
-            small = quantized(plan, fold.samples)
-            scores = np.append(scores, fold.judge.scores(small))
-            if scores.mean() < keep:
-                break
-        kept, bound = float(scores.mean()), lower_bound(scores) if len(scores) > 1 else float(scores.mean())
-        enough = kept >= keep and bound >= 2 * keep - 1
-        made = Try(graph_nbytes(small.graph, small.golden), plan.error, kept, bound, enough)
-        if on_try is not None:
-            on_try(made)
-        return (lambda: small) if fold.samples is samples else partial(quantized, plan, samples), made
+        def attempt(plan: Plan) -> tuple[Callable[[], Model], Try]:
+            bar.begin(f"{plan.nbytes} bytes")
+            small, made = _judged(plan, folds, quantized, keep)
+            bar.update()
+            if on_try is not None:
+                on_try(made)
+            return (lambda: small) if folds[-1].samples is samples else partial(quantized, plan, samples), made
 
-    by = folds[0].judge.metric
-    best, tries = _search(measured, attempt, keep, STEEPNESS.get(by, 1.0), golden)
-    if best is None:
-        found = [f"{t.nbytes} bytes keep {t.kept:.4f}" for t in sorted(tries, key=lambda t: t.kept)[-1:]]
-        raise ConfigError(
-            f"keep: expected a share that a quantized network keeps, got {keep:g}; "
-            f"{''.join(found) or 'no plan is smaller'} ({by}); ask for less, or give more samples"
-        )
-    return Compressed(best(), by, tuple(tries))
+        by = folds[0].judge.metric
+        best, tries = _search(measured, attempt, keep, STEEPNESS.get(by, 1.0), golden)
+        if best is None:
+            found = [f"{t.nbytes} bytes keep {t.kept:.4f}" for t in sorted(tries, key=lambda t: t.kept)[-1:]]
+            raise ConfigError(
+                f"keep: expected a share that a quantized network keeps, got {keep:g}; "
+                f"{''.join(found) or 'no plan is smaller'} ({by}); ask for less, or give more samples"
+            )
+        bar.begin("the smallest that is enough")
+        return Compressed(best(), by, tuple(tries))
+
+
+def _judged(
+    plan: Plan, folds: Sequence["_Fold"], quantized: Callable[[Plan, Batch], Model], keep: float
+) -> tuple[Model, Try]:
+    """Return the network of a plan, made for the last part of the samples that judged it, and what it keeps."""
+    scores = np.empty(0)
+    for fold in folds:
+        small = quantized(plan, fold.samples)
+        scores = np.append(scores, fold.judge.scores(small))
+        if scores.mean() < keep:
+            break
+    kept, bound = float(scores.mean()), lower_bound(scores) if len(scores) > 1 else float(scores.mean())
+    enough = kept >= keep and bound >= 2 * keep - 1
+    return small, Try(graph_nbytes(small.graph, small.golden), plan.error, kept, bound, enough)
 
 
 # -- what is kept ----------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from pqnet._progress import progress_bar
 from pqnet.errors import PQNetError
 from pqnet.runtime import Model
 
@@ -24,22 +25,24 @@ def fixed_batch(model: Model) -> int | None:
 
 
 def run_batches(
-    model: Model, arrays: Mapping[str, np.ndarray], size: int, threads: int | None = None
+    model: Model, arrays: Mapping[str, np.ndarray], size: int, threads: int | None = None, progress: bool = False
 ) -> dict[str, np.ndarray]:
     """Run a model on samples along axis 0, ``size`` at a time or as many as it takes, and join its outputs."""
     samples = count_samples(arrays)
     size = fixed_batch(model) or size
     parts = []
-    for start in range(0, samples, size):
-        part = model.run({n: a[start : start + size] for n, a in arrays.items()}, threads=threads)
-        n = min(size, samples - start)
-        for name, output in part.items():
-            if samples > size and output.shape[:1] != (n,):
-                raise PQNetError(
-                    f"output {name!r}: expected one entry along axis 0 for each of the {n} samples of a batch, got "
-                    f"shape {output.shape}; run one batch: fewer samples, or all of them by --batch"
-                )
-        parts.append(part)
+    with progress_bar(progress, "run", "sample", samples) as bar:
+        for start in range(0, samples, size):
+            part = model.run({n: a[start : start + size] for n, a in arrays.items()}, threads=threads)
+            n = min(size, samples - start)
+            for name, output in part.items():
+                if samples > size and output.shape[:1] != (n,):
+                    raise PQNetError(
+                        f"output {name!r}: expected one entry along axis 0 for each of the {n} samples of a batch, got "
+                        f"shape {output.shape}; run one batch: fewer samples, or all of them by --batch"
+                    )
+            parts.append(part)
+            bar.update(n)
     return parts[0] if len(parts) == 1 else {n: np.concatenate([part[n] for part in parts]) for n in parts[0]}
 
 

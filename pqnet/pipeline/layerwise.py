@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pqnet._progress import tick, ticking
 from pqnet._threads import ordered_map
 from pqnet.codecs.layout import block_columns
 from pqnet.errors import ConfigError
@@ -174,7 +175,8 @@ class _Inputs:
                 sums[f"{name}_mean"] = y.sum(1, dtype=np.float64)
             return sums, seen.shape[1]
 
-        found, count = _means(ordered_map(one, rows.groups(batches), threads))
+        parts = rows.groups(batches)
+        found, count = _means(ticking("inputs", ordered_map(one, parts, threads), len(parts)))
         groups, n = found["mean"].shape
         outputs = groups, len(weight) // groups
         for name, shape in {"behind": (*outputs, n), "lag": (*outputs, n), "behind_energy": outputs}.items():
@@ -287,8 +289,11 @@ class FromData:
     def visit(self, node: Node, values: Values, taught: Values) -> None:
         """Quantize a layer, or measure a batch norm."""
         if node.op == "batch_norm":
+            tick(node.name)
             self._reestimate(node, [batch[node.inputs[0]] for batch in values])
-        elif weight_op(node.op).looked_up:
+            return
+        self.run.begin(node)
+        if weight_op(node.op).looked_up:
             self._embedding(node, values)
         else:
             self._matrix(node, values, taught)
@@ -313,7 +318,8 @@ class FromData:
             def energies(i: int) -> np.ndarray:
                 return output_energies(rows.seen(i), [weight, weight - dense])
 
-            energy, error = sum(ordered_map(energies, self.judged, run.threads), np.zeros(2))
+            found = ordered_map(energies, self.judged, run.threads)
+            energy, error = sum(ticking("outputs", found, len(self.judged)), np.zeros(2))
         run.report[node.name]["output_error"] = relative(float(error), float(energy))
 
     def _second_order(
@@ -345,7 +351,8 @@ class FromData:
             seen = rows.seen(i)
             return {"blocks": row_moments(seen, columns, d)}, seen.shape[1]
 
-        found, _ = _means(ordered_map(moments, self.learned, self.run.threads))
+        parts = ordered_map(moments, self.learned, self.run.threads)
+        found, _ = _means(ticking("inputs", parts, len(self.learned)))
         return build_metric(self.options.metric, found["blocks"])
 
     def _reestimate(self, node: Node, inputs: list[np.ndarray]) -> None:

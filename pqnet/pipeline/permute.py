@@ -6,6 +6,7 @@ from functools import partial
 
 import numpy as np
 
+from pqnet._progress import tick
 from pqnet.codecs import Codec
 from pqnet.errors import PQNetError
 from pqnet.fit.permutation import Reader, published_order, search_order
@@ -57,6 +58,7 @@ class Permutation:
         energies = _energies(graph, self.readers, data, threads)
         self.orders: dict[int, np.ndarray] = {}
         for number, size in enumerate(self.channels.sizes):
+            tick("order of channels", number + 1, len(self.channels.sizes))
             readers = []
             for node in self.readers:
                 starts = self.channels.starts(node.params["weight"], 1, number)

@@ -1,24 +1,27 @@
 """Which codec for which layer, so that the file has a wanted size and the network's outputs change least."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from pqnet import _check
+from pqnet._progress import Progress, progress_bar
 from pqnet._threads import blas_limit, default_threads
 from pqnet.codecs import PQ, Codec
-from pqnet.errors import ConfigError, of_layer
+from pqnet.errors import ConfigError, enough_memory, of_layer
 from pqnet.graph import Node
 from pqnet.graph.affine import FreeAffine
 from pqnet.pipeline.allocate import allocations
-from pqnet.pipeline.batches import Batch, hold_out
+from pqnet.pipeline.batches import hold_out
 from pqnet.pipeline.calibrate import calibrate
 from pqnet.pipeline.moments import METRICS
-from pqnet.pipeline.progress import progress_bar
 from pqnet.pipeline.rates import Choice, LayerRates, codec_nbytes
 from pqnet.pipeline.recipe import Recipe
+from pqnet.pipeline.run import layer_costs
 from pqnet.pipeline.sensitivity import network_gains, single_samples, some_samples
 from pqnet.pipeline.statistics import Statistics
 from pqnet.pipeline.target import FileSizes, float_weights
@@ -128,7 +131,7 @@ def plan(
     threads : int, optional
         Default: all cores. The result does not depend on it.
     progress : bool
-        Show a progress bar on a terminal.
+        Show how far it is: a bar on a terminal, a line every 30 seconds elsewhere.
 
     Returns
     -------
@@ -197,6 +200,7 @@ class Measured:
         return Plan(layers, nbytes, target)
 
 
+@enough_memory("give fewer calibration samples, or pqnet.Statistics")
 def measure(
     model: Model,
     calibration: Any,
@@ -217,27 +221,24 @@ def measure(
         calibration.check(graph)
     samples = [] if only_statistics else some_samples(graph, calibration, MOMENT_SAMPLES)
     samples, learned = hold_out(graph, samples)
-
-    def measured(batches: list[Batch]) -> Statistics:
-        return calibrate(model, batches, seed=seed, threads=threads)
-
-    statistics = calibration if only_statistics else measured(samples[:learned])
-    apart = samples[learned:]
-    others = measured(apart).layers if apart else {}
-    moments = {name: statistics.for_layer(node, weights[name].shape) for name, node in layers.items()}  # before work
-    # `quantize` gives their outputs the means back, where it knows those of the inputs.
-    known = {name for name in layers if second_order and moments[name].first is not None}
-    affines = {name: found for name in known if (found := FreeAffine.find(graph, layers[name])) is not None}
-    rates: dict[str, LayerRates] = {}
-    options: dict[str, list[Choice]] = {}
-    steps = len(layers) * (1 if only_statistics else 2)
-    with blas_limit(1), progress_bar(progress, "plan", "layer", steps) as bar:
+    costs = layer_costs(graph, layers)
+    reaching = {} if only_statistics else dict.fromkeys(map(_REACHING.format, layers), sum(costs.values()) / len(costs))
+    all_costs = costs | reaching
+    with blas_limit(1), progress_bar(progress, "plan", "step", len(all_costs), all_costs) as bar:
+        statistics = calibration if only_statistics else calibrate(model, samples[:learned], seed=seed, threads=threads)
+        apart = samples[learned:]
+        others = calibrate(model, apart, seed=seed, threads=threads).layers if apart else {}
+        moments = {name: statistics.for_layer(node, weights[name].shape) for name, node in layers.items()}
+        # `quantize` gives their outputs the means back, where it knows those of the inputs.
+        known = {name for name in layers if second_order and moments[name].first is not None}
+        affines = {name: found for name in known if (found := FreeAffine.find(graph, layers[name])) is not None}
+        rates: dict[str, LayerRates] = {}
+        options: dict[str, list[Choice]] = {}
         for name, node in layers.items():
-            bar.set_postfix_str(name, refresh=False)
-            dense = np.asarray(weights[name], np.float32)
+            bar.begin(name)
             rates[name] = LayerRates(
                 node,
-                dense,
+                np.asarray(weights[name], np.float32),
                 moments[name],
                 seed,
                 threads,
@@ -249,17 +250,24 @@ def measure(
             with of_layer(name):
                 options[name] = rates[name].choices()
             bar.update()
-
-        def perturb(node: Node) -> np.ndarray:
-            bar.update()
-            return rates[node.name].perturbed()
-
-        some = single_samples(graph, samples, GAIN_SAMPLES) if samples else []
         gains = dict.fromkeys(layers, 1.0)
-        if some:
+        if samples:
             factors = {name: affine.gain for name, affine in affines.items()}
-            gains = network_gains(graph, some, perturb, layers, threads, factors)
+            some = single_samples(graph, samples, GAIN_SAMPLES)
+            gains = network_gains(graph, some, partial(_perturbed, rates, bar), layers, threads, factors)
+            bar.update()
     return Measured(model, options, gains, fast, seed)
+
+
+_REACHING = "what reaches the outputs of {}"
+
+
+def _perturbed(rates: Mapping[str, LayerRates], bar: Progress, node: Node) -> np.ndarray:
+    """Return a wrong weight of a layer, after which `network_gains` looks what comes of it."""
+    if bar.name:
+        bar.update()
+    bar.begin(_REACHING.format(node.name))
+    return rates[node.name].perturbed()
 
 
 def _is_fast(prefer: str) -> bool:

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from pqnet import _check
+from pqnet._progress import progress_bar, tick
 from pqnet._threads import blas_limit, default_threads
 from pqnet.codecs import Codec, Packed
-from pqnet.errors import ConfigError
+from pqnet.errors import ConfigError, enough_memory
 from pqnet.graph import Graph, Node, weight_op
 from pqnet.graph.affine import FreeAffine
 from pqnet.graph.passes import separate_norm_statistics
@@ -24,10 +25,9 @@ from pqnet.pipeline.layerwise import FromData
 from pqnet.pipeline.modes import check_calibration, choose_options, integers_instead, mode_search
 from pqnet.pipeline.moments import doubted, layer_metric, output_error, output_squares, relative, share_to_doubt
 from pqnet.pipeline.permute import Permutation
-from pqnet.pipeline.progress import progress_bar
 from pqnet.pipeline.recipe import Recipe, resolve_recipe
 from pqnet.pipeline.repair import BlockRepair
-from pqnet.pipeline.run import Run
+from pqnet.pipeline.run import Run, layer_costs
 from pqnet.pipeline.scaled import pack_scaled
 from pqnet.pipeline.statistics import Statistics
 from pqnet.pipeline.sweep import Values, sweep
@@ -48,6 +48,7 @@ def _one_by_one(run: Run, statistics: Statistics | None, folder: Path | None) ->
 
 def _alone(run: Run, statistics: Statistics | None, node: Node) -> None:
     """Quantize a layer on its own, from the float network's moments if there are any."""
+    run.begin(node)
     metric, weight = run.options.metric, run.weight(node)
     if statistics is None:
         run.pack(node, weight)
@@ -83,6 +84,7 @@ def _and_finetune(
 ) -> None:
     visit(node, values, taught)
     if node.name in run.codecs:
+        tick("finetune")
         codec, name = run.codecs[node.name], node.params["weight"]
         packed = finetune(run.graph, node.name)
         if not isinstance(packed, Packed) or packed.shape != run.graph.params[name].shape or packed.codec != codec:
@@ -95,6 +97,7 @@ def _repair_blocks(run: Run, teacher: Graph, data: list[Batch], learned: int, fo
     if learned == len(data):
         raise ConfigError("repair: expected at least eight samples, some of which are put aside to judge by, got fewer")
     repair = BlockRepair(run, teacher, data, learned)
+    run.bar.extend(repair.costs())
     more = f"blocks of {network_digest(teacher)}"
     visit = resumable(repair.visit, folder, run, data, more, blocks=repair.blocks)
     before = dict(run.graph.params)
@@ -110,6 +113,7 @@ def _check_float(graph: Graph, recipe: Mapping[str, Codec | None]) -> None:
             raise ConfigError(f"layer {name!r}: expected a float weight, got a packed one; quantize the float model")
 
 
+@enough_memory("give fewer calibration samples: the values of all of them are held; or pqnet.Statistics")
 def quantize(
     model: Model,
     recipe: Recipe | Mapping[str, Codec | None] | str | None,
@@ -207,7 +211,7 @@ def quantize(
     threads : int, optional
         Default: all cores. The bytes of the result do not depend on it.
     progress : bool
-        Show a progress bar on a terminal.
+        Show how far it is: a bar on a terminal, a line every 30 seconds elsewhere.
 
     Returns
     -------
@@ -251,7 +255,8 @@ def quantize(
         raise ConfigError("finetune: expected an attribute 'key', text, to tell its results in a checkpoint, got none")
     search = mode_search(mode, chosen)
     folder = None if checkpoint is None else output_folder(checkpoint, "checkpoint")
-    with blas_limit(1), progress_bar(progress, "quantize", "layer", len(chosen)) as bar:
+    costs = layer_costs(model.graph, chosen)
+    with blas_limit(1), progress_bar(progress, "quantize", "layer", len(costs), costs) as bar:
         teacher, threads = separate_norm_statistics(model.graph), default_threads(threads)
         data = list(iterate_batches(model.graph, calibration)) if has_data else calibration
         own = isinstance(recipe, str) and mode is None and finetune is None and options.metric == "full"

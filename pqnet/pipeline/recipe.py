@@ -13,7 +13,7 @@ import numpy as np
 from pqnet import _check
 from pqnet._html import table
 from pqnet.codecs import Codec, codec_from_attrs
-from pqnet.errors import ConfigError, FormatError, PQNetError
+from pqnet.errors import ConfigError, FormatError, PQNetError, did_you_mean
 from pqnet.graph import Graph
 from pqnet.pipeline.adapt import adaptation_table, adapted, fits
 from pqnet.pipeline.presets import PRESETS, first_conv
@@ -152,7 +152,8 @@ def resolve_recipe(recipe: "Recipe | Mapping[str, Codec | None] | str", graph: G
     stem, default = first_conv(layers), recipe.layers.get("default")
     found, lost = choose_by_name(layers, recipe.layers, stem)
     if lost:
-        raise ConfigError(f"recipe: pattern {lost[0]!r} matches no layer; the layers are {_some(list(layers))}")
+        near = did_you_mean(lost[0], [*layers, "default"])
+        raise ConfigError(f"recipe: pattern {lost[0]!r} matches no layer; the layers are {_some(list(layers))}{near}")
     shapes = {name: tuple(graph.params[node.params["weight"]].shape) for name, node in layers.items()}
     globs = [pattern for pattern in recipe.layers if pattern != "default"]
     others = [name for name in layers if name != stem and not any(fnmatchcase(name, glob) for glob in globs)]

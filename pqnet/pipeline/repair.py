@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from pqnet._progress import ticking
 from pqnet._threads import ordered_map
 from pqnet.codecs import PackedPQ
 from pqnet.codecs.layout import from_blocks, to_blocks
@@ -18,7 +19,7 @@ from pqnet.graph.graph import Param
 from pqnet.graph.op import get_op, resolve_attrs
 from pqnet.pipeline.batches import Batch
 from pqnet.pipeline.padding import masked, real_positions, without_padding
-from pqnet.pipeline.run import Run
+from pqnet.pipeline.run import Run, layer_costs
 from pqnet.pipeline.sweep import Values
 from pqnet.runtime.execute import dense_param, evaluate_node, run_graph, values_to_free
 
@@ -64,8 +65,15 @@ class BlockRepair:
         self.real = [real_positions(batch) for batch in data]
         self.blocks = {run.graph.nodes[b.start].name: b for b in find_blocks(run.graph, run.codecs)}
 
+    def costs(self) -> dict[str, float]:
+        """Return about how long each block takes, as `layer_costs` has it for a layer."""
+        run = self.run
+        costs = layer_costs(run.graph, run.codecs)
+        return {name: sum(costs.get(layer, 0.0) for layer in block.layers) for name, block in self.blocks.items()}
+
     def visit(self, node: Node, values: Values, taught: Values) -> None:
         """Fit a block, if there are gradients of all that its numbers reach."""
+        self.run.begin(node)
         block, graph = self.blocks[node.name], self.run.graph
         names, nodes = fitted_params(graph, block), graph.nodes[block.start : block.stop]
         changing = reached(nodes, names)
@@ -167,7 +175,7 @@ class _Fit:
         direction = {name: np.zeros_like(values) for name, values in at.items()}
         last: tuple[Numbers, float] | None = None  # slope of the iteration before, and its square
         step, misses = FIRST_STEP, 0
-        for _ in range(ITERATIONS):
+        for _ in ticking("iteration", range(ITERATIONS), ITERATIONS):
             scaled = {name: slope / curvatures[name] for name, slope in now.slope.items()}
             square = _product(scaled, now.slope)
             turn = 0.0 if last is None else max(0.0, (square - _product(scaled, last[0])) / last[1])

@@ -2,12 +2,13 @@
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from pqnet._progress import Progress
 from pqnet.codecs import PQ, Codec, Packed
 from pqnet.errors import of_layer
 from pqnet.graph import Graph, Node
@@ -15,10 +16,7 @@ from pqnet.graph.passes import fold_norm_statistics
 from pqnet.pipeline.moments import relative, row_weights, token_error
 from pqnet.runtime import Model
 
-if TYPE_CHECKING:
-    from tqdm import tqdm
-
-__all__ = ["Options", "Run", "finished_graph", "layer_report"]
+__all__ = ["Options", "Run", "finished_graph", "layer_costs", "layer_report"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class Run:
     codecs: dict[str, Codec]
     options: Options
     threads: int
-    bar: "tqdm[Any]"
+    bar: Progress
     search: Mapping[str, Any]  # arguments of the fit, of the mode
     instead: Mapping[str, Codec] = field(default_factory=dict)  # codecs to take where they leave less error
     report: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -92,16 +90,25 @@ class Run:
         packed = self.pack(node, weight, row_weights=row_weights(self.options.metric, counts))
         self.report[node.name]["output_error"] = token_error(counts, weight, packed.decode())
 
+    def begin(self, node: Node) -> None:
+        """Take note of the layer or block that is searched now, of what belongs to it until `done`."""
+        self.bar.begin(node.name)
+
     def done(self, node: Node, report: dict[str, Any]) -> None:
-        """Take note of a layer that has its codes."""
+        """Take note of a layer that has its codes; not begun, by an earlier call."""
         self.report[node.name] = report
-        self.bar.set_postfix_str(node.name, refresh=False)
-        self.bar.update()
+        self._count(node)
 
     def block_done(self, node: Node, report: dict[str, Any]) -> None:
         """Take note of a block that was looked at."""
         self.blocks[node.name] = report
-        self.bar.update()
+        self._count(node)
+
+    def _count(self, node: Node) -> None:
+        if self.bar.name == node.name:
+            self.bar.update()
+        else:
+            self.bar.skip(name=node.name)
 
     def finish(self) -> Model:
         """Return the model of the finished graph."""
@@ -124,6 +131,13 @@ def finished_graph(
 
 def _rounded(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {key: float(f"{v:.4g}") if isinstance(v, float) else v for key, v in entry.items()}
+
+
+def layer_costs(graph: Graph, names: Iterable[str]) -> dict[str, float]:
+    """Return about how long layers take, relative to each other: products of weights with words and moments."""
+    layers = graph.layers()
+    shapes = {name: graph.params[layers[name].params["weight"]].shape for name in names}
+    return {name: 1e6 + math.prod(shape) * (300.0 + math.prod(shape[1:])) for name, shape in shapes.items()}
 
 
 def layer_report(packed: Packed, weight_error: float, iterations: int) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from pqnet._progress import tick
 from pqnet._threads import ordered_map
 from pqnet.graph import Graph, Node, weight_op
 from pqnet.pipeline.batches import Batch, iterate_batches, named_inputs
@@ -113,6 +114,7 @@ def network_gains(
             found = run_from(wrong, free, at[node.name] + 1, now, symbols[i])
             return {n: _energy(found[n] - clean[i][n], real[i]) for n in scale}
 
+        tick(f"what an error of {node.name} does")
         parts = list(ordered_map(reached, range(len(batches)), threads))
         shares = [sum(part[n] for part in parts) / scale[n] for n in scale if scale[n] > 0]
         gains[node.name] = float(np.mean(shares) * energy / error) if shares and error > 0 else 0.0

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from pqnet._progress import ticking
 from pqnet._threads import ordered_map
 from pqnet.graph import Graph, Node
 from pqnet.graph.op import get_op, resolve_attrs
@@ -48,7 +49,7 @@ def sweep(
             visit(replace(first, attrs=resolve_attrs(get_op(first.op), first.attrs, symbols[0])), values, taught)
         steps = [_Step.of(node, done, graph, teacher or graph) for node, done in stretch]
         work = partial(_advance, steps, values, taught, symbols)
-        for _ in ordered_map(work, range(len(batches)), threads):
+        for _ in ticking("forward, batch", ordered_map(work, range(len(batches)), threads), len(batches)):
             pass
         _release_memory()
 

@@ -5,6 +5,7 @@ from dataclasses import MISSING, fields
 from typing import Any, TypeVar
 
 from pqnet import _check
+from pqnet.errors import did_you_mean
 
 __all__ = ["from_plain", "to_plain"]
 
@@ -23,7 +24,8 @@ def from_plain(cls: type[T], data: Any, where: str) -> T:
     if not isinstance(data, Mapping):
         raise _check.error(where, f"a mapping with fields of {', '.join(known)}", _check.describe(data))
     if unknown := sorted(map(str, set(data) - set(known))):
-        raise _check.error(where, f"fields among {', '.join(known)}", repr(unknown[0]))
+        got = f"{unknown[0]!r}{did_you_mean(unknown[0], known)}"
+        raise _check.error(where, f"fields among {', '.join(known)}", got)
     if missing := [name for name, default in known.items() if default is MISSING and name not in data]:
         raise _check.error(where, f"the field {missing[0]!r}", f"{sorted(data)}")
     return cls(**data)

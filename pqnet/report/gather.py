@@ -10,6 +10,7 @@ import numpy as np
 
 import pqnet
 from pqnet import Model, PQNetError, Recipe
+from pqnet._progress import tick
 from pqnet.codecs import Packed, codec_from_attrs
 from pqnet.graph.ranges import INPUT_RANGES
 from pqnet.io import network_digest
@@ -119,6 +120,7 @@ def gather(
     if reference is not None:
         _check_alike(model, reference)
     arrays, samples = _samples(model, inputs)
+    tick("times of steps")
     title = "a network" if path is None else path.name
     steps, timed = _profile(model, arrays, batch, seed, threads)
     report = Report(title, model, _layers(model, reference), _merged(steps, model), timed, samples=samples)
@@ -169,6 +171,7 @@ def _layers(model: Model, reference: Model | None) -> list[Layer]:
     permuted = bool(recorded(model).get("permute"))
     sizes, nodes, found = model.size().per_layer, model.graph.layers(), []
     for name, facts in describe_layers(model).items():
+        tick(f"weights of {name}")
         param = model.graph.params[nodes[name].params["weight"]]
         now, before = _dense(param), None
         if reference is not None and name in others:

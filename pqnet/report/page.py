@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pqnet import Model, PQNetError
+from pqnet._progress import progress_bar, tick
 from pqnet.io import replaced
 from pqnet.report.drawing import draw
 from pqnet.report.gather import Report, gather
@@ -32,6 +33,7 @@ def write_report(
     batch: int = 32,
     seed: int = 0,
     threads: int | None = None,
+    progress: bool = True,
 ) -> None:
     """Write a report on a network: one HTML page that needs nothing else, with plots and a drawing of the network.
 
@@ -57,6 +59,8 @@ def write_report(
         Of inputs that are drawn.
     threads : int, optional
         Cores to use; default all.
+    progress : bool
+        Show how far it is: a bar on a terminal, a line every 30 seconds elsewhere.
 
     Raises
     ------
@@ -72,8 +76,10 @@ def write_report(
     >>> pqnet.write_report(small, "report.html", against=model_path(), inputs=images, labels=labels)
     """
     check_installed()
-    report = gather(model, against, inputs, labels, batch=batch, seed=seed, threads=threads)
-    text = render(report)
+    with progress_bar(progress, "report", "part"):
+        report = gather(model, against, inputs, labels, batch=batch, seed=seed, threads=threads)
+        tick("plots")
+        text = render(report)
     with replaced(Path(path)) as temporary:
         Path(temporary).write_text(text, "utf-8")
 

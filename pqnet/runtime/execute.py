@@ -8,7 +8,7 @@ import numpy as np
 
 from pqnet import _check
 from pqnet.codecs import Packed
-from pqnet.errors import PQNetError
+from pqnet.errors import PQNetError, did_you_mean
 from pqnet.graph import Graph, Node
 from pqnet.graph.op import get_op, resolve_attrs
 
@@ -23,7 +23,9 @@ def check_inputs(graph: Graph, inputs: Mapping[str, Any]) -> dict[str, np.ndarra
     """
     if not isinstance(inputs, dict | Mapping) or not graph.inputs.keys() <= inputs.keys():
         got = sorted(map(str, inputs)) if isinstance(inputs, Mapping) else _check.describe(inputs)
-        raise PQNetError(f"inputs: expected a dict with exactly the keys {list(graph.inputs)}, got {got}")
+        wrong = [name for name in inputs if name not in graph.inputs] if isinstance(inputs, Mapping) else []
+        near = did_you_mean(wrong[0], graph.inputs) if wrong else ""
+        raise PQNetError(f"inputs: expected a dict with exactly the keys {list(graph.inputs)}, got {got}{near}")
     if len(inputs) > len(graph.inputs):
         others = sorted(str(name) for name in inputs if name not in graph.inputs)
         warnings.warn(f"inputs: the network does not read {', '.join(others)}: ignored", stacklevel=4)

@@ -10,7 +10,7 @@ from pqnet import _check
 from pqnet._html import table
 from pqnet._threads import default_threads
 from pqnet.codecs import Packed
-from pqnet.errors import PQNetError
+from pqnet.errors import PQNetError, enough_memory
 from pqnet.graph import Graph, ValueInfo
 from pqnet.graph.indices import index_limits
 from pqnet.graph.ranges import check_ranges
@@ -113,7 +113,11 @@ class Model:
             A missing name, wrong shape or dtype, NaN, an integer out of range.
         """
         arrays = check_inputs(self.graph, inputs)
-        return self._engine.run(arrays, default_threads(threads))
+        try:
+            return self._engine.run(arrays, default_threads(threads))
+        except (MemoryError, RuntimeError):  # the way that costs nothing where all is well
+            with enough_memory("give fewer samples at a time, or choose fewer threads"):
+                raise
 
     def profile(self, inputs: Mapping[str, Any], *, threads: int | None = None, runs: int = 20) -> list[StepTime]:
         """Measure every step of a run alone.
@@ -200,6 +204,7 @@ def _from_bytes(data: bytes, compute: str) -> Model:
     return Model(*graph_from_bytes(data), compute)
 
 
+@enough_memory("run it where more is free: a model takes about the size of its file")
 def load(path: str | Path, compute: str = "float32", key: str | Path | None = None) -> Model:
     """Load a model from a pqnet HDF5 file.
 

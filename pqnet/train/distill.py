@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from pqnet._progress import progress_bar
 from pqnet.codecs import Packed, PackedPQ
-from pqnet.errors import ConfigError, PQNetError
+from pqnet.errors import ConfigError, PQNetError, did_you_mean, enough_memory
 from pqnet.graph import Graph, Node
 from pqnet.graph.blocks import find_blocks
 from pqnet.graph.passes import fold_norm_statistics
@@ -41,6 +42,7 @@ STAGES = ("global", "layerwise", "blockwise")
 OPTIONS_OF_MODES = ("mode", "reestimate_norm", "seed")
 
 
+@enough_memory("choose a smaller batch_size")
 def distill(
     student: Model,
     teacher: Model,
@@ -135,7 +137,7 @@ def distill(
     device : str
         Where PyTorch computes.
     progress : bool
-        Show a progress bar on a terminal.
+        Show how far it is: a bar on a terminal, a line every 30 seconds elsewhere.
 
     Returns
     -------
@@ -168,7 +170,8 @@ def distill(
     if gradient not in ("mean", "sum"):
         raise ConfigError(f"gradient: expected 'mean' or 'sum', got {gradient!r}")
     if stage not in STAGES:
-        raise ConfigError(f"stage: expected {', '.join(map(repr, STAGES[:-1]))} or {STAGES[-1]!r}, got {stage!r}")
+        near = did_you_mean(stage, STAGES)
+        raise ConfigError(f"stage: expected {', '.join(map(repr, STAGES[:-1]))} or {STAGES[-1]!r}, got {stage!r}{near}")
     if check_number("labels", labels) > 1:
         raise ConfigError(f"labels: expected a weight of at most 1, got {labels!r}")
     if check_number("temperature", temperature) == 0:
@@ -299,21 +302,24 @@ def _block_by_block(task: _Task, student: Model, parts: tuple[str, ...], checkpo
     choose_parameters(module, parts)  # there are some
     teacher = to_module(task.teacher).to(task.device)
     key = task.key(graph) if checkpoint else ""
-    for i, (block, other) in enumerate(zip(ours, theirs, strict=True)):
-        inside = graph.nodes[block.start : block.stop]
-        elsewhere = {name for node in graph.nodes if node not in inside for name in node.params.values()}
-        own = {node.name for node in inside if elsewhere.isdisjoint(node.params.values())}
-        run_training(
-            BlockObjective(module.to(task.device), teacher, block, other),
-            task.data,
-            task.schedule,
-            parts,
-            key=f"{key} block {i}",
-            device=task.device,
-            checkpoint=None if folder is None else folder / f"block{i}",
-            progress=task.progress,
-            only=own,
-        )
+    with progress_bar(task.progress and is_main(), "distill", "block", len(ours)) as bar:
+        for i, (block, other) in enumerate(zip(ours, theirs, strict=True)):
+            bar.begin(", ".join(block.layers))
+            inside = graph.nodes[block.start : block.stop]
+            elsewhere = {name for node in graph.nodes if node not in inside for name in node.params.values()}
+            own = {node.name for node in inside if elsewhere.isdisjoint(node.params.values())}
+            run_training(
+                BlockObjective(module.to(task.device), teacher, block, other),
+                task.data,
+                task.schedule,
+                parts,
+                key=f"{key} block {i}",
+                device=task.device,
+                checkpoint=None if folder is None else folder / f"block{i}",
+                progress=task.progress,
+                only=own,
+            )
+            bar.update()
     return to_model(module)
 
 

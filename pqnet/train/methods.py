@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pqnet._progress import Progress, progress_bar
 from pqnet.codecs import Codec
-from pqnet.errors import ConfigError, PQNetError
+from pqnet.errors import ConfigError, PQNetError, enough_memory
 from pqnet.io import add_content, check_output, graph_content
 from pqnet.pipeline import Recipe, quantize, resolve_recipe
-from pqnet.pipeline.progress import progress_bar
 from pqnet.pipeline.target import float_weights
 from pqnet.runtime import Model
 from pqnet.train.checks import check_integer, check_number
@@ -172,6 +172,7 @@ class _Iterative:
 METHODS = ("lc", "noise", "ipq")
 
 
+@enough_memory("choose a smaller batch_size")
 def train(
     model: Model,
     recipe: Recipe | Mapping[str, Codec | None] | str,
@@ -297,8 +298,9 @@ def train(
         settings += [repr(schedule), batch_size, sorted(options.items()), {n: c.to_attrs() for n, c in codecs.items()}]
         key = _fingerprint(model, data, settings) if checkpoint is not None else ""
         loop = _Loop(objective, data, schedule, way, parts, first, checkpoint, key, norm_statistics)
-        loop.run(where, f"{method} {len(codecs)} layers", progress)
-        return way.finish()
+        with progress_bar(progress, f"{method} {len(codecs)} layers", "step", steps) as bar:
+            loop.run(where, bar)
+            return way.finish()
 
 
 def _fingerprint(model: Model, data: Batches, settings: list[Any]) -> str:
@@ -329,37 +331,36 @@ class _Loop:
         self.step = 0
         self._optimizer_state: dict[str, Any] | None = None
 
-    def run(self, device: torch.device, description: str, progress: bool) -> None:
+    def run(self, device: torch.device, bar: Progress) -> None:
         """Train to the last step."""
         module = self.objective.student
         self._load()
         if self.step == 0 and self.method.after(0):
             self.parameters = choose_parameters(module, self.parts)
         optimizer = self._optimizer()
-        with progress_bar(progress, description, "step", self.schedule.steps) as bar:
-            bar.update(self.step)
-            while self.step < self.schedule.steps:
-                module.train()
-                module.training = self.norm_statistics
-                for group in optimizer.param_groups:
-                    group["lr"] = group["first"] * self.schedule.factor(self.method.position(self.step))
-                self.method.before(self.step, optimizer)
-                loss = self.objective(*self.data.at(self.step).tensors(device))
-                more = self.method.penalty()
-                optimizer.zero_grad()
-                (loss if more is None else loss + more).backward()
-                optimizer.step()
-                self.step += 1
-                if self.method.after(self.step):
-                    self.parameters = choose_parameters(module, self.parts)
-                    optimizer = self._optimizer()
-                if self.step % self.schedule.every == 0 or self.step == self.schedule.steps:
-                    now = judge(self.objective, self.data.held_out, device)
-                    if not math.isfinite(now):
-                        raise PQNetError(f"train: expected a finite loss, got {now} after {self.step} steps; lower lr")
-                    bar.set_postfix(loss=f"{now:.4g}")
-                    self._save(optimizer)
-                bar.update()
+        bar.skip(self.step)
+        while self.step < self.schedule.steps:
+            module.train()
+            module.training = self.norm_statistics
+            for group in optimizer.param_groups:
+                group["lr"] = group["first"] * self.schedule.factor(self.method.position(self.step))
+            self.method.before(self.step, optimizer)
+            loss = self.objective(*self.data.at(self.step).tensors(device))
+            more = self.method.penalty()
+            optimizer.zero_grad()
+            (loss if more is None else loss + more).backward()
+            optimizer.step()
+            self.step += 1
+            if self.method.after(self.step):
+                self.parameters = choose_parameters(module, self.parts)
+                optimizer = self._optimizer()
+            if self.step % self.schedule.every == 0 or self.step == self.schedule.steps:
+                now = judge(self.objective, self.data.held_out, device)
+                if not math.isfinite(now):
+                    raise PQNetError(f"train: expected a finite loss, got {now} after {self.step} steps; lower lr")
+                bar.note(f"loss {now:.4g}")
+                self._save(optimizer)
+            bar.update()
         module.eval()
 
     def _optimizer(self) -> torch.optim.Optimizer:

@@ -17,7 +17,11 @@ __all__ = ["read_state", "write_state"]
 def write_state(path: Path, key: str, content: Mapping[str, Any]) -> None:
     """Write numbers and tensors, of the call that ``key`` tells from others."""
     with replaced(path) as beside:
-        torch.save({"key": key, **content}, beside)
+        try:
+            torch.save({"key": key, **content}, beside)
+        except RuntimeError as reason:  # what PyTorch makes of a full disk
+            first = str(reason).strip().partition("\n")[0]
+            raise PQNetError(f"checkpoint: cannot write {path}: {first}; free some space, or name another") from reason
         append_digest(beside)
 
 

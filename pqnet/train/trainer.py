@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from pqnet._progress import progress_bar, ticking
 from pqnet.errors import ConfigError, PQNetError
-from pqnet.pipeline.progress import progress_bar
 from pqnet.train.checks import check_integer, check_number
 from pqnet.train.data import Batch, Batches
 from pqnet.train.objective import BlockObjective, Objective
@@ -164,7 +164,7 @@ def judge(objective: Objective | BlockObjective, held_out: Batch, device: torch.
     objective.student.eval()
     total = 0.0
     with torch.no_grad():
-        for i in range(0, len(held_out), JUDGED):
+        for i in ticking("judging, sample", range(0, len(held_out), JUDGED)):
             part = held_out.part(slice(i, i + JUDGED))
             total += float(objective(*part.tensors(device))) * len(part)
     return total / len(held_out)
@@ -203,7 +203,7 @@ def run_training(
     weights = packed_weights(student).values()
     nbytes = sum(weight.packed().nbytes for weight in weights)
     with progress_bar(progress and is_main(), f"distill {nbytes} bytes", "step", schedule.steps) as bar:
-        bar.update(state.step)
+        bar.skip(state.step)
         while state.step < schedule.steps:
             for weight in weights:
                 weight.train()
@@ -225,7 +225,7 @@ def run_training(
                 now = judge(objective, batches.held_out, device)
                 state.judge(now)
                 state.save()
-                bar.set_postfix(loss=f"{now:.4g}", best=f"{state.best_loss:.4g}")
+                bar.note(f"loss {now:.4g}, best {state.best_loss:.4g}")
             bar.update()
     student.load_state_dict(state.best)
     student.eval()

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pqnet import ConfigError, FormatError, Packed
+from pqnet.errors import did_you_mean
 from pqnet.graph import Graph, GraphBuilder, ValueInfo
 
 __all__ = ["RESNETS", "Layer", "resnet_graph", "resnet_layers"]
@@ -28,7 +29,7 @@ class Layer(NamedTuple):
 
 def _architecture(arch: str) -> tuple[tuple[int, ...], bool]:
     if not isinstance(arch, str) or arch not in RESNETS:
-        raise ConfigError(f"arch: expected one of {', '.join(RESNETS)}, got {arch!r}")
+        raise ConfigError(f"arch: expected one of {', '.join(RESNETS)}, got {arch!r}{did_you_mean(arch, RESNETS)}")
     return RESNETS[arch]
 
 

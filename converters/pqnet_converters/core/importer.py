@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from pqnet._progress import tick
 from pqnet.errors import UnsupportedOpError
 from pqnet.graph import GraphBuilder
 from pqnet.graph.graph import param_info
@@ -96,6 +97,7 @@ class Importer:
 
     def __init__(self, builder: GraphBuilder, symbols: Mapping[str, Any]) -> None:
         self.builder, self.symbols = builder, dict(symbols)
+        self.emitted = 0  # nodes, also those that became constants
         self.path = ""  # what unnamed nodes are called after
         self._tied = Tied()
         self._constants: dict[str, str] = {}  # parameter -> value that a constant node gives it
@@ -142,6 +144,8 @@ class Importer:
         attrs
             Sizes may be `SymInt`.
         """
+        self.emitted += 1
+        tick(f"{op}, node", self.emitted)
         inputs = tuple(inputs)
         roles = {role: x for role, x in (params or {}).items() if x is not None}
         stored = {role: self.known(x, role) for role, x in roles.items()}

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from pqnet._progress import tick
 from pqnet.errors import PQNetError
 from pqnet_converters.torch.aten import RULES
 from pqnet_converters.torch.importer import out_of_place
@@ -26,6 +27,7 @@ def export(module: torch.nn.Module, examples: Mapping[str, torch.Tensor], free: 
     args, kwargs = ((), dict(examples)) if by_name else (tuple(examples.values()), {})
     try:
         with _tensors_only(module), inference(module), _named(module, list(kwargs)):
+            tick("torch.export")
             program = torch.export.export(
                 module,
                 args,
