@@ -45,13 +45,19 @@ def run(script: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("kind", ["model", "recipe", "npy", "hdf5", "onnx"])
+MUTANTS = {"model": 60, "recipe": 60, "npy": 60, "hdf5": 20, "onnx": 60, "npz": 60, "statistics": 40}
+MUTANTS |= {"checkpoint": 30, "training": 40}
+
+
+@pytest.mark.parametrize("kind", MUTANTS)
 def test_mutants_are_refused_or_right(kind: str) -> None:
-    if kind == "onnx":
-        pytest.importorskip("onnx")
-    done = run(SCRIPT, "--class", kind, "--mutants", "20" if kind == "hdf5" else "60")
+    if package := {"onnx": "onnx", "training": "torch"}.get(kind):
+        pytest.importorskip(package)
+    done = run(SCRIPT, "--class", kind, "--mutants", str(MUTANTS[kind]))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(rf"\d {kind} refused\n", done.stdout) and re.search(rf"\d {kind} (read|run)\n", done.stdout)
+    refused = "quantized again" if kind == "checkpoint" else "refused"
+    assert re.search(rf"\d {kind} {refused}\n", done.stdout)
+    assert re.search(rf"\d {kind} (read|run|used)\n", done.stdout)
 
 
 def test_a_crash_a_hang_memory_and_other_exceptions_are_noticed() -> None:
