@@ -332,6 +332,7 @@ class Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(length))
         if len(body) < int(length):
             raise Refused(HTTPStatus.REQUEST_TIMEOUT, f"expected {length} bytes, got {len(body)}")
+        self.server.heard(self.connection)  # it may have to wait longer for its answer
         return body
 
     def _reply(self, make: Any) -> None:

@@ -1,10 +1,12 @@
 """The programs of ``examples/``: they run as a user starts them, and give what the library gives."""
 
+import csv
 import http.client
 import importlib.util
 import io
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -215,9 +217,131 @@ def test_service_refuses_more_than_its_queue_holds_and_hangs_up_on_the_slow() ->
             slow.sendall(b"POST /classify HTTP/1.1\r\nContent-Le")
             while slow.recv(1 << 16):  # until it hangs up
                 pass
+        classifier._run = lambda *arguments: time.sleep(0.5) or run(*arguments)
+        connection = http.client.HTTPConnection(*server.server_address, timeout=60)
+        for _ in range(2):  # over one connection, although the answers take longer than it may to ask
+            connection.request("POST", "/classify", npy(IMAGES[:1]))
+            assert connection.getresponse().read().startswith(b'{"model"')
+        connection.close()
     finally:
         server.shutdown()
         loop.join()
         server.close()
     with pytest.raises(example.Refused, match="the service is ending"):
         classifier.ask(npy(IMAGES[:1]))
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_folder_is_labelled_and_goes_on_after_a_stop() -> None:
+    example = loaded("label_folder")
+    model = digits(Path("small.h5"), 16)
+    Path("in/deep").mkdir(parents=True)
+    for i in range(5):
+        Image.fromarray(np.round(IMAGES[i, 0] * 255).astype(np.uint8)).save(f"in/{i}.png")
+    np.save("in/deep/batch.npy", IMAGES[5:8])
+    np.save("in/deep/one.npy", IMAGES[8])
+    np.save("in/deep/other.npy", IMAGES[8, :, :5])
+    np.save("in/deep/nan.npy", np.full((1, 1, 8, 8), np.nan, np.float32))
+    Path("in/broken.jpg").write_bytes(b"no image")
+    Path("in/notes.txt").write_text("not looked at")
+    command = [sys.executable, str(EXAMPLES / "label_folder.py"), "small.h5", "in", "-o", "out.csv", "--batch", "3"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment())
+    assert done.returncode == 0 and done.stdout == "10 files labelled, 3 of them with an error\n", done.stderr
+
+    whole, rows = Path("out.csv").read_bytes(), table(Path("out.csv"))
+    errors = {row["file"]: row["error"] for row in rows if row["error"]}
+    assert set(errors) == {"broken.jpg", "deep/nan.npy", "deep/other.npy"}
+    assert "expected one sample or a batch of shape (None, 1, 8, 8), got (1, 1, 5, 8)" in errors["deep/other.npy"]
+    good = [(row["file"], int(row["sample"]), row["label"]) for row in rows if not row["error"]]
+    want = [best[0][0] for best in right_answers(model, IMAGES[:9])]
+    names = [(f"{i}.png", 0) for i in range(5)] + [("deep/batch.npy", i) for i in range(3)] + [("deep/one.npy", 0)]
+    assert sorted(good) == sorted((*name, best) for name, best in zip(names, want, strict=True))
+
+    looked_at: list[str] = []
+    read = example.read_samples
+    example.read_samples = lambda model, path: looked_at.append(path.name) or read(model, path)
+    for size in (0, 10, len(whole) // 2, len(whole) - 1, len(whole)):
+        Path("out.csv").write_bytes(whole[:size])  # as a killed process leaves it
+        looked_at.clear()
+        example.label_folder(model, Path("in"), Path("out.csv"), 3)
+        assert Path("out.csv").read_bytes() == whole
+    assert len(looked_at) == 1  # the last one alone
+    with pytest.raises(pqnet.PQNetError, match="expected a table of this network"):
+        example.label_folder(digits(Path("small.h5"), 4), Path("in"), Path("out.csv"))
+
+
+def contents(folder: Path) -> dict[str, tuple[int, int]]:
+    """Return the files below a folder, and when they were changed."""
+    return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
+
+
+def first_labels(model: pqnet.Model, samples: np.ndarray) -> list[tuple[str, float]]:
+    return [row[0] for row in right_answers(model, samples)]
+
+
+@pytest.mark.exhaustive
+def test_frozen_bundle_needs_no_home_and_neither_compiles_nor_writes() -> None:
+    pytest.importorskip("PyInstaller")
+    model = digits(Path("small.h5"), 16)
+    build = [sys.executable, str(EXAMPLES / "frozen" / "build.py"), "small.h5", "--batch", "8"]
+    subprocess.run(build, env=environment(), check=True)
+    np.save("x.npy", IMAGES[:8])
+    bundle = Path("dist/digits").resolve()
+    before = contents(bundle)
+    done = subprocess.run([str(bundle / "digits"), "x.npy"], capture_output=True, text=True, env={})
+    # A kernel that is compiled is kept in the bundle, or it is said that it cannot be.
+    assert done.returncode == 0 and done.stderr == "" and contents(bundle) == before
+    got = [(line[:-9].removeprefix("x.npy: "), float(line[-8:])) for line in done.stdout.splitlines()]
+    for (label, p), (want, wanted) in zip(got, first_labels(model, IMAGES[:8]), strict=True):
+        assert label == want and abs(p - wanted) < 1e-5
+    for path in bundle.rglob("*.kernel"):
+        path.unlink()  # as on an older CPU
+    again = subprocess.run([str(bundle / "digits"), "x.npy"], capture_output=True, text=True, env={})
+    assert again.returncode == 0 and again.stdout == done.stdout
+
+
+def containerfile() -> tuple[dict[str, str], list[str], list[str]]:
+    """Return the environment, the command that warms kernels, and that of the service, as the file has them."""
+    text = (EXAMPLES / "Containerfile").read_text(encoding="utf-8").replace("\\\n", " ")
+    lines = dict(line.split(" ", 1) for line in text.splitlines() if line[:3] in ("ENV", "CMD"))
+    warm = next(line for line in text.splitlines() if line.startswith("RUN pqnet warmup"))
+    return dict(pair.split("=", 1) for pair in lines["ENV"].split()), warm.split()[2:], json.loads(lines["CMD"])
+
+
+def test_steps_of_the_containerfile_end_in_a_service_that_writes_nothing() -> None:
+    """Without a container: in a namespace with a read-only file system, as a user without rights and a home."""
+    inside = "mount -o remount,bind,ro / && exec setpriv --reuid 65534 --regid 65534 --clear-groups "
+    probe = ["unshare", "--mount", "sh", "-c", f"{inside} true"]
+    if os.name != "posix" or shutil.which("unshare") is None or subprocess.run(probe, capture_output=True).returncode:
+        pytest.skip("needs the right to make a namespace")
+    here = Path.cwd()
+    for folder in (here, *here.parents):  # what pytest makes is for its user alone
+        if folder.stat().st_mode & 0o005 != 0o005:
+            folder.chmod(folder.stat().st_mode | 0o005)
+    settings, warm, command = containerfile()
+    model = digits(Path("model.h5"), 16)
+    path = environment()["PYTHONPATH"]
+    settings |= {"NUMBA_CACHE_DIR": str(here / "kernels"), "PYTHONPATH": path}
+    warm = [sys.executable, "-m", "pqnet", *warm]
+    subprocess.run(warm, env=os.environ | settings, check=True, capture_output=True)
+    before = contents(here)
+    variables = [f"{name}={value}" for name, value in settings.items() if name != "PATH"]
+    service_command = [sys.executable, str(EXAMPLES / command[1]), *command[2:], "--port", "0"]
+    run = ["unshare", "--mount", "sh", "-c", f'{inside} env -i "$@"', "sh", *variables, *service_command]
+    with subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        try:
+            line = process.stdout.readline()
+            assert line.startswith("ready on "), line + process.stderr.read()
+            status, answer = ask(int(line.split(",")[0].rsplit(":", 1)[1]), npy(IMAGES[:3]))
+            assert status == 200 and same(answer["results"], right_answers(model, IMAGES[:3]))
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
+            assert process.stderr.read() == ""  # nothing was compiled that could not be kept
+        finally:
+            process.kill()
+    assert contents(here) == before
