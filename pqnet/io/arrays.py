@@ -133,8 +133,9 @@ def read_numpy(source: Path | BinaryIO) -> np.ndarray | dict[str, np.ndarray]:
         with nullcontext(source) if opened else open(name, "rb") as stream:
             nbytes = stream.seek(0, os.SEEK_END)
             stream.seek(0)
-            if stream.read(2) != b"PK":
-                stream.seek(0)
+            first = stream.read(4)
+            stream.seek(0)
+            if first not in (b"PK\x03\x04", b"PK\x05\x06"):  # a zip archive with members, without
                 return _npy(stream, nbytes)
             with zipfile.ZipFile(stream) as archive:
                 return _npz(archive, _limit(nbytes))

@@ -24,7 +24,7 @@ from pqnet import Model, PQNetError, Recipe
 from pqnet.io import append_digest, read_arrays, read_numpy, without_digest
 from pqnet_converters import from_onnx, to_onnx
 
-__all__ = ["CLASSES"]
+__all__ = ["CHANGES", "CLASSES"]
 
 BASES = 60  # random networks
 RECIPES = [
@@ -122,7 +122,7 @@ def forge_container(rng: np.random.Generator, path: Path) -> None:
             reseal(path)
         return
     document, vectors = document_of(path)
-    if rng.random() < 0.8:
+    if rng.random() < 0.8 and document["header"]:
         document["header"] = forged(rng, document["header"])
     if rng.random() < 0.2:
         document = forged(rng, document)
@@ -410,4 +410,26 @@ CLASSES: dict[str, tuple[Make, Load, str]] = {
     "statistics": (statistics_file, load_statistics, ".h5"),
     "checkpoint": (checkpoint_file, load_checkpoint, ".h5"),
     "training": (training_file, load_training, ".pt"),
+}
+
+
+def change_recipe(rng: np.random.Generator, path: Path) -> None:
+    text = path.read_bytes().decode("utf-8", "replace")
+    path.write_text(changed_text(rng, text, PIECES), "utf-8", newline="")
+
+
+def change_onnx(rng: np.random.Generator, path: Path) -> None:
+    from onnx import ModelProto
+
+    model = ModelProto.FromString(path.read_bytes())
+    change_message(rng, model)
+    path.write_bytes(model.SerializeToString())
+
+
+# How a file of a class that may be a mutant already is changed further; what cannot be read any more raises.
+CHANGES: dict[str, Make] = {
+    "model": forge_container,
+    "statistics": forge_container,
+    "recipe": change_recipe,
+    "onnx": change_onnx,
 }
