@@ -17,6 +17,7 @@ import os
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 os.environ |= {"OPENBLAS_NUM_THREADS": "1", "PQNET_NUM_THREADS": "1", "PQNET_TUNE": "0"}
@@ -25,7 +26,7 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 import atheris
 
 # Python that reads and checks; kernels are compiled from theirs, and stay as they are.
-INSTRUMENTED = ["pqnet.io", "pqnet.graph", "pqnet.codecs", "pqnet.pipeline", "pqnet_converters"]
+INSTRUMENTED = ["pqnet.io", "pqnet.graph", "pqnet.codecs", "pqnet.pipeline", "pqnet_converters", "yaml"]
 with atheris.instrument_imports(include=INSTRUMENTED):
     from mutants import CHANGES, CLASSES
 
@@ -53,10 +54,8 @@ class Target:
         """Let pqnet read a file; raise if what comes of it is wrong."""
         self.path.write_bytes(data)
         start = time.process_time() - self.compiling
-        try:
+        with suppress(PQNetError):
             CLASSES[self.kind][1](np.random.default_rng(0), self.path)
-        except PQNetError:
-            pass
         if (seconds := time.process_time() - self.compiling - start) > SECONDS:
             raise TimeoutError(f"{seconds:.1f} seconds of CPU")
 
