@@ -1,6 +1,7 @@
 """The programs of ``examples/``: they run as a user starts them, and give what the library gives."""
 
 import csv
+import difflib
 import http.client
 import importlib.util
 import io
@@ -21,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 import pqnet
 from pqnet.demo import load_images, model_path
@@ -345,3 +346,49 @@ def test_steps_of_the_containerfile_end_in_a_service_that_writes_nothing() -> No
         finally:
             process.kill()
     assert contents(here) == before
+
+
+def written(lines: list[str]) -> np.ndarray:
+    """Return lines of text as an image in BGR."""
+    fonts = Path(pytest.importorskip("matplotlib").get_data_path(), "fonts", "ttf")
+    font = ImageFont.truetype(str(fonts / "DejaVuSans.ttf"), 32)
+    image = Image.new("RGB", (700, 60 * len(lines) + 20), "white")
+    for i, line in enumerate(lines):
+        ImageDraw.Draw(image).text((20, 60 * i + 10), line, "black", font)
+    return np.ascontiguousarray(np.asarray(image)[..., ::-1])
+
+
+LINES = ["The quick brown fox jumps", "over 13 lazy dogs", "Sphinx of black quartz", "judge my vow"]
+
+
+def ocr_example() -> Any:
+    for package in ("onnx", "rapidocr_onnxruntime", "cv2", "pyclipper", "shapely"):
+        pytest.importorskip(package)
+    return loaded("ocr")
+
+
+@pytest.mark.exhaustive
+def test_ocr_from_files_of_the_networks_reads_as_with_their_own_sessions() -> None:
+    ocr = ocr_example()
+    Path("nets").mkdir()
+    for name in ocr.NETWORKS:
+        ocr.float_network(name).save(f"nets/{name}.h5")
+    page = written(LINES)
+    Image.fromarray(page[..., ::-1]).save("page.png")
+    command = [sys.executable, str(EXAMPLES / "ocr.py"), "read", "nets", "page.png"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment())
+    assert done.returncode == 0 and done.stdout.splitlines() == ocr.Chain().read(page), done.stderr
+    assert difflib.SequenceMatcher(None, done.stdout, "\n".join(LINES)).ratio() > 0.95
+    done = subprocess.run([*command[:-1], "none.png"], capture_output=True, text=True, env=environment())
+    assert done.returncode == 2 and "error: images: expected existing files, got none.png" in done.stderr
+
+
+@pytest.mark.exhaustive  # plans and quantizes a recognizer of characters
+def test_ocr_from_codes_reads_nearly_all_letters() -> None:
+    ocr = ocr_example()
+    pages = [written([" ".join(reversed(line.split())) for line in LINES[i:] + LINES[:i]]) for i in range(4)]
+    ocr.convert(Path("nets"), pages, "4x")
+    found = "\n".join(ocr.load(Path("nets")).read(written(LINES)))
+    assert difflib.SequenceMatcher(None, found, "\n".join(LINES)).ratio() > 0.9
+    sizes = [pqnet.load(f"nets/{name}.h5").size() for name in ocr.QUANTIZED]
+    assert all(size.ratio > 3.5 for size in sizes)
