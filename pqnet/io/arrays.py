@@ -127,10 +127,10 @@ def read_numpy(source: Path | BinaryIO) -> np.ndarray | dict[str, np.ndarray]:
         If the file is missing, damaged, or no such file; or holds more than 64 MiB of numbers and more than 100 times
         its size.
     """
-    opened = hasattr(source, "read")
-    name = str(getattr(source, "name", "array")) if opened else file_name(source)
+    name = "array" if hasattr(source, "read") else file_name(source)
+    opened: Any = nullcontext(source) if hasattr(source, "read") else None
     try:
-        with nullcontext(source) if opened else open(name, "rb") as stream:
+        with opened or open(name, "rb") as stream:
             nbytes = stream.seek(0, os.SEEK_END)
             stream.seek(0)
             first = stream.read(4)

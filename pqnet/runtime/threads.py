@@ -156,7 +156,7 @@ class ThreadPool:
 
     def _grow(self, extra: int) -> None:
         """Start workers: as many as one caller may want, for those of more callers have no CPUs."""
-        # Compiled on this thread, with a slot of no worker: the process may end while a worker compiles, and keep nothing.
+        # Compiled on this thread, with a slot of no worker: a process may end while a worker compiles, keeping nothing.
         slot = np.zeros(SLOT_WORDS, np.int64)
         slot[DOES] = IDLE
         serve_jobs(slot, 0, 0)  # type: ignore[no-untyped-call]
