@@ -185,6 +185,29 @@ def loaded(name: str) -> Any:
     return module
 
 
+def test_request_that_spoils_its_batch_spoils_no_other_answer() -> None:
+    example = loaded("service")
+    model = digits(Path("small.h5"))
+    classifier = example.Classifier(Path("small.h5"), max_wait=60, max_batch=4)
+    run = classifier._run
+
+    def refusing(version: Any, samples: np.ndarray) -> Any:
+        if (samples > 5).any():
+            raise pqnet.PQNetError("input: a number that the network refuses")
+        return run(version, samples)
+
+    classifier._run = refusing
+    bodies = [npy(IMAGES[:1]), npy(np.full((1, 1, 8, 8), 9.0, np.float32)), npy(IMAGES[1:3])]
+    with ThreadPoolExecutor(3) as clients:
+        first, spoilt, last = (clients.submit(classifier.ask, body) for body in bodies)
+        want = right_answers(model, IMAGES[:3])
+        assert [row[0][0] for row in first.result()[1] + last.result()[1]] == [row[0][0] for row in want]
+        with pytest.raises(pqnet.PQNetError, match="a number that the network refuses"):
+            spoilt.result()
+    assert (classifier.batches, classifier.samples) == (2, 3)
+    classifier.close()
+
+
 def test_service_refuses_more_than_its_queue_holds_and_hangs_up_on_the_slow() -> None:
     example = loaded("service")
     model = digits(Path("small.h5"))
