@@ -1,8 +1,8 @@
 """Coverage-guided fuzzing of what reads files, by Atheris: files that reach new lines of pqnet are changed further.
 
     pip install atheris
-    python tests/fuzz/coverage.py model --seconds 1200 --keep fuzz-found
-    python tests/fuzz/coverage.py model fuzz-found/crash-1a2b                   # one file again
+    python tests/fuzz/guided.py model --seconds 1200 --keep fuzz-found
+    python tests/fuzz/guided.py model fuzz-found/crash-1a2b                   # one file again
 
 It begins with mutants of `mutants.py`. Half of the changes are those of libFuzzer, half know the structure of the file
 and keep its checksum right. Right is what `fuzz.py` calls right; all else, also 5 seconds of CPU, a minute, or 1 GiB of
