@@ -1,10 +1,11 @@
 """What the examples take: from the start of a process to its first answer, memory, bytes on disk.
 
-Each program labels the same eight images of digits with the demo's network (1/8 of its bytes), its kernels compiled
+Each program labels the same eight images of digits with the demo's network (1/8 of its size), its kernels compiled
 before: the command line, the folder job, the HTTP service, and, with PyInstaller there, the frozen bundle. ``seconds``
-is the median from the start to the first answer, ``peak`` the peak of resident memory, ``import`` that of a process
-that only imports pqnet. ``compiling`` is the time of a start that finds no kernel; the bundle compiles in memory then.
-``rate`` is that of requests of eight images by so many clients at once, each over one connection.
+is the median from the start to the first answer, ``cpu`` the seconds of CPU of it, which other programs disturb less,
+``peak`` the peak of resident memory in MB; ``import`` only imports pqnet. ``first`` is the run before,
+which may have compiled kernels; ``compiling`` that of a bundle without kernels. ``rate`` is that of requests of eight
+images by so many clients at once, each over one connection.
 
 Example: ``python bench/bench_embedding.py --runs 5``
 """
@@ -52,15 +53,15 @@ class Fresh:
         path = os.pathsep.join([str(ROOT), *filter(None, sys.path)])
         self.environment = {"PYTHONPATH": path, "NUMBA_CACHE_DIR": str(folder / "kernels"), "PQNET_TUNE": "0"}
 
-    def run(self, *command: str) -> tuple[float, float]:
-        """Return the seconds that a program takes, and the peak of its memory in MB."""
+    def run(self, *command: str) -> tuple[float, float, float]:
+        """Return the seconds that a program takes, those of CPU, and the peak of its memory in MB."""
         start = time.perf_counter()
         process = subprocess.Popen(command, cwd=self.folder, env=self.environment, stdout=subprocess.DEVNULL)
         _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             raise RuntimeError(f"{command}: exit code {process.returncode}")
-        return time.perf_counter() - start, used.ru_maxrss * 1024 / MB
+        return time.perf_counter() - start, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024 / MB
 
     def serve(self, clients: int, requests: int) -> dict[str, float]:
         """Return the seconds to the first answer of the service, its peak memory, and its rate."""
@@ -72,7 +73,7 @@ class Fresh:
             assert process.stdout is not None
             port = int(process.stdout.readline().split(",")[0].rsplit(":", 1)[1])
             ask(port, body, 1)
-            seconds = time.perf_counter() - start
+            seconds, ready = time.perf_counter() - start, cpu_of(process.pid)
             asking = [threading.Thread(target=ask, args=(port, body, requests)) for _ in range(clients)]
             start = time.perf_counter()
             for thread in asking:
@@ -83,7 +84,13 @@ class Fresh:
             process.terminate()
             _, _, used = os.wait4(process.pid, 0)
             process.returncode = 0
-        return {"seconds": seconds, "peak": used.ru_maxrss * 1024 / MB, "rate": rate}
+        return {"seconds": seconds, "cpu": ready, "peak": used.ru_maxrss * 1024 / MB, "rate": rate}
+
+
+def cpu_of(process: int) -> float:
+    """Return the seconds of CPU that a process has taken so far."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def ask(port: int, body: bytes, requests: int) -> None:
@@ -96,12 +103,12 @@ def ask(port: int, body: bytes, requests: int) -> None:
     connection.close()
 
 
-def middle(run: Callable[[], tuple[float, float]], runs: int) -> dict[str, float]:
-    """Return the median seconds and memory of several runs, after one that finds or compiles what it needs."""
-    first, _ = run()
+def middle(run: Callable[[], tuple[float, float, float]], runs: int) -> dict[str, float]:
+    """Return the medians of several runs, after one that finds or compiles what it needs."""
+    first, first_cpu, _ = run()
     found = [run() for _ in range(runs)]
-    seconds, peak = (statistics.median(values) for values in zip(*found, strict=True))
-    return {"seconds": seconds, "peak": peak, "first": first}
+    seconds, cpu, peak = (statistics.median(values) for values in zip(*found, strict=True))
+    return {"seconds": seconds, "cpu": cpu, "peak": peak, "first": first, "first_cpu": first_cpu}
 
 
 def tree_bytes(folder: Path) -> int:
@@ -126,8 +133,15 @@ def frozen(fresh: Fresh, runs: int) -> None:
     sizes = {name: tree_bytes(inside / name) / MB for name in ("llvmlite", "numba", "pqnet", "kernels")}
     shutil.rmtree(inside / "kernels")
     (inside / "kernels").write_text("")  # so that nothing can be kept
-    without, _ = fresh.run(*program)
-    emit("frozen", **found, compiling=without, megabytes=tree_bytes(bundle) / MB, of_these=sizes)
+    without, without_cpu, _ = fresh.run(*program)
+    emit(
+        "frozen",
+        **found,
+        compiling=without,
+        compiling_cpu=without_cpu,
+        megabytes=tree_bytes(bundle) / MB,
+        of_these=sizes,
+    )
 
 
 def main() -> None:
@@ -150,7 +164,7 @@ def main() -> None:
         }
         for program in (program for program in commands if program in args.programs):
 
-            def run(command: list[str] = commands[program]) -> tuple[float, float]:
+            def run(command: list[str] = commands[program]) -> tuple[float, float, float]:
                 (folder / "out.csv").unlink(missing_ok=True)
                 return fresh.run(sys.executable, *command)
 
