@@ -391,6 +391,7 @@ def main() -> None:
     parser.add_argument("--max-wait-ms", type=float, default=5.0)
     parser.add_argument("--max-queue", type=int, default=64)
     parser.add_argument("--max-bytes", type=int, default=8 << 20, help="of a request")
+    parser.add_argument("--patience", type=float, default=10.0, help="seconds that a client may take to ask")
     parser.add_argument("--top", type=int, default=5, help="labels of each sample")
     parser.add_argument("--poll", type=float, default=1.0, help="seconds between two looks at the model file")
     args = parser.parse_args()
@@ -400,7 +401,7 @@ def main() -> None:
 
         Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow warns from here on, and refuses twice as many
     classifier = Classifier(args.model, args.max_batch, args.max_wait_ms / 1e3, args.max_queue, args.top, args.poll)
-    server = Server((args.host, args.port), classifier, args.threads, args.max_bytes)
+    server = Server((args.host, args.port), classifier, args.threads, args.max_bytes, args.patience)
     # shutdown() waits for the loop that the handler interrupts
     stop = threading.Thread(target=server.shutdown)
     for number in (signal.SIGTERM, signal.SIGINT):

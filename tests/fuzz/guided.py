@@ -5,7 +5,7 @@
     python tests/fuzz/guided.py model fuzz-found/crash-1a2b                   # one file again
 
 It begins with mutants of `mutants.py`. Half of the changes are those of libFuzzer, half know the structure of the file
-and keep its checksum right. Right is what `fuzz.py` calls right; all else, also 5 seconds of CPU, a minute, or 1 GiB of
+and keep its checksum right. Right is what `fuzz.py` calls right; all else, also 5 seconds of CPU, ten minutes, or 1 GiB of
 resident memory, ends the program with an exit code other than 0, and the file is kept as ``crash-...``,
 ``timeout-...`` or ``oom-...``.
 """
@@ -36,7 +36,7 @@ from numba.core import event
 from pqnet import PQNetError
 
 KINDS = ("model", "recipe", "npy", "npz", "statistics", "onnx")
-SECONDS, PATIENCE, MEGABYTES = 5, 60, 1024
+SECONDS, PATIENCE, MEGABYTES = 5, 600, 1024  # of CPU, and of the clock, where other programs need CPU and disk
 FIRST = 200  # mutants to begin with
 
 

@@ -149,6 +149,7 @@ def soak(
     served.write_bytes(files[0])
     service = str(ROOT / "examples" / "service.py")
     command = [sys.executable, service, str(served), "--port", "0", "--top", "10", "--poll", "0.1"]
+    command += ["--patience", "600"]  # a client may have to wait for a CPU before it asks again
     with (
         open(folder / "log", "wb") as log,
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as process,
