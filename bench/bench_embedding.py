@@ -34,6 +34,13 @@ from pqnet.demo import load_images, model_path
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
 MB = 1e6
+# A process that is started by a large one has its memory as a peak; so a small one starts it.
+WAITER = """
+import os, sys
+child = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ, file_actions=[(os.POSIX_SPAWN_OPEN, 1, "/dev/null", 1, 0)])
+_, status, used = os.wait4(child, 0)
+print(os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime, used.ru_maxrss)
+"""
 
 
 def prepare(folder: Path) -> None:
@@ -55,13 +62,12 @@ class Fresh:
 
     def run(self, *command: str) -> tuple[float, float, float]:
         """Return the seconds that a program takes, those of CPU, and the peak of its memory in MB."""
-        start = time.perf_counter()
-        process = subprocess.Popen(command, cwd=self.folder, env=self.environment, stdout=subprocess.DEVNULL)
-        _, status, used = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            raise RuntimeError(f"{command}: exit code {process.returncode}")
-        return time.perf_counter() - start, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024 / MB
+        start, waiter = time.perf_counter(), [sys.executable, "-S", "-c", WAITER, *command]
+        done = subprocess.run(waiter, cwd=self.folder, env=self.environment, stdout=subprocess.PIPE, check=True)
+        code, cpu, kilobytes = done.stdout.split()[-3:]
+        if int(code):
+            raise RuntimeError(f"{command}: exit code {int(code)}")
+        return time.perf_counter() - start, float(cpu), int(kilobytes) * 1024 / MB
 
     def serve(self, clients: int, requests: int) -> dict[str, float]:
         """Return the seconds to the first answer of the service, its peak memory, and its rate."""
@@ -81,10 +87,10 @@ class Fresh:
             for thread in asking:
                 thread.join()
             rate = clients * requests / (time.perf_counter() - start)
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            peak = int(status.partition("VmHWM:")[2].split()[0]) * 1024 / MB
             process.terminate()
-            _, _, used = os.wait4(process.pid, 0)
-            process.returncode = 0
-        return {"seconds": seconds, "cpu": ready, "peak": used.ru_maxrss * 1024 / MB, "rate": rate}
+        return {"seconds": seconds, "cpu": ready, "peak": peak, "rate": rate}
 
 
 def cpu_of(process: int) -> float:

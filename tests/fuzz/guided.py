@@ -5,8 +5,8 @@
     python tests/fuzz/guided.py model fuzz-found/crash-1a2b                   # one file again
 
 It begins with mutants of `mutants.py`. Half of the changes are those of libFuzzer, half know the structure of the file
-and keep its checksum right. Right is what `fuzz.py` calls right; all else, also 5 seconds of CPU, ten minutes, or 1 GiB of
-resident memory, ends the program with an exit code other than 0, and the file is kept as ``crash-...``,
+and keep its checksum right. Right is what `fuzz.py` calls right; all else, also 5 seconds of CPU, ten minutes, or
+1 GiB of resident memory, ends the program with an exit code other than 0, and the file is kept as ``crash-...``,
 ``timeout-...`` or ``oom-...``.
 """
 
