@@ -37,7 +37,8 @@ MB = 1e6
 # A process that is started by a large one has its memory as a peak; so a small one starts it.
 WAITER = """
 import os, sys
-child = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ, file_actions=[(os.POSIX_SPAWN_OPEN, 1, "/dev/null", 1, 0)])
+actions = [(os.POSIX_SPAWN_OPEN, 1, "/dev/null", 1, 0)]
+child = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ, file_actions=actions)
 _, status, used = os.wait4(child, 0)
 print(os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime, used.ru_maxrss)
 """
