@@ -88,7 +88,13 @@ def main() -> None:
             CLASSES[args.kind][0](np.random.default_rng([args.seed, number]), corpus / f"{number}{target.path.suffix}")
         args.keep.mkdir(parents=True, exist_ok=True)
         options = [f"-max_total_time={args.seconds}", f"-seed={args.seed}", f"-artifact_prefix={args.keep}/"]
-        options += [f"-timeout={PATIENCE}", f"-rss_limit_mb={MEGABYTES}", "-max_len=65536", "-print_final_stats=1"]
+        options += [
+            f"-timeout={PATIENCE}",
+            f"-report_slow_units={PATIENCE}",
+            f"-rss_limit_mb={MEGABYTES}",
+            "-max_len=65536",
+            "-print_final_stats=1",
+        ]
         with event.install_timer("numba:compile", target.add_compiling):
             files = [str(corpus)] if args.file is None else [args.file]
             atheris.Setup([sys.argv[0], *options, *files], target.read, custom_mutator=target.change)
