@@ -19,25 +19,20 @@ import tempfile
 import time
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import rapidocr_onnxruntime as rapidocr
 from common import OtherLoad, emit, machine, paired_medians
 from PIL import Image, ImageDraw, ImageFont
 
 import pqnet
 from pqnet import Model
 from pqnet.pipeline import measure
-from pqnet_converters import from_onnx
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("tests", "examples"))
 
+from ocr import NETWORKS, QUANTIZED, Chain, calibration, float_network, sessions
 from realdata import stsb
 
-NETWORKS = {"detector": "text_det.infer", "classifier": "text_cls.infer", "recognizer": "text_rec.session"}
-QUANTIZED = ("detector", "recognizer")
-CROPS, SIDE = 2, 320  # squares of each page, and their side
 FONTS = ("DejaVuSans", "DejaVuSerif", "DejaVuSansMono-Bold")
 SIZES = (18, 26, 40)
 FOLDERS = ("/usr/share/fonts/truetype/dejavu", "/usr/share/fonts/dejavu", "/usr/share/fonts/TTF")
@@ -89,43 +84,9 @@ def pages(lines: int, split: str, seed: int) -> list[Page]:
     return [page([str(line) for line in share], *look) for share, look in zip(shares, looks, strict=True)]
 
 
-class Session:
-    """What the package's session of ONNX Runtime is to the chain, computed by pqnet."""
-
-    def __init__(self, model: Model) -> None:
-        self.model = model
-
-    def __call__(self, images: np.ndarray) -> list[np.ndarray]:
-        return list(self.model.run({next(iter(self.model.inputs)): images}).values())
-
-
-class Recorder:
-    """A session that also keeps what it is given."""
-
-    def __init__(self, session: Any) -> None:
-        self.session, self.given = session, []
-
-    def __call__(self, images: np.ndarray) -> Any:
-        self.given.append(images)
-        return self.session(images)
-
-
-class Chain:
-    """The package's chain; ``sessions`` by name take the place of its own."""
-
-    def __init__(self, **sessions: Any) -> None:
-        self.engine = rapidocr.RapidOCR()
-        for name, session in sessions.items():
-            stage, attribute = NETWORKS[name].split(".")
-            setattr(getattr(self.engine, stage), attribute, session)
-
-    def session(self, name: str) -> Any:
-        stage, attribute = NETWORKS[name].split(".")
-        return getattr(getattr(self.engine, stage), attribute)
-
-    def read(self, shown: list[Page]) -> list[str]:
-        """Return what is read on each page, line after line."""
-        return ["\n".join(text for _, text, _ in self.engine(each.image)[0] or []) for each in shown]
+def read_pages(chain: Chain, shown: list[Page]) -> list[str]:
+    """Return what is read on each page, line after line."""
+    return ["\n".join(chain.read(each.image)) for each in shown]
 
 
 def equal_letters(found: list[str], wanted: list[str]) -> float:
@@ -157,20 +118,6 @@ def file_bytes(model: Model) -> int:
         return path.stat().st_size
 
 
-def network_file(name: str) -> str:
-    config = {"detector": "PP-OCRv4_det", "classifier": "ppocr_mobile_v2.0_cls", "recognizer": "PP-OCRv4_rec"}
-    return str(Path(rapidocr.__file__).parent / "models" / f"ch_{config[name]}_infer.onnx")
-
-
-def crops(images: list[np.ndarray], seed: int) -> list[np.ndarray]:
-    """Return squares of what a detector is given: whole pages are ten times as large."""
-    rng, found = np.random.default_rng(seed), []
-    for image in images * CROPS:
-        top, left = (rng.integers(0, size - SIDE + 1) for size in image.shape[2:])
-        found.append(image[:, :, top : top + SIDE, left : left + SIDE])
-    return found
-
-
 class Quantized:
     """Networks planned to sizes: what plans need is measured once."""
 
@@ -200,14 +147,11 @@ def main() -> None:
     args = parser.parse_args()
     emit("machine", **machine(["onnxruntime"]))
     shown, others = pages(args.lines, "test", 1), pages(args.calibration, "dev", 2)
-    float_models = {name: from_onnx(network_file(name)) for name in NETWORKS}
+    float_models = {name: float_network(name) for name in NETWORKS}
     theirs = Chain()
-    recording = Chain(**{name: Recorder(theirs.session(name)) for name in QUANTIZED})
-    recording.read(others)
-    read = theirs.read(shown)
+    data = calibration(each.image for each in others)
+    read = read_pages(theirs, shown)
     rendered = ["\n".join(each.lines) for each in shown]
-    data = {name: recording.session(name).given for name in QUANTIZED}
-    data["detector"] = crops(data["detector"], seed=3)
     start = time.perf_counter()
     small = Quantized(float_models, data) if args.rows != ["float"] else None
     emit("measured", seconds=time.perf_counter() - start)
@@ -216,9 +160,9 @@ def main() -> None:
         models = float_models if small is None else small.row(row)
         seconds = time.perf_counter() - start
         compute = "int8" if row == "int8" else "float32"
-        ours = Chain(**{name: Session(Model(model.graph, compute=compute)) for name, model in models.items()})
-        found = ours.read(shown)
-        times = paired_medians(partial(ours.read, shown), partial(theirs.read, shown), args.runs)
+        ours = Chain(**sessions({name: Model(model.graph, compute=compute) for name, model in models.items()}))
+        found = read_pages(ours, shown)
+        times = paired_medians(partial(read_pages, ours, shown), partial(read_pages, theirs, shown), args.runs)
         emit(
             row,
             equal=equal_letters(found, read),

@@ -161,3 +161,33 @@ def test_compressed_arrays_have_a_limit_that_uncompressed_ones_have_not() -> Non
     assert np.array_equal(read_numpy("good.npz")["x"], zeros)
     np.savez_compressed("small.npz", x=zeros[:8_000_000], y=np.array(1))
     assert {name: array.shape for name, array in read_numpy("small.npz").items()} == {"x": (8_000_000,), "y": ()}
+
+
+def test_numpy_arrays_are_read_from_an_open_file() -> None:
+    x = np.arange(6).reshape(2, 3)
+    for save, read in ((np.save, lambda got: got), (np.savez, lambda got: got["arr_0"])):
+        stream = io.BytesIO()
+        save(stream, x)
+        assert np.array_equal(read(read_numpy(stream)), x)
+    with pytest.raises(PQNetError, match=r"array: expected a readable \.npy"):
+        read_numpy(io.BytesIO(b"x"))
+
+
+def test_archives_with_two_arrays_of_one_name_or_something_before_them_are_refused() -> None:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        for name in ("x", "x.npy"):  # NumPy's names of both are x
+            archive.writestr(name, npy_of(np.zeros(2)))
+    with pytest.raises(PQNetError, match="two arrays of the name 'x'"):
+        read_numpy(stream)
+    empty = io.BytesIO()
+    zipfile.ZipFile(empty, "w").close()
+    assert read_numpy(empty) == {}
+    with pytest.raises(PQNetError, match=r"expected a readable \.npy"):
+        read_numpy(io.BytesIO(b"PK" + empty.getvalue()))
+
+
+def npy_of(array: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()

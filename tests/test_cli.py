@@ -672,3 +672,11 @@ def test_bench_explains_every_step_and_warmup_says_when_it_is_ready(capsys: pyte
     assert run(f"bench {model_path()} --batch 0") == 2
     assert run("warmup missing.h5") == 2
     assert "missing.h5" in capsys.readouterr().err
+
+
+def test_warmup_on_one_thread_readies_the_kernels_of_helping_threads() -> None:
+    code = "from pqnet.cli.main import main\nfrom pqnet.kernels import driver\n"
+    code += f"main(['warmup', {str(model_path())!r}])\nprint(len(driver.serve_jobs.signatures))"
+    environment = os.environ | {"PQNET_NUM_THREADS": "1", "PQNET_TUNE": "0"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "1"

@@ -112,8 +112,9 @@ def forged(rng: np.random.Generator, header: dict[str, Any]) -> dict[str, Any]:
     """Return a header that differs in one to three places, most of them attributes of nodes."""
     header = copy.deepcopy(header)
     for _ in range(rng.choice([1, 1, 2, 3])):
-        everywhere = places(header)
-        some = everywhere
+        some = everywhere = places(header)
+        if not everywhere:
+            break
         nodes = header.get("nodes")
         if rng.random() < 0.7 and isinstance(nodes, list) and nodes:
             node = nodes[rng.integers(len(nodes))]

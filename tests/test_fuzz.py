@@ -45,13 +45,19 @@ def run(script: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("kind", ["model", "recipe", "npy", "hdf5", "onnx", "update"])
+MUTANTS = {"model": 60, "recipe": 60, "npy": 60, "hdf5": 20, "onnx": 60, "npz": 60, "statistics": 40}
+MUTANTS |= {"checkpoint": 30, "training": 40, "update": 60}
+
+
+@pytest.mark.parametrize("kind", MUTANTS)
 def test_mutants_are_refused_or_right(kind: str) -> None:
-    if kind == "onnx":
-        pytest.importorskip("onnx")
-    done = run(SCRIPT, "--class", kind, "--mutants", "20" if kind == "hdf5" else "60")
+    if package := {"onnx": "onnx", "training": "torch"}.get(kind):
+        pytest.importorskip(package)
+    done = run(SCRIPT, "--class", kind, "--mutants", str(MUTANTS[kind]))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(rf"\d {kind} refused\n", done.stdout) and re.search(rf"\d {kind} (read|run)\n", done.stdout)
+    refused = "quantized again" if kind == "checkpoint" else "refused"
+    assert re.search(rf"\d {kind} {refused}\n", done.stdout)
+    assert re.search(rf"\d {kind} (read|run|used)\n", done.stdout)
 
 
 def test_a_crash_a_hang_memory_and_other_exceptions_are_noticed() -> None:
@@ -63,3 +69,25 @@ def test_a_crash_a_hang_memory_and_other_exceptions_are_noticed() -> None:
     for number, what in enumerate(["the process ended with -11", "a hang", "MemoryError", "TypeError at .*: three"]):
         assert re.search(rf"recipe-0-{number}.yaml: wrong: .*{what}", done.stdout), done.stdout
     assert "2 recipe read" in done.stdout
+
+
+def test_coverage_guided_fuzzing_keeps_what_goes_wrong() -> None:
+    pytest.importorskip("atheris")
+    script = [sys.executable, str(SCRIPT.with_name("guided.py")), "recipe"]
+    done = subprocess.run([*script, "--seconds", "2"], capture_output=True, text=True)
+    assert done.returncode == 0 and "Done" in done.stderr and not list(Path("fuzz-found").iterdir()), done.stderr
+    broken = f"import sys\nsys.path.insert(0, {str(SCRIPT.parent)!r})\nimport guided\n"
+    broken += "def load(rng, path):\n    raise TypeError\n"
+    broken += "guided.CLASSES['recipe'] = (guided.CLASSES['recipe'][0], load, '.yaml')\nguided.main()\n"
+    Path("broken.py").write_text(broken)
+    done = subprocess.run([sys.executable, "broken.py", "recipe", "--seconds", "60"], capture_output=True, text=True)
+    assert done.returncode != 0 and [path.name[:6] for path in Path("fuzz-found").iterdir()] == ["crash-"], done.stderr
+
+
+@pytest.mark.exhaustive
+def test_soak_of_the_service_finds_nothing_wrong() -> None:
+    pytest.importorskip("PIL")
+    script = [sys.executable, str(SCRIPT.with_name("soak.py")), "--minutes", "0.1", "--clients", "3", "--swap", "0.3"]
+    done = subprocess.run(script, capture_output=True, text=True)
+    assert done.returncode == 0 and "0 wrong answers, exit code 0" in done.stdout, done.stdout + done.stderr
+    assert re.search(r"\d right, model", done.stdout) and re.search(r"\d refused", done.stdout)

@@ -17,6 +17,7 @@ from pqnet import PQ, Additive, Fixed, IntN, Model, PQNetError, Scalar, Sparse
 from pqnet.codecs import FITTERS
 from pqnet.demo import load_images, model_path
 from pqnet.graph import Graph
+from pqnet.io import read_container, write_container
 
 MODEL, IMAGES = small_net(), DATA
 LAYERS = list(MODEL.graph.layers())
@@ -200,3 +201,21 @@ def test_killed_runs_of_the_command_line_give_the_same_bytes() -> None:
     assert kills == 4 or Path("got.h5").exists()
     subprocess.run([*command, "got.h5", "--checkpoint", "layers"], check=True, capture_output=True)
     assert Path("got.h5").read_bytes() == Path("want.h5").read_bytes()
+
+
+@pytest.mark.parametrize("fault", ["report", "name", "shape"])
+def test_forged_entries_that_fit_no_layer_are_passed_over(fault: str) -> None:
+    want = run(calibration=None, metric="none")
+    for path in Path("layers").iterdir():
+        header, arrays = read_container(path, "layer")
+        if fault == "report":
+            header["report"] = [1]
+        else:
+            (name, *_), other = header["params"], "none.weight"
+            shape = [2, 2] if fault == "shape" else None
+            header["params"][name if shape else other] = None
+            arrays = {key: array for key, array in arrays.items() if not (shape and key.startswith(f"params/{name}/"))}
+            arrays[f"params/{name if shape else other}/values"] = np.ones(shape or (2, 2), np.float32)
+        write_container(path, "layer", header, arrays)
+    with pytest.warns(UserWarning, match="is quantized again"):
+        assert run(calibration=None, metric="none") == want

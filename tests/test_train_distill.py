@@ -1,5 +1,6 @@
 """Distillation: its loss, what it trains, what it keeps, both stages, resuming and several processes."""
 
+import io
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pqnet  # noqa: E402
 from pqnet import PQ, ConfigError, FormatError, Packed, PQNetError  # noqa: E402
 from pqnet.cli.main import main  # noqa: E402
 from pqnet.graph import GraphBuilder, ValueInfo  # noqa: E402
+from pqnet.io import append_digest, without_digest  # noqa: E402
 from pqnet.train import distill, image_batches, packed_weights, to_model, to_module  # noqa: E402
 from pqnet.train.data import Batches  # noqa: E402
 from pqnet.train.distill import _Reassign, with_norm_statistics  # noqa: E402
@@ -356,6 +358,38 @@ def test_foreign_and_damaged_checkpoints_are_refused(nets, tmp_path):
         distill(student, teacher, DATA, steps=10, checkpoint=tmp_path / "no" / "state", **OPTIONS)
     with pytest.raises(PQNetError, match="checkpoint: expected a file in a folder that can be written to, got /proc/s"):
         distill(student, teacher, DATA, steps=10, checkpoint="/proc/state", **OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [
+        (("step",), -1),
+        (("step",), [3]),
+        (("pace",), float("nan")),
+        (("best_loss",), "x"),
+        (("threads",), 1 << 40),
+        (("best",), {}),
+        (("best",), torch.zeros(2)),
+        (("module",), {}),
+        (("optimizer", "state", 0, "exp_avg"), torch.zeros(2, 2, 2)),
+        (("optimizer", "state", 1), {}),
+        (("optimizer", "param_groups"), []),
+        (("optimizer", "param_groups", 0, "lr"), None),
+    ],
+    ids=lambda value: "-".join(map(str, value)) if isinstance(value, tuple) else None,
+)
+def test_forged_checkpoints_with_the_right_checksum_are_refused(nets, tmp_path, entry, value):
+    path = tmp_path / "state"
+    distill(*nets, DATA, steps=10, checkpoint=path, **OPTIONS)
+    content = torch.load(io.BytesIO(without_digest(path)), weights_only=True)
+    place = content
+    for key in entry[:-1]:
+        place = place[key]
+    place[entry[-1]] = value
+    torch.save(content, path)
+    append_digest(path)
+    with pytest.raises(FormatError, match="checkpoint: expected what training wrote"):
+        distill(*nets, DATA, steps=10, checkpoint=path, **OPTIONS)
 
 
 SHARED = {

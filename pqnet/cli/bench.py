@@ -82,6 +82,7 @@ def warmup(args: argparse.Namespace) -> None:
                 inputs = _draw_inputs(model, batch, dict(zip(choices, sizes, strict=True)), args.seed)
                 model.run(inputs, threads=args.threads)
                 bar.update()
+        model.run(inputs, threads=2)  # the kernels of helping threads: where it will run, there may be more CPUs
         ready = [
             f"batches of {', '.join(map(str, batches))}",
             *(f"{n} {', '.join(map(str, s))}" for n, s in choices.items()),

@@ -6,8 +6,9 @@ import os
 import subprocess
 import sys
 import zipfile
+from contextlib import nullcontext
 from pathlib import Path as File
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 
@@ -112,8 +113,13 @@ def _received(stream: IO[bytes]) -> dict[str, np.ndarray]:
 # -- NumPy ---------------------------------------------------------------------------------------------------
 
 
-def read_numpy(path: Path) -> np.ndarray | dict[str, np.ndarray]:
+def read_numpy(source: Path | BinaryIO) -> np.ndarray | dict[str, np.ndarray]:
     """Return the array of a .npy file, or those of a .npz file by name.
+
+    Parameters
+    ----------
+    source : str, path or binary file
+        A file open for reading is read from its start.
 
     Raises
     ------
@@ -121,12 +127,15 @@ def read_numpy(path: Path) -> np.ndarray | dict[str, np.ndarray]:
         If the file is missing, damaged, or no such file; or holds more than 64 MiB of numbers and more than 100 times
         its size.
     """
-    name = file_name(path)
+    name = "array" if hasattr(source, "read") else file_name(source)
+    opened: Any = nullcontext(source) if hasattr(source, "read") else None
     try:
-        with open(name, "rb") as stream:
-            nbytes = os.fstat(stream.fileno()).st_size
-            if stream.read(2) != b"PK":
-                stream.seek(0)
+        with opened or open(name, "rb") as stream:
+            nbytes = stream.seek(0, os.SEEK_END)
+            stream.seek(0)
+            first = stream.read(4)
+            stream.seek(0)
+            if first not in (b"PK\x03\x04", b"PK\x05\x06"):  # a zip archive with members, without
                 return _npy(stream, nbytes)
             with zipfile.ZipFile(stream) as archive:
                 return _npz(archive, array_limit(nbytes))
@@ -139,12 +148,15 @@ def _npz(archive: zipfile.ZipFile, limit: int) -> dict[str, np.ndarray]:
     members = archive.infolist()
     if (total := sum(member.file_size for member in members)) > limit:
         raise FormatError(f"more than {limit} bytes of arrays for a file of its size, {total}; use numpy.savez")
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for member in members:
+        name = member.filename.removesuffix(".npy")
+        if name in arrays:
+            raise FormatError(f"two arrays of the name {name!r}")
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others expand without a bound
             raise FormatError(f"a compression that numpy.savez_compressed does not make, of {member.filename!r}")
         with archive.open(member) as stream:
-            arrays[member.filename.removesuffix(".npy")] = _npy(stream, member.file_size)
+            arrays[name] = _npy(stream, member.file_size)
     return arrays
 
 

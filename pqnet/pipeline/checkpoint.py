@@ -129,7 +129,10 @@ class _Entries:
             header, arrays = read_container(path, "layer")
             if set(header) != {"key", "report", "params"} or header["key"] != key:
                 raise FormatError(f"{path}: expected the entry of layer {node.name!r}, got another one")
-            changed = params_from(header["params"], arrays)
+            changed, before = params_from(header["params"], arrays), self.run.graph.params
+            alike = all(name in before and param.shape == before[name].shape for name, param in changed.items())
+            if not alike or not isinstance(header["report"], dict):
+                raise FormatError(f"{path}: expected parameters and a report of layer {node.name!r}, got others")
         except FormatError as reason:
             warnings.warn(f"checkpoint: {reason}; layer {node.name!r} is quantized again", stacklevel=2)
             return False

@@ -216,7 +216,8 @@ def _converted(image: Any, mode: str) -> "Image.Image":
     except PQNetError:
         raise
     except Exception as reason:  # Pillow's readers raise errors of many types on damaged files
-        raise PQNetError(f"image: expected an image that Pillow reads, got {name}: {reason}") from None
+        got = reason if "<_io.BytesIO" not in str(reason) else "no format that it knows"  # not the buffer's address
+        raise PQNetError(f"image: expected an image that Pillow reads, got {name}: {got}") from None
 
 
 def _of_mode(image: "Image.Image", mode: str) -> "Image.Image":

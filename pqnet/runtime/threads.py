@@ -18,6 +18,7 @@ from pqnet._threads import default_threads, reset_after_fork, until_done
 from pqnet.kernels.driver import (
     ASLEEP,
     DOES,
+    IDLE,
     JOB,
     RUNNING,
     SCRATCH,
@@ -155,6 +156,11 @@ class ThreadPool:
 
     def _grow(self, extra: int) -> None:
         """Start workers: as many as one caller may want, for those of more callers have no CPUs."""
+        # Compiled on this thread, with a slot of no worker: a process may end while a worker compiles, keeping nothing.
+        slot = np.zeros(SLOT_WORDS, np.int64)
+        slot[DOES] = IDLE
+        serve_jobs(slot, 0, 0)  # type: ignore[no-untyped-call]
+        retire(slot, 0)  # type: ignore[no-untyped-call]
         with self._lock:
             wanted = min(max(extra, default_threads() - 1), MOST_WORKERS)
             while len(self._workers) < wanted:

@@ -1,6 +1,7 @@
 """Checkpoints of training: one file, written whole or not at all, that belongs to one call."""
 
 import io
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from pqnet.errors import FormatError, PQNetError
 from pqnet.io import append_digest, replaced, without_digest
 
-__all__ = ["read_state", "write_state"]
+__all__ = ["check_numbers", "check_optimizer_state", "read_state", "write_state"]
 
 
 def write_state(path: Path, key: str, content: Mapping[str, Any]) -> None:
@@ -48,3 +49,51 @@ def read_state(path: Path, key: str) -> Iterator[dict[str, Any]]:
         if isinstance(reason, PQNetError) and not isinstance(reason, FormatError):
             raise
         raise FormatError(f"checkpoint: expected what training wrote, got {path}: {reason}") from None
+
+
+def check_numbers(integers: Mapping[str, Any], reals: Mapping[str, Any]) -> None:
+    """Raise FormatError unless what a checkpoint says are counts, and finite numbers."""
+    for name, value in integers.items():
+        if type(value) is not int or not 0 <= value < 1 << 40:
+            raise FormatError(f"expected a count as {name}, got {value!r}")
+    for name, value in reals.items():
+        if type(value) not in (int, float) or not math.isfinite(value):
+            raise FormatError(f"expected a finite number as {name}, got {value!r}")
+
+
+def check_optimizer_state(optimizer: torch.optim.Optimizer, state: Any) -> None:
+    """Raise FormatError unless `state` is one that an optimizer of these parameters may have got to.
+
+    PyTorch compares the number of parameters alone, and fails at the first step.
+    """
+    wanted = optimizer.state_dict()["param_groups"]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    if not isinstance(state, dict) or set(state) != {"state", "param_groups"} or not isinstance(state["state"], dict):
+        raise FormatError("expected the state of an optimizer, got another")
+    if not isinstance(state["param_groups"], list) or not _alike(wanted, state["param_groups"]):
+        raise FormatError("expected the groups of this optimizer, got others")
+    for number, values in state["state"].items():
+        if type(number) is not int or not 0 <= number < len(parameters) or not isinstance(values, dict):
+            raise FormatError(f"expected the state of {len(parameters)} parameters, got others")
+        for name, value in values.items():
+            shape = () if name == "step" else parameters[number].shape
+            if value is not None and not _is_tensor(value, shape):
+                raise FormatError(f"expected finite float32 of shape {tuple(shape)} as {name}, got another")
+    if state["state"] and len({frozenset(values) for values in state["state"].values()}) > 1:
+        raise FormatError("expected the same state of all parameters, got others")
+
+
+def _alike(wanted: Any, got: Any) -> bool:
+    """Tell whether plain data have the same keys, lengths and types; numbers may differ."""
+    if isinstance(wanted, dict):
+        return isinstance(got, dict) and set(wanted) == set(got) and all(_alike(wanted[k], got[k]) for k in wanted)
+    if isinstance(wanted, list | tuple):
+        return type(got) is type(wanted) and len(got) == len(wanted) and all(map(_alike, wanted, got))
+    if isinstance(wanted, float):
+        return isinstance(got, float | int) and not isinstance(got, bool) and math.isfinite(got)
+    return type(got) is type(wanted) and (got == wanted or not isinstance(wanted, str | bool))
+
+
+def _is_tensor(value: Any, shape: tuple[int, ...]) -> bool:
+    fits = isinstance(value, torch.Tensor) and value.shape == shape and value.dtype == torch.float32
+    return fits and bool(value.isfinite().all())

@@ -18,7 +18,7 @@ from pqnet.train.objective import BlockObjective, Objective
 from pqnet.train.ops import TorchGraph
 from pqnet.train.packed import packed_weights
 from pqnet.train.parallel import is_main, rank, world
-from pqnet.train.state import read_state, write_state
+from pqnet.train.state import check_numbers, check_optimizer_state, read_state, write_state
 
 __all__ = ["PARTS", "Schedule", "choose_parameters", "judge", "run_training"]
 
@@ -151,12 +151,16 @@ class _State:
         if self.path is None or not self.path.exists():
             return
         with read_state(self.path, self.key) as content:
-            self.module.load_state_dict(content["module"])
+            threads, self.pace = content.get("threads", torch.get_num_threads()), content.get("pace", 1.0)
+            self.step, self.best_loss = content["step"], content["best_loss"]
+            check_numbers({"step": self.step, "threads": threads}, {"best_loss": self.best_loss, "pace": self.pace})
+            for state in (content["best"], content["module"]):
+                self.module.load_state_dict(state)
+            self.best = content["best"]
+            check_optimizer_state(self.optimizer, content["optimizer"])
             self.optimizer.load_state_dict(content["optimizer"])
-            self.step, self.best_loss, self.best = content["step"], content["best_loss"], content["best"]
-            self.pace = content.get("pace", 1.0)
             if any_threads:
-                torch.set_num_threads(content.get("threads", torch.get_num_threads()))
+                torch.set_num_threads(threads)
 
 
 def judge(objective: Objective | BlockObjective, held_out: Batch, device: torch.device) -> float:
