@@ -8,6 +8,7 @@ Example: ``python bench/bench_reach.py --family transformers --output reach.csv`
 """
 
 import argparse
+import contextlib
 import csv
 import signal
 import time
@@ -21,6 +22,9 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from pqnet_converters import from_torch
+
+with contextlib.suppress(ImportError):  # for a torchvision whose wheel has no operators, which timm imports too
+    import torchvision_cpu  # noqa: F401
 
 AGREEMENT = 1e-3
 SECONDS = 240  # for a network
@@ -650,7 +654,7 @@ def main() -> None:
     parser.add_argument("--output", help=".csv to write; networks that it has a row of are left out")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     signal.signal(signal.SIGALRM, alarm)
     fields = ["family", "model", "detail", "result", "difference", "seconds", "reason"]
     done = set()

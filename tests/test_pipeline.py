@@ -420,7 +420,10 @@ def test_recipe_yaml_round_trip(tmp_path):
 def test_block_presets_are_the_papers():
     graph = small_net().graph
     small, large = (resolve_recipe(name, graph) for name in ("small-blocks", "large-blocks"))
-    assert small["stem"] is None and large["stem"] is None
+    numbers = graph.params["stem.weight"].size
+    assert small["stem"] == large["stem"] == Sparse(count=numbers)  # all of them, as float16
+    packed = small["stem"].fit(graph.params["stem.weight"])
+    np.testing.assert_array_equal(packed.decode(), graph.params["stem.weight"].astype(np.float16))
     assert (small["grouped"].d, large["grouped"].d) == (9, 18)
     assert small["fc"].d == 4 and small["fc"].k == 4  # 30 blocks: the largest power of two <= 7.5
 
