@@ -581,3 +581,18 @@ def test_refused_arguments() -> None:
         from_torch(nn.Identity(), x, input_names=["a", "b"])
     with pytest.raises(PQNetError, match="output_names: expected 1 different names, got 'y'"):
         from_torch(nn.Identity(), x, output_names="y")
+
+
+class Repeats(torch.nn.Module):
+    """Numbers of 90 classes beside those of many boxes, as detectors have them."""
+
+    def forward(self, x):
+        return x + torch.arange(1, 91).repeat(400), x.shape[0] + torch.ones(3, 1, 1).expand(3, 80, 90)
+
+
+def test_repetitions_are_not_stored():
+    x = torch.randn(2, 36000)
+    model = from_torch(Repeats(), x)
+    assert sum(p.size for p in model.graph.params.values()) < 200
+    for got, want in zip(model(x.numpy()), Repeats()(x), strict=True):
+        np.testing.assert_allclose(got, want.numpy(), atol=1e-6)

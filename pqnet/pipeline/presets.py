@@ -12,7 +12,7 @@ from pqnet.graph.op import get_op
 __all__ = ["PRESETS", "first_conv"]
 
 Layers = dict[str, Codec | None]
-# Of the first convolution, that the papers keep in float: all its numbers as float16, which is .4 % of a small ResNet-50.
+# Of the first convolution, which the papers keep in float: all its numbers as float16, .4 % of a small ResNet-50 less.
 HALVES = Sparse(fraction=1.0)
 
 
