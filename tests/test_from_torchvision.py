@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from onnxfiles import outputs, runtime
 from realdata import imagenet_dev, needs_data
 from torch import nn
 
@@ -21,7 +22,7 @@ import pqnet
 from pqnet import PQNetError
 from pqnet.cli.main import main
 from pqnet.io import graph_from_bytes, graph_to_bytes
-from pqnet_converters import from_torchvision
+from pqnet_converters import from_torchvision, to_onnx
 
 torchvision = None
 with contextlib.suppress(ImportError):  # where its wheel has no operators
@@ -283,6 +284,18 @@ def test_a_packed_detector_runs_from_its_codes(kind, recipe):
     assert small.size().codes > 0 and small.size().total < model.size().total
     found = small.run({"images": images})
     assert found["boxes"].shape == (4, 9 if kind is RetinaNet else 7, 4) and found["count"].max() > 0
+
+
+@pytest.mark.parametrize("kind", [RetinaNet, GeneralizedRCNN])
+def test_detectors_find_the_same_in_onnx_runtime(kind):
+    model = converted(kind)[1]
+    session = runtime(to_onnx(model))
+    images = np.random.default_rng(1).random((3, 3, *SIZE)).astype(np.float32)
+    for some in (images, images[:1]):
+        got, want = outputs(session, {"images": some}), model.run({"images": some})
+        assert want["count"].max() > 3
+        for name in want:
+            np.testing.assert_allclose(got[name], want[name], atol=2e-3 if name == "boxes" else 1e-4, err_msg=name)
 
 
 def test_records_of_detectors_leave_out_what_is_large():
