@@ -565,6 +565,8 @@ def test_refused_dtypes() -> None:
         from_torch(Fn(lambda m, x: x * m.w.abs(), w=weight), torch.zeros(1, 3))
     with pytest.raises(PQNetError, match="example_inputs 'input': expected a tensor of real floats, .*complex64"):
         from_torch(Fn(lambda _, x: x.real), torch.zeros(2, 3, dtype=torch.complex64))
+    with pytest.raises(PQNetError, match="complex64; a Fourier transform of a fixed size can be written as products"):
+        from_torch(Fn(lambda _, x: torch.fft.fft2(x).real), torch.zeros(2, 3, 4))
 
 
 def test_refused_arguments() -> None:

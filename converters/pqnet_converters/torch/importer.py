@@ -60,7 +60,11 @@ def dtype_name(dtype: torch.dtype, where: str) -> str:
         return "float32"
     name = str(dtype).removeprefix("torch.")
     if name not in DTYPES:
-        raise PQNetError(f"{where}: expected a tensor of real floats, {', '.join(DTYPES[1:])}, got {dtype}")
+        way = "; a Fourier transform of a fixed size can be written as products with cosines and sines"
+        raise PQNetError(
+            f"{where}: expected a tensor of real floats, {', '.join(DTYPES[1:])}, got {dtype}"
+            + (way if dtype.is_complex else "")
+        )
     return name
 
 
