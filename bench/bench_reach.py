@@ -2,7 +2,8 @@
 
 Each is exported once with free sizes (lengths of texts and sounds, height and width of images where the network takes
 any) and then compared with PyTorch at two other sizes and batches; a difference of 1e-3 of the largest output is a
-failure. Without network access all weights are drawn; transformers are of small configurations.
+failure. Without network access all weights are drawn; transformers are of small configurations. ``reach.csv`` has what
+was found so far: ``none`` is a network that PyTorch itself did not run here, or with too many parameters.
 
 Example: ``python bench/bench_reach.py --family transformers --output reach.csv``, ``--only swin``, ``--family timm``
 """
