@@ -12,6 +12,9 @@ t = pytest.importorskip("transformers")
 import pqnet  # noqa: E402
 from pqnet import PQ, Decoder, PQNetError  # noqa: E402
 from pqnet.demo import model_path  # noqa: E402
+from pqnet.graph import GraphBuilder, ValueInfo  # noqa: E402
+from pqnet.graph.heads import share_heads  # noqa: E402
+from pqnet.graph.op import get_op  # noqa: E402
 from pqnet.runtime.decoder import _capacity  # noqa: E402
 from pqnet_converters import from_torch, from_transformers  # noqa: E402
 
@@ -82,6 +85,42 @@ def test_decoders_give_the_logits_and_texts_of_transformers(name: str) -> None:
     mask[1, :5] = 0
     for seen in (None, mask):
         assert np.array_equal(Decoder(model).generate(ids, 12, mask=seen), theirs(module, ids, seen))
+
+
+def test_grouped_queries_read_keys_and_values_without_copies() -> None:
+    module, model = both("Llama")
+    ids = np.random.default_rng(2).integers(3, 99, (2, 20))
+    with torch.no_grad():
+        want = module(torch.from_numpy(ids)).logits.numpy()
+    np.testing.assert_allclose(Decoder(model).prefill(ids, logits="all"), want, atol=1e-5 * np.abs(want).max())
+    sizes = {**model.graph.symbols, **dict.fromkeys(model.graph.symbols, 9)}
+    shared = share_heads(model.graph, sizes)
+    (infos, nodes), before = (shared.infer_shapes(sizes), shared.nodes), model.graph.nodes
+    attention = [node for node in nodes if node.op == "attention"]
+    assert [infos[v].shape[1:3] for node in attention for v in node.inputs[:3]] == [(2, 2), (2, 1), (2, 1)] * 2
+    assert sum(node.op == "expand" for node in before) - sum(node.op == "expand" for node in nodes) == 4
+
+
+@pytest.mark.parametrize("queries", [1, 3, 20])
+@pytest.mark.parametrize("mask", [None, (2, 1, 1), (2, 6, 1), (1, 1), ()])
+def test_attention_of_shared_heads(queries: int, mask: tuple[int, ...] | None) -> None:
+    b = GraphBuilder(
+        {"q": ValueInfo(("n", 6, queries, 8)), "k": ValueInfo(("n", 2, 9, 8)), "v": ValueInfo(("n", 2, 9, 5))}, {"n": 2}
+    )
+    wide = []
+    for name, size in (("k", 8), ("v", 5)):
+        apart = b.add("expand", b.add("reshape", name, shape=("n", 2, 1, 9, size)), shape=("n", 2, 3, 9, size))
+        wide.append(b.add("reshape", apart, shape=("n", 6, 9, size)))
+    rng = np.random.default_rng(0)
+    masks = [] if mask is None else [b.add("constant", params={"value": rng.random((*mask, 9)).astype(np.float32)})]
+    graph = b.build({"y": b.add("attention", "q", *wide, *masks), "k": wide[0]})
+    inputs = {n: rng.standard_normal([s if s != "n" else 2 for s in i.shape], np.float32) for n, i in b.inputs.items()}
+    got = pqnet.Model(graph).run(inputs)
+    repeated = [np.repeat(inputs[name], 3, 1) for name in ("k", "v")]
+    added = [graph.params[node.params["value"]] for node in graph.nodes if node.op == "constant"]
+    want = get_op("attention").evaluate([inputs["q"], *repeated, *added], {}, {"scale": None, "causal": False})
+    np.testing.assert_allclose(got["y"], want, atol=1e-5)
+    np.testing.assert_array_equal(got["k"], repeated[0])
 
 
 def test_norms_without_means_are_one_node() -> None:

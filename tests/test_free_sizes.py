@@ -1,5 +1,6 @@
 """Free sizes on import: any axis by name, what its size may be, and networks that are exported once for all sizes."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,30 @@ def test_functions_of_free_sizes_give_what_pytorch_gives(name: str) -> None:
     assert model.inputs == {"input": ((None, 3, None, None), "float32")}
     for shape in ((2, 3, 8, 12), (1, 3, 13, 9), (3, 3, 6, 7)):
         compare(model, module, {"input": torch.randn(shape)})
+
+
+BRANCHES = {
+    "a product": lambda h, w: h * w > 80,
+    "a remainder of a product": lambda h, w: h * w % 16 == 0,
+    "many terms": lambda h, w: sum((h + i) // (i + 2) + (w + 2 * i) // (i + 3) for i in range(12)) > 40,
+}
+
+
+@pytest.mark.parametrize("name", BRANCHES)
+def test_sizes_at_which_a_network_takes_another_branch_are_refused(name: str) -> None:
+    module = Fn(lambda _, x: x * 2 if BRANCHES[name](*x.shape[2:]) else x * 3)
+    model = from_torch(module, X, dynamic=AXES)
+    (condition,) = model.graph.conditions
+    exported, answers = BRANCHES[name](*X.shape[2:]), set()
+    for size in ((8, 12), (16, 16), (4, 6), (7, 9), (5, 7)):
+        x = torch.randn(2, 3, *size)
+        answers.add(same := BRANCHES[name](*size) == exported)
+        if same:
+            compare(model, module, {"input": x})
+        else:
+            with pytest.raises(PQNetError, match=f"expected sizes at which {re.escape(condition)} is not negative"):
+                model(x.numpy())
+    assert answers == {True, False}
 
 
 def test_names_of_sizes_and_forms_of_dynamic() -> None:

@@ -565,6 +565,8 @@ def test_refused_dtypes() -> None:
         from_torch(Fn(lambda m, x: x * m.w.abs(), w=weight), torch.zeros(1, 3))
     with pytest.raises(PQNetError, match="example_inputs 'input': expected a tensor of real floats, .*complex64"):
         from_torch(Fn(lambda _, x: x.real), torch.zeros(2, 3, dtype=torch.complex64))
+    with pytest.raises(PQNetError, match="complex64; a Fourier transform of a fixed size can be written as products"):
+        from_torch(Fn(lambda _, x: torch.fft.fft2(x).real), torch.zeros(2, 3, 4))
 
 
 def test_refused_arguments() -> None:
@@ -581,3 +583,18 @@ def test_refused_arguments() -> None:
         from_torch(nn.Identity(), x, input_names=["a", "b"])
     with pytest.raises(PQNetError, match="output_names: expected 1 different names, got 'y'"):
         from_torch(nn.Identity(), x, output_names="y")
+
+
+class Repeats(torch.nn.Module):
+    """Numbers of 90 classes beside those of many boxes, as detectors have them."""
+
+    def forward(self, x):
+        return x + torch.arange(1, 91).repeat(400), x.shape[0] + torch.ones(3, 1, 1).expand(3, 80, 90)
+
+
+def test_repetitions_are_not_stored():
+    x = torch.randn(2, 36000)
+    model = from_torch(Repeats(), x)
+    assert sum(p.size for p in model.graph.params.values()) < 200
+    for got, want in zip(model(x.numpy()), Repeats()(x), strict=True):
+        np.testing.assert_allclose(got, want.numpy(), atol=1e-6)

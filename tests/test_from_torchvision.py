@@ -5,6 +5,7 @@ import math
 import re
 import sys
 from collections import OrderedDict
+from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
 
@@ -13,13 +14,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from onnxfiles import outputs, runtime
 from realdata import imagenet_dev, needs_data
 from torch import nn
 
 import pqnet
 from pqnet import PQNetError
 from pqnet.cli.main import main
-from pqnet_converters import from_torchvision
+from pqnet.io import graph_from_bytes, graph_to_bytes
+from pqnet_converters import from_torchvision, to_onnx
 
 torchvision = None
 with contextlib.suppress(ImportError):  # where its wheel has no operators
@@ -283,6 +286,30 @@ def test_a_packed_detector_runs_from_its_codes(kind, recipe):
     assert found["boxes"].shape == (4, 9 if kind is RetinaNet else 7, 4) and found["count"].max() > 0
 
 
+@pytest.mark.parametrize("kind", [RetinaNet, GeneralizedRCNN])
+def test_detectors_find_the_same_in_onnx_runtime(kind):
+    model = converted(kind)[1]
+    session = runtime(to_onnx(model))
+    images = np.random.default_rng(1).random((3, 3, *SIZE)).astype(np.float32)
+    for some in (images, images[:1]):
+        got, want = outputs(session, {"images": some}), model.run({"images": some})
+        assert want["count"].max() > 3
+        for name in want:
+            np.testing.assert_allclose(got[name], want[name], atol=2e-3 if name == "boxes" else 1e-4, err_msg=name)
+
+
+def test_records_of_detectors_leave_out_what_is_large():
+    model = converted(GeneralizedRCNN)[1]
+    drawn = model.draw_golden()
+    assert drawn.outputs["count"].sum() > 0 and drawn.outputs["masks"].nbytes > 8192
+    golden = model.with_golden(drawn).golden
+    assert list(golden.outputs) == ["boxes", "labels", "scores", "count"]
+    again = pqnet.Model(*graph_from_bytes(graph_to_bytes(model.graph, golden))).golden
+    assert list(again.images) == ["images"]
+    np.testing.assert_array_equal(again.inputs()["images"], golden.inputs()["images"])
+    assert again.largest_difference(model.run(again.inputs())) < 1e-5
+
+
 def test_another_module_is_refused():
     with pytest.raises(PQNetError, match=r"torchvision's detectors \(GeneralizedRCNN, .*\), got Linear; from_torch"):
         from_torchvision(nn.Linear(2, 3), SIZE)
@@ -291,8 +318,17 @@ def test_another_module_is_refused():
 def test_the_command_line_converts_a_detector_whole(tmp_path, capsys):
     path = tmp_path / "small.h5"
     assert main(["convert", "torch", f"{__name__}:RetinaNet", "--input", "1x3x40x56", "-o", str(path)]) == 0
-    assert "largest difference from PyTorch's scores" in capsys.readouterr().out
-    assert list(pqnet.load(path).outputs) == ["boxes", "labels", "scores", "count"]
+    assert re.search(r"largest difference from PyTorch's scores \S+, of [1-9]\d* detections", capsys.readouterr().out)
+    model = pqnet.load(path)
+    assert list(model.outputs) == ["boxes", "labels", "scores", "count"] == list(model.golden.outputs)
+    image = model.golden.inputs()["images"]
+    assert image.shape == (1, 3, *SIZE) and image.min() == 0 and image.max() <= 1
+    assert model.golden.outputs["count"].sum() > 0 and model.golden.outputs["boxes"].any()
+    assert main(["verify", str(path)]) == 0
+    ruined = {name: -p for name, p in model.graph.params.items() if name.startswith("backbone")}
+    ruined = pqnet.Model(replace(model.graph, params={**model.graph.params, **ruined}), model.golden)
+    ruined.save(path)
+    assert main(["verify", str(path)]) == 2
     assert main(["convert", "torch", f"{__name__}:RetinaNet", "--input", "1x3xHxW", "-o", str(path)]) == 2
     assert "expected one batch of images of a fixed size" in capsys.readouterr().err
 

@@ -159,6 +159,7 @@ def test_unusable_golden_records(tmp_path: Path) -> None:
         (Golden({}, None, {"x": x}, good.outputs), r"golden: expected the inputs \['ids', 'x'\], each once"),
         (Golden({"x": x.shape}, 0, {"x": x, "ids": ids}, good.outputs), "each once"),
         (Golden({"x": x.shape}, 0, {"ids": ids}), r"golden: expected the outputs .*fill in .outputs"),
+        (Golden({"x": x.shape}, 0, {"ids": ids}, {"other": x}), r"golden: expected the outputs \['logits'.*'other'"),
         (Golden({"x": (1, 3, 8)}, 0, {"ids": ids}, good.outputs), "input 'x': expected shape"),
         (Golden({}, None, {"x": x, "ids": ids.astype(bool)}, good.outputs), "golden input 'ids': expected int64"),
         (
@@ -169,6 +170,9 @@ def test_unusable_golden_records(tmp_path: Path) -> None:
         with pytest.raises(PQNetError, match=message):
             save_graph(tmp_path / "a.h5", graph, golden)
     assert not list(tmp_path.iterdir())
+    for shape, name in (((17, 3, 8, 8), "x"), ((3, 8, 8), "x"), ((1, 3, 8, 8), "y")):
+        with pytest.raises(PQNetError, match=r"golden.images: expected inputs of shape \(N, C, H, W\), N at most 16"):
+            Golden({"x": shape}, 0, images=[name])
     with pytest.raises(PQNetError, match=r"golden.seed: expected an integer"):
         Golden({"x": (1,)})
     with pytest.raises(PQNetError, match=r"golden.shapes: expected at most 268435456 numbers"):

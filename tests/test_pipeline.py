@@ -1,5 +1,6 @@
 """Calibration, recipes and quantization on small networks; the figures on real ones are in test_real.py."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -12,7 +13,7 @@ from pqnet.graph.op import complete_attrs, get_op
 from pqnet.pipeline import sweep as sweep_module
 from pqnet.pipeline.adapt import adapted
 from pqnet.pipeline.moments import input_rows, output_energies, positions_needed, row_moments
-from pqnet.pipeline.presets import PRESETS
+from pqnet.pipeline.presets import PRESETS, with_half_stem
 from pqnet.pipeline.recipe import resolve_recipe
 from pqnet.pipeline.statistics import Moments, Statistics
 from pqnet_converters.checkpoints.resnet import resnet_graph, resnet_layers
@@ -423,6 +424,23 @@ def test_block_presets_are_the_papers():
     assert small["stem"] is None and large["stem"] is None
     assert (small["grouped"].d, large["grouped"].d) == (9, 18)
     assert small["fc"].d == 4 and small["fc"].k == 4  # 30 blocks: the largest power of two <= 7.5
+
+
+def test_presets_store_the_first_convolution_as_float16():
+    model = small_net()
+    weight, recipe = model.graph.params["stem.weight"], {"default": PQ(4, 4)}
+    stems = [
+        pqnet.quantize(model, each, metric="none", progress=False).graph.params["stem.weight"]
+        for each in ("small-blocks", recipe)
+    ]
+    assert [stem.dtype for stem in stems] == [np.float16, np.float32]
+    np.testing.assert_array_equal(stems[0], weight.astype(np.float16))
+    np.testing.assert_array_equal(stems[1], weight)
+    for factor in (1e6, 1e-6):  # what float16 does not hold, or loses
+        graph = dataclasses.replace(
+            model.graph, params={**model.graph.params, "stem.weight": weight * np.float32(factor)}
+        )
+        assert with_half_stem(graph) is graph
 
 
 @pytest.mark.parametrize(

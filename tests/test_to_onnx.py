@@ -20,7 +20,9 @@ from pqnet_converters.onnx.writer.writer import WRITERS
 
 # Where a runtime may do as it likes: NaN among numbers that are compared, integers to negative powers.
 UNDEFINED = {"sign", "max", "min", "argmax", "argmin"}
-WITHOUT = {"cumprod", "shift_left", "shift_right", "nms", "roi_align", "paste_masks", "heatmap_peaks"}
+WITHOUT = {"cumprod", "shift_left", "shift_right", "heatmap_peaks"}
+# Where boxes may be upside down or none, see below.
+ELSEWHERE = {"nms", "roi_align", "paste_masks"}
 
 
 def test_every_operation_has_a_form_but_few() -> None:
@@ -28,7 +30,7 @@ def test_every_operation_has_a_form_but_few() -> None:
 
 
 def _defined(op: str, inputs: Sequence[np.ndarray], attrs: Mapping[str, Any]) -> bool:
-    if any(x.size == 0 for x in inputs) or op in WITHOUT:
+    if any(x.size == 0 for x in inputs) or op in WITHOUT | ELSEWHERE:
         return False
     if op in UNDEFINED and any(x.dtype.kind == "f" and np.isnan(x).any() for x in inputs):
         return False
@@ -185,6 +187,59 @@ def test_what_has_no_onnx_form_is_listed() -> None:
         to_onnx(b.build({"y": y, "z": z}))
     with pytest.raises(PQNetError, match="model: expected a pqnet.Model or a Graph, got str"):
         to_onnx("model.h5")
+
+
+def boxes(rng: np.random.Generator, *shape: int, size: float = 20.0) -> np.ndarray:
+    corners = np.sort(rng.random((*shape, 2, 2)) * size, -2)
+    return corners.reshape(*shape, 4).astype(np.float32)
+
+
+@pytest.mark.parametrize("in_classes", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_suppression_keeps_the_same_boxes(in_classes: bool, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    shape = {"boxes": ("n", "m", 4), "scores": ("n", "m")}
+    b = GraphBuilder(
+        {n: ValueInfo(s) for n, s in shape.items()} | {"c": ValueInfo(("n", "m"), "int64")}, {"n": 2, "m": 40}
+    )
+    values = ["boxes", "scores", "c"][: 3 if in_classes else 2]
+    places, count = b.add_many("nms", values, 2, k="m min 12", iou_threshold=0.2)
+    model = Model(b.build({"places": places, "count": count}))
+    session = runtime(to_onnx(model))
+    for n, m in ((2, 40), (1, 5), (3, 200)):
+        scores = rng.standard_normal((n, m)).astype(np.float32).round(1)  # some are equal
+        scores[rng.random((n, m)) < 0.3] = -np.inf
+        if m == 40:
+            scores[1] = -np.inf
+        feed = {"boxes": boxes(rng, n, m), "scores": scores, "c": rng.integers(-1, 3, (n, m))}
+        got, want = outputs(session, feed), model.run(feed)
+        for name in want:
+            np.testing.assert_array_equal(got[name], want[name])
+        assert want["count"].all() == (m != 40)
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize("ratio", [0, 2])
+def test_regions_of_several_maps(aligned: bool, ratio: int) -> None:
+    infos = {"rois": ValueInfo(("r", 4)), "of": ValueInfo(("r",), "int64")}
+    infos |= {"fine": ValueInfo(("n", 3, "h", "w")), "coarse": ValueInfo(("n", 3, 6, 5))}
+    b = GraphBuilder(infos, {"r": 7, "n": 2, "h": 12, "w": 10})
+    attrs = {"size": (3, 2), "sampling_ratio": ratio, "aligned": aligned}
+    model = Model(b.build({"y": b.add("roi_align", "rois", "of", "fine", "coarse", **attrs)}))
+    session, rng = runtime(to_onnx(model)), np.random.default_rng(0)
+    for r, n in ((7, 2), (20, 1)):
+        feed = {"rois": boxes(rng, r, size=9.0), "of": rng.integers(0, 2 * n, r)}
+        feed |= {"fine": noise(n, 3, 12, 10), "coarse": noise(n, 3, 6, 5)}
+        assert_agrees(model, session, feed)
+
+
+def test_pasted_masks() -> None:
+    b = GraphBuilder({"masks": ValueInfo(("r", 5, 5)), "boxes": ValueInfo(("r", 4))}, {"r": 2})
+    model = Model(b.build({"y": b.add("paste_masks", "masks", "boxes", size=(30, 24))}))
+    rng = np.random.default_rng(0)
+    found = np.concatenate([boxes(rng, 12, size=30.0) - 3, [[0, 0, 0, 0], [5, 5, 5.2, 9], [-50, 2, -40, 9]]])
+    feed = {"masks": rng.random((15, 5, 5)).astype(np.float32), "boxes": found.astype(np.float32)}
+    assert_agrees(model, runtime(to_onnx(model)), feed)
 
 
 NETS = {

@@ -26,6 +26,7 @@ from pqnet.io import graph_nbytes, output_folder, relative_differences
 from pqnet.pipeline import Agreement, FileSizes, Plan, Statistics, resolve_recipe
 from pqnet.pipeline.batches import iterate_batches
 from pqnet.pipeline.evaluate import accuracies, class_scores, count_samples, run_batches
+from pqnet.pipeline.presets import with_half_stem
 from pqnet.pipeline.rates import codec_nbytes
 from pqnet.processing import Processing
 from pqnet.report.layers import describe_layers
@@ -81,7 +82,7 @@ def _print_sizes(args: argparse.Namespace) -> None:
         raise PQNetError("quantize --dry-run: expected --preset or --recipe, got neither; pqnet plan has sizes")
     model = pqnet.load(args.model)
     codecs = resolve_recipe(args.preset or Recipe.read(args.recipe), model.graph)
-    files = FileSizes(model, True, args.seed)
+    files = FileSizes(pqnet.Model(with_half_stem(model.graph)) if args.preset else model, True, args.seed)
     rows = []
     for name, codec in codecs.items():
         shape, text = files.shape(name), codec_text(None if codec is None else codec.to_attrs())

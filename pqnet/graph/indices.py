@@ -1,11 +1,11 @@
-"""Which inputs of a network are indices, and into how many rows: word ids into a vocabulary, say."""
+"""Which inputs of a network are indices, and into how many rows, say word ids; which outputs count detections."""
 
 from collections.abc import Mapping
 
 from pqnet.graph.graph import Graph
 from pqnet.graph.op import Info, get_op
 
-__all__ = ["index_limits"]
+__all__ = ["detection_counts", "index_limits"]
 
 # What hands integers on as they are.
 PASSING = ("cast", "concat", "expand", "permute", "reshape", "slice", "split")
@@ -45,3 +45,12 @@ def index_limits(graph: Graph, infos: Mapping[str, Info]) -> dict[str, int]:
             elif (source := producers[value]).op in PASSING:
                 waiting += source.inputs
     return limits
+
+
+def detection_counts(graph: Graph) -> list[str]:
+    """Return the names of outputs that say whether a detector found something, none of other networks.
+
+    Those that count what `nms` kept; of a detector without, all its outputs.
+    """
+    counts = {node.outputs[1] for node in graph.nodes if node.op == "nms"}
+    return [name for name, value in graph.outputs.items() if value in counts] or list(graph.outputs if counts else ())

@@ -2,14 +2,17 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from pqnet.codecs import PQ, Codec
+import numpy as np
+
+from pqnet.codecs import PQ, Codec, Packed
+from pqnet.codecs.halves import exponent_for
 from pqnet.graph import Graph, Node, weight_op
 from pqnet.graph.op import get_op
 
-__all__ = ["PRESETS", "first_conv"]
+__all__ = ["PRESETS", "first_conv", "with_half_stem"]
 
 Layers = dict[str, Codec | None]
 
@@ -18,6 +21,20 @@ def first_conv(layers: Mapping[str, Node]) -> str | None:
     """Return the name of the first convolution, which the papers keep in float."""
     rules = {name: weight_op(node.op) for name, node in layers.items()}
     return next((name for name, rule in rules.items() if rule.kind == "conv" and not rule.transposed), None)
+
+
+def with_half_stem(graph: Graph) -> Graph:
+    """Return a graph whose first convolution is stored as float16, if that is no loss beside a preset's codes.
+
+    It computes in float32 as before; of a small ResNet-50 it is .4 % of the file.
+    """
+    name = first_conv(graph.layers())
+    key = None if name is None else graph.layers()[name].params["weight"]
+    weight = None if key is None else graph.params[key]
+    if key is None or weight is None or isinstance(weight, Packed) or weight.dtype != np.float32:
+        return graph
+    fits = np.abs(weight).max(initial=0) < np.finfo(np.float16).max and exponent_for(weight, alone=False) == 0
+    return replace(graph, params={**graph.params, key: weight.astype(np.float16)}) if fits else graph
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from pqnet.pipeline.layerwise import FromData
 from pqnet.pipeline.modes import check_calibration, choose_options, integers_instead, mode_search
 from pqnet.pipeline.moments import doubted, layer_metric, output_error, output_squares, relative, share_to_doubt
 from pqnet.pipeline.permute import Permutation
+from pqnet.pipeline.presets import with_half_stem
 from pqnet.pipeline.recipe import Recipe, resolve_recipe
 from pqnet.pipeline.repair import BlockRepair
 from pqnet.pipeline.run import Run, layer_costs
@@ -288,6 +289,7 @@ def quantize(
             if options.repair == "blocks":
                 _repair_blocks(run, teacher, data, learned, folder)
         small = run.finish()
+        small = Model(with_half_stem(small.graph)) if isinstance(recipe, str) else small
         if activations is None or data is None or isinstance(data, Statistics):
             return small
         return integer_inputs(small, data, max_drop, threads)

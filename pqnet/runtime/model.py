@@ -1,6 +1,7 @@
 """`Model`: a graph ready to run."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from pqnet._threads import default_threads
 from pqnet.codecs import Packed
 from pqnet.errors import PQNetError, enough_memory
 from pqnet.graph import Graph, ValueInfo
-from pqnet.graph.indices import index_limits
+from pqnet.graph.indices import detection_counts, index_limits
 from pqnet.graph.ranges import check_ranges
 from pqnet.graph.size import SizeReport, measure_size
 from pqnet.graph.symbols import Signature, output_signature
@@ -25,6 +26,7 @@ from pqnet.runtime.tune import rule
 __all__ = ["Model", "Signature", "load"]
 
 GOLDEN_BYTES = 8192
+TRIES = 4  # images in which a detector may find something
 COMPUTE = ("float32", "bfloat16", "int8", "auto")
 
 
@@ -150,9 +152,13 @@ class Model:
 
         Floats are normal; integers that pick rows of a table are drawn among these, so that texts are words; others
         are 1, as masks of texts without padding are, and booleans True. Where a network refuses these integers, they
-        are 0. On one thread and by the algorithms of the cost rule: files do not depend on measurements.
+        are 0. A detector gets an image of simple shapes, the first of a few in which it finds something. On one thread
+        and by the algorithms of the cost rule: files do not depend on measurements.
         """
         _check.rng_seed(seed)
+        engine = Engine(self._engine.graph, rule, self.compute)
+        if counts := detection_counts(self.graph):
+            return self._draw_detections(engine, seed, counts)
         infos = self.graph.infer_shapes(self.graph.symbols)
         shapes = {name: ValueInfo(infos[name].shape, infos[name].dtype) for name in self.graph.inputs}
         limits, rng = index_limits(self.graph, infos), np.random.default_rng((seed, 1))
@@ -161,7 +167,6 @@ class Model:
             for name in shapes
             if infos[name].dtype not in ("float32", "bool")
         }
-        engine = Engine(self._engine.graph, rule, self.compute)
         golden = Golden.draw(shapes, seed, {name: a.astype(shapes[name].dtype) for name, a in integers.items()})
         try:
             return golden.with_outputs(engine.run(golden.inputs(), 1))
@@ -169,10 +174,30 @@ class Model:
             golden = Golden.draw(shapes, seed)
             return golden.with_outputs(engine.run(golden.inputs(), 1))
 
+    def _draw_detections(self, engine: Engine, seed: int, counts: list[str]) -> Golden:
+        """Return a golden pair of a detector, in which there are detections if a few tries find any."""
+        inputs = self.graph.inputs
+        batch = {i.shape[0]: 1 for i in inputs.values() if len(i.shape) == 4 and isinstance(i.shape[0], str)}
+        infos = self.graph.infer_shapes({**self.graph.symbols, **batch})
+        images = [n for n in inputs if len(infos[n].shape) == 4 and infos[n].dtype == "float32"]
+        drawn = Golden.draw({n: ValueInfo(infos[n].shape, infos[n].dtype) for n in inputs}, seed)
+        found = []
+        for i in range(TRIES):
+            golden = replace(drawn, seed=seed + i, images=images)
+            found.append(golden.with_outputs(engine.run(golden.inputs(), 1)))
+            if any(found[-1].outputs[name].any() for name in counts):
+                return found[-1]
+        return found[0]
+
     def with_golden(self, golden: Golden) -> "Model":
-        """Return the model with a golden pair for its file; one of over 8 KiB is left out: files stay small."""
-        nbytes = sum(a.nbytes for a in (*golden.arrays.values(), *golden.outputs.values()))
-        return Model(self.graph, golden if nbytes <= GOLDEN_BYTES else None, self.compute)
+        """Return the model with a golden pair for its file, which stays small.
+
+        Outputs that would make it more than 8 KiB are left out, the largest first, and the pair if none fits.
+        """
+        stored, kept = sum(a.nbytes for a in golden.arrays.values()), dict(golden.outputs)
+        while kept and stored + sum(a.nbytes for a in kept.values()) > GOLDEN_BYTES:
+            del kept[max(kept, key=lambda name: kept[name].nbytes)]
+        return Model(self.graph, golden.with_outputs(kept) if kept else None, self.compute)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Travel to other processes, and be copied, in the form of the file."""

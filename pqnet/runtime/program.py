@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from pqnet.graph import Graph
+from pqnet.graph.heads import share_heads
 from pqnet.graph.op import Info, get_op
 from pqnet.kernels import driver
 from pqnet.kernels.abi import StepKernel
@@ -206,9 +207,9 @@ class Program:
     def __init__(
         self, graph: Graph, symbols: Mapping[str, int], store: Store, choose: Choose = rule, compute: str = "float32"
     ) -> None:
-        self.graph, self.symbols = graph, dict(symbols)
-        b = Builder(graph, symbols, store, choose, compute)
-        for node in graph.nodes:
+        self.graph, self.symbols = share_heads(graph, symbols), dict(symbols)
+        b = Builder(self.graph, symbols, store, choose, compute)
+        for node in self.graph.nodes:
             if not b.is_done(node):
                 _lower(b, node)
         self.outputs = {value: b.place(value) for value in graph.outputs.values()}

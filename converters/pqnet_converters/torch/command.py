@@ -57,7 +57,8 @@ class TorchCommand:
     def convert(self, args: argparse.Namespace) -> Model:
         """Convert, run both on the same inputs, and record PyTorch's outputs in the file.
 
-        Of a detector of torchvision, whose last boxes may be others for a rounding error, the scores are compared.
+        Of a detector of torchvision, whose last boxes may be others for a rounding error, the scores are compared; its
+        image is of simple shapes.
         """
         module = _module(args.module)
         if args.weights:
@@ -70,7 +71,7 @@ class TorchCommand:
             examples, dynamic = _examples(args.input, args.size)
             detector = _detector(module, examples, dynamic)
             if detector is not None:
-                return _converted_detector(detector, not args.fixed_batch)
+                return _converted_detector(detector, not args.fixed_batch, args.seed)
             model = from_torch(module, examples, dynamic_batch=not args.fixed_batch, dynamic=dynamic)
         print_sizes(model)
         keyword = any("=" in item for item in args.input)
@@ -108,17 +109,19 @@ def _detector(module: torch.nn.Module, examples: Any, dynamic: list[dict[int, st
     return as_detector(module, shapes[0][2:])
 
 
-def _converted_detector(detector: Detector, dynamic_batch: bool) -> Model:
+def _converted_detector(detector: Detector, dynamic_batch: bool, seed: int) -> Model:
+    """Return the model with PyTorch's detections in its file, or with its own where their order is another."""
     model = import_detector(detector, dynamic_batch)
-    images = torch.rand(1, 3, *detector.size)
+    golden = model.draw_golden(seed)
     with torch.no_grad():
-        want = detector(images)["scores"].numpy()
-    worst = float(np.abs(model.run({"images": images.numpy()})["scores"] - want).max(initial=0))
+        found = detector(torch.from_numpy(golden.inputs()["images"]))
+    theirs = golden.with_outputs({name: found[name].numpy() for name in model.outputs})
+    worst = float(np.abs(golden.outputs["scores"] - theirs.outputs["scores"]).max(initial=0))
     if not worst <= AGREEMENT:
         raise PQNetError(f"convert torch: scores differ from PyTorch's by {worst:.3g}, expected at most {AGREEMENT}")
     print_sizes(model)
-    print(f"largest difference from PyTorch's scores {worst:.2g}")
-    return model
+    print(f"largest difference from PyTorch's scores {worst:.2g}, of {int(theirs.outputs['count'].sum())} detections")
+    return model.with_golden(theirs if theirs.largest_difference(golden.outputs) <= AGREEMENT else golden)
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ Dim = int | str
 CHECKS = ("aten._assert_", "aten.sym_constrain_range")
 SILENT = (*CHECKS, "aten.sym_")
 LOOKUPS = tuple(f"aten.{op}" for op in ("embedding.default", "index.Tensor", "index_select.default", "gather.default"))
+REPETITIONS = ("aten.expand.default", "aten.repeat.default")
 SMALL = 4096  # elements: a constant of no more is stored whatever it is made of
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -59,7 +60,11 @@ def dtype_name(dtype: torch.dtype, where: str) -> str:
         return "float32"
     name = str(dtype).removeprefix("torch.")
     if name not in DTYPES:
-        raise PQNetError(f"{where}: expected a tensor of real floats, {', '.join(DTYPES[1:])}, got {dtype}")
+        way = "; a Fourier transform of a fixed size can be written as products with cosines and sines"
+        raise PQNetError(
+            f"{where}: expected a tensor of real floats, {', '.join(DTYPES[1:])}, got {dtype}"
+            + (way if dtype.is_complex else "")
+        )
     return name
 
 
@@ -311,11 +316,13 @@ class Importer:
         return self._env[arg]
 
     def _grows(self, node: Any, arguments: Any) -> bool:
-        """Tell whether a constant would be larger than the parameters it is made of: a table of positions by pairs.
+        """Tell whether a constant would be larger than what it is made of: a table of positions by pairs, repetitions.
 
         The engine computes it once for each input size; the file keeps the table.
         """
         val = node.meta.get("val")
+        if str(node.target) in REPETITIONS and val.numel() > SMALL:
+            return bool(val.numel() > arguments[0][0].data.numel())
         return str(node.target) in LOOKUPS and 0 < _learned(arguments) < val.numel() > SMALL
 
     def _fold(self, node: Any, args: Any, kwargs: Any) -> Any:

@@ -24,7 +24,7 @@ __all__ = [
 Axes: TypeAlias = dict[str, dict[int, Any]]  # input name -> axis -> torch.export.Dim
 Dynamic: TypeAlias = Mapping[Any, Any] | Sequence[Any]
 
-LONGEST = 120  # characters of a condition
+LONGEST = 1000  # characters of a condition that a graph takes
 FREE = (_DimHintType.AUTO, _DimHintType.DYNAMIC)
 
 
@@ -161,8 +161,7 @@ def _fixed_size(name: str, size: int) -> PQNetError:
 def conditions(program: Any, names: Mapping[str, str]) -> list[str]:
     """Return what torch.export found to hold for all sizes that a program is right for, as the graph has it.
 
-    Sizes of 0 and 1 it takes for others; the graph knows what they are. Long conditions, and those of products of
-    sizes, are about numbers of elements, which shape rules check again.
+    Sizes of 0 and 1 it takes for others; the graph knows what they are.
     """
     limits = {key: bounds for key, bounds in program.range_constraints.items() if str(key) in names}
     found = [f"{bounds.upper}-{names[str(key)]}" for key, bounds in limits.items() if bounds.upper.is_Integer]
@@ -181,8 +180,6 @@ def _condition(relation: Any, names: Mapping[str, str]) -> str | None:
     if kind == "Unequality" and any(side in (0, 1) for side in relation.args):
         return None
     left, right = (size_text(side, names) for side in relation.args)
-    if any(_is_product(side) for side in relation.args):
-        return None
     if left is None or right is None:
         return None
     for own, other in ((left, relation.args[1]), (right, relation.args[0])):
@@ -200,13 +197,6 @@ def _condition(relation: Any, names: Mapping[str, str]) -> str | None:
     if kind.startswith("Strict") and small in ("0", "1"):
         return None
     return f"{large}-({small})" + ("-1" if kind.startswith("Strict") else "")
-
-
-def _is_product(expr: Any) -> bool:
-    """Tell whether sizes are multiplied with sizes anywhere in an expression."""
-    if expr.is_Mul and sum(bool(factor.free_symbols) for factor in expr.args) > 1:
-        return True
-    return any(map(_is_product, expr.args))
 
 
 def size_text(expr: Any, names: Mapping[str, str]) -> str | None:

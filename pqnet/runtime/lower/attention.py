@@ -64,9 +64,10 @@ def _mask(b: Builder, value: str, mask: View, queries: int, keys: int) -> View |
 
 @lowers("attention", typed=True)
 def lower_attention(b: Builder, node: Node, x: list[View]) -> View | None:
-    """Lower attention of up to three leading axes, equal for queries, keys and values."""
+    """Lower attention of up to three leading axes, those of the queries; keys and values may be shared along them."""
     lead = x[0].shape[:-2]
-    if not 1 <= len(lead) <= LEAD or any(view.shape[:-2] != lead for view in x[1:3]):
+    same = all(len(view.shape) == len(x[0].shape) for view in x[1:3])
+    if not 1 <= len(lead) <= LEAD or not same or b.info(node.outputs[0]).shape[:-2] != lead:
         return None
     a, mask = b.attrs(node), None
     if len(x) == 4:
@@ -79,6 +80,7 @@ def lower_attention(b: Builder, node: Node, x: list[View]) -> View | None:
         q, k, v = (_tokens_inside(b, view) for view in (q, k, v))
     *sizes, queries, inner = q.shape
     keys, outer = v.shape[3:]
+    k, v = (view.expand((*sizes, *view.shape[3:])) for view in (k, v))
     out = b.new((*sizes, queries, outer), (1, 2, 4, 0, 3))
     reads = [q, k, v]
     if mask is not None:
