@@ -68,13 +68,23 @@ def test_codes_are_those_of_the_texts_alone(model, texts, metric):
         assert padded[name]["output_error"] == pytest.approx(layer["output_error"], rel=2e-3), name
 
 
-def test_gains_are_those_of_the_texts_alone(model, texts):
+@pytest.mark.parametrize("corrected", [None, {"inner": np.ones(1), "outer": np.linspace(0.5, 2, 8)}])
+def test_gains_are_those_of_the_texts_alone(model, texts, corrected):
     def perturb(node):
         weight = model.graph.params[node.params["weight"]]
         return weight + 0.1 * rand(*weight.shape, seed=2)
 
-    alone, padded = (network_gains(model.graph, batches, perturb, ["inner", "outer"], 1) for batches in texts)
+    alone, padded = (network_gains(model.graph, part, perturb, ["inner", "outer"], 1, corrected) for part in texts)
     assert padded == pytest.approx(alone, rel=1e-4)
+
+
+def test_plans_and_presets_are_made_from_padded_texts(model, texts):
+    """Biases make up for the mean errors of the layers, which are those of the words."""
+    data = {name: np.concatenate([batch[name] for batch in texts[1]]) for name in ("ids", "attention_mask")}
+    measured = pqnet.pipeline.measure(model, data, progress=False)
+    assert all(0 < measured.gains[name] < 100 for name in ("words", "inner", "outer"))
+    small = pqnet.quantize(model, "small-blocks", data, progress=False)
+    assert small.graph.meta["quantization"]["layers"]
 
 
 def test_a_batch_of_nothing_but_padding_is_refused(model, texts):

@@ -22,7 +22,7 @@ from pqnet.pipeline import FileSizes, measure, parse_size
 from pqnet.pipeline.allocate import allocations
 from pqnet.pipeline.moments import doubted, output_squares, share_to_doubt
 from pqnet.pipeline.noise import quantized_alike
-from pqnet.pipeline.rates import LayerRates, block_sizes, codec_nbytes, smallest_codec
+from pqnet.pipeline.rates import LayerRates, _trace_of_solution, block_sizes, codec_nbytes, smallest_codec
 from pqnet.pipeline.sensitivity import network_gains
 from pqnet.pipeline.statistics import Moments
 
@@ -246,6 +246,32 @@ def test_the_search_gains_where_blocks_depend_on_each_other():
     assert rates[0]._shaping(4, "spatial") == pytest.approx(1, abs=1e-3)
     assert rates[1]._shaping(4, "spatial") < 0.8
     assert rates[1]._shaping(16, "spatial") == pytest.approx(1)
+
+
+def test_traces_of_many_inputs_are_known_to_a_percent():
+    """Of correlated inputs, also where one matrix has directions that the other lacks."""
+    x, y = rand(700, 600).astype(float) * np.exp(-np.arange(600) / 80), rand(300, 600, seed=1).astype(float)
+    a, b = x.T @ x / 700 + 0.03 * np.eye(600), y.T @ y / 300
+    exact = np.trace(np.linalg.solve(a, b))
+    assert _trace_of_solution(a[None], b[None], 0) == pytest.approx(exact, rel=0.02)
+    few = slice(99), slice(99)
+    assert _trace_of_solution(a[few][None], b[few][None], 0) == np.trace(np.linalg.solve(a[few], b[few]))
+
+
+@pytest.mark.parametrize("kind", ["timestamps", "one column far from zero"])
+def test_sizes_are_met_where_hardly_anything_of_the_outputs_varies(kind):
+    """Errors as a share of outputs that are large constants: 1e-12, and yet they tell codecs apart."""
+    rng, b = np.random.default_rng(0), GraphBuilder({"x": ValueInfo(("batch", 32))}, {"batch": 2})
+    y, size = "x", 32
+    for i, outputs in enumerate((64, 64, 8)):
+        bound = size**-0.5
+        params = {"weight": rng.uniform(-bound, bound, (outputs, size)), "bias": rng.uniform(-bound, bound, outputs)}
+        y = b.add("linear", y, name=f"{i}", params={k: v.astype(np.float32) for k, v in params.items()})
+        y, size = b.add("relu", y) if i < 2 else y, outputs
+    x = rand(500, 32)
+    x = np.float32(1.7e9) + 1e5 * x if kind == "timestamps" else x + np.float32([1e4] + 31 * [0])
+    recipe = pqnet.plan(Model(b.build({"y": y})), x, "10kB", progress=False)
+    assert any(recipe.layers.values())
 
 
 def test_what_the_search_takes_for_correlations_by_chance_is_foreseen():

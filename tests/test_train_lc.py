@@ -460,3 +460,23 @@ def test_one_layer_far_from_its_codes_is_not_feasible():
     lc = LC(net, {"0": Scalar(2), "1": Scalar(2)})
     assert list(lc.gaps) == ["0", "1"]
     assert lc.gaps["0"] < 1e-6 and lc.gap == lc.gaps["1"] > 0.1 and not lc.feasible(0.05)
+
+
+@pytest.mark.parametrize("codec", [PQ(8, 4), PQ(6, 2, codebook_dtype="int8")])
+def test_the_padding_row_of_an_embedding_stays_zero(codec):
+    """Through steps that start from codewords of the step before, and in what is packed in the end."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Embedding(40, 8, padding_idx=3), nn.Flatten(), nn.Linear(16, 2))
+    lc = LC(net, {"0": codec}, mu=0.01)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    for _ in range(3):
+        for _ in range(2):
+            optimizer.zero_grad()
+            (net(torch.tensor([[3, 1], [2, 3]])).square().sum() + lc.penalty()).backward()
+            optimizer.step()
+        lc.compress()
+        packed = lc.packed()["0"]
+        assert not packed.decode()[3].any() and packed.codec.k == codec.k
+        assert not net[0].weight[3].any()
+    lc.finish()
+    assert not net[0](torch.tensor([3])).any()

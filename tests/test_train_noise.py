@@ -293,6 +293,21 @@ class Language(nn.Module):
         return self.head(x)
 
 
+@pytest.mark.parametrize("codec", [PQ(4, 2), Scalar(2), IntN(2, per="channel")])
+def test_the_padding_row_of_an_embedding_has_no_noise(codec):
+    net = nn.Embedding(10, 4, padding_idx=2)
+    noise = QuantNoise(net, {"*": codec}, p=1.0, phi="exact")
+    net.train()
+    assert not net(torch.tensor([2])).any()
+    noise.remove()
+    with torch.no_grad():
+        net.weight[2] = torch.tensor([1.0, -2.0, 3.0, 0.5])  # a row that is not zero is like the others
+    noise = QuantNoise(net, {"*": Scalar(2)}, p=1.0, phi="exact")
+    assert net(torch.tensor([2])).unique().numel() <= 2
+    assert not torch.equal(net(torch.tensor([2])), net.parametrizations.weight.original[2:3])
+    noise.remove()
+
+
 @pytest.mark.parametrize("phi", ["proxy", "exact"])
 def test_all_uses_of_a_weight_have_one_mask(phi):
     """fairseq's noise on a shared layer is drawn at each use, and lies on that of the use before."""

@@ -129,7 +129,8 @@ def _energy(x: np.ndarray, real: np.ndarray | None) -> float:
 
 def _channel_means(changes: list[np.ndarray], axis: int, real: list[np.ndarray | None]) -> np.ndarray:
     """Return the mean of each channel over all arrays, float32."""
-    rows = [np.moveaxis(without_padding(x, mask), axis, -1) for x, mask in zip(changes, real, strict=True)]
+    # without_padding joins the axes of texts and positions, before that of the features
+    rows = [without_padding(np.moveaxis(x, axis, -1), mask) for x, mask in zip(changes, real, strict=True)]
     count = sum(x.size // x.shape[-1] for x in rows)
     total = sum(x.sum(tuple(range(x.ndim - 1)), np.float64) for x in rows)
     return np.asarray(total / count, np.float32)

@@ -12,7 +12,7 @@ from torch.optim.swa_utils import update_bn
 
 from pqnet.codecs import PACKED, Additive, Codec, Packed
 from pqnet.errors import ConfigError, PQNetError
-from pqnet.train.packed import PackedWeight, attach, check_choice
+from pqnet.train.packed import PackedWeight, attach, check_choice, fit_weight
 from pqnet.train.weights import Weight, find_weights, match
 
 __all__ = ["LC"]
@@ -281,6 +281,8 @@ class _Group:
         parts = [w.form.to_filters(tensors[w.name]).cpu().numpy().reshape(-1) for w in self.weights]
         target = np.concatenate(parts).reshape(self.shape)
         try:
+            if len(self.weights) == 1:
+                return fit_weight(self.weights[0], self.codec, target, warm=start, seed=seed)
             return self.codec.fit(target, warm=start, seed=seed)
         except PQNetError as reason:
             raise PQNetError(f"weight {self.label}: {reason}") from None

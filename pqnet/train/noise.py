@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 from pqnet.codecs import PACKED, Codec
 from pqnet.errors import ConfigError, PQNetError, of_layer
 from pqnet.train.checks import check_integer
-from pqnet.train.packed import check_codec, check_plain, own_class, parametrize_places
+from pqnet.train.packed import check_codec, check_plain, own_class, parametrize_places, zero_row
 from pqnet.train.stored import Stored, make_stored
 from pqnet.train.weights import Weight, find_weights, match
 
@@ -264,6 +264,8 @@ class _Noisy:
             if noise.phi == "exact":
                 instead = stored.decode().to(kept.dtype)
         mask = self._mask(weight.device)
+        if (row := zero_row(self.weight, kept)) is not None:
+            mask[row] = False  # it stays zero, as it is when the weight is packed
         if noise.rescale:
             kept = kept / (1 - noise.p)
         return self.weight.form.from_filters(torch.where(mask, instead, kept))

@@ -168,24 +168,31 @@ def attach(
     return made
 
 
-def fit_weight(weight: Weight, codec: Codec, filters: np.ndarray, **options: Any) -> Packed:
+def zero_row(weight: Weight, filters: np.ndarray | Tensor) -> int | None:
+    """Return the row of an embedding's ``padding_idx`` if it is zero, as networks count on; None without one."""
+    row = next((owner.padding_idx for owner, _ in weight.places if isinstance(owner, TABLES)), None)
+    return None if row is None or bool(filters[row].any()) else int(row)
+
+
+def fit_weight(weight: Weight, codec: Codec, filters: np.ndarray, warm: Packed | None = None, **options: Any) -> Packed:
     """Pack a weight, given in filter form. A row of zeros at the ``padding_idx`` of an embedding stays zero.
 
-    `PQ` keeps a codeword for it alone, which `nn.Embedding` gives no gradient.
+    `PQ` keeps a codeword for it alone, the last one, which `nn.Embedding` gives no gradient.
     """
-    row = next((owner.padding_idx for owner, _ in weight.places if isinstance(owner, TABLES)), None)
-    if row is None or filters[row].any():
-        return codec.fit(filters, **options)
+    row = zero_row(weight, filters)
+    if row is None:
+        return codec.fit(filters, warm=warm, **options)
     found = codec.check(filters.shape)
     if isinstance(found, PQ) and found.k > 1 and len(filters) > 1:
-        rest = replace(found, k=found.k - 1).fit(np.delete(filters, row, 0), **options)
+        start = None if warm is None or warm.codec.n_codewords == 1 else _without_row(warm, row)
+        k = found.k - 1 if start is None else start.codec.k
+        rest = replace(found, k=k).fit(np.delete(filters, row, 0), warm=start, **options)
         assert isinstance(rest, PackedPQ)
         zero = np.zeros_like(rest.codebook[:1])
         codes = np.insert(rest.codes.astype(np.int64), row, rest.codec.k, axis=0)
-        scale = float(rest.arrays()["scale"][0]) if found.codebook_dtype == "int8" else None
         words = np.concatenate([rest.codebook, zero])
-        return PackedPQ(replace(found, k=len(words)), filters.shape, codes, words, scale)
-    packed = codec.fit(filters, **options)
+        return PackedPQ(replace(found, k=len(words)), filters.shape, codes, words, _scale(rest))
+    packed = codec.fit(filters, warm=warm, **options)
     if packed.decode()[row].any():
         warnings.warn(
             f"weight {weight.name!r}: row {row}, its padding_idx, is no longer zero, which only PQ keeps; leave the "
@@ -193,6 +200,18 @@ def fit_weight(weight: Weight, codec: Codec, filters: np.ndarray, **options: Any
             stacklevel=3,
         )
     return packed
+
+
+def _without_row(packed: Packed, row: int) -> PackedPQ:
+    """Return a packed weight without the row of the padding, and without the codeword for it."""
+    assert isinstance(packed, PackedPQ)
+    codec, (rows, *rest) = replace(packed.codec, k=packed.codec.k - 1), packed.shape
+    codes = np.minimum(np.delete(packed.codes, row, 0), codec.k - 1)
+    return PackedPQ(codec, (rows - 1, *rest), codes, packed.codebook[:-1], _scale(packed))
+
+
+def _scale(packed: PackedPQ) -> float | None:
+    return float(packed.arrays()["scale"][0]) if packed.codec.codebook_dtype == "int8" else None
 
 
 def check_choice(weight: Weight, choice: Codec | Packed) -> None:
