@@ -12,7 +12,7 @@ import pqnet
 from pqnet.demo import load_images, model_path
 from pqnet.errors import ConfigError, PQNetError
 from pqnet.graph.ranges import INPUT_RANGES
-from pqnet.pipeline.activations import least_squares_range
+from pqnet.pipeline.observers import range_of
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_ranges_leave_the_least_squared_error(seed: int, tail: float) -> None:
         zero = np.rint(-low / step)
         return float(np.square((np.clip(np.rint(x / step) + zero, 0, 255) - zero) * step - x).sum())
 
-    found = least_squares_range(counts, low, high)
+    found = range_of(counts, low, high, "mse")
     assert low <= found[0] <= 0 <= found[1] <= high
     assert error(*found) <= 1.02 * error(low, high)
     assert error(*found) <= 1.1 * min(error(low * a, high * b) for a in (0.3, 0.6, 1) for b in (0.3, 0.6, 1))

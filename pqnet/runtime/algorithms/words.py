@@ -232,6 +232,10 @@ class Int8(Words):
         assert layer.input_range is not None
         return input_scaling(layer.input_range)
 
+    def shift(self, layer: Layer) -> np.ndarray | None:
+        """Return the mean error of each output on calibration data, the other way round."""
+        return layer.output_shift
+
     def numbers(self, layer: Layer) -> np.ndarray:
         """Round to the nearest multiple of the scale."""
         return _integers(layer).numbers
