@@ -26,6 +26,7 @@ ACTIVATIONS = {
     "elu": 11,
     "mish": 12,
 }
+QUICK = {"silu": 14, "gelu": 15}  # in low precision
 PARAMETERS = {"leaky_relu": ("negative_slope",), "elu": ("alpha",)}
 
 
@@ -81,6 +82,8 @@ def activation_of(b: Builder, node: Node) -> tuple[int, tuple[float, ...]] | Non
         return ACTIVATIONS["clamp"], (low, high)
     if node.op == "gelu" and attrs["approximate"] == "tanh":
         return 6, ()
+    if b.compute != "float32" and node.op in QUICK:
+        return QUICK[node.op], ()
     return ACTIVATIONS[node.op], tuple(attrs[name] for name in PARAMETERS.get(node.op, ()))
 
 
