@@ -30,6 +30,14 @@ from pqnet.kernels.simd import splat as fill
 from pqnet.kernels.words import (
     BFLOAT16,
     INT8,
+    copy_1,
+    copy_1_wide,
+    copy_2,
+    copy_2_wide,
+    copy_4,
+    copy_4_wide,
+    copy_8,
+    copy_8_wide,
     dots_of_words,
     dots_reference,
     interleave_2,
@@ -258,6 +266,28 @@ def _code(codes, at, m, wide):
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def _copy_groups(wide, words, codes, at, groups, const, book, target, to):
+    # OUT target from ``to``: codewords of at most 8 words for groups of 8 codes, or of 4 of two bytes
+    if wide:
+        if words == 1:
+            copy_1_wide(codes, at, groups, const, book, target, to)
+        elif words == 2:
+            copy_2_wide(codes, at, groups, const, book, target, to)
+        elif words == 4:
+            copy_4_wide(codes, at, groups, const, book, target, to)
+        elif words == 8:
+            copy_8_wide(codes, at, groups, const, book, target, to)
+    elif words == 1:
+        copy_1(codes, at, groups, const, book, target, to)
+    elif words == 2:
+        copy_2(codes, at, groups, const, book, target, to)
+    elif words == 4:
+        copy_4(codes, at, groups, const, book, target, to)
+    elif words == 8:
+        copy_8(codes, at, groups, const, book, target, to)
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def decode_words(w, codes, row, first, n, const, target, to):
     # OUT target from ``to``: words first .. first + n of an output; up to 16 more behind
     wide, at, book, stride, words = (
@@ -268,7 +298,12 @@ def decode_words(w, codes, row, first, n, const, target, to):
         w.words,
     )
     if w.form == COPIED:
-        for m in range(first // words, (first + n) // words):
+        m, last = first // words, (first + n) // words
+        groups = (last - m) // (4 if wide else 8)
+        _copy_groups(wide, words, codes, at + m * w.code_bytes, groups, const, book, target, to)
+        done = groups * (4 if wide else 8) if words <= 8 else 0
+        to += done * words
+        for m in range(m + done, last):
             place = book + _code(codes, at, m, wide) * stride
             if words == 2:
                 copy2(const, place, target, to)
