@@ -271,7 +271,7 @@ def test_gates_of_low_precision(op):
     assert (np.abs(got[0] - want)[near] <= 3e-5 * np.abs(want[near])).all()
     assert (np.abs(got[0] - want) <= 3e-5 * np.maximum(np.abs(want), 0.1)).all()
     assert np.array_equal(*got)
-    digest = {"silu": "5f9ad54453a5e26e", "gelu": "9a3c54d2e4f4729d"}[op]
+    digest = {"silu": "0fa71a1c510d0921", "gelu": "09b69ec2619fc999"}[op]
     assert hashlib.sha256(got[0]).hexdigest()[:16] == digest  # the same bits everywhere
 
 

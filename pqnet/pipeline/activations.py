@@ -179,5 +179,7 @@ def _rounded_weight(param: np.ndarray | Packed, dense: np.ndarray) -> np.ndarray
         return dense
     factors = weight_integers(weight).scale * (1.0 if own is None else own)
     rows = np.broadcast_to(factors, len(dense)).reshape(-1, *[1] * (dense.ndim - 1))
-    rounded: np.ndarray = (np.rint(dense / np.where(rows == 0, 1, rows)).clip(-LARGEST - 1, LARGEST) * rows).astype(np.float32)
+    rounded: np.ndarray = (np.rint(dense / np.where(rows == 0, 1, rows)).clip(-LARGEST - 1, LARGEST) * rows).astype(
+        np.float32
+    )
     return rounded

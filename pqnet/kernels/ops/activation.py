@@ -2,7 +2,7 @@
 
 Kinds and their parameters (a, b): 1 relu, 2 clamp(low, high), 3 silu, 4 sigmoid, 5 gelu by erf, 6 gelu by tanh,
 7 hardswish, 8 hardsigmoid, 9 tanh, 10 leaky_relu(slope), 11 elu(alpha), 12 mish, 13 softplus(beta, threshold).
-In low precision, within 2e-5 of the value: 14 silu, 15 gelu by erf.
+In low precision, within 1e-5 of the value and in two thirds of the time: 14 silu, 15 gelu by erf.
 """
 
 from numba import njit
@@ -36,7 +36,7 @@ def activate_at(kind, x, out, n, first, second):
             u = subtract(constant(0.0), v)
             if kind == 15:
                 u = multiply(erf_argument(multiply(v, constant(0.70710678))), constant(-2.0))
-            put_at(out, p, multiply(v, quick_gate(u)), n - p)
+            put_at(out, p, quick_gate(v, u), n - p)
         return
     a, b, zero, one = splat(first), splat(second), constant(0.0), constant(1.0)
     for p in range(0, n, WIDTH):

@@ -82,11 +82,6 @@ mantissa = _of_bits(
     lambda a: (a.view(np.int32) & 0x7FFFFF | 0x3F800000).view(np.float32),
     lambda b, bits, number: b.bitcast(b.or_(b.and_(bits, number(0x7FFFFF)), number(0x3F800000)), FLOATS.llvm),
 )
-# 1 / a within 5 %, for positive normal numbers: exponent and mantissa change their sign, nearly.
-_near_reciprocal = _of_bits(
-    lambda a: (0x7EF311C7 - a.view(np.int32)).view(np.float32),
-    lambda b, bits, number: b.bitcast(b.sub(number(0x7EF311C7), bits), FLOATS.llvm),
-)
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
@@ -179,15 +174,13 @@ def silu(v):
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
-def quick_gate(u):
-    # 1 / (1 + exp(u)) within 2e-5 of it, in half the time and with the same bits everywhere
+def quick_gate(v, u):
+    # v / (1 + exp(u)) within 1e-5 of it, with the same bits everywhere
     u = at_most(at_least(u, constant(-87.0)), constant(87.0))
-    n = round_even(multiply(u, constant(1.44269504)))
-    f = fma(u, constant(1.44269504), subtract(constant(0.0), n))
+    t = multiply(u, constant(1.44269504))
+    n = round_even(t)
+    f = subtract(t, n)
     p = fma(constant(9.47963e-3), f, constant(5.590641e-2))
     p = fma(p, f, constant(0.24026893))
     p = fma(p, f, constant(0.69312384))
-    d = add(constant(1.0), scale(fma(p, f, constant(0.99999868)), n))
-    r, two, minus = _near_reciprocal(d), constant(2.0), subtract(constant(0.0), d)
-    r = multiply(r, fma(minus, r, two))
-    return multiply(r, fma(minus, r, two))
+    return divide(v, add(constant(1.0), scale(fma(p, f, constant(0.99999868)), n)))

@@ -8,8 +8,8 @@ import numpy as np
 from numba import njit, types
 
 from pqnet.kernels.abi import CONST, FLAG, MAYBE_CODES, SIZE, Arguments, step
-from pqnet.kernels.llvm import INDEX as POSITION
 from pqnet.kernels.llvm import FLOAT, LONG, WORD, call, compiled_or, element, load, offset, splat
+from pqnet.kernels.llvm import INDEX as POSITION
 from pqnet.kernels.llvm import store as put
 from pqnet.kernels.ops.activation import activate_row
 from pqnet.kernels.products.epilogue import EPILOGUE, WINDOWS, clamp_limits, finish_rows, place_of_tile
@@ -348,12 +348,12 @@ def decode_words(w, codes, row, first, n, const, target, to):
         w.words,
     )
     if w.form == COPIED:
-        m, last = first // words, (first + n) // words
-        groups = (last - m) // (4 if wide else 8)
-        _copy_groups(wide, words, codes, at + m * w.code_bytes, groups, const, book, target, to)
-        done = groups * (4 if wide else 8) if words <= 8 else 0
+        start, last = first // words, (first + n) // words
+        groups = (last - start) // (4 if wide else 8) if words <= 8 else 0
+        _copy_groups(wide, words, codes, at + start * w.code_bytes, groups, const, book, target, to)
+        done = groups * (4 if wide else 8)
         to += done * words
-        for m in range(m + done, last):
+        for m in range(start + done, last):
             place = book + _code(codes, at, m, wide) * stride
             if words == 2:
                 copy2(const, place, target, to)
