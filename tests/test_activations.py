@@ -12,7 +12,7 @@ import pqnet
 from pqnet.demo import load_images, model_path
 from pqnet.errors import ConfigError, PQNetError
 from pqnet.graph import GraphBuilder, ValueInfo
-from pqnet.graph.ranges import INPUT_RANGES, OUTPUT_SHIFTS
+from pqnet.graph.ranges import INPUT_RANGES, OUTPUT_SHIFTS, pack_shift
 from pqnet.pipeline.activations import _AsIntegers, _mean_error
 from pqnet.pipeline.observers import range_of
 
@@ -128,6 +128,18 @@ def test_integers_are_right_on_average() -> None:
         np.abs((_AsIntegers(graph).run({"x": x})["y"] - model(x)).mean(0)).mean() for graph in (plain, found.graph)
     ]
     assert wrong[1] < 0.2 * wrong[0]
+
+
+def test_shifts_of_other_weights_are_dropped() -> None:
+    from pqnet.train import to_model, to_module
+
+    graph = pqnet.load(model_path()).graph
+    shifts = {"fc": pack_shift(np.ones(graph.params["fc.weight"].shape[0]))}
+    shifted = pqnet.Model(replace(graph, meta=graph.meta | {INPUT_RANGES: {"fc": [0, 1]}, OUTPUT_SHIFTS: shifts}))
+    small = pqnet.quantize(shifted, {"fc": pqnet.PQ(16, 4)}, metric="none", progress=False)
+    assert small.graph.meta[INPUT_RANGES] == {"fc": [0, 1]} and OUTPUT_SHIFTS not in small.graph.meta
+    back = to_model(to_module(shifted))
+    assert back.graph.meta[INPUT_RANGES] == {"fc": [0, 1]} and OUTPUT_SHIFTS not in back.graph.meta
 
 
 def test_a_few_large_errors_move_no_shift() -> None:
