@@ -151,7 +151,7 @@ def test_copies_of_codewords(words, wide):
 
 def test_shifts_are_added_to_integers_alone():
     weight = packed_weight(np.random.default_rng(1), (16, 16, 3, 3), 8, 20, "channel")
-    graph, inputs = conv(weight, (9, 9), padding=(1, 1, 1, 1), tail="none")
+    graph, inputs = conv(weight, (9, 9), padding=(1, 1, 1, 1), tail="neg")
     graph = with_ranges(graph)
     name = next(iter(graph.meta[INPUT_RANGES]))
     shift = np.linspace(-1.27, 1.27, 16).astype(np.float32)
@@ -159,7 +159,7 @@ def test_shifts_are_added_to_integers_alone():
     steps = np.rint(shift / 0.01) * 0.01
     for kind in ("int8", "bfloat16", "float32"):
         before, after = (run(g, inputs, kind)[0] for g in (graph, shifted))
-        want = before + (steps[:, None, None] if kind == "int8" else 0)
+        want = before - (steps[:, None, None] if kind == "int8" else 0)
         assert np.allclose(after, want, rtol=0, atol=1e-5)
 
 
