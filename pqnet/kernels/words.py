@@ -163,9 +163,9 @@ def _copier(words, size):
     codes_at_once = 8 // size
 
     def reference(codes, at, groups, book, b, target, t):
-        n = groups * codes_at_once
-        found = codes[at : at + n * size].view(np.uint8 if size == 1 else np.uint16).astype(np.int64)
-        target[t : t + n * words] = book[(b + found[:, None] * words + np.arange(words)).reshape(-1)]
+        for i in range(groups * codes_at_once):
+            code = sum(int(codes[at + i * size + byte]) << 8 * byte for byte in range(size))
+            target[t + i * words : t + (i + 1) * words] = book[b + code * words : b + (code + 1) * words]
 
     def copy(context, codes, at, groups, book, b, target, t):
         def codegen(context, builder, signature, values):
