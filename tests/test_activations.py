@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 import pqnet
 from pqnet.demo import load_images, model_path
 from pqnet.errors import ConfigError, PQNetError
-from pqnet.graph.ranges import INPUT_RANGES
-from pqnet.pipeline.activations import least_squares_range
+from pqnet.graph import GraphBuilder, ValueInfo
+from pqnet.graph.ranges import INPUT_RANGES, OUTPUT_SHIFTS, pack_shift
+from pqnet.pipeline.activations import _AsIntegers, _mean_error
+from pqnet.pipeline.observers import range_of
 
 
 @pytest.fixture(scope="module")
@@ -81,10 +83,92 @@ def test_ranges_leave_the_least_squared_error(seed: int, tail: float) -> None:
         zero = np.rint(-low / step)
         return float(np.square((np.clip(np.rint(x / step) + zero, 0, 255) - zero) * step - x).sum())
 
-    found = least_squares_range(counts, low, high)
+    found = range_of(counts, low, high, "mse")
     assert low <= found[0] <= 0 <= found[1] <= high
     assert error(*found) <= 1.02 * error(low, high)
     assert error(*found) <= 1.1 * min(error(low * a, high * b) for a in (0.3, 0.6, 1) for b in (0.3, 0.6, 1))
+
+
+def test_other_observers() -> None:
+    rng = np.random.default_rng(0)
+    x = np.append(rng.standard_normal(100_000), [-30.0, 50.0])
+    counts = np.histogram(x, 2048, (-30, 50))[0].astype(float)
+    assert range_of(counts, -30.0, 50.0, "minmax") == (-30, 50)
+    low, high = range_of(counts, -30.0, 50.0, "percentile")
+    assert np.allclose([low, high], np.percentile(x, [0.005, 99.995]), atol=80 / 2048)
+    positive = range_of(np.where(np.arange(2048) < 3, 1000.0, 0), 0.0, 10.0, "percentile")
+    assert positive[0] == 0 < positive[1] < 0.02
+    assert range_of(np.eye(1, 2048)[0], 0.0, 10.0, "percentile")[1] > 0
+
+
+def test_quantize_with_other_observers() -> None:
+    images, ranges = load_images()[0][:32], {}
+    for observer in ("minmax", "percentile"):
+        found = pqnet.quantize(
+            pqnet.load(model_path()), None, images, activations="int8", observer=observer, max_drop=1, progress=False
+        )
+        assert found.graph.meta["activations"]["observer"] == observer
+        ranges[observer] = found.graph.meta[INPUT_RANGES]
+    wider = [high > ranges["percentile"][name][1] for name, (_, high) in ranges["minmax"].items()]
+    assert any(wider) and all(high >= ranges["percentile"][n][1] for n, (_, high) in ranges["minmax"].items())
+
+
+def test_integers_are_right_on_average() -> None:
+    """Weights of 8 bits with a constant error, on inputs with a mean: shifts take the error out of the mean."""
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((6, 40)).astype(np.float32)
+    weight[:, 0] = 60.0  # steps of about 0.47: all other weights are rounded coarsely
+    x = (rng.random((400, 40)) + 1).astype(np.float32)
+    b = GraphBuilder({"x": ValueInfo(("batch", 40))}, {"batch": 2})
+    model = pqnet.Model(b.build({"y": b.add("linear", "x", name="fc", params={"weight": weight})}))
+    batches = [x[i : i + 4] for i in range(0, 400, 4)]
+    found = pqnet.quantize(model, None, batches, activations="int8", max_drop=1.0, progress=False)
+    plain = replace(found.graph, meta=found.graph.meta | {OUTPUT_SHIFTS: {}})
+    wrong = [
+        np.abs((_AsIntegers(graph).run({"x": x})["y"] - model(x)).mean(0)).mean() for graph in (plain, found.graph)
+    ]
+    assert wrong[1] < 0.2 * wrong[0]
+
+
+def test_shifts_of_other_weights_are_dropped() -> None:
+    from pqnet.train import to_model, to_module
+
+    graph = pqnet.load(model_path()).graph
+    shifts = {"fc": pack_shift(np.ones(graph.params["fc.weight"].shape[0]))}
+    shifted = pqnet.Model(replace(graph, meta=graph.meta | {INPUT_RANGES: {"fc": [0, 1]}, OUTPUT_SHIFTS: shifts}))
+    small = pqnet.quantize(shifted, {"fc": pqnet.PQ(16, 4)}, metric="none", progress=False)
+    assert small.graph.meta[INPUT_RANGES] == {"fc": [0, 1]} and OUTPUT_SHIFTS not in small.graph.meta
+    back = to_model(to_module(shifted))
+    assert back.graph.meta[INPUT_RANGES] == {"fc": [0, 1]} and OUTPUT_SHIFTS not in back.graph.meta
+
+
+def test_a_few_large_errors_move_no_shift() -> None:
+    rng = np.random.default_rng(0)
+    errors = 0.01 * rng.standard_normal((1000, 3)).astype(np.float32)
+    errors[:, 1] += 0.05
+    errors[:10, 2] += 20
+    shift = _mean_error(errors)
+    assert abs(shift[0]) < 1e-3 and shift[1] == pytest.approx(0.05, rel=0.05) and shift[2] == 0
+
+
+def test_padding_has_no_share_in_ranges_of_later_layers() -> None:
+    rng = np.random.default_rng(0)
+    weights = [rng.standard_normal((8, 8)).astype(np.float32) for _ in range(2)]
+    b = GraphBuilder(
+        {"x": ValueInfo(("batch", 6, 8)), "attention_mask": ValueInfo(("batch", 6), "int64")}, {"batch": 2}
+    )
+    mask = b.add("reshape", b.add("cast", "attention_mask", dtype="float32"), shape=("batch", 6, 1))
+    y = b.add("add", b.add("linear", "x", name="first", params={"weight": weights[0]}), mask)
+    model = pqnet.Model(b.build({"y": b.add("linear", y, name="second", params={"weight": weights[1]})}))
+    x, real = rng.standard_normal((16, 6, 8)).astype(np.float32), np.ones((16, 6), np.int64)
+    real[:, 4:] = 0
+    found = []
+    for size in (1.0, 1000.0):
+        x[:, 4:] = size
+        data = {"x": x, "attention_mask": real}
+        small = pqnet.quantize(model, None, data, activations="int8", max_drop=1.0, progress=False)
+        found.append((small.graph.meta[INPUT_RANGES], small.graph.meta[OUTPUT_SHIFTS]))
+    assert found[0] == found[1]
 
 
 def test_the_same_ranges_for_any_thread_count(small: pqnet.Model) -> None:
@@ -100,6 +184,7 @@ def test_the_same_ranges_for_any_thread_count(small: pqnet.Model) -> None:
     [
         ({"activations": "int4"}, "activations"),
         ({"activations": "int8", "calibration": None}, "activations: expected calibration data"),
+        ({"activations": "int8", "observer": "best"}, "observer"),
         ({"activations": "int8", "max_drop": -1}, "max_drop: expected a number from 0 to 1"),
         ({"activations": "int8", "max_drop": "1%"}, "max_drop: expected a number from 0 to 1"),
         ({"activations": None}, "recipe"),
@@ -128,6 +213,25 @@ def test_forged_ranges(ranges: object) -> None:
     graph = pqnet.load(model_path()).graph
     with pytest.raises(PQNetError, match="input_ranges"):
         pqnet.Model(replace(graph, meta=graph.meta | {INPUT_RANGES: ranges}), compute="int8")
+
+
+@pytest.mark.parametrize(
+    "shifts",
+    [
+        {"nothing": [0.1, "AAAA"]},
+        {"fc": [0.1, "AAAA"]},
+        {"fc": [float("nan"), "AA=="]},
+        {"fc": [0.1, 5]},
+        {"fc": [0.1, "?"]},
+        {"fc": None},
+        [1],
+    ],
+)
+def test_forged_shifts(shifts: object) -> None:
+    graph = pqnet.load(model_path()).graph
+    meta = graph.meta | {INPUT_RANGES: {"fc": [0, 1]}, OUTPUT_SHIFTS: shifts}
+    with pytest.raises(PQNetError, match="output_shifts"):
+        pqnet.Model(replace(graph, meta=meta), compute="int8")
 
 
 def test_copies_keep_the_arithmetic() -> None:

@@ -1,5 +1,7 @@
 """Chains of element-wise operations against the NumPy meaning of their nodes; vector functions against float64."""
 
+import hashlib
+
 import numpy as np
 import pytest
 from forced import FORCED, run_forced
@@ -15,6 +17,7 @@ from pqnet.kernels.ops.elementwise import PIECE
 from pqnet.runtime.execute import run_graph, values_to_free
 from pqnet.runtime.memory import Store
 from pqnet.runtime.program import HostStep, Program
+from pqnet.runtime.tune import rule
 
 BINARY = ("add", "sub", "mul", "div", "maximum", "minimum")
 UNARY = ("exp", "log", "sqrt", "rsqrt", "erf", "reciprocal", "floor", "ceil", "round", "neg", "abs", "sign")
@@ -256,6 +259,22 @@ def test_silu_against_float64():
     assert (error <= 3e-7 * np.maximum(np.abs(want), 1)).all()
 
 
+@pytest.mark.parametrize("op", ["silu", "gelu"])
+def test_gates_of_low_precision(op):
+    x = np.concatenate([np.linspace(-80, 80, 1 << 16), 10.0 ** np.linspace(-30, 30, 1 << 10)]).astype(np.float32)
+    b = GraphBuilder({"x": ValueInfo(x.shape)})
+    graph = b.build({"y": b.add(op, "x")})
+    with np.errstate(all="ignore"):
+        want = x / (1 + np.exp(-x.astype(np.float64))) if op == "silu" else x * special.ndtr(x.astype(np.float64))
+    got = [Program(graph, {}, Store(), rule, c).run({"x": x}, GuardedSpace(), 1)["y"] for c in ("int8", "bfloat16")]
+    near = np.abs(x) < (12 if op == "silu" else 2)  # beyond, erf loses digits of its difference from 1
+    assert (np.abs(got[0] - want)[near] <= 3e-5 * np.abs(want[near])).all()
+    assert (np.abs(got[0] - want) <= 3e-5 * np.maximum(np.abs(want), 0.1)).all()
+    assert np.array_equal(*got)
+    digest = {"silu": "0fa71a1c510d0921", "gelu": "09b69ec2619fc999"}[op]
+    assert hashlib.sha256(got[0]).hexdigest()[:16] == digest  # the same bits everywhere
+
+
 SCRIPT = """
 import os
 import test_kernel_elementwise as t
@@ -267,6 +286,8 @@ if not os.environ.get('NUMBA_DISABLE_JIT'):
     for op in t.ROUNDED_ONCE:
         t.test_functions_that_are_rounded_once(op)
     t.test_silu_against_float64()
+    for op in ("silu", "gelu"):
+        t.test_gates_of_low_precision(op)
     t.check_powers()
 print(t.simd.ISA)
 """

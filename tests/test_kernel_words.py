@@ -9,14 +9,16 @@ from forced import FORCED, run_forced
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from naive import round_bfloat16, round_inputs, round_weight
+from numba import njit
 from programs import GuardedSpace, untouched
 from test_engine import close, conv_graph, convolutions, packed_weight, reference
 from test_kernel_gemm import network
 
 import pqnet
 from pqnet.graph import GraphBuilder, ValueInfo
-from pqnet.graph.ranges import INPUT_RANGES
+from pqnet.graph.ranges import INPUT_RANGES, OUTPUT_SHIFTS, pack_shift
 from pqnet.kernels import cpu
+from pqnet.kernels import words as words_module
 from pqnet.runtime.memory import Store, Workspace
 from pqnet.runtime.program import Program
 from pqnet.runtime.tune import fixed
@@ -115,6 +117,50 @@ def test_codes_become_words_in_every_way(kind):
     for weight, attrs in weights():
         for size in ((16, 16), (7, 7)):
             assert check(*conv(weight, size, **attrs), kind), (weight, attrs)
+
+
+def test_leftover_positions():
+    """One to five positions behind whole vectors are dot products along the reduction, whatever the reduction is."""
+    rng = np.random.default_rng(3)
+    for channels, kernel, outputs in ((64, 1, 21), (12, 3, 16), (200, 3, 9), (20, 1, 8)):
+        weight = packed_weight(rng, (outputs, channels, kernel, kernel), 4, 40, "channel")
+        for columns in (1, 5, 17, 49, 51, 85, 100):
+            assert check(*conv(weight, (kernel, columns + kernel - 1), batch=1, tail="silu"), "int8")
+
+
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("words", [1, 2, 4, 8])
+def test_copies_of_codewords(words, wide):
+    rng, k = np.random.default_rng(words), 300 if wide else 256
+    codes = rng.integers(0, k, 8 * 5).astype(np.uint16 if wide else np.uint8)
+    book = rng.standard_normal(k * words + 3).astype(np.float32)
+    target = np.full(2 + len(codes) * words + 1, 7, np.float32)
+    groups = len(codes) // (4 if wide else 8)
+    kernels = words_module.copy_1, words_module.copy_2, words_module.copy_4, words_module.copy_8
+    wide_ones = words_module.copy_1_wide, words_module.copy_2_wide, words_module.copy_4_wide, words_module.copy_8_wide
+    copy = (wide_ones if wide else kernels)[words.bit_length() - 1]
+
+    @njit
+    def run_copy(codes, groups, book, target):
+        copy(codes, 1, groups, book, 3, target, 2)
+
+    run_copy(np.append(np.uint8(0), codes.view(np.uint8)), groups, book, target)
+    assert np.array_equal(target[2:-1], book[3:].reshape(k, words)[codes].reshape(-1))
+    assert (target[[0, 1, -1]] == 7).all()
+
+
+def test_shifts_are_added_to_integers_alone():
+    weight = packed_weight(np.random.default_rng(1), (16, 16, 3, 3), 8, 20, "channel")
+    graph, inputs = conv(weight, (9, 9), padding=(1, 1, 1, 1), tail="neg")
+    graph = with_ranges(graph)
+    name = next(iter(graph.meta[INPUT_RANGES]))
+    shift = np.linspace(-1.27, 1.27, 16).astype(np.float32)
+    shifted = replace(graph, meta=graph.meta | {OUTPUT_SHIFTS: {name: pack_shift(shift)}})
+    steps = np.rint(shift / 0.01) * 0.01
+    for kind in ("int8", "bfloat16", "float32"):
+        before, after = (run(g, inputs, kind)[0] for g in (graph, shifted))
+        want = before - (steps[:, None, None] if kind == "int8" else 0)
+        assert np.allclose(after, want, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)

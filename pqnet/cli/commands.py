@@ -108,6 +108,7 @@ def _quantized(args: argparse.Namespace, model: Model, recipe: Any, source: Any)
         checkpoint=args.checkpoint,
         permute=args.permute or None,
         activations=args.activations,
+        observer=args.observer,
         max_drop=args.max_drop,
         seed=args.seed,
         threads=args.threads,

@@ -130,6 +130,7 @@ def _quantize(sub: Any) -> None:
     p.add_argument("--no-balanced", action="store_true", help="of presets: leave every layer the codewords that it has")
     p.add_argument("--repair", help="blocks: after all, fit what is float in each block to the float block's outputs")
     p.add_argument("--activations", help="int8: ranges of the inputs of layers, for --compute int8; weights may stay")
+    p.add_argument("--observer", default="mse", help="how ranges are found: mse (default), minmax or percentile")
     p.add_argument("--max-drop", type=float, default=0.02, help="of the outputs, by integers; layers stay float for it")
     p.add_argument("--checkpoint", metavar="DIR", help="folder of finished layers: run again to go on after a stop")
     p.add_argument(

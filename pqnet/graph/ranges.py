@@ -1,14 +1,22 @@
-"""The ranges of the inputs of layers that 8-bit integers stand for, as a network's ``meta`` holds them."""
+"""What layers need to compute with 8-bit integers, as a network's ``meta`` holds it.
 
+The ranges of their inputs that integers stand for, and what is added to their outputs because integers are wrong on
+average.
+"""
+
+import base64
 import math
 from collections.abc import Mapping
+
+import numpy as np
 
 from pqnet._check import error
 from pqnet.graph.graph import Graph
 
-__all__ = ["INPUT_RANGES", "check_ranges", "input_ranges"]
+__all__ = ["INPUT_RANGES", "OUTPUT_SHIFTS", "check_ranges", "input_ranges", "output_shift", "pack_shift"]
 
-INPUT_RANGES = "input_ranges"
+INPUT_RANGES, OUTPUT_SHIFTS = "input_ranges", "output_shifts"
+MOST = 127  # steps of a shift
 
 
 def input_ranges(graph: Graph) -> Mapping[str, tuple[float, float]]:
@@ -17,8 +25,27 @@ def input_ranges(graph: Graph) -> Mapping[str, tuple[float, float]]:
     return ranges
 
 
+def pack_shift(shift: np.ndarray) -> list[float | str]:
+    """Return numbers, shape (O,), as ``meta`` holds them: a step and, as text, one byte of steps for each."""
+    step = float(f"{np.abs(shift).max(initial=0.0) / MOST:.6g}")
+    steps = np.rint(shift / step if step > 0 else 0 * shift).clip(-MOST, MOST).astype(np.int8)
+    return [step, base64.b64encode(steps.tobytes()).decode()]
+
+
+def output_shift(graph: Graph, name: str) -> np.ndarray | None:
+    """Return what is added to the outputs of a layer if it computes with integers, float32 of shape (O,), or None."""
+    found = graph.meta.get(OUTPUT_SHIFTS, {}).get(name)
+    if found is None:
+        return None
+    shift: np.ndarray = np.frombuffer(base64.b64decode(found[1]), np.int8) * np.float32(found[0])
+    return shift
+
+
 def check_ranges(graph: Graph) -> None:
-    """Raise PQNetError if the ranges are not those of layers, each finite, with 0 inside, and not empty."""
+    """Raise PQNetError if ranges or shifts are not those of layers.
+
+    Ranges are finite, with 0 inside, and not empty; shifts one finite number for each output.
+    """
     ranges, layers = input_ranges(graph), {node.name for node in graph.nodes if "weight" in node.params}
     if not isinstance(ranges, dict) or not layers.issuperset(ranges):
         raise error(f"meta {INPUT_RANGES!r}", "a dict of ranges by names of layers", ranges)
@@ -26,3 +53,19 @@ def check_ranges(graph: Graph) -> None:
         numbers = isinstance(limits, list | tuple) and len(limits) == 2 and all(type(n) in (int, float) for n in limits)
         if not numbers or not -math.inf < limits[0] <= 0 <= limits[1] < math.inf or limits[0] == limits[1]:
             raise error(f"meta {INPUT_RANGES!r}: {name!r}", "[low, high], finite, with 0 between them", limits)
+    shifts = graph.meta.get(OUTPUT_SHIFTS, {})
+    if not isinstance(shifts, dict) or not shifts.keys() <= ranges.keys():
+        raise error(f"meta {OUTPUT_SHIFTS!r}", "a dict of shifts by names of layers that have a range", shifts)
+    outputs = {node.name: graph.params[node.params["weight"]].shape[0] for node in graph.nodes if node.name in shifts}
+    for name, given in shifts.items():
+        pair = isinstance(given, list | tuple) and len(given) == 2 and type(given[0]) in (int, float)
+        if not pair or not 0 <= given[0] < 1e30 or _n_bytes(given[1]) != outputs[name]:
+            want = f"[step, {outputs[name]} bytes in base 64]"
+            raise error(f"meta {OUTPUT_SHIFTS!r}: {name!r}", want, given)
+
+
+def _n_bytes(text: object) -> int:
+    try:
+        return len(base64.b64decode(text, validate=True)) if isinstance(text, str) else -1
+    except ValueError:
+        return -1

@@ -12,13 +12,20 @@ from numba import types
 
 from pqnet.kernels import cpu
 from pqnet.kernels import llvm as emit
-from pqnet.kernels.llvm import BYTE, HALF, INDEX, WORD, compiled_or, constant, element, shuffle
+from pqnet.kernels.llvm import BYTE, HALF, INDEX, LONG, WORD, compiled_or, constant, element, shuffle
 from pqnet.kernels.simd import FLOATS, INTS, WIDTH
 
 INT8, BFLOAT16 = 0, 1  # kinds of words
 NUMBERS = (4, 2)  # in a word of each kind
 BYTES, HALVES = ir.VectorType(BYTE, 4 * WIDTH), ir.VectorType(HALF, 2 * WIDTH)
 EACH_LLVM_TAKES = llvm.llvm_version_info[0] >= 22  # dot products: vectors of bytes, before of words
+
+
+COPIER_PLACES = (0, 1), (3, 4), (5, 6)  # the arrays of `_copier` and where they begin, by number of argument
+
+
+def _words(count):
+    return ir.VectorType(WORD, count)
 
 
 class _BFloat(ir.Type):
@@ -148,6 +155,40 @@ def _looker_up(count):
     return compiled_or(reference, look_up)
 
 
+def _copier(words, size):
+    """Return copy(codes, at, groups, book, b, target, t): the words of 8 / ``size`` codes of ``size`` bytes a group.
+
+    Codes follow each other from byte ``at``, codewords, of so many words, from book[b:], their copies from target[t:].
+    """
+    codes_at_once = 8 // size
+
+    def reference(codes, at, groups, book, b, target, t):
+        for i in range(groups * codes_at_once):
+            code = sum(int(codes[at + i * size + byte]) << 8 * byte for byte in range(size))
+            target[t + i * words : t + (i + 1) * words] = book[b + code * words : b + (code + 1) * words]
+
+    def copy(context, codes, at, groups, book, b, target, t):
+        def codegen(context, builder, signature, values):
+            from_, source, to = (element(context, builder, signature, values, i, values[j]) for i, j in COPIER_PLACES)
+            group, close = emit.loop(builder, values[2], "codes")
+            place = emit.offset(builder, from_, builder.mul(group, LONG(8)))
+            all_codes = emit.load(builder, place, LONG, align=1)  # one load: loads are what takes time
+            found = []
+            for i in range(codes_at_once):
+                code = builder.and_(builder.lshr(all_codes, LONG(8 * size * i)), LONG(256**size - 1))
+                word = emit.offset(builder, source, builder.mul(code, LONG(words)))
+                found.append(emit.load(builder, word, ir.IntType(32 * words) if words <= 2 else _words(words)))
+            target = emit.offset(builder, to, builder.mul(group, LONG(words * codes_at_once)))
+            for i, value in enumerate(found):
+                emit.store(builder, value, emit.offset(builder, target, words * i))
+            close()
+            return context.get_dummy_value()
+
+        return types.void(codes, INDEX, INDEX, book, INDEX, target, INDEX), codegen
+
+    return compiled_or(reference, copy)
+
+
 # -- products -----------------------------------------------------------------------------------------------------
 
 
@@ -217,3 +258,7 @@ def dots_reference(kind, words, weight):
 words_of_bytes, words_of_halves = compiled_or(_bytes_reference, _bytes), compiled_or(_halves_reference, _halves)
 interleave_4, interleave_2 = _interleaver(4), _interleaver(2)
 look_up_4, look_up_2 = _looker_up(4), _looker_up(2)
+# Copies of codewords of 1, 2, 4 and 8 words, for codes of one byte and of two.
+(copy_1, copy_1_wide), (copy_2, copy_2_wide), (copy_4, copy_4_wide), (copy_8, copy_8_wide) = (
+    (_copier(words, 1), _copier(words, 2)) for words in (1, 2, 4, 8)
+)

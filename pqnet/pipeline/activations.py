@@ -1,6 +1,6 @@
 """8-bit integer inputs of layers: their ranges, and which layers have to do without."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -8,46 +8,48 @@ import numpy as np
 from pqnet import _check
 from pqnet._progress import tick
 from pqnet._threads import default_threads, ordered_map
-from pqnet.codecs import PackedPQ
+from pqnet.codecs import Packed, PackedPQ
 from pqnet.errors import ConfigError
-from pqnet.graph import Graph, Node
-from pqnet.graph.ranges import INPUT_RANGES
+from pqnet.graph import Graph, Node, weight_op
+from pqnet.graph.ranges import INPUT_RANGES, OUTPUT_SHIFTS, pack_shift
 from pqnet.pipeline.agreement import Agreement
 from pqnet.pipeline.batches import Batch
-from pqnet.pipeline.padding import masked, real_positions
+from pqnet.pipeline.observers import BINS, OBSERVERS, range_of, to_integers
+from pqnet.pipeline.padding import real_positions, without_padding
 from pqnet.pipeline.sweep import Values, sweep
 from pqnet.runtime import Model
 from pqnet.runtime.engine import Engine, prepared
 from pqnet.runtime.execute import evaluate_node, node_params
-from pqnet.runtime.integers import LEVELS, input_scaling, weight_integers
+from pqnet.runtime.integers import LARGEST, weight_integers
 from pqnet.runtime.layer import readable
 from pqnet.runtime.tune import fixed
 
 __all__ = ["check_activations", "integer_inputs"]
 
-BINS = 2048
-STEPS = 64  # ends that are tried on each side of zero
 SAMPLES, JUDGED = 16, 256  # by which the errors of layers, and of the network, are measured
 
 
-def check_activations(activations: str | None, max_drop: float, has_data: bool) -> None:
+def check_activations(activations: str | None, observer: str, max_drop: float, has_data: bool) -> None:
     """Raise ConfigError for arguments of `quantize` that do not fit each other."""
     _check.choice(activations, "activations", (None, "int8"))
+    _check.choice(observer, "observer", tuple(OBSERVERS))
     if isinstance(max_drop, bool) or not isinstance(max_drop, int | float) or not 0 <= max_drop <= 1:
         raise ConfigError(f"max_drop: expected a number from 0 to 1, got {_check.describe(max_drop)}")
     if activations is not None and not has_data:
         raise ConfigError("activations: expected calibration data to measure ranges of inputs, got none")
 
 
-def integer_inputs(model: Model, batches: Sequence[Batch], max_drop: float, threads: int) -> Model:
-    """Give a network the ranges of the inputs of its layers that 8-bit integers stand for.
+def integer_inputs(model: Model, batches: Sequence[Batch], observer: str, max_drop: float, threads: int) -> Model:
+    """Give a network what its layers need to compute with 8-bit integers.
 
-    The range of a layer rounds the numbers that calibration data give it with the least squared error. Layers are left
-    without a range, first those whose outputs change most, until the outputs of the network keep 1 - ``max_drop`` of
-    what they are in float32, on average over 256 samples at most; see `Agreement`.
+    These are the ranges of their inputs, which the ``observer`` finds for the numbers that calibration data give them,
+    and shifts of their outputs, by which integers are wrong on average. Layers are left without a range, first those
+    whose outputs change most, until the outputs of the network keep 1 - ``max_drop`` of what they are in float32, on
+    average over 256 samples at most; see `Agreement`.
     """
-    found = _Inputs(model.graph, threads)
-    sweep(model.graph, batches, {node.name for node in found.nodes}, found.visit, threads)
+    graph = prepared(model.graph)  # as it will run: shifts are those of outputs behind norms that are merged
+    found = _Inputs(graph, batches, observer, threads)
+    sweep(graph, batches, {node.name for node in found.nodes}, found.visit, threads)
     judged = list(_first(batches, JUDGED))
     samples = sum(len(next(iter(batch.values()))) for batch in judged)
     agreement = Agreement.of(model, judged, None, threads)
@@ -55,7 +57,7 @@ def integer_inputs(model: Model, batches: Sequence[Batch], max_drop: float, thre
 
     def kept_with(integers: int) -> float:
         tick(f"outputs with {integers} layers in integers")
-        graph = _with_ranges(model.graph, {name: found.ranges[name] for name in order[:integers]})
+        graph = found.given_to(model.graph, order[:integers])
         return float(agreement.scores(_AsIntegers(graph), model, judged, threads).mean()) if integers else 1.0
 
     # The more layers, the less is kept: the most that keep enough are ``integers``, or between that and ``more``.
@@ -68,21 +70,17 @@ def integer_inputs(model: Model, batches: Sequence[Batch], max_drop: float, thre
         else:
             more = tried
         tried = (integers + more) // 2
-    ranges = {name: found.ranges[name] for name in sorted(order[:integers])}
     about = {
         "dtype": "int8",
+        "observer": observer,
         "max_drop": max_drop,
         "kept": round(kept, 6),
         "measure": agreement.parts,
         "float": sorted(order[integers:]),
         "errors": {name: float(f"{found.errors[name]:.4g}") for name in sorted(order)},
     }
-    graph = _with_ranges(model.graph, ranges)
+    graph = found.given_to(model.graph, order[:integers])
     return Model(replace(graph, meta={**graph.meta, "activations": about}), model.golden)
-
-
-def _with_ranges(graph: Graph, ranges: dict[str, list[float]]) -> Graph:
-    return replace(graph, meta={**graph.meta, INPUT_RANGES: ranges})
 
 
 def _first(batches: Sequence[Batch], n: int) -> Iterator[Batch]:
@@ -104,18 +102,27 @@ class _AsIntegers:
 
 
 class _Inputs:
-    """Ranges of the inputs of layers, and the relative squared errors of their outputs with integers."""
+    """What integers need to know of layers, and the relative squared errors that they make in their outputs."""
 
-    def __init__(self, graph: Graph, threads: int) -> None:
-        self.graph, self.threads = graph, threads
+    def __init__(self, graph: Graph, batches: Sequence[Batch], observer: str, threads: int) -> None:
+        self.graph, self.observer, self.threads = graph, observer, threads
+        self.masks = [real_positions(batch) for batch in batches]  # of which later layers know nothing
         ops = ("conv1d", "conv2d", "linear")
         self.nodes = [node for node in graph.nodes if node.op in ops and "weight" in node.params]
         self.ranges: dict[str, list[float]] = {}
+        self.shifts: dict[str, list[float | str]] = {}
         self.errors: dict[str, float] = {}
+
+    def given_to(self, graph: Graph, layers: Iterable[str]) -> Graph:
+        """Return a graph with what some layers need."""
+        names = sorted(layers)
+        shifts = {name: self.shifts[name] for name in names if name in self.shifts}
+        ranges = {name: self.ranges[name] for name in names}
+        return replace(graph, meta={**graph.meta, INPUT_RANGES: ranges, OUTPUT_SHIFTS: shifts})
 
     def visit(self, node: Node, values: Values, _: Values) -> None:
         """Measure a layer."""
-        inputs = [self._real(value, value[node.inputs[0]]) for value in values]
+        inputs = [self._real(i, value[node.inputs[0]]) for i, value in enumerate(values)]
         low = min(0.0, *(float(x.min(initial=0)) for x in inputs))
         high = max(0.0, *(float(x.max(initial=0)) for x in inputs))
         if low == high:
@@ -124,54 +131,57 @@ class _Inputs:
             ordered_map(lambda x: np.histogram(x, BINS, (low, high))[0].astype(np.float64), inputs, self.threads),
             np.zeros(BINS),
         )
-        ends = least_squares_range(counts, low, high)
+        ends = range_of(counts, low, high, self.observer)
         self.ranges[node.name] = [float(f"{end:.6g}") for end in ends]
-        self.errors[node.name] = self._error(node, values)
+        self._compare(node, values)
 
-    def _real(self, value: Mapping[str, np.ndarray], x: np.ndarray) -> np.ndarray:
-        mask = masked(x, real_positions(dict(value)))
-        return x if mask is None else x[mask]
+    def _real(self, batch: int, x: np.ndarray) -> np.ndarray:
+        """Return what is no padding, of the first samples of a batch."""
+        real = self.masks[batch]
+        return without_padding(x, None if real is None else real[: len(x)])
 
-    def _error(self, node: Node, values: Values) -> float:
-        """Return the squared error of a layer's outputs, relative to these, that integers make; and of its weight."""
+    def _compare(self, node: Node, values: Values) -> None:
+        """Measure the squared error of a layer's outputs, relative to these, that integers make, and its mean."""
         params, (low, high) = node_params(self.graph, node), self.ranges[node.name]
-        error = energy = 0.0
-        left = SAMPLES
-        for value in values:
+        rounded = {**params, "weight": _rounded_weight(self.graph.params[node.params["weight"]], params["weight"])}
+        wrong, energy, left = [], 0.0, SAMPLES
+        for i, value in enumerate(values):
             x = value[node.inputs[0]][:left]
             inputs = [x, *(value[name] for name in node.inputs[1:])]
             y = evaluate_node(node, inputs, params, {})[0]
-            inputs[0] = _rounded(x, low, high).astype(np.float32)
-            other = evaluate_node(node, inputs, params, {})[0]
-            error += float(np.square(y - other, dtype=np.float64).sum())
-            energy += float(np.square(y, dtype=np.float64).sum())
+            inputs[0] = to_integers(x, low, high).astype(np.float32)
+            difference = y - evaluate_node(node, inputs, rounded, {})[0]
+            energy += float(np.square(self._real(i, y), dtype=np.float64).sum())
+            axis = weight_op(node.op).channel_axis(y.ndim)
+            wrong.append(np.moveaxis(self._real(i, difference), axis - y.ndim, -1).reshape(-1, y.shape[axis]))
             left -= len(x)
             if left <= 0:
                 break
-        weight = readable(self.graph.params[node.params["weight"]])[0]
-        rounded = weight_integers(weight).error if isinstance(weight, np.ndarray | PackedPQ) else 0.0
-        return error / max(energy, 1e-30) + rounded
+        errors = np.concatenate(wrong)
+        shift = _mean_error(errors)
+        self.errors[node.name] = float(np.square(errors - shift, dtype=np.float64).sum()) / max(energy, 1e-30)
+        if shift.any():
+            self.shifts[node.name] = pack_shift(shift)
 
 
-def least_squares_range(counts: np.ndarray, low: float, high: float) -> tuple[float, float]:
-    """Return the range within [low, high] that rounds the numbers of a histogram over it with the least squared error.
-
-    First the upper end moves towards zero, then the lower one; zero stays between them.
-    """
-    centres = low + (high - low) / BINS * (np.arange(BINS) + 0.5)
-    shares = np.linspace(1 / STEPS, 1, STEPS)
-    for end in ("high", "low"):
-        ends = [(low, high * share) if end == "high" else (low * share, high) for share in shares[::-1]]
-        errors = [_rounding_error(centres, counts, *tried) if tried[0] < tried[1] else np.inf for tried in ends]
-        low, high = ends[int(np.argmin(errors))]  # of equal ones the widest
-    return low, high
+def _mean_error(errors: np.ndarray) -> np.ndarray:
+    """Return what errors, shape (n, O), are on average, 0 where that is chance, or comes from a few large ones."""
+    mean = errors.mean(0, dtype=np.float64)
+    chance = errors.var(0, dtype=np.float64) / max(len(errors) - 1, 1)  # the variance of the mean
+    shift = (mean * np.maximum(1 - chance / np.maximum(mean**2, 1e-300), 0)).astype(np.float32)
+    # Clipped outliers of a few positions move the mean, and would make all others wrong.
+    nearer: np.ndarray = np.abs(errors - shift).sum(0, dtype=np.float64) < np.abs(errors).sum(0, dtype=np.float64)
+    return np.where(nearer, shift, np.float32(0))
 
 
-def _rounding_error(x: np.ndarray, counts: np.ndarray, low: float, high: float) -> float:
-    return float((np.square(_rounded(x, low, high) - x) * counts).sum())
-
-
-def _rounded(x: np.ndarray, low: float, high: float) -> np.ndarray:
-    factor, zero = input_scaling((low, high))
-    rounded: np.ndarray = (np.rint(np.clip(x * factor + zero, 0, LEVELS)) - zero) / factor
+def _rounded_weight(param: np.ndarray | Packed, dense: np.ndarray) -> np.ndarray:
+    """Return a weight, ``dense`` if it is decoded, as its integers stand for it."""
+    weight, own = readable(param)
+    if not isinstance(weight, np.ndarray | PackedPQ):
+        return dense
+    factors = weight_integers(weight).scale * (1.0 if own is None else own)
+    rows = np.broadcast_to(factors, len(dense)).reshape(-1, *[1] * (dense.ndim - 1))
+    rounded: np.ndarray = (np.rint(dense / np.where(rows == 0, 1, rows)).clip(-LARGEST - 1, LARGEST) * rows).astype(
+        np.float32
+    )
     return rounded

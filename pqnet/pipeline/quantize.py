@@ -130,6 +130,7 @@ def quantize(
     balanced: bool | None = None,
     repair: str | None = None,
     activations: str | None = None,
+    observer: str = "mse",
     max_drop: float = 0.02,
     finetune: Callable[[Graph, str], Packed] | None = None,
     checkpoint: str | Path | None = None,
@@ -194,7 +195,11 @@ def quantize(
         these; a block that does not come nearer keeps what it had. Costs no bytes; takes about 60 forward passes.
     activations : {None, "int8"}
         Measure the ranges of the inputs of layers, with data, of the quantized network, for ``compute="int8"`` of
-        `pqnet.load`. Float weights, too, are integers then. In float32 the network computes what it did.
+        `pqnet.load`, and by how much integers are wrong on average, which is then added to the outputs. Float weights,
+        too, are integers then. In float32 the network computes what it did.
+    observer : {"mse", "minmax", "percentile"}
+        How ranges are found: with the least squared error of the inputs; from the least to the largest input; such that
+        one of 10,000 lies outside.
     max_drop : float
         How much of its outputs the network may lose by integers, as `pqnet.compress` measures it, on at most 256
         samples: layers whose outputs suffer most stay without a range until the loss is within it.
@@ -248,7 +253,7 @@ def quantize(
         calibration.check(model.graph)
     chosen = {name: codec for name, codec in codecs.items() if codec is not None}
     has_data = not (calibration is None or isinstance(calibration, Statistics))
-    check_activations(activations, max_drop, has_data)
+    check_activations(activations, observer, max_drop, has_data)
     check_calibration(options, calibration)
     if finetune is not None and not has_data:
         raise ConfigError("finetune: expected calibration data, got none; without, layers are not in turn")
@@ -292,4 +297,4 @@ def quantize(
         small = Model(with_half_stem(small.graph)) if isinstance(recipe, str) else small
         if activations is None or data is None or isinstance(data, Statistics):
             return small
-        return integer_inputs(small, data, max_drop, threads)
+        return integer_inputs(small, data, observer, max_drop, threads)

@@ -13,6 +13,7 @@ from pqnet.codecs import PQ, Codec, Packed
 from pqnet.errors import of_layer
 from pqnet.graph import Graph, Node
 from pqnet.graph.passes import fold_norm_statistics
+from pqnet.graph.ranges import OUTPUT_SHIFTS
 from pqnet.pipeline.moments import relative, row_weights, token_error
 from pqnet.runtime import Model
 
@@ -126,7 +127,8 @@ def finished_graph(
     found: dict[str, Any] = {"layers": {name: _rounded(entry) for name, entry in report.items()}}
     if blocks:
         found["blocks"] = [_rounded(entry) for entry in blocks]
-    return replace(graph, meta={**graph.meta, "quantization": {**vars(options), **found}})
+    meta = {key: value for key, value in graph.meta.items() if key != OUTPUT_SHIFTS}  # those of the weights before
+    return replace(graph, meta={**meta, "quantization": {**vars(options), **found}})
 
 
 def _rounded(entry: Mapping[str, Any]) -> dict[str, Any]:

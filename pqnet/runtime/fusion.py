@@ -26,6 +26,7 @@ ACTIVATIONS = {
     "elu": 11,
     "mish": 12,
 }
+QUICK = {"silu": 14, "gelu": 15}  # in low precision
 PARAMETERS = {"leaky_relu": ("negative_slope",), "elu": ("alpha",)}
 
 
@@ -81,12 +82,20 @@ def activation_of(b: Builder, node: Node) -> tuple[int, tuple[float, ...]] | Non
         return ACTIVATIONS["clamp"], (low, high)
     if node.op == "gelu" and attrs["approximate"] == "tanh":
         return 6, ()
+    if b.compute != "float32" and node.op in QUICK:
+        return QUICK[node.op], ()
     return ACTIVATIONS[node.op], tuple(attrs[name] for name in PARAMETERS.get(node.op, ()))
 
 
-def fuse(b: Builder, layer: Layer, out: View) -> Epilogue:
-    """Collect the nodes behind a layer that its epilogue can compute; ``out`` is its result as images."""
-    found = Epilogue(layer.node, out, layer.scale, b.floats(layer.node, "bias"), part=layer.part)
+def fuse(b: Builder, layer: Layer, out: View, own: np.ndarray | None = None) -> Epilogue:
+    """Collect the nodes behind a layer that its epilogue can compute.
+
+    ``out`` is its result as images, ``own`` what an algorithm adds to all that it computes, beside the bias.
+    """
+    shift = b.floats(layer.node, "bias")
+    if own is not None:
+        shift = own if shift is None else shift + own
+    found = Epilogue(layer.node, out, layer.scale, shift, part=layer.part)
     value = next(iter(layer.node.outputs), None)
     while value and len(b.users(value)) == 1 and not b.is_output(value) and not found.activation:
         user = b.users(value)[0]

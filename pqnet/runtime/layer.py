@@ -11,7 +11,7 @@ from pqnet._cached import cached_property
 from pqnet.codecs import Packed, PackedPQ
 from pqnet.graph import Node
 from pqnet.graph.layers import weight_op
-from pqnet.graph.ranges import input_ranges
+from pqnet.graph.ranges import input_ranges, output_shift
 from pqnet.runtime.builder import Builder
 from pqnet.runtime.copying import dense
 from pqnet.runtime.memory import View
@@ -61,6 +61,8 @@ class Layer:
         Which part of the weight of the node ``weight`` is; by default the whole.
     input_range : (float, float), optional
         Least and largest number of the input that 8-bit integers stand for; see `graph.ranges`.
+    output_shift : float32 array, optional
+        What is added to the outputs if they are computed with these integers.
     """
 
     node: Node
@@ -82,6 +84,7 @@ class Layer:
     depths_taken: tuple[int, ...] = ()
     part: int | None = None
     input_range: tuple[float, float] | None = None
+    output_shift: np.ndarray | None = None
 
     @classmethod
     def of(cls, b: Builder, node: Node) -> "Layer":
@@ -115,6 +118,7 @@ class Layer:
             shape=shape,
             params=params,
             input_range=input_ranges(b.graph).get(node.name),
+            output_shift=output_shift(b.graph, node.name),
         )
 
     @classmethod
@@ -124,10 +128,10 @@ class Layer:
         params = {role: b.graph.params[name] for role, name in node.params.items()}
         size, one, shape = (1, prod(in_shape[:-1])), (1, 1), (*in_shape[:-1], weight.shape[0])
         sizes = size, size, one, one, one, (0, 0)
-        ranges = input_ranges(b.graph)
         return cls(
             *(node, weight, scale, 1, 1, weight.shape[1], *sizes, in_shape, shape, params),
-            input_range=ranges.get(node.name),
+            input_range=input_ranges(b.graph).get(node.name),
+            output_shift=output_shift(b.graph, node.name),
         )
 
     def take_taps(self, rows: Sequence[int], columns: Sequence[int]) -> "Layer | None":

@@ -13,7 +13,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from pqnet.codecs import Packed
 from pqnet.errors import PQNetError
 from pqnet.graph import Graph
-from pqnet.graph.ranges import INPUT_RANGES
+from pqnet.graph.ranges import INPUT_RANGES, OUTPUT_SHIFTS
 from pqnet.runtime import Model
 from pqnet.train.activations import ranges_of_inputs
 from pqnet.train.ops import TorchGraph
@@ -112,7 +112,7 @@ def to_model(module: nn.Module, model: Model | None = None) -> Model:
     graph = module.graph if model is None else model.graph
     with _evaluating(module):
         params = _graph_params(module) if model is None else _named_params(module, graph)
-    meta = dict(graph.meta)
+    meta = {key: value for key, value in graph.meta.items() if key != OUTPUT_SHIFTS}  # those of the weights before
     if "quantization" in meta:
         meta["quantization"] = {key: value for key, value in meta["quantization"].items() if key != "layers"}
     if ranges := _input_ranges(module, graph):

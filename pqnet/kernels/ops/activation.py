@@ -2,11 +2,22 @@
 
 Kinds and their parameters (a, b): 1 relu, 2 clamp(low, high), 3 silu, 4 sigmoid, 5 gelu by erf, 6 gelu by tanh,
 7 hardswish, 8 hardsigmoid, 9 tanh, 10 leaky_relu(slope), 11 elu(alpha), 12 mish, 13 softplus(beta, threshold).
+In low precision, within 1e-5 of the value and in two thirds of the time: 14 silu, 15 gelu by erf.
 """
 
 from numba import njit
 
-from pqnet.kernels.ops.functions import at_least, at_most, constant, erf_argument, exp, silu, tanh, twice_atanh
+from pqnet.kernels.ops.functions import (
+    at_least,
+    at_most,
+    constant,
+    erf_argument,
+    exp,
+    quick_gate,
+    silu,
+    tanh,
+    twice_atanh,
+)
 from pqnet.kernels.pointers import load_at, pointer, put_at
 from pqnet.kernels.simd import WIDTH, add, divide, fma, multiply, select_less, splat, subtract
 
@@ -18,6 +29,14 @@ def activate_at(kind, x, out, n, first, second):
     if kind == 3:  # the most frequent one
         for p in range(0, n, WIDTH):
             put_at(out, p, silu(load_at(x, p)), n - p)
+        return
+    if kind >= 14:
+        for p in range(0, n, WIDTH):
+            v = load_at(x, p)
+            u = subtract(constant(0.0), v)
+            if kind == 15:
+                u = multiply(erf_argument(multiply(v, constant(0.70710678))), constant(-2.0))
+            put_at(out, p, quick_gate(v, u), n - p)
         return
     a, b, zero, one = splat(first), splat(second), constant(0.0), constant(1.0)
     for p in range(0, n, WIDTH):

@@ -8,11 +8,12 @@ import numpy as np
 from numba import njit, types
 
 from pqnet.kernels.abi import CONST, FLAG, MAYBE_CODES, SIZE, Arguments, step
+from pqnet.kernels.llvm import FLOAT, LONG, WORD, call, compiled_or, element, load, offset, splat
 from pqnet.kernels.llvm import INDEX as POSITION
-from pqnet.kernels.llvm import LONG, WORD, compiled_or, element, load, offset, splat
+from pqnet.kernels.llvm import store as put
 from pqnet.kernels.ops.activation import activate_row
 from pqnet.kernels.products.epilogue import EPILOGUE, WINDOWS, clamp_limits, finish_rows, place_of_tile
-from pqnet.kernels.products.gemm import CUT, pack, part_of_task
+from pqnet.kernels.products.gemm import CUT, few_of, pack, part_of_task
 from pqnet.kernels.products.prepare import PLANES
 from pqnet.kernels.products.tile import (
     LANES,
@@ -30,6 +31,14 @@ from pqnet.kernels.simd import splat as fill
 from pqnet.kernels.words import (
     BFLOAT16,
     INT8,
+    copy_1,
+    copy_1_wide,
+    copy_2,
+    copy_2_wide,
+    copy_4,
+    copy_4_wide,
+    copy_8,
+    copy_8_wide,
     dots_of_words,
     dots_reference,
     interleave_2,
@@ -218,6 +227,55 @@ def _finishing_tile(kind):
     return compiled_or(reference, multiply)
 
 
+def _few_reference(a, a0, row_step, x, x0, k, c, c0, c_step, add):
+    for r in range(ROWS):
+        weights = a[a0 + r * row_step : a0 + r * row_step + k].view(np.int8).astype(np.int32)
+        total = np.float32((x[x0 : x0 + k].view(np.uint8) * weights).sum())
+        c[c0 + r * c_step] = c[c0 + r * c_step] + total if add else total
+
+
+def _few(context, a, a0, row_step, x, x0, k, c, c0, c_step, add):
+    """Emit ROWS sums of bytes at one position whose words follow each other: lanes along the reduction."""
+
+    def codegen(context, builder, signature, values):
+        row_step, k, c_step, add = (values[i] for i in (2, 5, 8, 9))
+        a, x, c = (element(context, builder, signature, values, i, values[i + 1]) for i in (0, 3, 6))
+        before, zero = builder.block, zero_sums(INT8)[1]
+        body, after = builder.append_basic_block("few.k"), builder.append_basic_block("few.end")
+        builder.cbranch(builder.icmp_signed(">", k, LONG(0)), body, after)
+        builder.position_at_end(body)
+        at, sums = builder.phi(LONG), [builder.phi(INTS.llvm) for _ in range(ROWS)]
+        loaded = load(builder, offset(builder, x, at), INTS.llvm)
+        rows = [builder.add(builder.mul(row_step, LONG(r)), at) for r in range(ROWS)]
+        weights = [load(builder, offset(builder, a, row), INTS.llvm) for row in rows]
+        results = [dots_of_words(builder, INT8, loaded, w, total) for w, total in zip(weights, sums, strict=True)]
+        started = [(at, LONG(0), builder.add(at, LONG(WIDTH)))]
+        started += [(total, zero, result) for total, result in zip(sums, results, strict=True)]
+        for phi, first_value, next_value in started:
+            phi.add_incoming(first_value, before)
+            phi.add_incoming(next_value, builder.block)
+        inner = builder.block
+        builder.cbranch(builder.icmp_signed("<", started[0][2], k), body, after)
+        builder.position_at_end(after)
+        for r, result in enumerate(results):
+            total = builder.phi(INTS.llvm)
+            total.add_incoming(zero, before)
+            total.add_incoming(result, inner)
+            results[r] = total
+        for r, result in enumerate(results):
+            whole = call(builder, f"llvm.vector.reduce.add.v{WIDTH}i32", WORD, result)
+            to = offset(builder, c, builder.mul(c_step, LONG(r)))
+            there = builder.select(builder.icmp_signed("!=", add, LONG(0)), load(builder, to), FLOAT(0.0))
+            put(builder, builder.fadd(there, builder.sitofp(whole, FLOAT)), to)
+        return context.get_dummy_value()
+
+    n = POSITION
+    return types.void(a, n, n, x, n, n, c, n, n, n), codegen
+
+
+# c[c0 + r * c_step] (+)= sum_k A[r, k] * x[x0 + k]; x is 0 behind its end, up to a whole vector.
+few_bytes = compiled_or(_few_reference, _few)
+
 # As those of `products.tile`, of words.
 bytes_1, bytes_2, bytes_3 = (_tile(INT8, vectors) for vectors in (1, 2, 3))
 halves_1, halves_2, halves_3 = (_tile(BFLOAT16, vectors) for vectors in (1, 2, 3))
@@ -258,6 +316,28 @@ def _code(codes, at, m, wide):
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def _copy_groups(wide, words, codes, at, groups, const, book, target, to):
+    # OUT target from ``to``: codewords of at most 8 words for groups of 8 codes, or of 4 of two bytes
+    if wide:
+        if words == 1:
+            copy_1_wide(codes, at, groups, const, book, target, to)
+        elif words == 2:
+            copy_2_wide(codes, at, groups, const, book, target, to)
+        elif words == 4:
+            copy_4_wide(codes, at, groups, const, book, target, to)
+        elif words == 8:
+            copy_8_wide(codes, at, groups, const, book, target, to)
+    elif words == 1:
+        copy_1(codes, at, groups, const, book, target, to)
+    elif words == 2:
+        copy_2(codes, at, groups, const, book, target, to)
+    elif words == 4:
+        copy_4(codes, at, groups, const, book, target, to)
+    elif words == 8:
+        copy_8(codes, at, groups, const, book, target, to)
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def decode_words(w, codes, row, first, n, const, target, to):
     # OUT target from ``to``: words first .. first + n of an output; up to 16 more behind
     wide, at, book, stride, words = (
@@ -268,7 +348,12 @@ def decode_words(w, codes, row, first, n, const, target, to):
         w.words,
     )
     if w.form == COPIED:
-        for m in range(first // words, (first + n) // words):
+        start, last = first // words, (first + n) // words
+        groups = (last - start) // (4 if wide else 8) if words <= 8 else 0
+        _copy_groups(wide, words, codes, at + start * w.code_bytes, groups, const, book, target, to)
+        done = groups * (4 if wide else 8)
+        to += done * words
+        for m in range(start + done, last):
             place = book + _code(codes, at, m, wide) * stride
             if words == 2:
                 copy2(const, place, target, to)
@@ -346,6 +431,18 @@ def _finish(kind, a, a0, a_step, k, scratch, x0, row, at, e, data, const):
             activate_row(e.activation, data, place[0] + r * e.out_step, LANES, const, e.parameters)
 
 
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def _few_columns(kind, cut, n, rows, tile_step, scratch):
+    # OUT scratch: the words of the last positions one behind another, of those that dot products compute; how many
+    few, last = few_of(n) if kind == INT8 else 0, (n - 1) // LANES
+    for c in range(few):
+        at, to = last * tile_step + n - few - last * LANES + c, cut.column + c * (cut.piece + 16)
+        for i in range(rows):
+            scratch[to + i] = scratch[at + i * LANES]
+        store(scratch, to + rows, fill(np.float32(0)))
+    return few
+
+
 @step(WORD_GEMM)
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def word_gemm(task, g, data, const, codes, index, scratch):
@@ -371,6 +468,7 @@ def word_gemm(task, g, data, const, codes, index, scratch):
             0,
             tile_step,
         )
+        few = _few_columns(w.kind, cut, n, rows, tile_step, scratch)
         for o in range(first, last, ROWS):
             row, used = group * outputs + o, min(ROWS, last - o)
             if w.form == DENSE:
@@ -380,11 +478,17 @@ def word_gemm(task, g, data, const, codes, index, scratch):
                 for r in range(used):  # the other rows are computed from what is there and dropped
                     decode_words(w, codes, row + r, k_first, rows, const, scratch, cut.panel + r * a_step)
             for t in range((n + LANES - 1) // LANES):
-                wide, at, x0 = min(LANES, n - t * LANES), p + t * LANES, t * tile_step
+                tile, at, x0 = min(LANES, n - t * LANES), p + t * LANES, t * tile_step
+                wide = tile - few if (t + 1) * LANES >= n else tile
                 if wide == LANES and rows == k and used == ROWS:
                     _finish(w.kind, a, a0, a_step, rows, scratch, x0, row, at, g.end, data, const)
                     continue
                 s = cut.sums + ((o - first if k > piece else 0) * cut.tiles + t * ROWS) * LANES
-                _multiply(w.kind, a, a0, a_step, scratch, x0, rows, s, wide, np.int64(k_first > 0))
+                add = np.int64(k_first > 0)
+                if wide > 0:
+                    _multiply(w.kind, a, a0, a_step, scratch, x0, rows, s, wide, add)
+                for c in range(wide, tile):
+                    column = cut.column + (c - wide) * (piece + 16)
+                    few_bytes(a, a0, a_step, scratch, column, rows, scratch, s + c, LANES, add)
                 if k_first + piece >= k:
-                    finish_rows(scratch, s, LANES, used, row, at, wide, g.end, data, const)
+                    finish_rows(scratch, s, LANES, used, row, at, tile, g.end, data, const)

@@ -86,6 +86,10 @@ class Algorithm(ABC):
         """Bring the input into the form that the steps read."""
         return windows_of(b, layer, x)
 
+    def shift(self, layer: Layer) -> np.ndarray | None:
+        """Return what is added to the outputs because the algorithm is wrong on average, shape (O,)."""
+        return None
+
     @abstractmethod
     def steps(self, b: Builder, call: Call) -> None:
         """Append the steps that compute the layer."""
@@ -96,7 +100,7 @@ class Algorithm(ABC):
         out = layer.result(b)
         images = layer.result_images(out)
         assert images is not None  # a dense value can take this shape
-        end = fuse(b, layer, images)
+        end = fuse(b, layer, images, self.shift(layer))
         self.steps(b, Call(layer, windows, end))
         for node in end.nodes:
             b.finish(node, out)
