@@ -21,3 +21,7 @@ from pqnet.io.model_file import params_content as params_content
 from pqnet.io.model_file import params_from as params_from
 from pqnet.io.model_file import relative_differences as relative_differences
 from pqnet.io.model_file import save_graph as save_graph
+from pqnet.io.rows import FileArray as FileArray
+from pqnet.io.rows import FileRows as FileRows
+from pqnet.io.rows import open_arrays as open_arrays
+from pqnet.io.rows import read_rows as read_rows

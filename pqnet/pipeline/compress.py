@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from pqnet.pipeline.plan import Measured, Plan, measure
 from pqnet.pipeline.quantize import quantize
 from pqnet.pipeline.target import float_weights
 from pqnet.runtime import Model
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 __all__ = ["Compressed", "Try", "compress"]
 
@@ -94,6 +97,7 @@ def compress(
     golden: bool = False,
     checkpoint: str | Path | None = None,
     on_try: Callable[[Try], None] | None = None,
+    client: "Client | None" = None,
     seed: int = 0,
     threads: int | None = None,
     progress: bool = True,
@@ -133,10 +137,12 @@ def compress(
         Folder of finished layers, as for `quantize`: a call that is repeated goes on where it stopped.
     on_try : callable, optional
         Called with each `Try` as soon as it is known.
+    client : distributed.Client, optional
+        Measure layers and search codes on the workers of a Dask cluster, to the same bytes.
     seed : int
         Of the choice of held-out samples, and of the codes.
     threads : int, optional
-        Default: all cores.
+        Default: all cores, on a cluster one for each task.
     progress : bool
         Show progress bars on a terminal.
 
@@ -167,9 +173,9 @@ def compress(
     _check.choice(golden, "golden", (False, True))
     if checkpoint is not None:
         output_folder(checkpoint, "checkpoint")
-    seed, threads = _check.rng_seed(seed), default_threads(threads)
-    samples, folds = _folds(model, data, keep, metric, score, held_out, seed, threads)
-    options: dict[str, Any] = {"seed": seed, "threads": threads, "progress": progress}
+    seed, given = _check.rng_seed(seed), threads
+    samples, folds = _folds(model, data, keep, metric, score, held_out, seed, default_threads(threads))
+    options: dict[str, Any] = {"client": client, "seed": seed, "threads": given, "progress": progress}
     measured = measure(model, samples, prefer=prefer, **options)
 
     def quantized(plan: Plan, data: Batch) -> Model:

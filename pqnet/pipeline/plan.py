@@ -1,13 +1,15 @@
 """Which codec for which layer, so that the file has a wanted size and the network's outputs change least."""
 
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pqnet import _check
-from pqnet._threads import blas_limit, default_threads
+from pqnet._threads import blas_limit
 from pqnet.codecs import PQ, Codec
 from pqnet.errors import ConfigError, of_layer
 from pqnet.graph import Node
@@ -15,14 +17,18 @@ from pqnet.graph.affine import FreeAffine
 from pqnet.pipeline.allocate import allocations
 from pqnet.pipeline.batches import Batch, hold_out
 from pqnet.pipeline.calibrate import calibrate
+from pqnet.pipeline.cluster import Tasks, task_threads
 from pqnet.pipeline.moments import METRICS
 from pqnet.pipeline.progress import progress_bar
 from pqnet.pipeline.rates import Choice, LayerRates, codec_nbytes
 from pqnet.pipeline.recipe import Recipe
 from pqnet.pipeline.sensitivity import network_gains, single_samples, some_samples
-from pqnet.pipeline.statistics import Statistics
+from pqnet.pipeline.statistics import Moments, Statistics
 from pqnet.pipeline.target import FileSizes, float_weights
 from pqnet.runtime import Model
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 __all__ = ["Measured", "Plan", "PlannedLayer", "measure", "plan"]
 
@@ -95,6 +101,7 @@ def plan(
     prefer: str = "error",
     metric: str = "full",
     golden: bool = False,
+    client: "Client | None" = None,
     seed: int = 0,
     threads: int | None = None,
     progress: bool = True,
@@ -124,9 +131,11 @@ def plan(
         Of `quantize`: only with ``full`` do the errors of blocks make up for each other.
     golden : bool
         Leave room for the golden record that `pqnet quantize` adds.
+    client : distributed.Client, optional
+        Measure layers on the workers of a Dask cluster, to the same plan.
     seed : int
     threads : int, optional
-        Default: all cores. The result does not depend on it.
+        Default: all cores, on a cluster one for each task. The result does not depend on it.
     progress : bool
         Show a progress bar on a terminal.
 
@@ -155,7 +164,16 @@ def plan(
     fast, golden = _is_fast(prefer), _check.choice(golden, "golden", (False, True))
     float_weights(model)
     target = FileSizes(model, golden, _check.rng_seed(seed)).target(target_size, fast)  # before work
-    measured = measure(model, calibration, prefer=prefer, metric=metric, seed=seed, threads=threads, progress=progress)
+    measured = measure(
+        model,
+        calibration,
+        prefer=prefer,
+        metric=metric,
+        client=client,
+        seed=seed,
+        threads=threads,
+        progress=progress,
+    )
     return measured.plan(target, golden=golden).recipe
 
 
@@ -203,6 +221,7 @@ def measure(
     *,
     prefer: str = "error",
     metric: str = "full",
+    client: "Client | None" = None,
     seed: int = 0,
     threads: int | None = None,
     progress: bool = True,
@@ -210,7 +229,8 @@ def measure(
     """Measure what `plan` decides from, for any number of sizes; the arguments are the same."""
     weights, fast = float_weights(model), _is_fast(prefer)
     second_order = _check.choice(metric, "metric", METRICS) == "full"
-    seed, threads = _check.rng_seed(seed), default_threads(threads)
+    tasks = Tasks(client)
+    seed, threads = _check.rng_seed(seed), task_threads(client, threads)
     graph, layers = model.graph, model.graph.layers()
     only_statistics = isinstance(calibration, Statistics)
     if only_statistics:
@@ -219,47 +239,88 @@ def measure(
     samples, learned = hold_out(graph, samples)
 
     def measured(batches: list[Batch]) -> Statistics:
-        return calibrate(model, batches, seed=seed, threads=threads)
+        return calibrate(model, batches, client=client, seed=seed, threads=threads)
 
     statistics = calibration if only_statistics else measured(samples[:learned])
     apart = samples[learned:]
     others = measured(apart).layers if apart else {}
-    moments = {name: statistics.for_layer(node, weights[name].shape) for name, node in layers.items()}  # before work
+    known = {n: (statistics.for_layer(node, weights[n].shape), others.get(n)) for n, node in layers.items()}
+    some = single_samples(graph, samples, GAIN_SAMPLES) if samples else []
+    options: dict[str, list[Choice]] = {}
+    gains: dict[str, float] = {}
+    ways = _Ways(fast, second_order, seed, threads)
+    with blas_limit(1), progress_bar(progress, "plan", "layer", len(layers) * (2 if some else 1)) as bar:
+
+        def done(name: str) -> None:
+            bar.set_postfix_str(name, refresh=False)
+            bar.update()
+
+        if client is None:
+            options, gains = _measure_layers(ways, known, model, some, done)
+        else:
+            parts = list(_parts(known, tasks.capacity()))
+            shared = tasks.share(model), tasks.share(some)
+            for part, found in zip(parts, tasks.map(partial(_measure_layers, ways), parts, *shared), strict=True):
+                options |= found[0]
+                gains |= found[1]
+                bar.update(len(part) * (2 if some else 1))
+    return Measured(model, options, gains, fast, seed)
+
+
+@dataclass(frozen=True)
+class _Ways:
+    """How layers are measured."""
+
+    fast: bool
+    second_order: bool
+    seed: int
+    threads: int
+
+
+Known = Mapping[str, tuple[Moments, Moments | None]]  # by layer: of its inputs, and of other samples
+
+
+def _parts(known: Known, n: int) -> Iterator[Known]:
+    """Cut layers into n parts of neighbours, or one for each layer; what is found does not depend on it."""
+    for names in np.array_split(list(known), min(n, len(known))):
+        yield {str(name): known[str(name)] for name in names}
+
+
+def _measure_layers(
+    ways: _Ways, known: Known, model: Model, some: list[Batch], done: Callable[[str], object] = str
+) -> tuple[dict[str, list[Choice]], dict[str, float]]:
+    """Return the choices of some layers, and how much of their errors reaches the outputs: 1 without samples."""
+    graph, layers = model.graph, model.graph.layers()
     # `quantize` gives their outputs the means back, where it knows those of the inputs.
-    known = {name for name in layers if second_order and moments[name].first is not None}
-    affines = {name: found for name in known if (found := FreeAffine.find(graph, layers[name])) is not None}
+    names = [name for name, (moments, _) in known.items() if ways.second_order and moments.first is not None]
+    affines = {name: found for name in names if (found := FreeAffine.find(graph, layers[name])) is not None}
     rates: dict[str, LayerRates] = {}
     options: dict[str, list[Choice]] = {}
-    steps = len(layers) * (1 if only_statistics else 2)
-    with blas_limit(1), progress_bar(progress, "plan", "layer", steps) as bar:
-        for name, node in layers.items():
-            bar.set_postfix_str(name, refresh=False)
-            dense = np.asarray(weights[name], np.float32)
-            rates[name] = LayerRates(
-                node,
-                dense,
-                moments[name],
-                seed,
-                threads,
-                fast=fast,
-                second_order=second_order,
-                affine=affines.get(name),
-                others=others.get(name),
-            )
-            with of_layer(name):
-                options[name] = rates[name].choices()
-            bar.update()
+    for name, (moments, others) in known.items():
+        node = layers[name]
+        rates[name] = LayerRates(
+            node,
+            np.asarray(graph.params[node.params["weight"]], np.float32),
+            moments,
+            ways.seed,
+            ways.threads,
+            fast=ways.fast,
+            second_order=ways.second_order,
+            affine=affines.get(name),
+            others=others,
+        )
+        with of_layer(name):
+            options[name] = rates[name].choices()
+        done(name)
+    if not some:
+        return options, dict.fromkeys(known, 1.0)
 
-        def perturb(node: Node) -> np.ndarray:
-            bar.update()
-            return rates[node.name].perturbed()
+    def perturb(node: Node) -> np.ndarray:
+        done(node.name)
+        return rates[node.name].perturbed()
 
-        some = single_samples(graph, samples, GAIN_SAMPLES) if samples else []
-        gains = dict.fromkeys(layers, 1.0)
-        if some:
-            factors = {name: affine.gain for name, affine in affines.items()}
-            gains = network_gains(graph, some, perturb, layers, threads, factors)
-    return Measured(model, options, gains, fast, seed)
+    factors = {name: affine.gain for name, affine in affines.items()}
+    return options, network_gains(graph, some, perturb, known, ways.threads, factors)
 
 
 def _is_fast(prefer: str) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,12 +14,14 @@ from pqnet.codecs import Codec, Packed
 from pqnet.errors import ConfigError
 from pqnet.graph import Graph, Node, weight_op
 from pqnet.graph.affine import FreeAffine
+from pqnet.graph.graph import Param
 from pqnet.graph.passes import separate_norm_statistics
 from pqnet.io import network_digest, output_folder
 from pqnet.pipeline.activations import check_activations, integer_inputs
 from pqnet.pipeline.balance import BALANCED, balance
 from pqnet.pipeline.batches import Batch, hold_out, iterate_batches
-from pqnet.pipeline.checkpoint import resumable
+from pqnet.pipeline.checkpoint import LayerFiles, resumable
+from pqnet.pipeline.cluster import Tasks, task_threads
 from pqnet.pipeline.layerwise import FromData
 from pqnet.pipeline.modes import check_calibration, choose_options, integers_instead, mode_search
 from pqnet.pipeline.moments import doubted, layer_metric, output_error, output_squares, relative, share_to_doubt
@@ -29,30 +31,51 @@ from pqnet.pipeline.recipe import Recipe, resolve_recipe
 from pqnet.pipeline.repair import BlockRepair
 from pqnet.pipeline.run import Run
 from pqnet.pipeline.scaled import pack_scaled
-from pqnet.pipeline.statistics import Statistics
+from pqnet.pipeline.statistics import Moments, Statistics
 from pqnet.pipeline.sweep import Values, sweep
 from pqnet.runtime import Model
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 __all__ = ["quantize"]
 
 
-def _one_by_one(run: Run, statistics: Statistics | None, folder: Path | None) -> None:
+def _one_by_one(run: Run, statistics: Statistics | None, folder: Path | None, tasks: Tasks, threads: int) -> None:
     layers = [node for node in run.graph.layers().values() if node.name in run.codecs]
     if statistics is not None:
         for node in layers:  # all, before work
             statistics.for_layer(node, run.weight(node).shape)
-    visit = resumable(partial(_alone, run, statistics), folder, run, statistics)
-    for node in layers:
-        visit(node)
+    files = None if folder is None else LayerFiles(folder, run, statistics)
+    keys = {} if files is None else {node.name: files.key(node) for node in layers}
+    left = [node for node in layers if files is None or not files.replay(node, keys[node.name])]
+    items = [(node, None if statistics is None else statistics.layers[node.name]) for node in left]
+    alone = replace(run, graph=replace(run.graph, params=dict(run.graph.params)), threads=threads, bar=None, report={})
+    found = tasks.map(_change_alone, items, tasks.share(alone))
+    for node, (changed, report) in zip(left, found, strict=True):
+        before = dict(run.graph.params)
+        run.graph.params |= changed
+        run.done(node, report)
+        if files is not None:
+            files.store(node, keys[node.name], before)
 
 
-def _alone(run: Run, statistics: Statistics | None, node: Node) -> None:
+def _change_alone(item: tuple[Node, Moments | None], run: Run) -> tuple[dict[str, Param], dict[str, Any]]:
+    """Return the parameters that quantizing a layer changes, and what is reported of it."""
+    node, moments = item
+    before = run.graph.params
+    run = replace(run, graph=replace(run.graph, params=dict(before)), report={})
+    _alone(run, moments, node)
+    changed = {name: param for name, param in run.graph.params.items() if param is not before[name]}
+    return changed, run.report[node.name]
+
+
+def _alone(run: Run, moments: Moments | None, node: Node) -> None:
     """Quantize a layer on its own, from the float network's moments if there are any."""
     metric, weight = run.options.metric, run.weight(node)
-    if statistics is None:
+    if moments is None:
         run.pack(node, weight)
         return
-    moments = statistics.for_layer(node, weight.shape)
     if weight_op(node.op).looked_up:
         run.pack_tokens(node, moments.mean * moments.count)
         return
@@ -128,6 +151,7 @@ def quantize(
     max_drop: float = 0.02,
     finetune: Callable[[Graph, str], Packed] | None = None,
     checkpoint: str | Path | None = None,
+    client: "Client | None" = None,
     seed: int = 0,
     threads: int | None = None,
     progress: bool = True,
@@ -203,9 +227,11 @@ def quantize(
         that is repeated goes on where it stopped, to the same bytes; after a change of the recipe only what depends on
         it is searched again: with data a layer and those after it, else the layer. Files of earlier calls are left
         alone, damaged ones made anew with a warning; deleting any is safe.
+    client : distributed.Client, optional
+        Search codes on the workers of a Dask cluster, to the same bytes: from statistics of all layers at once.
     seed : int
     threads : int, optional
-        Default: all cores. The bytes of the result do not depend on it.
+        Default: all cores, on a cluster one for each task. The bytes of the result do not depend on it.
     progress : bool
         Show a progress bar on a terminal.
 
@@ -251,8 +277,9 @@ def quantize(
         raise ConfigError("finetune: expected an attribute 'key', text, to tell its results in a checkpoint, got none")
     search = mode_search(mode, chosen)
     folder = None if checkpoint is None else output_folder(checkpoint, "checkpoint")
+    tasks, elsewhere, threads = Tasks(client), task_threads(client, threads), default_threads(threads)
     with blas_limit(1), progress_bar(progress, "quantize", "layer", len(chosen)) as bar:
-        teacher, threads = separate_norm_statistics(model.graph), default_threads(threads)
+        teacher = separate_norm_statistics(model.graph)
         data = list(iterate_batches(model.graph, calibration)) if has_data else calibration
         own = isinstance(recipe, str) and mode is None and finetune is None and options.metric == "full"
         better = None
@@ -270,7 +297,7 @@ def quantize(
             shapes = {name: run.weight(node).shape for name, node in student.layers().items()}
             run.instead = integers_instead(chosen, shapes)
         if data is None or isinstance(data, Statistics):
-            _one_by_one(run, data, folder)
+            _one_by_one(run, data, folder, tasks, elsewhere)
         else:
             data, learned = hold_out(model.graph, data)
             visits = FromData(run, teacher, data, learned)

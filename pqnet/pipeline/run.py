@@ -45,7 +45,7 @@ class Run:
     codecs: dict[str, Codec]
     options: Options
     threads: int
-    bar: "tqdm[Any]"
+    bar: "tqdm[Any] | None"
     search: Mapping[str, Any]  # arguments of the fit, of the mode
     instead: Mapping[str, Codec] = field(default_factory=dict)  # codecs to take where they leave less error
     report: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -95,13 +95,15 @@ class Run:
     def done(self, node: Node, report: dict[str, Any]) -> None:
         """Take note of a layer that has its codes."""
         self.report[node.name] = report
-        self.bar.set_postfix_str(node.name, refresh=False)
-        self.bar.update()
+        if self.bar is not None:
+            self.bar.set_postfix_str(node.name, refresh=False)
+            self.bar.update()
 
     def block_done(self, node: Node, report: dict[str, Any]) -> None:
         """Take note of a block that was looked at."""
         self.blocks[node.name] = report
-        self.bar.update()
+        if self.bar is not None:
+            self.bar.update()
 
     def finish(self) -> Model:
         """Return the model of the finished graph."""

@@ -1,0 +1,287 @@
+"""Work given to the workers of a Dask cluster, or without one done here: everything in pqnet that knows Dask.
+
+How work is cut into tasks, and the order in which results are put together, never depends on who does it. So results are
+the same, to the last byte, for any number of workers of one kind of CPU, and without any.
+"""
+
+import logging
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import numpy as np
+
+from pqnet import _check
+from pqnet._threads import blas_limit, default_threads
+from pqnet.errors import PQNetError
+from pqnet.kernels import cpu
+
+if TYPE_CHECKING:
+    from distributed import Client, Future
+
+__all__ = ["Shared", "Tasks", "connected", "dask", "task_threads"]
+
+T = TypeVar("T")
+
+SECONDS = 5.0  # to wait for a scheduler, and for its first worker
+AHEAD = 2  # tasks for each thread of the workers that are given out before their results are taken
+LARGE = 1 << 20  # bytes that travel to a worker past the scheduler
+ATTEMPTS = 10  # of a task whose inputs are lost with the workers that had them
+
+
+def dask(name: str = "distributed") -> ModuleType:
+    """Import a part of Dask, or say how to install it."""
+    try:
+        if name == "dask.array":
+            import dask.array
+
+            return dask.array
+        import distributed
+
+        return distributed
+    except ModuleNotFoundError as missing:
+        raise PQNetError(f"client: needs the package {missing.name!r}; pip install 'pqnet[cluster]'") from None
+
+
+def task_threads(client: "Client | None", threads: int | None) -> int:
+    """Return how many threads a task has: all cores without a cluster; on one, one unless more are asked for."""
+    return default_threads(threads) if client is None or threads is not None else 1
+
+
+@dataclass
+class Shared(Generic[T]):
+    """A value that all tasks take, sent to workers once."""
+
+    value: T
+    future: "Future | None" = None
+
+
+@dataclass
+class _Task:
+    function: Callable[..., Any]
+    item: Any
+    shared: tuple[Shared[Any], ...]
+    future: "Future"
+
+
+class Tasks:
+    """Makes calls of a function for many items, on the workers of a cluster or, without one, in this process.
+
+    Parameters
+    ----------
+    client : distributed.Client or None
+    """
+
+    def __init__(self, client: "Client | None") -> None:
+        self.client = client
+        if client is not None:
+            distributed = dask()
+            if not isinstance(client, distributed.Client) or client.asynchronous:
+                raise _check.error("client", "a distributed.Client that is not asynchronous", _check.describe(client))
+            _check_workers(client)
+
+    def share(self, value: T) -> Shared[T]:
+        """Return a value such that `map` sends it to each worker only once."""
+        return Shared(value)
+
+    def capacity(self) -> int:
+        """Return how many tasks are under way at most."""
+        return 1 if self.client is None else AHEAD * max(1, sum(self.client.nthreads().values()))
+
+    def map(self, function: Callable[..., T], items: Iterable[Any], *shared: Shared[Any]) -> Iterator[T]:
+        """Yield ``function(item, *shared values)`` of each item, in order.
+
+        Items are taken as results are: on a cluster a few more for each worker are under way. What a worker had begun
+        when it was killed is done again by another. ``function`` must be one that can be pickled.
+        """
+        if self.client is None:
+            values = [one.value for one in shared]
+            for item in items:
+                yield function(item, *values)
+            return
+        waiting: deque[_Task] = deque()
+        try:
+            for item in items:
+                waiting.append(self._begin(function, item, shared))
+                if len(waiting) >= self.capacity():
+                    yield self._result(waiting.popleft())
+            while waiting:
+                yield self._result(waiting.popleft())
+        finally:
+            if waiting:
+                self.client.cancel([task.future for task in waiting])
+
+    def _begin(self, function: Callable[..., Any], item: Any, shared: tuple[Shared[Any], ...]) -> _Task:
+        client = self.client
+        assert client is not None
+        with _lost_scheduler(client):
+            for one in shared:
+                if one.future is None or not client.who_has([one.future]).get(one.future.key):
+                    one.future = _scattered(client, one.value, broadcast=True)
+            sent = _scattered(client, item) if _nbytes(item) > LARGE else item
+            futures = [one.future for one in shared]
+            return _Task(function, item, shared, client.submit(_call, function, sent, *futures, pure=False))
+
+    def _result(self, task: _Task) -> Any:
+        assert self.client is not None
+        distributed = dask()
+        for _ in range(ATTEMPTS):
+            with _lost_scheduler(self.client):
+                try:
+                    return task.future.result()
+                except distributed.client.FutureCancelledError:
+                    # Data that were sent, not computed, are gone with the last worker that had them.
+                    if self.client.status != "running":
+                        raise
+                    task = self._begin(task.function, task.item, task.shared)
+                except distributed.scheduler.KilledWorker as reason:
+                    raise PQNetError(
+                        f"client: expected workers that survive a task, but {reason.allowed_failures + 1} of them died "
+                        "in the same one; most likely memory: give each worker more, or run fewer on a machine"
+                    ) from None
+        raise PQNetError(f"client: expected workers that stay, but the data of a task were lost {ATTEMPTS} times")
+
+
+def _call(function: Callable[..., T], item: Any, *shared: Any) -> T:
+    with blas_limit(1):
+        return function(item, *shared)
+
+
+def _scattered(client: "Client", value: Any, broadcast: bool = False) -> "Future":
+    [future] = client.scatter([value], broadcast=broadcast, hash=False)  # a dict alone would become many
+    return future
+
+
+def _nbytes(item: Any) -> int:
+    from dask.sizeof import sizeof
+
+    return int(sizeof(item))
+
+
+@contextmanager
+def _lost_scheduler(client: "Client") -> Iterator[None]:
+    """Say in one line that a scheduler went away; errors of tasks pass."""
+    distributed = dask()
+    try:
+        yield
+    except (distributed.client.FutureCancelledError, distributed.comm.CommClosedError, TimeoutError) as reason:
+        raise PQNetError(f"client: the connection to the scheduler was lost ({reason}); finished work is lost") from None
+    except OSError:
+        if client.status == "running":
+            raise
+        raise PQNetError("client: the connection to the scheduler was lost") from None
+
+
+# -- workers -----------------------------------------------------------------------------------------------------
+
+
+def _software() -> tuple[str, str, str]:
+    import pqnet
+
+    return pqnet.__version__, np.__version__, f"{cpu.NAME} {cpu.ISA}"
+
+
+def _check_workers(client: "Client") -> None:
+    """Raise unless there is a worker, and all have this version of pqnet; warn where bytes may differ."""
+    distributed = dask()
+    try:
+        client.wait_for_workers(1, timeout=SECONDS)
+    except (TimeoutError, distributed.TimeoutError):
+        where = client.scheduler.address if client.scheduler else "the scheduler"
+        raise PQNetError(
+            f"client: expected workers, got none within {SECONDS:g} s; start some, on each machine: "
+            f"dask worker {where} --nworkers CORES --nthreads 1"
+        ) from None
+    ours = _software()
+    for address, theirs in client.run(_software, on_error="return").items():
+        if isinstance(theirs, ModuleNotFoundError):
+            raise PQNetError(f"client: expected pqnet on every worker, got none on {address}; install it there")
+        if not isinstance(theirs, tuple):
+            continue  # it died just now
+        if theirs[0] != ours[0]:
+            raise PQNetError(f"client: expected pqnet {ours[0]} on every worker, got {theirs[0]} on {address}")
+        if theirs[1:] != ours[1:]:
+            got = f"NumPy {theirs[1]} on {theirs[2]}, here NumPy {ours[1]} on {ours[2]}"
+            warnings.warn(f"client: worker {address} has {got}: last digits of results may differ", stacklevel=5)
+
+
+@contextmanager
+def connected(scheduler: str | None, workers: int | None) -> "Iterator[Client | None]":
+    """Connect to a scheduler, or start workers on this machine for as long as the block lasts; None without either.
+
+    Parameters
+    ----------
+    scheduler : str, optional
+        Address such as ``tcp://10.0.0.1:8786``.
+    workers : int, optional
+        Processes to start here, each for one task at a time.
+    """
+    if scheduler is not None and workers is not None:
+        raise PQNetError("expected --scheduler or --workers, got both")
+    if scheduler is None and workers is None:
+        yield None
+        return
+    distributed = dask()
+    if workers is not None:
+        options = {"dashboard_address": None, "memory_limit": 0, "silence_logs": logging.CRITICAL}
+        with (
+            distributed.LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, **options) as cluster,
+            distributed.Client(cluster) as client,
+        ):
+            yield client
+        return
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # errors are said once, by exceptions
+    try:
+        client = distributed.Client(scheduler, timeout=SECONDS)
+    except (OSError, ValueError, TimeoutError) as reason:
+        raise PQNetError(
+            f"--scheduler: expected a Dask scheduler at {scheduler}, got no answer within {SECONDS:g} s ({reason}); "
+            "start one by: dask scheduler"
+        ) from None
+    with client:
+        yield client
+
+
+# -- Dask arrays -------------------------------------------------------------------------------------------------
+
+
+def dask_blocks(
+    function: Callable[[Mapping[str, np.ndarray], Any], Mapping[str, np.ndarray]],
+    arrays: Mapping[str, Any],
+    outputs: Callable[[Mapping[str, tuple[int, ...]]], Mapping[str, tuple[tuple[int, ...], str]]],
+    shared: Any,
+    client: "Client | None",
+) -> dict[str, Any]:
+    """Return Dask arrays of what a function makes of the blocks of others, which are cut along axis 0 only.
+
+    Parameters
+    ----------
+    function : callable
+        Given the blocks by name and ``shared``, returns arrays by name.
+    arrays : dict of str to dask.array.Array
+    outputs : callable
+        Given the shapes of blocks, returns shapes and dtypes of what the function returns.
+    shared : object
+        Sent to workers once.
+    client : distributed.Client or None
+    """
+    array, first = dask("dask.array"), next(iter(arrays.values()))
+    if any(np.isnan(size) for size in first.chunks[0]):
+        raise PQNetError("inputs: expected a Dask array of known sizes, got unknown ones; call compute_chunk_sizes()")
+    arrays = {n: a.rechunk({0: first.chunks[0], **dict.fromkeys(range(1, a.ndim), -1)}) for n, a in arrays.items()}
+    from dask import delayed
+
+    Tasks(client)
+    held = delayed(shared, traverse=False) if client is None else _scattered(client, shared, broadcast=True)
+    whole = delayed(_call, pure=False)
+    blocks: dict[str, list[Any]] = {}
+    for i, rows in enumerate(first.chunks[0]):
+        block = {n: a.blocks[(i,) + (0,) * (a.ndim - 1)] for n, a in arrays.items()}
+        found = whole(function, block, held)
+        for name, (shape, dtype) in outputs({n: (rows, *a.shape[1:]) for n, a in arrays.items()}).items():
+            blocks.setdefault(name, []).append(array.from_delayed(found[name], shape, dtype))
+    return {name: array.concatenate(parts) for name, parts in blocks.items()}
