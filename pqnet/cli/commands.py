@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,18 @@ from pqnet import Model, PQNetError, Recipe
 from pqnet.cli.data import (
     check_output,
     codec_text,
+    open_inputs,
     read_inputs,
     read_labels,
-    read_samples,
-    sample_files,
     write_outputs,
 )
 from pqnet.cli.plan import check_curve, outputs_for, plans_for, read_source, write_curve
 from pqnet.graph.ranges import input_ranges
 from pqnet.io import graph_nbytes, output_folder, relative_differences
 from pqnet.pipeline import Agreement, FileSizes, Plan, Statistics, resolve_recipe
-from pqnet.pipeline.batches import iterate_batches
-from pqnet.pipeline.evaluate import accuracies, class_scores, count_samples, run_batches
+from pqnet.pipeline.batches import iterate_batches, sample_files
+from pqnet.pipeline.cluster import connected
+from pqnet.pipeline.evaluate import accuracies, class_scores, count_samples, cut_samples, run_batches, run_many
 from pqnet.pipeline.rates import codec_nbytes
 from pqnet.processing import Processing
 from pqnet.report.layers import describe_layers
@@ -36,8 +37,9 @@ def calibrate(args: argparse.Namespace) -> None:
     check_output(args.output, (".h5",))
     model = pqnet.load(args.model)
     others = [pqnet.load_statistics(path) for path in args.merge]
-    data = read_samples(args.calibration, list(model.inputs))
-    stats = pqnet.calibrate(model, data, seed=args.seed, threads=args.threads, progress=True)
+    data = open_inputs(args.calibration, list(model.inputs))
+    with connected(args.scheduler, args.workers) as client:
+        stats = pqnet.calibrate(model, data, client=client, seed=args.seed, threads=args.threads, progress=True)
     for other in others:
         stats = stats.merge(other)
     stats.save(args.output)
@@ -58,10 +60,19 @@ def quantize(args: argparse.Namespace) -> None:
     recipe: Any = args.preset or (Recipe.read(args.recipe) if args.recipe else None)
     model = pqnet.load(args.model)
     source = read_source(args, model, "quantize")
-    plans: list[Plan | None] = [*plans_for(args, model, source)] if args.target_size else [None]
+    with connected(args.scheduler, args.workers) as client:
+        rows = _quantize_all(args, model, recipe, source, outputs, client)
+    write_curve(args, rows)
+
+
+def _quantize_all(
+    args: argparse.Namespace, model: Model, recipe: Any, source: Any, outputs: list[str], client: Any
+) -> list[dict[str, Any]]:
+    """Write a file for each size asked for, or one for a recipe; return what the curve has of each size."""
+    plans: list[Plan | None] = [*plans_for(args, model, source, client)] if args.target_size else [None]
     rows = []
     for made, output in zip(plans, outputs, strict=True):
-        small = _quantized(args, model, recipe if made is None else made.recipe, source)
+        small = _quantized(args, model, recipe if made is None else made.recipe, source, client)
         if made is not None and (got := graph_nbytes(small.graph, small.golden)) > made.target:
             raise PQNetError(f"target-size: expected a file of at most {made.target} bytes, got {got}; report this")
         small.save(output)
@@ -71,7 +82,7 @@ def quantize(args: argparse.Namespace) -> None:
             rows.append(
                 {"bytes": os.path.getsize(output), "predicted_error": made.error, **_kept(args, model, small, source)}
             )
-    write_curve(args, rows)
+    return rows
 
 
 def _print_sizes(args: argparse.Namespace) -> None:
@@ -89,7 +100,7 @@ def _print_sizes(args: argparse.Namespace) -> None:
     print(f"file at most {nbytes} bytes ({nbytes / 2**20:.2f} MiB), {files.most / nbytes:.1f}x smaller")
 
 
-def _quantized(args: argparse.Namespace, model: Model, recipe: Any, source: Any) -> Model:
+def _quantized(args: argparse.Namespace, model: Model, recipe: Any, source: Any, client: Any) -> Model:
     small = pqnet.quantize(
         model,
         recipe,
@@ -106,6 +117,7 @@ def _quantized(args: argparse.Namespace, model: Model, recipe: Any, source: Any)
         permute=args.permute or None,
         activations=args.activations,
         max_drop=args.max_drop,
+        client=client,
         seed=args.seed,
         threads=args.threads,
     )
@@ -131,7 +143,7 @@ def run(args: argparse.Namespace) -> None:
     names = list(model.inputs)
     suffixes = (".npy", ".npz") if len(model.outputs) == 1 else (".npz",)
     if args.input:
-        given = read_samples(args.input, names)
+        given = open_inputs(args.input, names)
     else:
         given = pqnet.prepare(model, images=args.image, texts=args.text, folder=Path(args.model).parent)
     batches = given if isinstance(given, list) else [given]
@@ -144,20 +156,40 @@ def run(args: argparse.Namespace) -> None:
         else:
             output_folder(args.output, "--output")
     labels = None if args.labels is None else read_labels(args.labels, sum(map(count_samples, batches)))
-    outputs = [run_batches(model, inputs, args.batch, args.threads) for inputs in batches]
+    files = [args.output]
+    if args.output is not None and isinstance(given, list):
+        stems = [f.stem for f in sample_files(args.input[0])] if args.input else map(str, range(len(batches)))
+        files = [str(Path(args.output) / f"{stem}{suffixes[0]}") for stem in stems]
+    with connected(args.scheduler, args.workers) as client:
+        each = _outputs(args, model, given, client)
+        if labels is None and args.output is not None:
+            for file, found in zip(files, each, strict=True):
+                _write(file, found)
+            return
+        outputs = list(each)
     if labels is not None:
         _print_accuracy(_joined(outputs), labels)
     if args.output is None:
         if labels is None:
             _print_likeliest(model, shown, outputs)
         return
-    files = [args.output]
-    if isinstance(given, list):
-        stems = [f.stem for f in sample_files(args.input[0])] if args.input else map(str, range(len(batches)))
-        files = [str(Path(args.output) / f"{stem}{suffixes[0]}") for stem in stems]
     for file, found in zip(files, outputs, strict=True):
-        write_outputs(file, found)
-        print(f"{file}: " + ", ".join(f"{name} {a.dtype} {a.shape}" for name, a in found.items()))
+        _write(file, found)
+
+
+def _outputs(args: argparse.Namespace, model: Model, given: Any, client: Any) -> Iterator[dict[str, np.ndarray]]:
+    """Yield the outputs of each file of a folder, or those of one input, which is run in pieces."""
+    options = {"batch": args.batch, "client": client, "threads": args.threads}
+    if isinstance(given, list):
+        yield from run_many(model, given, **options)
+        return
+    parts = list(run_many(model, cut_samples(model, given, args.batch), **options))
+    yield parts[0] if len(parts) == 1 else {n: np.concatenate([part[n] for part in parts]) for n in parts[0]}
+
+
+def _write(file: str, outputs: dict[str, np.ndarray]) -> None:
+    write_outputs(file, outputs)
+    print(f"{file}: " + ", ".join(f"{name} {a.dtype} {a.shape}" for name, a in outputs.items()))
 
 
 def _print_likeliest(model: Model, shown: list[str], outputs: list[dict[str, np.ndarray]]) -> None:

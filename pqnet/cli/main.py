@@ -9,7 +9,7 @@ from typing import Any
 
 from pqnet import PQNetError, __version__
 from pqnet.cli import bench, commands, compress, convert, demo, doctor, plan, report, train
-from pqnet.cli.parser import Parser, add_common, add_data, at_least, free_size
+from pqnet.cli.parser import Parser, add_cluster, add_common, add_data, at_least, free_size
 
 __all__ = ["build_parser", "main"]
 
@@ -84,6 +84,7 @@ def _calibrate(sub: Any) -> None:
     add_data(p, "--calibration", "calibration samples", folders=True)
     p.add_argument("--merge", action="append", default=[], metavar="STATS", help="statistics file to add; repeatable")
     p.add_argument("-o", "--output", required=True, help="statistics file to write")
+    add_cluster(p)
     add_common(p)
 
 
@@ -103,6 +104,7 @@ def _plan(sub: Any) -> None:
     _add_metric(p, "full")
     p.add_argument("--dry-run", action="store_true", help="print the plan, write nothing")
     p.add_argument("-o", "--output", help="recipe file (YAML) to write")
+    add_cluster(p)
     add_common(p)
 
 
@@ -139,6 +141,7 @@ def _quantize(sub: Any) -> None:
         "--dry-run", action="store_true", help="of a preset or recipe: print codecs and the file's bytes, without data"
     )
     p.add_argument("-o", "--output", help="model file to write")
+    add_cluster(p)
     add_common(p)
 
 
@@ -159,6 +162,7 @@ def _compress(sub: Any) -> None:
     _add_curve(p, "bytes, predicted error, what is kept, of every size tried", "try")
     p.add_argument("--checkpoint", metavar="DIR", help="folder of finished layers: run again to go on after a stop")
     p.add_argument("-o", "--output", required=True, help="model file to write")
+    add_cluster(p)
     add_common(p)
 
 
@@ -294,6 +298,7 @@ def _run(sub: Any) -> None:
     _add_compute(p)
     _add_batch(p)
     p.add_argument("-o", "--output", help=".npy file to write; .npz for several outputs; a folder for one")
+    add_cluster(p)
     add_common(p)
 
 

@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 
 from pqnet import PQNetError
 
-__all__ = ["Parser", "add_common", "add_data", "at_least", "free_size"]
+__all__ = ["Parser", "add_cluster", "add_common", "add_data", "at_least", "free_size"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -41,6 +41,16 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         "--threads",
         type=at_least(1),
         help="cores to use (default all); quantization gives the same bytes for any number",
+    )
+
+
+def add_cluster(parser: argparse.ArgumentParser) -> None:
+    """Add the options for other processes and machines, see `pqnet.pipeline.cluster.connected`."""
+    parser.add_argument(
+        "--workers", type=at_least(1), help="processes to start here, which share the cores; same bytes"
+    )
+    parser.add_argument(
+        "--scheduler", metavar="ADDRESS", help="of a Dask cluster, such as tcp://10.0.0.1:8786; same bytes"
     )
 
 

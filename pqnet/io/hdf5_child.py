@@ -2,8 +2,8 @@
 
 A program that imports nothing of pqnet. To its standard output it writes lines of JSON: for every array of the file
 that its argument names one with name, dtype and shape, and for each part of its numbers one that says how many bytes
-follow; last ``end``, or at any place what is wrong. Asked for ``headers`` it writes no numbers, and for ``[name, [[start,
-stop], ...]]`` these rows of one array.
+follow; last ``end``, or at any place what is wrong. Asked for ``headers`` it writes no numbers, and for
+``[name, [[start, stop], ...]]`` these rows of one array.
 """
 
 import json

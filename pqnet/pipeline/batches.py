@@ -17,6 +17,7 @@ __all__ = [
     "Batch",
     "check_samples",
     "cut_batches",
+    "from_files",
     "hold_out",
     "is_array",
     "iterate_batches",
@@ -25,6 +26,7 @@ __all__ = [
     "read_batches",
     "sample_files",
     "samples_of",
+    "whole_files",
 ]
 
 Batch = dict[str, np.ndarray]
@@ -63,13 +65,14 @@ def cut_batches(graph: Graph, data: Any) -> Iterator[Mapping[str, Any]]:
 
 def read_batches(graph: Graph, unread: Sequence[Mapping[str, Any]]) -> list[Batch]:
     """Return checked batches; rows in files that follow one another are read at once."""
-    checked = [check_inputs(graph, batch) for batch in _from_files(unread)]
+    checked = [check_inputs(graph, batch) for batch in from_files(unread)]
     for batch in checked:
         graph.bind_symbols({name: a.shape for name, a in batch.items()})
     return checked
 
 
-def _from_files(unread: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def from_files(unread: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return batches with what lies in files read, unchecked."""
     batches = [dict(batch) for batch in unread]
     for name in {name for batch in batches for name in batch}:
         places = [batch for batch in batches if isinstance(batch.get(name), FileRows)]
@@ -92,7 +95,7 @@ def open_samples(path: str | Path, names: Sequence[str]) -> Any:
             got = sorted(found) if isinstance(found, dict) else "one without a name"
             raise PQNetError(f"{path}: expected arrays for {list(names)}, got {got}; use .npz or .h5 for several")
         return {name: arrays[name] for name in names}
-    return [_whole(open_samples(file, names)) for file in sample_files(path)]
+    return [whole_files(open_samples(file, names)) for file in sample_files(path)]
 
 
 def sample_files(folder: str | Path) -> list[Path]:
@@ -103,7 +106,8 @@ def sample_files(folder: str | Path) -> list[Path]:
     return files
 
 
-def _whole(arrays: Mapping[str, Any]) -> dict[str, Any]:
+def whole_files(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arrays as one batch, still unread."""
     return {name: a.part(slice(None)) if isinstance(a, FileArray) else a for name, a in arrays.items()}
 
 

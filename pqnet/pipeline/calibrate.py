@@ -17,7 +17,7 @@ from pqnet.graph.graph import param_info
 from pqnet.graph.op import get_op
 from pqnet.io import network_digest
 from pqnet.pipeline.batches import Batch, cut_batches, read_batches, samples_of
-from pqnet.pipeline.cluster import Tasks, task_threads
+from pqnet.pipeline.cluster import Tasks
 from pqnet.pipeline.moments import input_rows, operand, positions_needed, row_moments, token_counts
 from pqnet.pipeline.padding import real_positions
 from pqnet.pipeline.progress import progress_bar
@@ -26,7 +26,7 @@ from pqnet.pipeline.sweep import Values, sweep
 from pqnet.runtime import Model
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from pqnet.pipeline.cluster import Client
 
 __all__ = ["calibrate", "statistics_of_inputs"]
 
@@ -94,7 +94,7 @@ class _Survey:
         n: int,
         give: Callable[[_Part], None],
     ) -> None:
-        """Give the sums of what the weight of a node is multiplied with, ``seen(i)`` in batch i of n, shard by shard."""
+        """Give the sums of what a weight is multiplied with, ``seen(i)`` in batch i of n, shard by shard."""
         name, rule = self.uses[node.name], weight_op(node.op)
         shape = tuple(self.graph.params[node.params["weight"]].shape)
         wanted = positions_needed(math.prod(shape[1:]))
@@ -203,7 +203,7 @@ def calibrate(
     seed : int
         Of the positions.
     threads : int, optional
-        Default: all cores, on a cluster one for each task. The result does not depend on it.
+        Default: all cores, on a cluster those of a worker. The result does not depend on it.
     progress : bool
         Show a progress bar on a terminal.
 
@@ -226,12 +226,12 @@ def calibrate(
     """
     if not isinstance(model, Model):
         raise _check.error("model", "a pqnet.Model", _check.describe(model))
-    seed, threads, tasks = _check.rng_seed(seed), task_threads(client, threads), Tasks(client)
+    seed, here, tasks = _check.rng_seed(seed), default_threads(threads), Tasks(client)
     unread = cut_batches(model.graph, batches)
     totals = _Totals(model.graph)
     with blas_limit(1), progress_bar(progress, "calibrate", "sample") as bar:
         if client is None:
-            near = _measure_here(model, unread, seed, threads, totals.add, bar.update)
+            near = _measure_here(model, unread, seed, here, totals.add, bar.update)
         else:
             near = _measure_there(tasks, model, unread, seed, threads, totals.add, bar.update)
     return totals.statistics(near)
@@ -259,7 +259,7 @@ def _measure_there(
     model: Model,
     unread: Iterator[Mapping[str, Any]],
     seed: int,
-    threads: int,
+    threads: int | None,
     give: Callable[[_Part], None],
     done: Callable[[int], Any],
 ) -> Near:
@@ -287,16 +287,17 @@ def _measure_there(
     return near
 
 
-def _find_near(seed: int, threads: int, first: list[Mapping[str, Any]], model: Model) -> Near:
-    return _Survey(model.graph, seed, threads).find_near(*read_batches(model.graph, first))
+def _find_near(seed: int, threads: int | None, first: list[Mapping[str, Any]], model: Model) -> Near:
+    return _Survey(model.graph, seed, default_threads(threads)).find_near(*read_batches(model.graph, first))
 
 
 def _measure_shard(
-    seed: int, threads: int, shard: tuple[list[Mapping[str, Any]], int], model: Model, near: Near
+    seed: int, threads: int | None, shard: tuple[list[Mapping[str, Any]], int], model: Model, near: Near
 ) -> list[_Part]:
     parts: list[_Part] = []
     unread, start = shard
-    _Survey(model.graph, seed, threads, near).add(read_batches(model.graph, unread), start, parts.append)
+    survey = _Survey(model.graph, seed, default_threads(threads), near)
+    survey.add(read_batches(model.graph, unread), start, parts.append)
     return parts
 
 

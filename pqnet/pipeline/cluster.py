@@ -1,16 +1,16 @@
 """Work given to the workers of a Dask cluster, or without one done here: everything in pqnet that knows Dask.
 
-How work is cut into tasks, and the order in which results are put together, never depends on who does it. So results are
-the same, to the last byte, for any number of workers of one kind of CPU, and without any.
+How work is cut into tasks, and the order in which results are put together, never depends on who does it. So results
+are the same, to the last byte, for any number of workers of one kind of CPU, and without any.
 """
 
 import logging
+import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
@@ -21,19 +21,19 @@ from pqnet.errors import PQNetError
 from pqnet.kernels import cpu
 
 if TYPE_CHECKING:
-    from distributed import Client, Future
+    from distributed import Client as Client
+    from distributed import Future
 
-__all__ = ["Shared", "Tasks", "connected", "dask", "task_threads"]
+__all__ = ["Shared", "Tasks", "connected", "dask", "dask_blocks"]
 
 T = TypeVar("T")
 
 SECONDS = 5.0  # to wait for a scheduler, and for its first worker
 AHEAD = 2  # tasks for each thread of the workers that are given out before their results are taken
-LARGE = 1 << 20  # bytes that travel to a worker past the scheduler
-ATTEMPTS = 10  # of a task whose inputs are lost with the workers that had them
+ATTEMPTS = 8  # of a step that fails as workers go away, 13 s in all
 
 
-def dask(name: str = "distributed") -> ModuleType:
+def dask(name: str = "distributed") -> Any:
     """Import a part of Dask, or say how to install it."""
     try:
         if name == "dask.array":
@@ -45,11 +45,6 @@ def dask(name: str = "distributed") -> ModuleType:
         return distributed
     except ModuleNotFoundError as missing:
         raise PQNetError(f"client: needs the package {missing.name!r}; pip install 'pqnet[cluster]'") from None
-
-
-def task_threads(client: "Client | None", threads: int | None) -> int:
-    """Return how many threads a task has: all cores without a cluster; on one, one unless more are asked for."""
-    return default_threads(threads) if client is None or threads is not None else 1
 
 
 @dataclass
@@ -88,6 +83,11 @@ class Tasks:
         """Return a value such that `map` sends it to each worker only once."""
         return Shared(value)
 
+    @property
+    def _client(self) -> "Client":
+        assert self.client is not None
+        return self.client
+
     def capacity(self) -> int:
         """Return how many tasks are under way at most."""
         return 1 if self.client is None else AHEAD * max(1, sum(self.client.nthreads().values()))
@@ -112,38 +112,49 @@ class Tasks:
             while waiting:
                 yield self._result(waiting.popleft())
         finally:
-            if waiting:
+            if waiting and self.client.status == "running":
                 self.client.cancel([task.future for task in waiting])
 
     def _begin(self, function: Callable[..., Any], item: Any, shared: tuple[Shared[Any], ...]) -> _Task:
-        client = self.client
-        assert client is not None
-        with _lost_scheduler(client):
-            for one in shared:
-                if one.future is None or not client.who_has([one.future]).get(one.future.key):
-                    one.future = _scattered(client, one.value, broadcast=True)
-            sent = _scattered(client, item) if _nbytes(item) > LARGE else item
-            futures = [one.future for one in shared]
-            return _Task(function, item, shared, client.submit(_call, function, sent, *futures, pure=False))
+        return _again(self._client, lambda: self._submit(function, item, shared))
+
+    def _submit(self, function: Callable[..., Any], item: Any, shared: tuple[Shared[Any], ...]) -> _Task:
+        client = self._client
+        for one in shared:
+            if one.future is None or one.future.status != "finished" or not any(client.who_has([one.future]).values()):
+                one.future = _scattered(client, one.value, broadcast=True)
+        futures = [_scattered(client, item), *(one.future for one in shared)]
+        return _Task(function, item, shared, client.submit(_call, function, *futures, pure=False))
 
     def _result(self, task: _Task) -> Any:
-        assert self.client is not None
-        distributed = dask()
-        for _ in range(ATTEMPTS):
-            with _lost_scheduler(self.client):
-                try:
-                    return task.future.result()
-                except distributed.client.FutureCancelledError:
-                    # Data that were sent, not computed, are gone with the last worker that had them.
-                    if self.client.status != "running":
-                        raise
-                    task = self._begin(task.function, task.item, task.shared)
-                except distributed.scheduler.KilledWorker as reason:
-                    raise PQNetError(
-                        f"client: expected workers that survive a task, but {reason.allowed_failures + 1} of them died "
-                        "in the same one; most likely memory: give each worker more, or run fewer on a machine"
-                    ) from None
-        raise PQNetError(f"client: expected workers that stay, but the data of a task were lost {ATTEMPTS} times")
+        """Return what a task returns; one whose inputs are gone with the last worker that had them is begun again."""
+        tried = [task]
+
+        def result() -> Any:
+            if tried[-1].future.cancelled():
+                tried.append(self._submit(task.function, task.item, task.shared))
+            return tried[-1].future.result()
+
+        return _again(self._client, result)
+
+
+def _again(client: "Client", step: Callable[[], T]) -> T:
+    """Return the result of a step that is repeated while workers go away under it."""
+    distributed = dask()
+    lost = (distributed.client.FutureCancelledError, distributed.client.FuturesCancelledError)
+    for attempt in range(ATTEMPTS):
+        try:
+            return step()
+        except distributed.scheduler.KilledWorker as reason:
+            raise PQNetError(
+                f"client: expected workers that survive a task, but {reason.allowed_failures + 1} of them died in the "
+                "same one; most likely memory: give each worker more, or run fewer on a machine"
+            ) from None
+        except (*lost, distributed.comm.CommClosedError) as reason:
+            if client.status != "running":
+                raise PQNetError(f"client: the connection to the scheduler was lost: {reason}") from None
+            time.sleep(0.05 * 2**attempt)
+    raise PQNetError(f"client: expected workers that stay, but {ATTEMPTS} times what one had been sent was lost")
 
 
 def _call(function: Callable[..., T], item: Any, *shared: Any) -> T:
@@ -154,26 +165,6 @@ def _call(function: Callable[..., T], item: Any, *shared: Any) -> T:
 def _scattered(client: "Client", value: Any, broadcast: bool = False) -> "Future":
     [future] = client.scatter([value], broadcast=broadcast, hash=False)  # a dict alone would become many
     return future
-
-
-def _nbytes(item: Any) -> int:
-    from dask.sizeof import sizeof
-
-    return int(sizeof(item))
-
-
-@contextmanager
-def _lost_scheduler(client: "Client") -> Iterator[None]:
-    """Say in one line that a scheduler went away; errors of tasks pass."""
-    distributed = dask()
-    try:
-        yield
-    except (distributed.client.FutureCancelledError, distributed.comm.CommClosedError, TimeoutError) as reason:
-        raise PQNetError(f"client: the connection to the scheduler was lost ({reason}); finished work is lost") from None
-    except OSError:
-        if client.status == "running":
-            raise
-        raise PQNetError("client: the connection to the scheduler was lost") from None
 
 
 # -- workers -----------------------------------------------------------------------------------------------------
@@ -218,7 +209,7 @@ def connected(scheduler: str | None, workers: int | None) -> "Iterator[Client | 
     scheduler : str, optional
         Address such as ``tcp://10.0.0.1:8786``.
     workers : int, optional
-        Processes to start here, each for one task at a time.
+        Processes to start here, each for one task at a time, to which the cores are shared out.
     """
     if scheduler is not None and workers is not None:
         raise PQNetError("expected --scheduler or --workers, got both")
@@ -227,7 +218,12 @@ def connected(scheduler: str | None, workers: int | None) -> "Iterator[Client | 
         return
     distributed = dask()
     if workers is not None:
-        options = {"dashboard_address": None, "memory_limit": 0, "silence_logs": logging.CRITICAL}
+        options: dict[str, Any] = {
+            "dashboard_address": "127.0.0.1:0",
+            "memory_limit": 0,
+            "silence_logs": logging.CRITICAL,
+        }
+        options["env"] = {"PQNET_NUM_THREADS": str(max(1, default_threads() // workers))}
         with (
             distributed.LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, **options) as cluster,
             distributed.Client(cluster) as client,

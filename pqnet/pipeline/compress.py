@@ -21,7 +21,7 @@ from pqnet.pipeline.target import float_weights
 from pqnet.runtime import Model
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from pqnet.pipeline.cluster import Client
 
 __all__ = ["Compressed", "Try", "compress"]
 
@@ -142,7 +142,7 @@ def compress(
     seed : int
         Of the choice of held-out samples, and of the codes.
     threads : int, optional
-        Default: all cores, on a cluster one for each task.
+        Default: all cores, on a cluster those of a worker.
     progress : bool
         Show progress bars on a terminal.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pqnet import _check
-from pqnet._threads import blas_limit
+from pqnet._threads import blas_limit, default_threads
 from pqnet.codecs import PQ, Codec
 from pqnet.errors import ConfigError, of_layer
 from pqnet.graph import Node
@@ -17,7 +17,7 @@ from pqnet.graph.affine import FreeAffine
 from pqnet.pipeline.allocate import allocations
 from pqnet.pipeline.batches import Batch, hold_out
 from pqnet.pipeline.calibrate import calibrate
-from pqnet.pipeline.cluster import Tasks, task_threads
+from pqnet.pipeline.cluster import Tasks
 from pqnet.pipeline.moments import METRICS
 from pqnet.pipeline.progress import progress_bar
 from pqnet.pipeline.rates import Choice, LayerRates, codec_nbytes
@@ -28,7 +28,7 @@ from pqnet.pipeline.target import FileSizes, float_weights
 from pqnet.runtime import Model
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from pqnet.pipeline.cluster import Client
 
 __all__ = ["Measured", "Plan", "PlannedLayer", "measure", "plan"]
 
@@ -135,7 +135,7 @@ def plan(
         Measure layers on the workers of a Dask cluster, to the same plan.
     seed : int
     threads : int, optional
-        Default: all cores, on a cluster one for each task. The result does not depend on it.
+        Default: all cores, on a cluster those of a worker. The result does not depend on it.
     progress : bool
         Show a progress bar on a terminal.
 
@@ -230,7 +230,8 @@ def measure(
     weights, fast = float_weights(model), _is_fast(prefer)
     second_order = _check.choice(metric, "metric", METRICS) == "full"
     tasks = Tasks(client)
-    seed, threads = _check.rng_seed(seed), task_threads(client, threads)
+    _check.rng_seed(seed)
+    default_threads(threads)  # raises before work
     graph, layers = model.graph, model.graph.layers()
     only_statistics = isinstance(calibration, Statistics)
     if only_statistics:
@@ -274,7 +275,7 @@ class _Ways:
     fast: bool
     second_order: bool
     seed: int
-    threads: int
+    threads: int | None
 
 
 Known = Mapping[str, tuple[Moments, Moments | None]]  # by layer: of its inputs, and of other samples
@@ -290,7 +291,7 @@ def _measure_layers(
     ways: _Ways, known: Known, model: Model, some: list[Batch], done: Callable[[str], object] = str
 ) -> tuple[dict[str, list[Choice]], dict[str, float]]:
     """Return the choices of some layers, and how much of their errors reaches the outputs: 1 without samples."""
-    graph, layers = model.graph, model.graph.layers()
+    graph, layers, threads = model.graph, model.graph.layers(), default_threads(ways.threads)
     # `quantize` gives their outputs the means back, where it knows those of the inputs.
     names = [name for name, (moments, _) in known.items() if ways.second_order and moments.first is not None]
     affines = {name: found for name in names if (found := FreeAffine.find(graph, layers[name])) is not None}
@@ -303,7 +304,7 @@ def _measure_layers(
             np.asarray(graph.params[node.params["weight"]], np.float32),
             moments,
             ways.seed,
-            ways.threads,
+            threads,
             fast=ways.fast,
             second_order=ways.second_order,
             affine=affines.get(name),
@@ -320,7 +321,7 @@ def _measure_layers(
         return rates[node.name].perturbed()
 
     factors = {name: affine.gain for name, affine in affines.items()}
-    return options, network_gains(graph, some, perturb, known, ways.threads, factors)
+    return options, network_gains(graph, some, perturb, known, threads, factors)
 
 
 def _is_fast(prefer: str) -> bool:

@@ -21,7 +21,7 @@ from pqnet.pipeline.activations import check_activations, integer_inputs
 from pqnet.pipeline.balance import BALANCED, balance
 from pqnet.pipeline.batches import Batch, hold_out, iterate_batches
 from pqnet.pipeline.checkpoint import LayerFiles, resumable
-from pqnet.pipeline.cluster import Tasks, task_threads
+from pqnet.pipeline.cluster import Tasks
 from pqnet.pipeline.layerwise import FromData
 from pqnet.pipeline.modes import check_calibration, choose_options, integers_instead, mode_search
 from pqnet.pipeline.moments import doubted, layer_metric, output_error, output_squares, relative, share_to_doubt
@@ -36,12 +36,14 @@ from pqnet.pipeline.sweep import Values, sweep
 from pqnet.runtime import Model
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from pqnet.pipeline.cluster import Client
 
 __all__ = ["quantize"]
 
 
-def _one_by_one(run: Run, statistics: Statistics | None, folder: Path | None, tasks: Tasks, threads: int) -> None:
+def _one_by_one(
+    run: Run, statistics: Statistics | None, folder: Path | None, tasks: Tasks, threads: int | None
+) -> None:
     layers = [node for node in run.graph.layers().values() if node.name in run.codecs]
     if statistics is not None:
         for node in layers:  # all, before work
@@ -50,21 +52,25 @@ def _one_by_one(run: Run, statistics: Statistics | None, folder: Path | None, ta
     keys = {} if files is None else {node.name: files.key(node) for node in layers}
     left = [node for node in layers if files is None or not files.replay(node, keys[node.name])]
     items = [(node, None if statistics is None else statistics.layers[node.name]) for node in left]
-    alone = replace(run, graph=replace(run.graph, params=dict(run.graph.params)), threads=threads, bar=None, report={})
-    found = tasks.map(_change_alone, items, tasks.share(alone))
+    alone = replace(run, graph=replace(run.graph, params=dict(run.graph.params)), bar=None, report={})
+    found = tasks.map(partial(_change_alone, threads), items, tasks.share(alone))
     for node, (changed, report) in zip(left, found, strict=True):
         before = dict(run.graph.params)
         run.graph.params |= changed
         run.done(node, report)
         if files is not None:
             files.store(node, keys[node.name], before)
+    run.report = {node.name: run.report[node.name] for node in layers}
 
 
-def _change_alone(item: tuple[Node, Moments | None], run: Run) -> tuple[dict[str, Param], dict[str, Any]]:
+def _change_alone(
+    threads: int | None, item: tuple[Node, Moments | None], run: Run
+) -> tuple[dict[str, Param], dict[str, Any]]:
     """Return the parameters that quantizing a layer changes, and what is reported of it."""
     node, moments = item
     before = run.graph.params
-    run = replace(run, graph=replace(run.graph, params=dict(before)), report={})
+    own = replace(run.graph, params=dict(before))
+    run = replace(run, graph=own, threads=default_threads(threads), report={})
     _alone(run, moments, node)
     changed = {name: param for name, param in run.graph.params.items() if param is not before[name]}
     return changed, run.report[node.name]
@@ -231,7 +237,7 @@ def quantize(
         Search codes on the workers of a Dask cluster, to the same bytes: from statistics of all layers at once.
     seed : int
     threads : int, optional
-        Default: all cores, on a cluster one for each task. The bytes of the result do not depend on it.
+        Default: all cores, on a cluster those of a worker. The bytes of the result do not depend on it.
     progress : bool
         Show a progress bar on a terminal.
 
@@ -277,7 +283,7 @@ def quantize(
         raise ConfigError("finetune: expected an attribute 'key', text, to tell its results in a checkpoint, got none")
     search = mode_search(mode, chosen)
     folder = None if checkpoint is None else output_folder(checkpoint, "checkpoint")
-    tasks, elsewhere, threads = Tasks(client), task_threads(client, threads), default_threads(threads)
+    tasks, given, threads = Tasks(client), threads, default_threads(threads)
     with blas_limit(1), progress_bar(progress, "quantize", "layer", len(chosen)) as bar:
         teacher = separate_norm_statistics(model.graph)
         data = list(iterate_batches(model.graph, calibration)) if has_data else calibration
@@ -297,7 +303,7 @@ def quantize(
             shapes = {name: run.weight(node).shape for name, node in student.layers().items()}
             run.instead = integers_instead(chosen, shapes)
         if data is None or isinstance(data, Statistics):
-            _one_by_one(run, data, folder, tasks, elsewhere)
+            _one_by_one(run, data, folder, tasks, given)
         else:
             data, learned = hold_out(model.graph, data)
             visits = FromData(run, teacher, data, learned)
