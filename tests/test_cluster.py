@@ -24,6 +24,7 @@ from pqnet.demo import load_images, model_path
 from pqnet.graph import GraphBuilder, ValueInfo
 from pqnet.pipeline import cluster, measure, run_dask, run_many
 from pqnet.pipeline.cluster import Tasks
+from pqnet.pipeline.layerwise import FromData
 
 MODEL = small_net()
 # Ten batches of inputs far from zero: three shards, the last one not full.
@@ -106,6 +107,35 @@ def test_layers_and_plans_have_the_same_bytes(client: Client) -> None:
 
     here, there = (measure(MODEL, DATA[:64], client=c, progress=False) for c in (None, client))
     assert there.options == here.options and there.gains == here.gains
+
+
+def test_layers_that_are_given_the_same_are_packed_at_once_to_the_same_bytes(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    b = GraphBuilder({"input": ValueInfo(("batch", 16))}, {"batch": 2})
+    rng = np.random.default_rng(0)
+
+    def linear(x: str, name: str) -> str:
+        params = {"weight": rng.normal(size=(16, 16)).astype(np.float32), "bias": np.zeros(16, np.float32)}
+        return b.add("linear", x, name=name, params=params)
+
+    x = b.add("relu", linear("input", "first"))
+    gated = b.add("mul", linear(x, "gate"), b.add("relu", linear(x, "up")))  # at once
+    x = b.add("add", linear(gated, "down"), linear(gated, "beside"))  # each makes up for what the other lacks
+    model = Model(b.build({"output": x}))
+    data, recipe = rng.normal(size=(300, 16)).astype(np.float32), {"default": PQ(8, 2)}
+    expected = saved(pqnet.quantize(model, recipe, data, progress=False))
+    waves: list[list[str]] = []
+    wave = FromData._wave
+
+    def seen(self: FromData, node: Any, values: Any) -> Any:
+        found = wave(self, node, values)
+        waves.append([node.name, *(other.name for other in found)])
+        return found
+
+    monkeypatch.setattr(FromData, "_wave", seen)
+    assert saved(pqnet.quantize(model, recipe, data, client=client, progress=False)) == expected
+    assert waves == [["first"], ["gate", "up"], ["up"], ["down"], ["beside"]]
 
 
 def test_outputs_are_the_same_in_pieces_files_and_dask_arrays(client: Client) -> None:

@@ -92,6 +92,13 @@ class Tasks:
         """Return how many tasks are under way at most."""
         return 1 if self.client is None else AHEAD * max(1, sum(self.client.nthreads().values()))
 
+    def begin(self, function: Callable[..., T], item: Any) -> Callable[[], T]:
+        """Begin a call, without a cluster only when its result is asked for; return what returns the result."""
+        if self.client is None:
+            return lambda: function(item)
+        task = self._begin(function, item, ())
+        return lambda: self._result(task)
+
     def map(self, function: Callable[..., T], items: Iterable[Any], *shared: Shared[Any]) -> Iterator[T]:
         """Yield ``function(item, *shared values)`` of each item, in order.
 

@@ -234,7 +234,8 @@ def quantize(
         it is searched again: with data a layer and those after it, else the layer. Files of earlier calls are left
         alone, damaged ones made anew with a warning; deleting any is safe.
     client : distributed.Client, optional
-        Search codes on the workers of a Dask cluster, to the same bytes: from statistics of all layers at once.
+        Search codes on the workers of a Dask cluster, to the same bytes: from statistics those of all layers at once,
+        with data those of layers whose inputs are there together, such as queries, keys and values.
     seed : int
     threads : int, optional
         Default: all cores, on a cluster those of a worker. The bytes of the result do not depend on it.
@@ -306,7 +307,7 @@ def quantize(
             _one_by_one(run, data, folder, tasks, given)
         else:
             data, learned = hold_out(model.graph, data)
-            visits = FromData(run, teacher, data, learned)
+            visits = FromData(run, teacher, data, learned, tasks, given)
             visit = visits.visit if finetune is None else partial(_and_finetune, run, visits.visit, finetune)
             visit = resumable(
                 visit, folder, run, data, getattr(finetune, "key", None), getattr(finetune, "writes", True)
