@@ -209,10 +209,7 @@ def npy_header(path: Path) -> NpyHeader | None:
         if stream.read(2) == b"PK":
             return None
         stream.seek(0)
-        header = _header(stream, os.fstat(stream.fileno()).st_size)
-        if header.dtype.hasobject:
-            raise FormatError("Python objects")
-        return header
+        return _header(stream, os.fstat(stream.fileno()).st_size)
 
 
 def _header(stream: Any, nbytes: int) -> NpyHeader:

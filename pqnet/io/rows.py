@@ -100,7 +100,7 @@ def open_arrays(path: Path) -> "np.ndarray | FileArray | dict[str, np.ndarray] |
     if File(name).suffix in (".h5", ".hdf5"):
         return {key: FileArray(whole, key, shape, dtype) for key, (shape, dtype) in array_headers(name).items()}
     header = npy_header(name)
-    if header is None or not header.shape:
+    if header is None or not header.shape or header.dtype.kind not in "fiub":  # for what it says of the others
         return read_numpy(name)
     return FileArray(whole, None, header.shape, header.dtype)
 
