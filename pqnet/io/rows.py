@@ -27,6 +27,7 @@ class FileArray:
         Of the array in an HDF5 file; None in a .npy file.
     shape : tuple of int
     dtype : dtype
+        In the byte order of the machine.
     """
 
     path: str
@@ -102,7 +103,7 @@ def open_arrays(path: Path) -> "np.ndarray | FileArray | dict[str, np.ndarray] |
     header = npy_header(name)
     if header is None or not header.shape or header.dtype.kind not in "fiub":  # for what it says of the others
         return read_numpy(name)
-    return FileArray(whole, None, header.shape, header.dtype)
+    return FileArray(whole, None, header.shape, header.dtype.newbyteorder("="))
 
 
 def read_rows(parts: Sequence[FileRows]) -> list[np.ndarray]:
@@ -126,18 +127,18 @@ def _read(array: FileArray, ranges: list[tuple[int, int]]) -> np.ndarray:
 
 def _npy_rows(array: FileArray, ranges: list[tuple[int, int]]) -> np.ndarray:
     header = npy_header(array.path)
-    if header is None or (header.shape, header.dtype) != (array.shape, array.dtype):
+    if header is None or (header.shape, header.dtype.newbyteorder("=")) != (array.shape, array.dtype):
         raise PQNetError(f"{array.path}: expected {array.dtype} of shape {array.shape} as before, got another array")
     if header.fortran:
-        whole = np.asarray(read_numpy(array.path))
+        whole = np.asarray(read_numpy(array.path), array.dtype)
         return np.concatenate([whole[start:stop] for start, stop in ranges])
     row, found = math.prod(array.shape[1:]), []
     try:
         with open(array.path, "rb") as stream:
             for start, stop in ranges:
                 stream.seek(header.offset + start * row * array.dtype.itemsize)
-                found.append(np.fromfile(stream, array.dtype, (stop - start) * row))
+                found.append(np.fromfile(stream, header.dtype, (stop - start) * row))
     except OSError as reason:
         raise PQNetError(f"{array.path}: cannot read it: {reason.strerror}") from None
-    numbers = found[0] if len(found) == 1 else np.concatenate(found)
-    return numbers.reshape(-1, *array.shape[1:]) if row else np.empty((sum(b - a for a, b in ranges), *array.shape[1:]))
+    numbers = np.asarray(found[0] if len(found) == 1 else np.concatenate(found), array.dtype)
+    return numbers.reshape(sum(b - a for a, b in ranges), *array.shape[1:])
