@@ -118,7 +118,7 @@ def plan(
     ----------
     model : Model
         The float network.
-    calibration : array, dict of arrays, iterable of either, or Statistics
+    calibration : array, dict of arrays, path, iterable of any of these, or Statistics
         Data, as for `quantize`; 64 samples of arrays are used. With statistics of `calibrate` only, a layer's
         relative output error counts the same in all layers.
     target_size : int or str

@@ -173,11 +173,11 @@ def quantize(
         each layer, see `Recipe`. None, with ``activations``, leaves all weights as they are.
         Of a preset, with the full metric, layers so small that codewords take most of their bytes become integers with
         a scale for each filter where these leave less error, in no more bytes; so do depthwise filters, in 4 bits.
-    calibration : array, dict of arrays, iterable of either, or Statistics
-        Data: layers are quantized in graph order, each from the inputs that the layers already quantized give it; of
-        eight samples or more every eighth is put aside, to damp by and to report errors of. The whole takes about two
-        forward passes, and memory for the values that later layers still need, of all samples. Where an input called
-        ``attention_mask``, of shape (batch, length), is zero, texts are padding and count not.
+    calibration : array, dict of arrays, path, iterable of any of these, or Statistics
+        Data, as for `calibrate`: layers are quantized in graph order, each from the inputs that the layers already
+        quantized give it; of eight samples or more every eighth is put aside, to damp by and to report errors of. The
+        whole takes about two forward passes, and memory for the values that later layers still need, of all samples.
+        Where an input called ``attention_mask``, of shape (batch, length), is zero, texts are padding and count not.
         Statistics of `calibrate`: every layer on its own. None is enough for ``metric="none"``.
     mode : {None, "bgd", "pqf", "ipq"}
         Find codes as published and no better, for comparison; metric, target, correct_bias and permute are the mode's.
