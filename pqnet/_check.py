@@ -65,6 +65,8 @@ def _pieces(value: Any) -> Iterator[str]:
 def _array(value: Any, name: str) -> np.ndarray:
     try:
         return np.asarray(value)
+    except PQNetError:  # of an array in a file
+        raise
     except ValueError:  # ragged nested lists
         raise error(name, "an array of numbers", describe(value)) from None
 

@@ -46,6 +46,9 @@ TABLE: dict[str, set[str]] = {
     "pqnet/pipeline": DATA
     | {f"pqnet.{name}" for name in ("_progress", "_threads", "fit", "graph", "io", "kernels", "runtime")}
     | {"yaml"},
+    "pqnet/pipeline/cluster.py": {"dask", "distributed", "numpy"}
+    | {f"pqnet.{name}" for name in ("_check", "_threads", "errors", "kernels")}
+    | {"pqnet"},
     "pqnet/processing": DATA | {"PIL", "pqnet.graph", "pqnet.runtime", "tokenizers", "yaml"},
     "pqnet/train": PUBLIC | {"pqnet._progress", "pqnet._threads", "numpy", "torch"},
     "pqnet/cli": PUBLIC | {"pqnet._progress", "pqnet.demo", "pqnet.report", "numpy", "rich", "shtab"},

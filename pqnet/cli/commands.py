@@ -2,6 +2,8 @@
 
 import argparse
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +11,13 @@ import numpy as np
 
 import pqnet
 from pqnet import Model, PQNetError, Recipe
-from pqnet._progress import progress_bar
+from pqnet._progress import progress_bar, tell
 from pqnet.cli.data import (
     check_output,
     codec_text,
+    open_inputs,
     read_inputs,
     read_labels,
-    read_samples,
-    sample_files,
     write_outputs,
 )
 from pqnet.cli.plan import check_curve, outputs_for, plans_for, read_source, write_curve
@@ -24,8 +25,9 @@ from pqnet.cli.table import Column, print_json, print_table
 from pqnet.graph.ranges import input_ranges
 from pqnet.io import graph_nbytes, output_folder, relative_differences
 from pqnet.pipeline import Agreement, FileSizes, Plan, Statistics, resolve_recipe
-from pqnet.pipeline.batches import iterate_batches
-from pqnet.pipeline.evaluate import accuracies, class_scores, count_samples, run_batches
+from pqnet.pipeline.batches import iterate_batches, sample_files
+from pqnet.pipeline.cluster import connected
+from pqnet.pipeline.evaluate import accuracies, class_scores, count_samples, cut_samples, run_batches, run_many
 from pqnet.pipeline.presets import with_half_stem
 from pqnet.pipeline.rates import codec_nbytes
 from pqnet.processing import Processing
@@ -38,8 +40,11 @@ def calibrate(args: argparse.Namespace) -> None:
     check_output(args.output, (".h5",))
     model = pqnet.load(args.model)
     others = [pqnet.load_statistics(path) for path in args.merge]
-    data = read_samples(args.calibration, list(model.inputs))
-    stats = pqnet.calibrate(model, data, seed=args.seed, threads=args.threads, progress=not args.quiet)
+    data = open_inputs(args.calibration, list(model.inputs))
+    with connected(args.scheduler, args.workers) as client:
+        stats = pqnet.calibrate(
+            model, data, client=client, seed=args.seed, threads=args.threads, progress=not args.quiet
+        )
     for other in others:
         stats = stats.merge(other)
     stats.save(args.output)
@@ -60,10 +65,19 @@ def quantize(args: argparse.Namespace) -> None:
     recipe: Any = args.preset or (Recipe.read(args.recipe) if args.recipe else None)
     model = pqnet.load(args.model)
     source = read_source(args, model, "quantize")
-    plans: list[Plan | None] = [*plans_for(args, model, source)] if args.target_size else [None]
+    with connected(args.scheduler, args.workers) as client:
+        rows = _quantize_all(args, model, recipe, source, outputs, client)
+    write_curve(args, rows)
+
+
+def _quantize_all(
+    args: argparse.Namespace, model: Model, recipe: Any, source: Any, outputs: list[str], client: Any
+) -> list[dict[str, Any]]:
+    """Write a file for each size asked for, or one for a recipe; return what the curve has of each size."""
+    plans: list[Plan | None] = [*plans_for(args, model, source, client)] if args.target_size else [None]
     rows = []
     for made, output in zip(plans, outputs, strict=True):
-        small = _quantized(args, model, recipe if made is None else made.recipe, source)
+        small = _quantized(args, model, recipe if made is None else made.recipe, source, client)
         if made is not None and (got := graph_nbytes(small.graph, small.golden)) > made.target:
             raise PQNetError(f"target-size: expected a file of at most {made.target} bytes, got {got}; report this")
         small.save(output)
@@ -73,7 +87,7 @@ def quantize(args: argparse.Namespace) -> None:
             rows.append(
                 {"bytes": os.path.getsize(output), "predicted_error": made.error, **_kept(args, model, small, source)}
             )
-    write_curve(args, rows)
+    return rows
 
 
 def _print_sizes(args: argparse.Namespace) -> None:
@@ -92,7 +106,7 @@ def _print_sizes(args: argparse.Namespace) -> None:
     print(f"file at most {nbytes} bytes ({nbytes / 2**20:.2f} MiB), {files.most / nbytes:.1f}x smaller")
 
 
-def _quantized(args: argparse.Namespace, model: Model, recipe: Any, source: Any) -> Model:
+def _quantized(args: argparse.Namespace, model: Model, recipe: Any, source: Any, client: Any) -> Model:
     small = pqnet.quantize(
         model,
         recipe,
@@ -110,6 +124,7 @@ def _quantized(args: argparse.Namespace, model: Model, recipe: Any, source: Any)
         activations=args.activations,
         observer=args.observer,
         max_drop=args.max_drop,
+        client=client,
         seed=args.seed,
         threads=args.threads,
         progress=not args.quiet,
@@ -136,7 +151,7 @@ def run(args: argparse.Namespace) -> None:
     names = list(model.inputs)
     suffixes = (".npy", ".npz") if len(model.outputs) == 1 else (".npz",)
     if args.input:
-        given = read_samples(args.input, names)
+        given = open_inputs(args.input, names)
     else:
         given = pqnet.prepare(model, images=args.image, texts=args.text, folder=Path(args.model).parent)
     batches = given if isinstance(given, list) else [given]
@@ -149,33 +164,47 @@ def run(args: argparse.Namespace) -> None:
         else:
             output_folder(args.output, "--output")
     labels = None if args.labels is None else read_labels(args.labels, sum(map(count_samples, batches)))
-    outputs = _run_all(model, batches, args)
+    files = [args.output]
+    if args.output is not None and isinstance(given, list):
+        stems = [f.stem for f in sample_files(args.input[0])] if args.input else map(str, range(len(batches)))
+        files = [str(Path(args.output) / f"{stem}{suffixes[0]}") for stem in stems]
+    with connected(args.scheduler, args.workers) as client:
+        each = _outputs(args, model, given, client)
+        if labels is None and args.output is not None:
+            for file, found in zip(files, each, strict=True):
+                _write(file, found)
+            return
+        outputs = list(each)
     if labels is not None:
         _print_accuracy(_joined(outputs), labels)
     if args.output is None:
         if labels is None:
             _print_likeliest(model, shown, outputs)
         return
-    files = [args.output]
-    if isinstance(given, list):
-        stems = [f.stem for f in sample_files(args.input[0])] if args.input else map(str, range(len(batches)))
-        files = [str(Path(args.output) / f"{stem}{suffixes[0]}") for stem in stems]
     for file, found in zip(files, outputs, strict=True):
-        write_outputs(file, found)
-        print(f"{file}: " + ", ".join(f"{name} {a.dtype} {a.shape}" for name, a in found.items()))
+        _write(file, found)
 
 
-def _run_all(model: Model, batches: list[Any], args: argparse.Namespace) -> list[dict[str, np.ndarray]]:
-    """Return the outputs of one file, or of each of several."""
-    show = not args.quiet
-    if len(batches) == 1:
-        return [run_batches(model, batches[0], args.batch, args.threads, show)]
-    outputs = []
-    with progress_bar(show, "run", "file", len(batches)) as bar:
-        for inputs in batches:
-            outputs.append(run_batches(model, inputs, args.batch, args.threads))
-            bar.update()
-    return outputs
+def _outputs(args: argparse.Namespace, model: Model, given: Any, client: Any) -> Iterator[dict[str, np.ndarray]]:
+    """Yield the outputs of each file of a folder, or those of one input, which is run in pieces."""
+    options = {"batch": args.batch, "client": client, "threads": args.threads}
+    if isinstance(given, list):
+        with progress_bar(not args.quiet, "run", "file", len(given)) as bar:
+            for outputs in run_many(model, given, **options):
+                bar.update()
+                yield outputs
+        return
+    parts, pieces = [], list(cut_samples(model, given, args.batch))
+    with progress_bar(not args.quiet, "run", "sample", count_samples(given)) as bar:
+        for piece, outputs in zip(pieces, run_many(model, pieces, **options), strict=True):
+            bar.update(count_samples(piece))
+            parts.append(outputs)
+    yield parts[0] if len(parts) == 1 else {n: np.concatenate([part[n] for part in parts]) for n in parts[0]}
+
+
+def _write(file: str, outputs: dict[str, np.ndarray]) -> None:
+    write_outputs(file, outputs)
+    tell(f"{file}: " + ", ".join(f"{name} {a.dtype} {a.shape}" for name, a in outputs.items()), sys.stdout)
 
 
 def _print_likeliest(model: Model, shown: list[str], outputs: list[dict[str, np.ndarray]]) -> None:

@@ -12,6 +12,7 @@ from pqnet.cli.data import check_output, read_inputs
 from pqnet.cli.plan import write_csv
 from pqnet.cli.table import print_json
 from pqnet.pipeline import Try
+from pqnet.pipeline.cluster import connected
 
 __all__ = ["compress", "share"]
 
@@ -44,20 +45,22 @@ def compress(args: argparse.Namespace) -> None:
         enough = "enough" if tried.enough else "too little"
         tell(f"{cells} {tried.kept:>9.2%} {tried.bound:>18.2%}  {enough}", sys.stdout)
 
-    found = pqnet.compress(
-        model,
-        data,
-        args.keep,
-        metric=args.metric,
-        held_out=held_out,
-        prefer=args.prefer,
-        golden=True,
-        checkpoint=args.checkpoint,
-        on_try=show,
-        seed=args.seed,
-        threads=args.threads,
-        progress=not args.quiet,
-    )
+    with connected(args.scheduler, args.workers) as client:
+        found = pqnet.compress(
+            model,
+            data,
+            args.keep,
+            metric=args.metric,
+            held_out=held_out,
+            prefer=args.prefer,
+            golden=True,
+            checkpoint=args.checkpoint,
+            on_try=show,
+            client=client,
+            seed=args.seed,
+            threads=args.threads,
+            progress=not args.quiet,
+        )
     found.model.save(args.output)
     best = min((tried for tried in found.tries if tried.enough), key=lambda tried: tried.nbytes)
     if args.curve is not None:

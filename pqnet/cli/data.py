@@ -1,6 +1,6 @@
 """Arrays on the command line: reading .npy, .npz and .h5, running in batches, writing .npy and .npz."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,15 +10,15 @@ import numpy as np
 from pqnet import PQNetError, io
 from pqnet.codecs import codec_from_attrs
 from pqnet.errors import did_you_mean
-from pqnet.io import read_arrays, read_numpy, replaced
+from pqnet.io import open_arrays, read_arrays, read_numpy, replaced
+from pqnet.pipeline.batches import sample_files, whole_files
 
 __all__ = [
     "check_output",
     "codec_text",
+    "open_inputs",
     "read_inputs",
     "read_labels",
-    "read_samples",
-    "sample_files",
     "write_outputs",
 ]
 
@@ -29,7 +29,11 @@ def _read(path: str) -> dict[str, np.ndarray] | np.ndarray:
 
 def read_inputs(items: Sequence[str], names: Sequence[str]) -> dict[str, np.ndarray]:
     """Return the arrays of ``[NAME=]FILE`` arguments by input name."""
-    out: dict[str, np.ndarray] = {}
+    return _by_name(items, names, _read)
+
+
+def _by_name(items: Sequence[str], names: Sequence[str], read: Callable[[str], Any]) -> dict[str, Any]:
+    out: dict[str, Any] = {}
     for item in items:
         name, equals, path = item.partition("=")
         if not equals or Path(item).exists():
@@ -38,8 +42,8 @@ def read_inputs(items: Sequence[str], names: Sequence[str]) -> dict[str, np.ndar
             raise PQNetError(
                 f"{item}: expected NAME=FILE with a name of {list(names)}, got {name!r}{did_you_mean(name, names)}"
             )
-        data = _read(path)
-        if isinstance(data, np.ndarray):
+        data = read(path)
+        if not isinstance(data, dict):
             if not name and len(names) != 1:
                 raise PQNetError(f"{item}: expected NAME=FILE with a name of {list(names)}, got no name")
             data = {name or names[0]: data}
@@ -58,19 +62,14 @@ def read_inputs(items: Sequence[str], names: Sequence[str]) -> dict[str, np.ndar
     return out
 
 
-def read_samples(items: Sequence[str], names: Sequence[str]) -> dict[str, np.ndarray] | list[dict[str, np.ndarray]]:
-    """Return the arrays of ``[NAME=]FILE`` arguments by input name, or a list of such for the files of a folder."""
+def open_inputs(items: Sequence[str], names: Sequence[str]) -> dict[str, Any] | list[dict[str, Any]]:
+    """Return the arrays of ``[NAME=]FILE`` arguments by input name, or a list of such for the files of a folder.
+
+    Rows of .npy and HDF5 files are read when they are needed.
+    """
     if len(items) != 1 or not Path(items[0]).is_dir():
-        return read_inputs(items, names)
-    files = sample_files(items[0])
-    if not files:
-        raise PQNetError(f"{items[0]}: expected a folder of .npy, .npz or .h5 files, each a batch, got none")
-    return [read_inputs([str(file)], names) for file in files]
-
-
-def sample_files(folder: str) -> list[Path]:
-    """Return the files of a folder that hold arrays, in the order of their names."""
-    return sorted(file for file in Path(folder).iterdir() if file.suffix in (".npy", ".npz", ".h5", ".hdf5"))
+        return _by_name(items, names, open_arrays)
+    return [whole_files(_by_name([str(file)], names, open_arrays)) for file in sample_files(items[0])]
 
 
 def read_labels(path: str, samples: int) -> np.ndarray:

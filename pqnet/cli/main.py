@@ -11,7 +11,7 @@ from pqnet import __version__
 from pqnet.cli import bench, commands, completion, compress, convert, demo, doctor, plan, report, train, updates
 from pqnet.cli.ending import Interrupts, abandon_output, explained
 from pqnet.cli.log import logged, warn
-from pqnet.cli.parser import Parser, add_common, add_data, add_json, at_least, free_size
+from pqnet.cli.parser import Parser, add_cluster, add_common, add_data, add_json, at_least, free_size
 from pqnet.cli.parser import command as _command
 
 __all__ = ["build_parser", "main"]
@@ -80,6 +80,7 @@ def _calibrate(sub: Any) -> None:
     add_data(p, "--calibration", "calibration samples", folders=True)
     p.add_argument("--merge", action="append", default=[], metavar="STATS", help="statistics file to add; repeatable")
     p.add_argument("-o", "--output", required=True, help="statistics file to write")
+    add_cluster(p)
     add_common(p)
 
 
@@ -100,6 +101,7 @@ def _plan(sub: Any) -> None:
     p.add_argument("--dry-run", action="store_true", help="print the plan, write nothing")
     p.add_argument("-o", "--output", help="recipe file (YAML) to write")
     add_json(p)
+    add_cluster(p)
     add_common(p)
 
 
@@ -137,6 +139,7 @@ def _quantize(sub: Any) -> None:
         "--dry-run", action="store_true", help="of a preset or recipe: print codecs and the file's bytes, without data"
     )
     p.add_argument("-o", "--output", help="model file to write")
+    add_cluster(p)
     add_common(p)
 
 
@@ -158,6 +161,7 @@ def _compress(sub: Any) -> None:
     p.add_argument("--checkpoint", metavar="DIR", help="folder of finished layers: run again to go on after a stop")
     p.add_argument("-o", "--output", required=True, help="model file to write")
     add_json(p)
+    add_cluster(p)
     add_common(p)
 
 
@@ -293,6 +297,7 @@ def _run(sub: Any) -> None:
     _add_compute(p)
     _add_batch(p)
     p.add_argument("-o", "--output", help=".npy file to write; .npz for several outputs; a folder for one")
+    add_cluster(p)
     add_common(p)
 
 

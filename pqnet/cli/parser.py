@@ -8,7 +8,7 @@ from pqnet import PQNetError
 from pqnet.cli.log import add_log
 from pqnet.errors import did_you_mean
 
-__all__ = ["Parser", "add_common", "add_data", "add_json", "at_least", "command", "free_size"]
+__all__ = ["Parser", "add_cluster", "add_common", "add_data", "add_json", "at_least", "command", "free_size"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -76,6 +76,16 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 def add_json(parser: argparse.ArgumentParser) -> None:
     """Add the option for programs that read what a command finds."""
     parser.add_argument("--json", action="store_true", help="print what is found as JSON, for programs")
+
+
+def add_cluster(parser: argparse.ArgumentParser) -> None:
+    """Add the options for other processes and machines, see `pqnet.pipeline.cluster.connected`."""
+    parser.add_argument(
+        "--workers", type=at_least(1), help="processes to start here, which share the cores; same bytes"
+    )
+    parser.add_argument(
+        "--scheduler", metavar="ADDRESS", help="of a Dask cluster, such as tcp://10.0.0.1:8786; same bytes"
+    )
 
 
 def free_size(text: str) -> tuple[str, int]:

@@ -10,10 +10,11 @@ import numpy as np
 
 import pqnet
 from pqnet import Model, PQNetError
-from pqnet.cli.data import check_output, codec_text, read_samples
+from pqnet.cli.data import check_output, codec_text, open_inputs
 from pqnet.cli.table import Column, print_json, print_table
 from pqnet.io import replaced
 from pqnet.pipeline import FileSizes, Plan, measure
+from pqnet.pipeline.cluster import connected
 
 __all__ = ["check_curve", "outputs_for", "plan", "plans_for", "read_source", "write_csv", "write_curve"]
 
@@ -24,18 +25,19 @@ def read_source(args: argparse.Namespace, model: Model, command: str) -> Any:
         raise PQNetError(f"{command}: expected one of --calibration and --statistics, got both")
     if args.statistics:
         return pqnet.load_statistics(args.statistics)
-    return read_samples(args.calibration, list(model.inputs)) if args.calibration else None
+    return open_inputs(args.calibration, list(model.inputs)) if args.calibration else None
 
 
-def plans_for(args: argparse.Namespace, model: Model, source: Any) -> list[Plan]:
+def plans_for(args: argparse.Namespace, model: Model, source: Any, client: Any) -> list[Plan]:
     """Plan for the files that `pqnet quantize` writes, which hold a golden record: one for each size asked for."""
     if source is None:
         raise PQNetError("target-size: expected --calibration or --statistics with it, got neither")
     files = FileSizes(model, True, args.seed)
     targets = [files.target(size, args.prefer == "latency") for size in args.target_size]  # before work
-    options = {"prefer": args.prefer, "seed": args.seed, "threads": args.threads, "progress": not args.quiet}
+    options = {"prefer": args.prefer, "client": client, "seed": args.seed, "threads": args.threads}
     published = getattr(args, "mode", None) is not None  # no mode has a search of second order
-    measured = measure(model, source, metric=args.metric or ("block" if published else "full"), **options)
+    metric = args.metric or ("block" if published else "full")
+    measured = measure(model, source, metric=metric, progress=not args.quiet, **options)
     return [measured.plan(target, golden=True) for target in targets]
 
 
@@ -58,7 +60,9 @@ def plan(args: argparse.Namespace) -> None:
     outputs = outputs_for(args, (".yaml", ".yml")) if args.output else []
     check_curve(args)
     model = pqnet.load(args.model)
-    plans = plans_for(args, model, read_source(args, model, "plan"))
+    source = read_source(args, model, "plan")
+    with connected(args.scheduler, args.workers) as client:
+        plans = plans_for(args, model, source, client)
     for i, made in enumerate(plans):
         if not args.json:
             _print_plan(made)

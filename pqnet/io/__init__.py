@@ -21,6 +21,10 @@ from pqnet.io.model_file import params_content as params_content
 from pqnet.io.model_file import params_from as params_from
 from pqnet.io.model_file import relative_differences as relative_differences
 from pqnet.io.model_file import save_graph as save_graph
+from pqnet.io.rows import FileArray as FileArray
+from pqnet.io.rows import FileRows as FileRows
+from pqnet.io.rows import open_arrays as open_arrays
+from pqnet.io.rows import read_rows as read_rows
 from pqnet.io.signature import make_keys as make_keys
 from pqnet.io.signature import sign as sign
 from pqnet.io.update import diff as diff

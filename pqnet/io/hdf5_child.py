@@ -2,7 +2,8 @@
 
 A program that imports nothing of pqnet. To its standard output it writes lines of JSON: for every array of the file
 that its argument names one with name, dtype and shape, and for each part of its numbers one that says how many bytes
-follow; last ``end``, or at any place what is wrong.
+follow; last ``end``, or at any place what is wrong. Asked for ``headers`` it writes no numbers, and for
+``[name, [[start, stop], ...]]`` these rows of one array.
 """
 
 import json
@@ -61,19 +62,19 @@ def arrays_of(file: h5py.File, limit: int) -> dict[str, h5py.Dataset]:
     return found
 
 
-def pieces_of(item: h5py.Dataset) -> Iterator[np.ndarray]:
-    """Yield the numbers of an array in parts, in the byte order of the machine."""
+def pieces_of(item: h5py.Dataset, begin: int, end: int) -> Iterator[np.ndarray]:
+    """Yield rows of an array in parts, in the byte order of the machine."""
     dtype = item.dtype.newbyteorder("=")
     if not item.shape:
         yield np.asarray(item[()], dtype)
         return
     rows = max(1, PIECE // max(1, math.prod(item.shape[1:]) * dtype.itemsize))
-    for start in range(0, item.shape[0] if item.size else 0, rows):
-        yield np.ascontiguousarray(item[start : start + rows], dtype)
+    for start in range(begin, end if item.size else begin, rows):
+        yield np.ascontiguousarray(item[start : min(start + rows, end)], dtype)
 
 
-def main(path: str, limit: int, seconds: int) -> None:
-    """Write the arrays of a file, or what is wrong with it."""
+def main(path: str, limit: int, seconds: int, what: str = "") -> None:
+    """Write the arrays of a file or what is asked of them, or what is wrong with it."""
     limit_process(limit, seconds)
     out = sys.stdout.buffer
 
@@ -83,10 +84,20 @@ def main(path: str, limit: int, seconds: int) -> None:
     try:
         with h5py.File(path, "r") as file:
             for name, item in arrays_of(file, limit).items():
-                tell(name=name, dtype=item.dtype.newbyteorder("=").name, shape=item.shape)
-                for piece in pieces_of(item):
-                    tell(bytes=piece.nbytes)
-                    out.write(piece.data)
+                ranges = [(0, item.shape[0] if item.shape else 1)]
+                if what not in ("", "headers"):
+                    wanted, given = json.loads(what)
+                    if name != wanted:
+                        continue
+                    if not item.shape:
+                        raise RefusedError(f"{name!r}: expected rows of samples, got one number")
+                    ranges = [(min(begin, item.shape[0]), min(end, item.shape[0])) for begin, end in given]
+                shape = (sum(end - begin for begin, end in ranges), *item.shape[1:]) if item.shape else ()
+                tell(name=name, dtype=item.dtype.newbyteorder("=").name, shape=shape)
+                for begin, end in () if what == "headers" else ranges:
+                    for piece in pieces_of(item, begin, end):
+                        tell(bytes=piece.nbytes)
+                        out.write(piece.data)
     except RefusedError as reason:
         tell(error=str(reason))
     except Exception as reason:  # h5py raises exceptions of many classes for malformed structures
@@ -97,4 +108,4 @@ def main(path: str, limit: int, seconds: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:])

@@ -6,6 +6,8 @@ from pqnet.pipeline.calibrate import statistics_of_inputs as statistics_of_input
 from pqnet.pipeline.compress import Compressed as Compressed
 from pqnet.pipeline.compress import Try as Try
 from pqnet.pipeline.compress import compress as compress
+from pqnet.pipeline.evaluate import run_dask as run_dask
+from pqnet.pipeline.evaluate import run_many as run_many
 from pqnet.pipeline.plan import Plan as Plan
 from pqnet.pipeline.plan import measure as measure
 from pqnet.pipeline.plan import plan as plan

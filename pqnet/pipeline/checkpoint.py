@@ -25,7 +25,7 @@ from pqnet.pipeline.batches import Batch
 from pqnet.pipeline.run import Run
 from pqnet.pipeline.statistics import Statistics
 
-__all__ = ["resumable"]
+__all__ = ["LayerFiles", "resumable"]
 
 
 def resumable(
@@ -58,7 +58,7 @@ def resumable(
     """
     if folder is None:
         return visit
-    entries = _Entries(folder, run, source, more, bool(blocks))
+    entries = LayerFiles(folder, run, source, more, bool(blocks))
     kept = blocks or run.codecs
 
     def once(node: Node, *inputs: Any) -> None:
@@ -75,7 +75,7 @@ def resumable(
     return once
 
 
-class _Entries:
+class LayerFiles:
     """The files of one run."""
 
     def __init__(
@@ -83,8 +83,8 @@ class _Entries:
         folder: Path,
         run: Run,
         source: Sequence[Batch] | Statistics | None,
-        more: str | None,
-        of_blocks: bool,
+        more: str | None = None,
+        of_blocks: bool = False,
     ) -> None:
         self.folder, self.run = folder, run
         self.reports, self.done = (run.blocks, run.block_done) if of_blocks else (run.report, run.done)
@@ -102,6 +102,7 @@ class _Entries:
                 add_content(self.digest, "batch", batch)
 
     def key(self, node: Node) -> str:
+        """Return what the file of a layer that is still float is called."""
         digest = self.digest.copy()
         header: list[Any] = [node.op, node.name]
         header += [
@@ -141,6 +142,7 @@ class _Entries:
         return True
 
     def store(self, node: Node, key: str, before: Mapping[str, Param]) -> None:
+        """Keep what quantizing a layer changed."""
         changed = {name: param for name, param in self.run.graph.params.items() if param is not before[name]}
         records, arrays = params_content(changed)
         header = {"key": key, "report": self.reports[node.name], "params": records}

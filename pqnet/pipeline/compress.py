@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from pqnet.pipeline.plan import Measured, Plan, measure
 from pqnet.pipeline.quantize import quantize
 from pqnet.pipeline.target import float_weights
 from pqnet.runtime import Model
+
+if TYPE_CHECKING:
+    from pqnet.pipeline.cluster import Client
 
 __all__ = ["Compressed", "Try", "compress"]
 
@@ -96,6 +99,7 @@ def compress(
     golden: bool = False,
     checkpoint: str | Path | None = None,
     on_try: Callable[[Try], None] | None = None,
+    client: "Client | None" = None,
     seed: int = 0,
     threads: int | None = None,
     progress: bool = True,
@@ -135,10 +139,12 @@ def compress(
         Folder of finished layers, as for `quantize`: a call that is repeated goes on where it stopped.
     on_try : callable, optional
         Called with each `Try` as soon as it is known.
+    client : distributed.Client, optional
+        Measure layers and search codes on the workers of a Dask cluster, to the same bytes.
     seed : int
         Of the choice of held-out samples, and of the codes.
     threads : int, optional
-        Default: all cores.
+        Default: all cores, on a cluster those of a worker.
     progress : bool
         Show how far it is: a bar on a terminal, a line every 30 seconds elsewhere.
 
@@ -169,10 +175,10 @@ def compress(
     _check.choice(golden, "golden", (False, True))
     if checkpoint is not None:
         output_folder(checkpoint, "checkpoint")
-    seed, threads = _check.rng_seed(seed), default_threads(threads)
-    options: dict[str, Any] = {"seed": seed, "threads": threads, "progress": progress}
+    seed = _check.rng_seed(seed)
+    options: dict[str, Any] = {"client": client, "seed": seed, "threads": threads, "progress": progress}
     with progress_bar(progress, "compress", "try") as bar:
-        samples, folds = _folds(model, data, keep, metric, score, held_out, seed, threads)
+        samples, folds = _folds(model, data, keep, metric, score, held_out, seed, default_threads(threads))
         measured = measure(model, samples, prefer=prefer, **options)
 
         def quantized(plan: Plan, data: Batch) -> Model:

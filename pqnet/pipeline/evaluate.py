@@ -1,14 +1,35 @@
 """Running many samples in batches, and the share of them that is classified right."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pqnet import _check
 from pqnet._progress import progress_bar
 from pqnet.errors import PQNetError
+from pqnet.io import FileArray
+from pqnet.pipeline.batches import from_files, named_inputs, open_samples
+from pqnet.pipeline.cluster import Tasks, dask_blocks
 from pqnet.runtime import Model
 
-__all__ = ["accuracies", "class_scores", "count_samples", "fixed_batch", "run_batches"]
+if TYPE_CHECKING:
+    from pqnet.pipeline.cluster import Client
+
+__all__ = [
+    "accuracies",
+    "class_scores",
+    "count_samples",
+    "cut_samples",
+    "fixed_batch",
+    "run_batches",
+    "run_dask",
+    "run_many",
+]
+
+PIECE = 8  # batches that one task runs
 
 
 def count_samples(arrays: Mapping[str, np.ndarray]) -> int:
@@ -44,6 +65,98 @@ def run_batches(
             parts.append(part)
             bar.update(n)
     return parts[0] if len(parts) == 1 else {n: np.concatenate([part[n] for part in parts]) for n in parts[0]}
+
+
+def cut_samples(model: Model, arrays: Mapping[str, Any], size: int) -> Iterator[Mapping[str, Any]]:
+    """Cut samples into pieces of several batches of a size, for `run_many`; what lies in files is not read."""
+    samples, rows = count_samples(arrays), PIECE * (fixed_batch(model) or size)
+    for start in range(0, samples, rows):
+        at = slice(start, start + rows)
+        yield {name: a.part(at) if isinstance(a, FileArray) else a[at] for name, a in arrays.items()}
+
+
+def run_many(
+    model: Model, inputs: Iterable[Any], *, batch: int = 32, client: "Client | None" = None, threads: int | None = None
+) -> Iterator[dict[str, np.ndarray]]:
+    """Run a model on each of many inputs, here or on a cluster.
+
+    Parameters
+    ----------
+    model : Model
+    inputs : iterable of array, dict of arrays, or path
+        Each of any number of samples along axis 0. Paths of .npy, .npz or HDF5 files are opened by who runs them.
+    batch : int
+        Samples at a time, if the model takes any number.
+    client : distributed.Client, optional
+        Run on the workers of a Dask cluster: one task for each of the inputs.
+    threads : int, optional
+        Default: all cores, on a cluster those of a worker.
+
+    Yields
+    ------
+    dict of str to ndarray
+        The outputs of each of the inputs, in order.
+
+    Examples
+    --------
+    >>> import pqnet
+    >>> from pqnet.demo import load_images, model_path
+    >>> from pqnet.pipeline import run_many
+    >>> images = load_images()[1]
+    >>> [out["logits"].shape for out in run_many(pqnet.load(model_path()), [images[:5], images[5:8]])]
+    [(5, 10), (3, 10)]
+    """
+    size, tasks = _check.integer(batch, "batch", 1), Tasks(client)
+    run = partial(_run_one, size, threads)
+    yield from tasks.map(run, (_named(model, item) for item in inputs), tasks.share(model))
+
+
+def _named(model: Model, item: Any) -> Mapping[str, Any]:
+    if isinstance(item, str | Path):
+        item = open_samples(item, list(model.inputs))
+        if not isinstance(item, Mapping):
+            raise PQNetError("inputs: expected files, got a folder; give the paths of its files")
+    named = named_inputs(model.graph, item, "inputs")
+    return {name: a.part(slice(None)) if isinstance(a, FileArray) else a for name, a in named.items()}
+
+
+def _run_one(size: int, threads: int | None, inputs: Mapping[str, Any], model: Model) -> dict[str, np.ndarray]:
+    [read] = from_files([inputs])
+    return run_batches(model, {name: np.asarray(a) for name, a in read.items()}, size, threads)
+
+
+def run_dask(
+    model: Model, inputs: Any, *, batch: int = 32, client: "Client | None" = None, threads: int | None = None
+) -> dict[str, Any]:
+    """Return the outputs of a model for a Dask array, as Dask arrays: nothing is computed before these are.
+
+    Parameters
+    ----------
+    model : Model
+    inputs : dask.array.Array, or dict of such by input name
+        Samples along axis 0. Its blocks along this axis are those of the outputs.
+    batch, client, threads
+        As for `run_many`; the model is sent to the workers of the client once.
+
+    Returns
+    -------
+    dict of str to dask.array.Array
+    """
+    arrays = named_inputs(model.graph, inputs, "inputs")
+    if unknown := [name for name in model.inputs if not hasattr(arrays.get(name), "chunks")]:
+        got = _check.describe(arrays.get(unknown[0]))
+        raise PQNetError(f"input {unknown[0]!r}: expected a Dask array, got {got}; `run_many` takes others")
+    arrays = {name: arrays[name] for name in model.inputs}
+
+    def outputs(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[tuple[int, ...], str]]:
+        infos = model.graph.infer_shapes(model.graph.bind_symbols(dict(shapes)))
+        return {
+            name: (tuple(map(int, infos[value].shape)), infos[value].dtype)
+            for name, value in model.graph.outputs.items()
+        }
+
+    run = partial(_run_one, _check.integer(batch, "batch", 1), threads)
+    return dask_blocks(run, arrays, outputs, model, client)
 
 
 def class_scores(outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

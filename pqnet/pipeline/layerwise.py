@@ -1,19 +1,23 @@
 """Quantization during one sweep over data: every layer sees what the layers already quantized give it."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from pqnet._progress import tick, ticking
-from pqnet._threads import ordered_map
+from pqnet._threads import default_threads, ordered_map
 from pqnet.codecs.layout import block_columns
 from pqnet.errors import ConfigError
 from pqnet.graph import Graph, Node, weight_op
 from pqnet.graph.affine import FreeAffine, shortcut_of
+from pqnet.graph.graph import Param
+from pqnet.graph.op import get_op, resolve_attrs
 from pqnet.pipeline.batches import Batch
+from pqnet.pipeline.cluster import Tasks
 from pqnet.pipeline.moments import (
     build_metric,
     channel_statistics,
@@ -272,12 +276,44 @@ class _Sides(NamedTuple):
     symbols: list[dict[str, int]]
 
 
-class FromData:
-    """Visits the nodes of a sweep, see `pqnet.pipeline.sweep`."""
+@dataclass
+class _Search:
+    """A layer whose codes are being looked for, under all second moments."""
 
-    def __init__(self, run: Run, teacher: Graph, data: Sequence[Batch], learned: int) -> None:
+    weight: np.ndarray
+    affine: FreeAffine | None
+    found: _Inputs
+    others: _Inputs | None
+    result: Callable[[], "_Found"]
+
+
+class _Found(NamedTuple):
+    dense: np.ndarray  # scaled
+    scale: np.ndarray
+    packed: Param
+    report: dict[str, Any]
+
+
+def _pack(threads: int | None, item: tuple[Run, Node, np.ndarray, np.ndarray, float, FreeAffine | None]) -> _Found:
+    """Look for the codes of a layer, here or on a worker."""
+    run, node, target, moment, doubt, affine = item
+    run = replace(run, threads=default_threads(threads))
+    dense, scale = pack_scaled(run, node, target, moment, doubt, affine)
+    return _Found(dense, scale, run.graph.params[node.params["weight"]], run.report[node.name])
+
+
+class FromData:
+    """Visits the nodes of a sweep, see `pqnet.pipeline.sweep`.
+
+    On a cluster, layers that have the same inputs, or whose inputs are there for another reason, are packed at once.
+    """
+
+    def __init__(
+        self, run: Run, teacher: Graph, data: Sequence[Batch], learned: int, tasks: Tasks, threads: int | None
+    ) -> None:
         """Quantize from the first ``learned`` batches, and judge by the others, or by all if there are none."""
-        self.run, self.options = run, run.options
+        self.run, self.options, self.tasks, self.threads = run, run.options, tasks, threads
+        self._ahead: dict[str, _Search] = {}
         self.learned = range(learned)
         self.judged = range(learned, len(data)) or self.learned
         symbols = [run.graph.bind_symbols({name: a.shape for name, a in batch.items()}) for batch in data]
@@ -307,12 +343,12 @@ class FromData:
         self.run.pack_tokens(node, counts)
 
     def _matrix(self, node: Node, values: Values, taught: Values) -> None:
-        run, weight, full = self.run, self.run.weight(node), self.options.metric == "full"
-        affine = FreeAffine.find(run.graph, node) if full and self.options.correct_bias else None
-        rows = _Rows(run, self.sides, node, weight, values, taught, affine, self.real)
-        if full:
-            energy, error = self._second_order(node, weight, rows, affine)
+        run = self.run
+        if self.options.metric == "full":
+            energy, error = self._second_order(node, values, taught)
         else:
+            weight = run.weight(node)
+            rows = _Rows(run, self.sides, node, weight, values, taught, None, self.real)
             dense = run.pack(node, weight, self._block_metric(node, weight.shape, rows)).decode()
 
             def energies(i: int) -> np.ndarray:
@@ -322,23 +358,62 @@ class FromData:
             energy, error = sum(ticking("outputs", found, len(self.judged)), np.zeros(2))
         run.report[node.name]["output_error"] = relative(float(error), float(energy))
 
-    def _second_order(
-        self, node: Node, weight: np.ndarray, rows: _Rows, affine: FreeAffine | None
-    ) -> tuple[float, float]:
+    def _second_order(self, node: Node, values: Values, taught: Values) -> tuple[float, float]:
         """Pack a layer; return the energy of its outputs and of their error."""
         run = self.run
+        search = self._ahead.pop(node.name, None) or self._search(node, values, taught)
+        for other in self._wave(node, values):
+            self._ahead[other.name] = self._search(other, values, taught)
+        found = search.result()
+        run.graph.params[node.params["weight"]] = found.packed
+        run.done(node, found.report)
+        weight, shift = search.weight, np.zeros(len(search.weight))
+        if search.affine is not None:
+            shift = search.found.mean_gap(weight - found.dense) + search.found.lag_mean.reshape(-1)
+            search.affine.apply(found.scale, shift)
+        return (search.others or search.found).errors(weight, found.dense, shift)
+
+    def _search(self, node: Node, values: Values, taught: Values) -> _Search:
+        """Measure what a layer sees, and begin to look for its codes."""
+        run, weight = self.run, self.run.weight(node)
+        affine = FreeAffine.find(run.graph, node) if self.options.correct_bias else None
+        rows = _Rows(run, self.sides, node, weight, values, taught, affine, self.real)
         found = _Inputs.measure(weight, rows, self.learned, run.threads)
         others = _Inputs.measure(weight, rows, self.judged, run.threads) if self.judged != self.learned else None
         about = found.about(affine)
         judge = None if others is None else others.about(affine)
         gain = np.ones(len(weight)) if affine is None else affine.gain
         target = about.target(weight, gain, judge) if self.options.target == "teacher" else weight
-        dense, scale = pack_scaled(run, node, target, about.moment, about.doubt(judge), affine)
-        shift = np.zeros(len(weight))
-        if affine is not None:
-            shift = found.mean_gap(weight - dense) + found.lag_mean.reshape(-1)
-            affine.apply(scale, shift)
-        return (others or found).errors(weight, dense, shift)
+        # Of the network, no more goes along than the layer.
+        layer = replace(run.graph, params={node.params["weight"]: weight})
+        alone = replace(run, graph=layer, bar=None, report={})
+        free = None if affine is None else replace(affine, graph=layer)
+        item = (alone, node, target, about.moment, about.doubt(judge), free)
+        return _Search(weight, affine, found, others, self.tasks.begin(partial(_pack, self.threads), item))
+
+    def _wave(self, node: Node, values: Values) -> list[Node]:
+        """Return layers that, although later in the network, are given now what they are given in their turn."""
+        run, found = self.run, list[Node]()
+        if self.tasks.client is None:
+            return found
+        for other in run.graph.layers().values():
+            if len(self._ahead) + len(found) + 1 >= self.tasks.capacity():
+                break
+            if (
+                other.name != node.name
+                and other.name in run.codecs
+                and other.name not in self._ahead.keys() | run.report.keys()
+                and weight_op(other.op).is_product
+                and not weight_op(other.op).looked_up
+                and all(value in values[0] for value in other.inputs)
+                and len(self.sides.uses.of(other)) == 1
+            ):
+                affine = FreeAffine.find(run.graph, other) if self.options.correct_bias else None
+                shortcut = shortcut_of(run.graph, other, affine)
+                if shortcut is None or shortcut in values[0]:  # else it may be there in the layer's turn
+                    attrs = resolve_attrs(get_op(other.op), other.attrs, self.sides.symbols[0])
+                    found.append(replace(other, attrs=attrs))
+        return found
 
     def _block_metric(self, node: Node, shape: tuple[int, ...], rows: _Rows) -> np.ndarray | None:
         """Measure no more of the moments than the blocks on the diagonal."""

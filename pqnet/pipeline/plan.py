@@ -1,31 +1,35 @@
 """Which codec for which layer, so that the file has a wanted size and the network's outputs change least."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pqnet import _check
-from pqnet._progress import Progress, progress_bar
+from pqnet._progress import progress_bar
 from pqnet._threads import blas_limit, default_threads
 from pqnet.codecs import PQ, Codec
 from pqnet.errors import ConfigError, enough_memory, of_layer
 from pqnet.graph import Node
 from pqnet.graph.affine import FreeAffine
 from pqnet.pipeline.allocate import allocations
-from pqnet.pipeline.batches import hold_out
+from pqnet.pipeline.batches import Batch, hold_out
 from pqnet.pipeline.calibrate import calibrate
+from pqnet.pipeline.cluster import Tasks
 from pqnet.pipeline.moments import METRICS
 from pqnet.pipeline.rates import Choice, LayerRates, codec_nbytes
 from pqnet.pipeline.recipe import Recipe
 from pqnet.pipeline.run import layer_costs
 from pqnet.pipeline.sensitivity import network_gains, single_samples, some_samples
-from pqnet.pipeline.statistics import Statistics
+from pqnet.pipeline.statistics import Moments, Statistics
 from pqnet.pipeline.target import FileSizes, float_weights
 from pqnet.runtime import Model
+
+if TYPE_CHECKING:
+    from pqnet.pipeline.cluster import Client
 
 __all__ = ["Measured", "Plan", "PlannedLayer", "measure", "plan"]
 
@@ -98,6 +102,7 @@ def plan(
     prefer: str = "error",
     metric: str = "full",
     golden: bool = False,
+    client: "Client | None" = None,
     seed: int = 0,
     threads: int | None = None,
     progress: bool = True,
@@ -114,7 +119,7 @@ def plan(
     ----------
     model : Model
         The float network.
-    calibration : array, dict of arrays, iterable of either, or Statistics
+    calibration : array, dict of arrays, path, iterable of any of these, or Statistics
         Data, as for `quantize`; 64 samples of arrays are used. With statistics of `calibrate` only, a layer's
         relative output error counts the same in all layers.
     target_size : int or str
@@ -127,9 +132,11 @@ def plan(
         Of `quantize`: only with ``full`` do the errors of blocks make up for each other.
     golden : bool
         Leave room for the golden record that `pqnet quantize` adds.
+    client : distributed.Client, optional
+        Measure layers on the workers of a Dask cluster, to the same plan.
     seed : int
     threads : int, optional
-        Default: all cores. The result does not depend on it.
+        Default: all cores, on a cluster those of a worker. The result does not depend on it.
     progress : bool
         Show how far it is: a bar on a terminal, a line every 30 seconds elsewhere.
 
@@ -158,7 +165,16 @@ def plan(
     fast, golden = _is_fast(prefer), _check.choice(golden, "golden", (False, True))
     float_weights(model)
     target = FileSizes(model, golden, _check.rng_seed(seed)).target(target_size, fast)  # before work
-    measured = measure(model, calibration, prefer=prefer, metric=metric, seed=seed, threads=threads, progress=progress)
+    measured = measure(
+        model,
+        calibration,
+        prefer=prefer,
+        metric=metric,
+        client=client,
+        seed=seed,
+        threads=threads,
+        progress=progress,
+    )
     return measured.plan(target, golden=golden).recipe
 
 
@@ -207,6 +223,7 @@ def measure(
     *,
     prefer: str = "error",
     metric: str = "full",
+    client: "Client | None" = None,
     seed: int = 0,
     threads: int | None = None,
     progress: bool = True,
@@ -214,7 +231,9 @@ def measure(
     """Measure what `plan` decides from, for any number of sizes; the arguments are the same."""
     weights, fast = float_weights(model), _is_fast(prefer)
     second_order = _check.choice(metric, "metric", METRICS) == "full"
-    seed, threads = _check.rng_seed(seed), default_threads(threads)
+    tasks = Tasks(client)
+    _check.rng_seed(seed)
+    default_threads(threads)  # raises before work
     graph, layers = model.graph, model.graph.layers()
     only_statistics = isinstance(calibration, Statistics)
     if only_statistics:
@@ -222,52 +241,95 @@ def measure(
     samples = [] if only_statistics else some_samples(graph, calibration, MOMENT_SAMPLES)
     samples, learned = hold_out(graph, samples)
     costs = layer_costs(graph, layers)
-    reaching = {} if only_statistics else dict.fromkeys(map(_REACHING.format, layers), sum(costs.values()) / len(costs))
-    all_costs = costs | reaching
-    with blas_limit(1), progress_bar(progress, "plan", "step", len(all_costs), all_costs) as bar:
-        statistics = calibration if only_statistics else calibrate(model, samples[:learned], seed=seed, threads=threads)
-        apart = samples[learned:]
-        others = calibrate(model, apart, seed=seed, threads=threads).layers if apart else {}
-        moments = {name: statistics.for_layer(node, weights[name].shape) for name, node in layers.items()}
-        # `quantize` gives their outputs the means back, where it knows those of the inputs.
-        known = {name for name in layers if second_order and moments[name].first is not None}
-        affines = {name: found for name in known if (found := FreeAffine.find(graph, layers[name])) is not None}
-        rates: dict[str, LayerRates] = {}
-        options: dict[str, list[Choice]] = {}
-        for name, node in layers.items():
+    reaching = dict.fromkeys(map(_REACHING.format, layers), sum(costs.values()) / len(costs)) if samples else {}
+    steps, ways = costs | reaching, _Ways(fast, second_order, seed, threads)
+    with blas_limit(1), progress_bar(progress, "plan", "step", len(steps), steps) as bar:
+
+        def measured(batches: list[Batch]) -> Statistics:
+            return calibrate(model, batches, client=client, seed=seed, threads=threads)
+
+        def begin(name: str) -> None:
+            if bar.name:
+                bar.update()
             bar.begin(name)
-            rates[name] = LayerRates(
-                node,
-                np.asarray(weights[name], np.float32),
-                moments[name],
-                seed,
-                threads,
-                fast=fast,
-                second_order=second_order,
-                affine=affines.get(name),
-                others=others.get(name),
-            )
-            with of_layer(name):
-                options[name] = rates[name].choices()
-            bar.update()
-        gains = dict.fromkeys(layers, 1.0)
-        if samples:
-            factors = {name: affine.gain for name, affine in affines.items()}
-            some = single_samples(graph, samples, GAIN_SAMPLES)
-            gains = network_gains(graph, some, partial(_perturbed, rates, bar), layers, threads, factors)
-            bar.update()
+
+        statistics = calibration if only_statistics else measured(samples[:learned])
+        apart = samples[learned:]
+        others = measured(apart).layers if apart else {}
+        known = {n: (statistics.for_layer(node, weights[n].shape), others.get(n)) for n, node in layers.items()}
+        some = single_samples(graph, samples, GAIN_SAMPLES) if samples else []
+        if client is None:
+            options, gains = _measure_layers(ways, known, model, some, begin)
+        else:
+            options, gains = {}, {}
+            parts = list(_parts(known, tasks.capacity()))
+            shared = tasks.share(model), tasks.share(some)
+            for part, found in zip(parts, tasks.map(partial(_measure_layers, ways), parts, *shared), strict=True):
+                options |= found[0]
+                gains |= found[1]
+                for name in part:
+                    begin(name)
+                    if some:
+                        begin(_REACHING.format(name))
+        bar.update()
     return Measured(model, options, gains, fast, seed)
 
 
+@dataclass(frozen=True)
+class _Ways:
+    """How layers are measured."""
+
+    fast: bool
+    second_order: bool
+    seed: int
+    threads: int | None
+
+
+Known = Mapping[str, tuple[Moments, Moments | None]]  # by layer: of its inputs, and of other samples
 _REACHING = "what reaches the outputs of {}"
 
 
-def _perturbed(rates: Mapping[str, LayerRates], bar: Progress, node: Node) -> np.ndarray:
-    """Return a wrong weight of a layer, after which `network_gains` looks what comes of it."""
-    if bar.name:
-        bar.update()
-    bar.begin(_REACHING.format(node.name))
-    return rates[node.name].perturbed()
+def _parts(known: Known, n: int) -> Iterator[Known]:
+    """Cut layers into n parts of neighbours, or one for each layer; what is found does not depend on it."""
+    for names in np.array_split(list(known), min(n, len(known))):
+        yield {str(name): known[str(name)] for name in names}
+
+
+def _measure_layers(
+    ways: _Ways, known: Known, model: Model, some: list[Batch], begin: Callable[[str], object] = str
+) -> tuple[dict[str, list[Choice]], dict[str, float]]:
+    """Return the choices of some layers, and how much of their errors reaches the outputs: 1 without samples."""
+    graph, layers, threads = model.graph, model.graph.layers(), default_threads(ways.threads)
+    # `quantize` gives their outputs the means back, where it knows those of the inputs.
+    names = [name for name, (moments, _) in known.items() if ways.second_order and moments.first is not None]
+    affines = {name: found for name in names if (found := FreeAffine.find(graph, layers[name])) is not None}
+    rates: dict[str, LayerRates] = {}
+    options: dict[str, list[Choice]] = {}
+    for name, (moments, others) in known.items():
+        begin(name)
+        node = layers[name]
+        rates[name] = LayerRates(
+            node,
+            np.asarray(graph.params[node.params["weight"]], np.float32),
+            moments,
+            ways.seed,
+            threads,
+            fast=ways.fast,
+            second_order=ways.second_order,
+            affine=affines.get(name),
+            others=others,
+        )
+        with of_layer(name):
+            options[name] = rates[name].choices()
+    if not some:
+        return options, dict.fromkeys(known, 1.0)
+
+    def perturb(node: Node) -> np.ndarray:
+        begin(_REACHING.format(node.name))
+        return rates[node.name].perturbed()
+
+    factors = {name: affine.gain for name, affine in affines.items()}
+    return options, network_gains(graph, some, perturb, known, threads, factors)
 
 
 def _is_fast(prefer: str) -> bool:

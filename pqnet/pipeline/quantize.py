@@ -1,10 +1,10 @@
 """Quantization of a network, layer after layer."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,12 +15,14 @@ from pqnet.codecs import Codec, Packed
 from pqnet.errors import ConfigError, enough_memory
 from pqnet.graph import Graph, Node, weight_op
 from pqnet.graph.affine import FreeAffine
+from pqnet.graph.graph import Param
 from pqnet.graph.passes import separate_norm_statistics
 from pqnet.io import network_digest, output_folder
 from pqnet.pipeline.activations import check_activations, integer_inputs
 from pqnet.pipeline.balance import BALANCED, balance
 from pqnet.pipeline.batches import Batch, hold_out, iterate_batches
-from pqnet.pipeline.checkpoint import resumable
+from pqnet.pipeline.checkpoint import LayerFiles, resumable
+from pqnet.pipeline.cluster import Tasks
 from pqnet.pipeline.layerwise import FromData
 from pqnet.pipeline.modes import check_calibration, choose_options, integers_instead, mode_search
 from pqnet.pipeline.moments import doubted, layer_metric, output_error, output_squares, relative, share_to_doubt
@@ -30,31 +32,63 @@ from pqnet.pipeline.recipe import Recipe, resolve_recipe
 from pqnet.pipeline.repair import BlockRepair
 from pqnet.pipeline.run import Run, layer_costs
 from pqnet.pipeline.scaled import pack_scaled
-from pqnet.pipeline.statistics import Statistics
+from pqnet.pipeline.statistics import Moments, Statistics
 from pqnet.pipeline.sweep import Values, sweep
 from pqnet.runtime import Model
+
+if TYPE_CHECKING:
+    from pqnet.pipeline.cluster import Client
 
 __all__ = ["quantize"]
 
 
-def _one_by_one(run: Run, statistics: Statistics | None, folder: Path | None) -> None:
+def _one_by_one(
+    run: Run, statistics: Statistics | None, folder: Path | None, tasks: Tasks, threads: int | None
+) -> None:
     layers = [node for node in run.graph.layers().values() if node.name in run.codecs]
     if statistics is not None:
         for node in layers:  # all, before work
             statistics.for_layer(node, run.weight(node).shape)
-    visit = resumable(partial(_alone, run, statistics), folder, run, statistics)
-    for node in layers:
-        visit(node)
+    files = None if folder is None else LayerFiles(folder, run, statistics)
+    keys = {} if files is None else {node.name: files.key(node) for node in layers}
+    left = [node for node in layers if files is None or not files.replay(node, keys[node.name])]
+    items = [(node, None if statistics is None else statistics.layers[node.name]) for node in left]
+    alone = replace(run, graph=replace(run.graph, params=dict(run.graph.params)), bar=None, report={})
+    found = tasks.map(partial(_change_alone, threads), items, tasks.share(alone))
+
+    def begun() -> Iterator[Node]:
+        for node in left:
+            run.begin(node)
+            yield node
+
+    for node, (changed, report) in zip(begun(), found, strict=True):
+        before = dict(run.graph.params)
+        run.graph.params |= changed
+        run.done(node, report)
+        if files is not None:
+            files.store(node, keys[node.name], before)
+    run.report = {node.name: run.report[node.name] for node in layers}
 
 
-def _alone(run: Run, statistics: Statistics | None, node: Node) -> None:
+def _change_alone(
+    threads: int | None, item: tuple[Node, Moments | None], run: Run
+) -> tuple[dict[str, Param], dict[str, Any]]:
+    """Return the parameters that quantizing a layer changes, and what is reported of it."""
+    node, moments = item
+    before = run.graph.params
+    own = replace(run.graph, params=dict(before))
+    run = replace(run, graph=own, threads=default_threads(threads), report={})
+    _alone(run, moments, node)
+    changed = {name: param for name, param in run.graph.params.items() if param is not before[name]}
+    return changed, run.report[node.name]
+
+
+def _alone(run: Run, moments: Moments | None, node: Node) -> None:
     """Quantize a layer on its own, from the float network's moments if there are any."""
-    run.begin(node)
     metric, weight = run.options.metric, run.weight(node)
-    if statistics is None:
+    if moments is None:
         run.pack(node, weight)
         return
-    moments = statistics.for_layer(node, weight.shape)
     if weight_op(node.op).looked_up:
         run.pack_tokens(node, moments.mean * moments.count)
         return
@@ -98,7 +132,7 @@ def _repair_blocks(run: Run, teacher: Graph, data: list[Batch], learned: int, fo
     if learned == len(data):
         raise ConfigError("repair: expected at least eight samples, some of which are put aside to judge by, got fewer")
     repair = BlockRepair(run, teacher, data, learned)
-    run.bar.extend(repair.costs())
+    run.expect(repair.costs())
     more = f"blocks of {network_digest(teacher)}"
     visit = resumable(repair.visit, folder, run, data, more, blocks=repair.blocks)
     before = dict(run.graph.params)
@@ -134,6 +168,7 @@ def quantize(
     max_drop: float = 0.02,
     finetune: Callable[[Graph, str], Packed] | None = None,
     checkpoint: str | Path | None = None,
+    client: "Client | None" = None,
     seed: int = 0,
     threads: int | None = None,
     progress: bool = True,
@@ -149,11 +184,11 @@ def quantize(
         each layer, see `Recipe`. None, with ``activations``, leaves all weights as they are.
         Of a preset, with the full metric, layers so small that codewords take most of their bytes become integers with
         a scale for each filter where these leave less error, in no more bytes; so do depthwise filters, in 4 bits.
-    calibration : array, dict of arrays, iterable of either, or Statistics
-        Data: layers are quantized in graph order, each from the inputs that the layers already quantized give it; of
-        eight samples or more every eighth is put aside, to damp by and to report errors of. The whole takes about two
-        forward passes, and memory for the values that later layers still need, of all samples. Where an input called
-        ``attention_mask``, of shape (batch, length), is zero, texts are padding and count not.
+    calibration : array, dict of arrays, path, iterable of any of these, or Statistics
+        Data, as for `calibrate`: layers are quantized in graph order, each from the inputs that the layers already
+        quantized give it; of eight samples or more every eighth is put aside, to damp by and to report errors of. The
+        whole takes about two forward passes, and memory for the values that later layers still need, of all samples.
+        Where an input called ``attention_mask``, of shape (batch, length), is zero, texts are padding and count not.
         Statistics of `calibrate`: every layer on its own. None is enough for ``metric="none"``.
     mode : {None, "bgd", "pqf", "ipq"}
         Find codes as published and no better, for comparison; metric, target, correct_bias and permute are the mode's.
@@ -213,9 +248,12 @@ def quantize(
         that is repeated goes on where it stopped, to the same bytes; after a change of the recipe only what depends on
         it is searched again: with data a layer and those after it, else the layer. Files of earlier calls are left
         alone, damaged ones made anew with a warning; deleting any is safe.
+    client : distributed.Client, optional
+        Search codes on the workers of a Dask cluster, to the same bytes: from statistics those of all layers at once,
+        with data those of layers whose inputs are there together, such as queries, keys and values.
     seed : int
     threads : int, optional
-        Default: all cores. The bytes of the result do not depend on it.
+        Default: all cores, on a cluster those of a worker. The bytes of the result do not depend on it.
     progress : bool
         Show how far it is: a bar on a terminal, a line every 30 seconds elsewhere.
 
@@ -261,9 +299,9 @@ def quantize(
         raise ConfigError("finetune: expected an attribute 'key', text, to tell its results in a checkpoint, got none")
     search = mode_search(mode, chosen)
     folder = None if checkpoint is None else output_folder(checkpoint, "checkpoint")
-    costs = layer_costs(model.graph, chosen)
+    costs, tasks, given, threads = layer_costs(model.graph, chosen), Tasks(client), threads, default_threads(threads)
     with blas_limit(1), progress_bar(progress, "quantize", "layer", len(costs), costs) as bar:
-        teacher, threads = separate_norm_statistics(model.graph), default_threads(threads)
+        teacher = separate_norm_statistics(model.graph)
         data = list(iterate_batches(model.graph, calibration)) if has_data else calibration
         own = isinstance(recipe, str) and mode is None and finetune is None and options.metric == "full"
         better = None
@@ -281,10 +319,10 @@ def quantize(
             shapes = {name: run.weight(node).shape for name, node in student.layers().items()}
             run.instead = integers_instead(chosen, shapes)
         if data is None or isinstance(data, Statistics):
-            _one_by_one(run, data, folder)
+            _one_by_one(run, data, folder, tasks, given)
         else:
             data, learned = hold_out(model.graph, data)
-            visits = FromData(run, teacher, data, learned)
+            visits = FromData(run, teacher, data, learned, tasks, given)
             visit = visits.visit if finetune is None else partial(_and_finetune, run, visits.visit, finetune)
             visit = resumable(
                 visit, folder, run, data, getattr(finetune, "key", None), getattr(finetune, "writes", True)

@@ -44,7 +44,7 @@ class Run:
     codecs: dict[str, Codec]
     options: Options
     threads: int
-    bar: Progress
+    bar: Progress | None  # None of what a worker does
     search: Mapping[str, Any]  # arguments of the fit, of the mode
     instead: Mapping[str, Codec] = field(default_factory=dict)  # codecs to take where they leave less error
     report: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -93,7 +93,13 @@ class Run:
 
     def begin(self, node: Node) -> None:
         """Take note of the layer or block that is searched now, of what belongs to it until `done`."""
-        self.bar.begin(node.name)
+        if self.bar is not None:
+            self.bar.begin(node.name)
+
+    def expect(self, costs: Mapping[str, float]) -> None:
+        """Take note of more to begin."""
+        if self.bar is not None:
+            self.bar.extend(costs)
 
     def done(self, node: Node, report: dict[str, Any]) -> None:
         """Take note of a layer that has its codes; not begun, by an earlier call."""
@@ -106,9 +112,9 @@ class Run:
         self._count(node)
 
     def _count(self, node: Node) -> None:
-        if self.bar.name == node.name:
+        if self.bar is not None and self.bar.name == node.name:
             self.bar.update()
-        else:
+        elif self.bar is not None:
             self.bar.skip(name=node.name)
 
     def finish(self) -> Model:

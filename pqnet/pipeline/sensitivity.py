@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,8 @@ import numpy as np
 from pqnet._progress import tick
 from pqnet._threads import ordered_map
 from pqnet.graph import Graph, Node, weight_op
-from pqnet.pipeline.batches import Batch, iterate_batches, named_inputs
+from pqnet.io import FileArray
+from pqnet.pipeline.batches import Batch, is_array, iterate_batches, named_inputs, open_samples
 from pqnet.pipeline.moments import operand
 from pqnet.pipeline.padding import real_positions, without_padding
 from pqnet.pipeline.sweep import Values, sweep
@@ -21,15 +23,22 @@ __all__ = ["network_gains", "single_samples", "some_samples"]
 
 def some_samples(graph: Graph, data: Any, n: int) -> list[Batch]:
     """Return about n samples of calibration data in batches: evenly from arrays, the first n batches of an iterable."""
-    if not isinstance(data, np.ndarray | Mapping):
+    if isinstance(data, str | Path):
+        data = open_samples(data, list(graph.inputs))
+    if not is_array(data) and not isinstance(data, Mapping):
         return list(islice(iterate_batches(graph, data), n))
-    next(iterate_batches(graph, data))  # checks all of it
+    next(iterate_batches(graph, data))  # checks all of it that is in memory
     named = named_inputs(graph, data)
     length = len(next(iter(named.values())))
     if any(isinstance(info.shape[0], int) for info in graph.inputs.values()):
-        return list(iterate_batches(graph, named))[: max(1, n)]
+        return list(islice(iterate_batches(graph, named), max(1, n)))
     at = np.linspace(0, length - 1, min(n, length)).astype(np.int64)
-    return list(iterate_batches(graph, {name: np.asarray(a)[at] for name, a in named.items()}))
+    some = {name: a.take(at) if isinstance(a, FileArray) else _rows(a, at) for name, a in named.items()}
+    return list(iterate_batches(graph, some))
+
+
+def _rows(a: Any, at: np.ndarray) -> np.ndarray:
+    return np.asarray(a[at] if is_array(a) else np.asarray(a)[at])
 
 
 def single_samples(graph: Graph, batches: list[Batch], n: int) -> list[Batch]:
