@@ -27,6 +27,7 @@ FREE = 1 << 26  # bytes of arrays that any file may hold
 EXPANSION = 100  # bytes of arrays that a larger file may hold for each of its own; uncompressed it needs none
 SECONDS = 5  # of CPU to read an HDF5 file, and one for so many bytes:
 SPEED = 1 << 20
+ZIP = b"PK\x03\x04", b"PK\x05\x06"  # how a zip archive with members begins, and one without
 CRASHED = "the HDF5 data cannot be read: its reader crashed, or took too much time or memory"
 
 
@@ -147,7 +148,6 @@ def _received(stream: IO[bytes]) -> dict[str, np.ndarray]:
     raise FormatError(CRASHED)
 
 
-ZIP = b"PK\x03\x04", b"PK\x05\x06"  # how a zip archive with members begins, and one without
 # -- NumPy ---------------------------------------------------------------------------------------------------
 
 
