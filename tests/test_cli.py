@@ -275,10 +275,10 @@ def test_a_table_of_one_row_is_quantized_and_verified(folder: Path) -> None:
     assert run("verify q.h5") == 0
 
 
-def test_the_recipe_of_the_readme() -> None:
-    readme = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
-    (text,) = re.findall(r"```yaml\n(.*?)```", readme, re.S)
-    want = {"default": pqnet.PQ(k=256, d=9), "*downsample*": pqnet.PQ(k=200, d=4, layout="channel"), "fc": None}
+def test_the_recipe_of_the_documentation() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "codecs.md").read_text("utf-8")
+    (text,) = re.findall(r"```yaml title=\"mine.yaml\"\n(.*?)```", page, re.S)
+    want = {"default": pqnet.PQ(k=64, d=8, layout="channel"), "fc": None}
     assert Recipe.from_yaml(text) == Recipe(want)
 
 

@@ -20,7 +20,7 @@ def test_the_description_leads_nowhere_that_an_index_has_not() -> None:
 
 def test_extras_that_are_named_exist() -> None:
     named = {name for path in SOURCES for name in re.findall(r"pqnet\[([a-z,]+)\]", path.read_text("utf-8"))}
-    assert {"torch", "sign", "report"} <= named <= set(PROJECT["optional-dependencies"])
+    assert {"torch", "sign", "report", "cluster"} <= named <= set(PROJECT["optional-dependencies"])
 
 
 @pytest.mark.parametrize(
