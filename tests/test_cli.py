@@ -275,11 +275,11 @@ def test_a_table_of_one_row_is_quantized_and_verified(folder: Path) -> None:
     assert run("verify q.h5") == 0
 
 
-def test_the_recipe_of_the_readme() -> None:
-    readme = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
-    (text,) = re.findall(r"```yaml\n(.*?)```", readme, re.S)
-    want = {"default": pqnet.PQ(k=256, d=9), "*downsample*": pqnet.PQ(k=200, d=4, layout="channel"), "fc": None}
-    assert Recipe.from_yaml(text) == Recipe(want)
+def test_the_recipe_of_the_docs() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "codecs.md").read_text("utf-8")
+    (text,) = re.findall(r"```yaml title=\"mine.yaml\"\n(.*?)```", page, re.S)
+    default, others = (pqnet.PQ(k=64, d=d, layout="channel") for d in (8, 4))
+    assert Recipe.from_yaml(text) == Recipe({"default": default, "*downsample*": others, "fc": None})
 
 
 def test_same_command_gives_same_bytes_and_seed_others(folder: Path) -> None:
