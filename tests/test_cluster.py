@@ -201,11 +201,16 @@ def test_commands_on_a_scheduler_write_the_same_files(address: str, capsys: pyte
         assert ("here" / file).read_bytes() == ("there" / file).read_bytes(), file
 
 
-def test_workers_of_a_command_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_of_a_command_share_the_cores_and_leave_interrupts_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PQNET_NUM_THREADS", "7")
     with cluster.connected(None, 3) as client:
         assert client is not None
-        threads = client.run(lambda: pqnet._threads.default_threads())
+        threads, processes = client.run(lambda: pqnet._threads.default_threads()), client.run(os.getpid)
+        for process in processes.values():
+            os.kill(process, signal.SIGINT)
+        handlers = client.run(lambda: signal.getsignal(signal.SIGINT))
+        assert client.run(os.getpid) == processes
+    assert set(handlers.values()) == {signal.SIG_IGN}
     assert list(threads.values()) == [2, 2, 2]
 
 
