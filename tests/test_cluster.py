@@ -19,6 +19,7 @@ from test_pipeline import DATA, small_net
 
 import pqnet
 from pqnet import PQ, Model, PQNetError
+from pqnet._progress import Progress
 from pqnet.cli.main import main
 from pqnet.demo import load_images, model_path
 from pqnet.graph import GraphBuilder, ValueInfo
@@ -109,6 +110,31 @@ def test_layers_and_plans_have_the_same_bytes(client: Client) -> None:
     assert there.options == here.options and there.gains == here.gains
 
 
+def test_progress_counts_what_workers_do(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[Progress] = []
+    leave = Progress.__exit__
+
+    def end(self: Progress, *error: Any) -> None:
+        ended.append(self)
+        leave(self, *error)
+
+    monkeypatch.setattr(Progress, "__exit__", end)
+    np.save("x.npy", DATA)
+    recipe, n = {"default": PQ(16, 4), "stem": PQ(16, 3)}, len(MODEL.graph.layers())
+    counts = []
+    for where in (None, client):
+        ended.clear()
+        statistics = pqnet.calibrate(MODEL, "x.npy", client=where)
+        for source in (statistics, DATA[:64]):
+            pqnet.quantize(MODEL, recipe, source, client=where, progress=False)
+            measure(MODEL, source, client=where, progress=False)
+        assert all(bar.share == 1 and bar.n == bar.total for bar in ended)
+        counts.append([(bar.description, bar.n) for bar in ended])
+    assert counts[0] == counts[1]
+    expected = [("calibrate", len(DATA)), ("quantize", n), ("plan", n)]
+    assert counts[0] == [*expected, ("quantize", n), ("calibrate", 56), ("calibrate", 8), ("plan", 2 * n)]
+
+
 def test_layers_that_are_given_the_same_are_packed_at_once_to_the_same_bytes(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,11 +201,16 @@ def test_commands_on_a_scheduler_write_the_same_files(address: str, capsys: pyte
         assert ("here" / file).read_bytes() == ("there" / file).read_bytes(), file
 
 
-def test_workers_of_a_command_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_of_a_command_share_the_cores_and_leave_interrupts_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PQNET_NUM_THREADS", "7")
     with cluster.connected(None, 3) as client:
         assert client is not None
-        threads = client.run(lambda: pqnet._threads.default_threads())
+        threads, processes = client.run(lambda: pqnet._threads.default_threads()), client.run(os.getpid)
+        for process in processes.values():
+            os.kill(process, signal.SIGINT)
+        handlers = client.run(lambda: signal.getsignal(signal.SIGINT))
+        assert client.run(os.getpid) == processes
+    assert set(handlers.values()) == {signal.SIG_IGN}
     assert list(threads.values()) == [2, 2, 2]
 
 

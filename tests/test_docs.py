@@ -32,12 +32,13 @@ FENCE = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 LANGUAGES = {"python", "sh", "yaml", "text", "math", "json", "dockerfile"}
-SLOW = {"codecs.md", "train.md", "tutorial.md"}  # many networks are quantized
+SLOW = {"cluster.md", "codecs.md", "train.md", "tutorial.md"}  # many networks are quantized, processes started
 NEEDS = {
     "train.md": ["torch"],
     "convert.md": ["onnx", "PIL", "torch", "transformers"],
     "tutorial.md": ["PIL", "matplotlib", "tokenizers", "torch"],
 }
+NEEDS |= {"cluster.md": ["distributed"]}
 NEEDS |= {"README.md": ["torch"], "detection.md": ["torch", "transformers"], "onnx.md": ["onnx", "onnxruntime"]}
 
 
@@ -152,6 +153,7 @@ def test_every_public_name_is_in_the_reference():
 
     names |= {f"pqnet_converters.{name}" for name in pqnet_converters.__all__}
     tree = (ROOT / "pqnet" / "train" / "__init__.py").read_text("utf-8")
+    names |= {"pqnet.pipeline.run_dask", "pqnet.pipeline.run_many"}
     names |= {f"pqnet.train.{name}" for name in re.findall(r" as (\w+)$", tree, re.MULTILINE)}
     assert names == shown
 

@@ -210,6 +210,36 @@ def test_running_shows_samples(errors: Callable[[], str], monkeypatch: pytest.Mo
     assert re.search(r"run: 48 of 64 samples \(75%\), about .* left", errors())
 
 
+@pytest.mark.usefixtures("quick")
+def test_running_a_folder_shows_files_and_says_above_the_bar_what_is_written(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pqnet.load(model_path()).save("model.h5")
+    images = load_images()[0][:300]
+    np.save("x.npy", images)
+    Path("parts").mkdir()
+    for i in range(3):
+        np.save(f"parts/{i}.npy", images[10 * i : 10 * i + 10])
+    ended: list[tuple[str, float | None]] = []
+    leave = Progress.__exit__
+
+    def end(self: Progress, *error: Any) -> None:
+        ended.append((self.count(), self.share))
+        leave(self, *error)
+
+    monkeypatch.setattr(Progress, "__exit__", end)
+    terminal = put_terminal(monkeypatch)
+    assert main(["run", "model.h5", "--input", "parts", "-o", "outputs"]) == 0
+    assert ended == [*[("10 of 10 samples", 1.0)] * 3, ("3 of 3 files", 1.0)]
+    assert "3 of 3 files" in terminal.getvalue()
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == [
+        f"outputs/{i}.npy" for i in range(3)
+    ]
+    ended.clear()
+    assert main(["run", "model.h5", "--input", "x.npy", "-o", "y.npy"]) == 0
+    assert ended == [("256 of 256 samples", 1.0), ("44 of 44 samples", 1.0), ("300 of 300 samples", 1.0)]
+
+
 @pytest.mark.parametrize("way", ["lc", "noise", "distill", "blockwise"])
 def test_training_says_how_far_it_is(way: str, said: list[tuple[str, str]]) -> None:
     pytest.importorskip("torch")

@@ -12,7 +12,7 @@ import pqnet
 from pqnet import PQNetError
 from pqnet.io import FileArray, open_arrays, read_rows
 from pqnet.pipeline import measure
-from pqnet.pipeline.batches import iterate_batches
+from pqnet.pipeline.batches import iterate_batches, known_samples
 
 MODEL = small_net()
 
@@ -71,6 +71,18 @@ def test_paths_and_datasets_give_what_their_arrays_give() -> None:
     assert there.options == here.options and there.gains == here.gains
 
 
+def test_samples_of_files_are_known_before_they_are_read() -> None:
+    np.save("x.npy", DATA)
+    with h5py.File("x.h5", "w") as file:
+        file["input"] = DATA
+        assert known_samples(file["input"]) == known_samples({"input": file["input"]}) == 150
+    opened = open_arrays("x.npy")
+    assert isinstance(opened, FileArray)
+    assert known_samples(opened) == known_samples({"input": opened}) == 150
+    assert known_samples([DATA[:50], {"input": opened.part(slice(50, None))}]) == 150
+    assert known_samples(iter([DATA])) is known_samples([iter([DATA])]) is None
+
+
 def test_integers_in_files_are_cut_into_the_batches_of_floats() -> None:
     x = np.ones((100, 3, 80, 80), np.uint8)
     np.save("x.npy", x)
@@ -99,6 +111,9 @@ def test_bad_files_are_one_clear_error() -> None:
     np.savez("other.npz", x=DATA)
     with pytest.raises(PQNetError, match=r"other.npz: expected arrays for \['input'\], got \['x'\]"):
         pqnet.calibrate(MODEL, "other.npz")
+    np.savez("near.npz", Input=DATA)
+    with pytest.raises(PQNetError, match=r"near.npz: expected arrays for .* did you mean 'input'\?"):
+        pqnet.calibrate(MODEL, "near.npz")
     np.save("x.npy", DATA)
     opened = open_arrays("x.npy")
     np.save("x.npy", DATA[:10])

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pqnet import _check
-from pqnet.errors import PQNetError
+from pqnet.errors import PQNetError, did_you_mean
 from pqnet.graph import Graph
 from pqnet.io import FileArray, FileRows, open_arrays, read_rows
 from pqnet.runtime.execute import check_inputs
@@ -104,7 +104,8 @@ def open_samples(path: str | Path, names: Sequence[str]) -> Any:
         arrays = found if isinstance(found, dict) else {names[0]: found}
         if not set(names) <= set(arrays) or (len(names) > 1 and not isinstance(found, dict)):
             got = sorted(found) if isinstance(found, dict) else "one without a name"
-            raise PQNetError(f"{path}: expected arrays for {list(names)}, got {got}; use .npz or .h5 for several")
+            near = "".join(did_you_mean(name, names) for name in sorted(set(arrays) - set(names))[:1])
+            raise PQNetError(f"{path}: expected arrays for {list(names)}, got {got}; use .npz or .h5 for several{near}")
         return {name: arrays[name] for name in names}
     return [whole_files(open_samples(file, names)) for file in sample_files(path)]
 

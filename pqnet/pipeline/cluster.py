@@ -30,6 +30,11 @@ T = TypeVar("T")
 
 SECONDS = 5.0  # to wait for a scheduler, and for its first worker
 AHEAD = 2  # tasks for each thread of the workers that are given out before their results are taken
+# For workers that are started here: Ctrl-C reaches them too, but it is the command that ends them.
+UNINTERRUPTED = """
+import signal
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+"""
 ATTEMPTS = 8  # of a step that fails as workers go away, 13 s in all
 
 
@@ -230,6 +235,7 @@ def connected(scheduler: str | None, workers: int | None) -> "Iterator[Client | 
             "memory_limit": 0,
             "silence_logs": logging.CRITICAL,
         }
+        options["preload"] = [UNINTERRUPTED]
         options["env"] = {"PQNET_NUM_THREADS": str(max(1, default_threads() // workers))}
         with (
             distributed.LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, **options) as cluster,
