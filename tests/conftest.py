@@ -1,6 +1,7 @@
 """Hypothesis profiles, threads of BLAS, and a scratch directory for the examples in docstrings."""
 
 import os
+import signal
 
 import pytest
 from hypothesis import settings
@@ -9,6 +10,8 @@ from threadpoolctl import threadpool_limits
 settings.register_profile("default", deadline=None, derandomize=True)
 os.environ.setdefault("PQNET_TUNE", "0")  # algorithms by the rule: measurements differ from run to run
 os.environ.setdefault("PQNET_CHECK", "1")  # every argument of every step stays within its array
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as shells start what runs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 

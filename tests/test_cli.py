@@ -278,8 +278,8 @@ def test_a_table_of_one_row_is_quantized_and_verified(folder: Path) -> None:
 def test_the_recipe_of_the_documentation() -> None:
     page = (Path(__file__).parents[1] / "docs" / "codecs.md").read_text("utf-8")
     (text,) = re.findall(r"```yaml title=\"mine.yaml\"\n(.*?)```", page, re.S)
-    want = {"default": pqnet.PQ(k=64, d=8, layout="channel"), "fc": None}
-    assert Recipe.from_yaml(text) == Recipe(want)
+    default, others = (pqnet.PQ(k=64, d=d, layout="channel") for d in (8, 4))
+    assert Recipe.from_yaml(text) == Recipe({"default": default, "*downsample*": others, "fc": None})
 
 
 def test_same_command_gives_same_bytes_and_seed_others(folder: Path) -> None:

@@ -166,14 +166,6 @@ def test_killed_and_interrupted_commands_go_on_to_the_same_files(which: str) -> 
     kill("--kills", "6", "--signal", which, "--jobs", "quantize", "save")
 
 
-@pytest.mark.exhaustive
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-@pytest.mark.parametrize("which", ["KILL", "INT"])
-def test_fifty_kills(which: str) -> None:
-    pytest.importorskip("torch")
-    kill("--signal", which)
-
-
 # -- clocks ----------------------------------------------------------------------------------------------------
 
 

@@ -99,7 +99,7 @@ def free_size(text: str) -> tuple[str, int]:
 def add_data(
     parser: argparse.ArgumentParser, flag: str, text: str, required: bool = True, folders: bool = False
 ) -> None:
-    """Add an option for files of arrays, see `pqnet.cli.data.read_inputs` and, for ``folders``, `read_samples`."""
+    """Add an option for files of arrays, see `pqnet.cli.data.read_inputs` and, for ``folders``, `open_inputs`."""
     parser.add_argument(
         flag,
         action="append",
