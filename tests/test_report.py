@@ -108,7 +108,8 @@ def test_what_is_gathered_is_what_computing_it_by_hand_gives(small):
     # The last layer's output is the network's.
     few, others = logits[:8], before[:8]
     drift = np.square(few - others).sum() / np.square(others).sum()
-    assert by_name["fc"].drift == pytest.approx(drift, rel=1e-3) and by_name["conv1"].drift < 1e-9
+    assert by_name["fc"].drift == pytest.approx(drift, rel=1e-3)
+    assert 0 < by_name["conv1"].drift < 2**-20  # the preset stores it as float16
     assert all(layer.seconds > 0 and layer.algorithm for layer in report.layers)
     assert sum(step.seconds for step in report.steps) >= sum(layer.seconds for layer in report.layers)
     recipe = pqnet.Recipe.from_yaml(report.recipe)
