@@ -7,14 +7,16 @@ from typing import Any
 import numpy as np
 
 from pqnet.kernels.products.prepare import prepare
+from pqnet.kernels.simd import WIDTH
 from pqnet.runtime.builder import Builder
 from pqnet.runtime.copying import dense
 from pqnet.runtime.layer import IMAGE, Layer
 from pqnet.runtime.memory import View
 
-__all__ = ["Windows", "pad_planes", "plane_arguments", "windows_of"]
+__all__ = ["Windows", "pad_planes", "plane_arguments", "plane_cycles", "windows_of"]
 
 NARROW = 40  # columns of images of which packing would copy too short pieces
+COPY = 4.6  # cycles for a vector of planes
 TASKS, WORK = 16, 16384  # tasks of padding at most, elements a task at least
 
 
@@ -74,6 +76,16 @@ def plane_arguments(b: Builder, layer: Layer, x: View, out: View, phases: Sequen
         "phases": len(phases),
         "table": b.table(phases),
     }
+
+
+def plane_cycles(layer: Layer, narrow: bool = True) -> float:
+    """Return about how many cycles of one core the planes take that `windows_of` makes of a layer's input."""
+    if layer.pointwise:
+        return 0.0
+    (kh, kw), (sh, sw), (dh, dw), (high, wide) = layer.kernel, layer.stride, layer.dilation, layer.out_size
+    rows = min(sh, kh) * (high + (kh - 1) * dh // sh)
+    columns = kw * wide if narrow and wide < NARROW else min(sw, kw) * (wide + (kw - 1) * dw // sw)
+    return COPY * layer.groups * layer.channels * layer.batch * rows * columns / WIDTH
 
 
 def pad_planes(

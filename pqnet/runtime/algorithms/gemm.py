@@ -24,7 +24,7 @@ from pqnet.runtime.algorithms.base import (
 from pqnet.runtime.builder import Builder
 from pqnet.runtime.layer import Layer
 from pqnet.runtime.memory import round_up
-from pqnet.runtime.windows import NARROW
+from pqnet.runtime.windows import NARROW, plane_cycles
 
 __all__ = ["PRODUCT", "Cut", "cut_gemm", "cut_layer", "decode_cycles", "emit_gemm"]
 
@@ -135,7 +135,8 @@ def cut_layer(layer: Layer, unit: int, decode: float, by_channel: bool = False) 
     near = layer.outputs * layer.positions <= NEAR
     halves = by_channel and near and layer.groups == 1 and WIDER * layer.reduction <= layer.outputs
     listed = layer.batch == 1 and (layer.pointwise or layer.out_size[1] < NARROW)
-    return cut_gemm(layer.reduction, unit, decode, layer.outputs, layer.groups, layer.positions, halves, listed)
+    cut = cut_gemm(layer.reduction, unit, decode, layer.outputs, layer.groups, layer.positions, halves, listed)
+    return cut._replace(cost=cut.cost + plane_cycles(layer))
 
 
 @lru_cache(maxsize=4096)

@@ -6,13 +6,14 @@ import numpy as np
 
 from pqnet.kernels.products.lanes import NUMBERS, OUTPUTS, multiply_in_lanes
 from pqnet.kernels.simd import WIDTH
-from pqnet.runtime.algorithms.base import Algorithm, Call, Host, block_order, codebook_floats, codeword_step
+from pqnet.runtime.algorithms.base import HOST, Algorithm, Call, Host, block_order, codebook_floats, codeword_step
 from pqnet.runtime.builder import Builder
 from pqnet.runtime.layer import Layer
 from pqnet.runtime.memory import View, round_up
 from pqnet.runtime.windows import Windows, windows_of
 
-CODE, NUMBER, START = 0.2, 1.0, 3000.0  # cycles for a code and for each number of its codeword; of a step
+# Cycles for a code and for each number of its codeword; of a step.
+CODE, NUMBER, START = 0.2, 1.0 if HOST.halves else 0.62, 3000.0
 TASKS, WORK = 16, 2048  # tasks at most, codes a task at least
 
 

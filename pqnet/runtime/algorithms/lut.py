@@ -10,7 +10,7 @@ from pqnet.runtime.algorithms.lut_plan import VECTORS, Sizes, Tiles, choose_tile
 from pqnet.runtime.builder import Builder
 from pqnet.runtime.layer import Layer
 from pqnet.runtime.memory import View
-from pqnet.runtime.windows import Windows, windows_of
+from pqnet.runtime.windows import Windows, plane_cycles, windows_of
 
 
 class Lut(Algorithm):
@@ -25,7 +25,7 @@ class Lut(Algorithm):
 
     def cost(self, layer: Layer) -> float:
         """Return the expected cycles, of dense images."""
-        return choose_tiles(_dense_sizes(layer))[1]
+        return choose_tiles(_dense_sizes(layer))[1] + plane_cycles(layer, narrow=False)
 
     def windows(self, b: Builder, layer: Layer, x: View) -> Windows:
         """Return windows on whole planes, on which a tap shifts the lanes."""

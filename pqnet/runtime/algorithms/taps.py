@@ -22,7 +22,7 @@ from pqnet.runtime.windows import NARROW, Windows
 
 SEEN = 0.9  # an axis is not divided if its taps see more than this part of the positions on an average
 # Cycles for a number of a product and for a row of a rectangle in the last step; for the steps of a product.
-NUMBER, ROW, START = 0.3, 6.0, 12000.0
+NUMBER, ROW, START = 0.3, 6.0, 10500.0
 TASKS, WORK = 16, 16384  # tasks at most, numbers a task at least
 
 

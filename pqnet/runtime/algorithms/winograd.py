@@ -13,7 +13,7 @@ from pqnet.runtime.algorithms.gemm import PRODUCT
 from pqnet.runtime.builder import Builder
 from pqnet.runtime.layer import Layer
 from pqnet.runtime.memory import View, round_up
-from pqnet.runtime.windows import Windows, pad_planes
+from pqnet.runtime.windows import Windows, pad_planes, plane_cycles
 
 TRANSFORM = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
 WHOLE = 128  # channels up to which transformed patches fit the second-level cache beside the rest
@@ -53,7 +53,7 @@ class Winograd(Algorithm):
         if weight is not None:
             decode = DECODE_CHANNEL if weight.codec.layout == "channel" else DECODE_SPATIAL
         inner = panels * (tiles * 16 * PRODUCT * STRIDED + tasks * ROWS * decode)
-        return channels * (inner + tasks * PATCHES) + tasks * outputs * FINISH
+        return plane_cycles(layer, narrow=False) + channels * (inner + tasks * PATCHES) + tasks * outputs * FINISH
 
     def windows(self, b: Builder, layer: Layer, x: View) -> Windows:
         """Pad the input to whole patches."""
