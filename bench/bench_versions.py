@@ -41,10 +41,13 @@ class Side:
     """A process that runs one network with the code of one checkout."""
 
     def __init__(self, root: Path, name: str, threads: int) -> None:
+        root = root.resolve()  # also the folder that it runs in, which Python looks in first
         paths = [str(root / part) for part in ("", "converters", "bench")]
         env = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
         command = [sys.executable, "-c", WORKER, name, str(threads)]
-        self.process = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            command, env=env, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         self.times: list[float] = []
         self.output = self._answer()
 
