@@ -48,6 +48,7 @@ __all__ = [
         "container_from",
         "container_nbytes",
         "header_document",
+        "inflated",
     ),
     *("packed_header", "read_container", "read_file", "what_is", "write_container"),
 ]
@@ -399,17 +400,23 @@ def _parse(data: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     return document, arrays
 
 
+def inflated(packed: bytes, size: int, what: str, content: str) -> bytes:
+    """Return what deflated bytes hold, which has to be ``size`` bytes: no more are made. Errors name ``what`` it is."""
+    inflate = zlib.decompressobj()
+    try:
+        found = inflate.decompress(packed, size + 1)
+    except zlib.error as reason:
+        raise FormatError(f"{what}: {reason}") from None
+    if len(found) != size or not inflate.eof or inflate.unused_data:
+        raise FormatError(f"{what}: expected {size} {content}, got others")
+    return found
+
+
 def _document(packed: bytes, size: int) -> dict[str, Any]:
     """Return the checked JSON document of a file from its deflated form."""
     if size > MAX_HEADER:
         raise FormatError(f"header: expected at most {MAX_HEADER} bytes, got {size}")
-    inflate = zlib.decompressobj()
-    try:
-        text = inflate.decompress(packed, size + 1)
-    except zlib.error as reason:
-        raise FormatError(f"header: {reason}") from None
-    if len(text) != size or not inflate.eof or inflate.unused_data:
-        raise FormatError(f"header: expected {size} bytes of deflated text, got others")
+    text = inflated(packed, size, "header", "bytes of deflated text")
     _check_text_limits(text, 0)
     try:
         document = json.loads(text, object_pairs_hook=_unique)

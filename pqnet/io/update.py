@@ -30,6 +30,7 @@ from pqnet.io.container import (
     container_content,
     container_from,
     header_document,
+    inflated,
     packed_header,
     read_container,
     read_file,
@@ -267,29 +268,23 @@ def _new_array(
 ) -> np.ndarray:
     """Return an array of the new file: whole, or from the old one, as it is or with a difference."""
     if kind == WHOLE:
-        words = _inflated(name, piece, dtype, shape)
+        words = _piece_words(name, piece, dtype, shape)
     elif old is None or (old.dtype, old.shape) != (dtype, shape):
         got = "none" if old is None else describe(old)
         raise FormatError(f"array {name!r}: expected one of {dtype} and shape {shape} in the old file, got {got}")
     elif kind is None:
         return old
     else:
-        words = _signed(_inflated(name, piece, dtype, shape)) + _words(old)
+        words = _signed(_piece_words(name, piece, dtype, shape)) + _words(old)
     if dtype == np.bool_ and words.max(initial=0) > 1:
         raise FormatError(f"array {name!r}: expected bytes 0 and 1, got others")
     return words.view(dtype).reshape(shape)
 
 
-def _inflated(name: str, piece: bytes, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray:
+def _piece_words(name: str, piece: bytes, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray:
     """Return the words of an array from its bytes in an update; no more are made than it has."""
     nbytes = math.prod(shape) * dtype.itemsize
     if len(piece) != nbytes:
-        inflate = zlib.decompressobj()
-        try:
-            piece = inflate.decompress(piece, nbytes + 1)
-        except zlib.error as reason:
-            raise FormatError(f"array {name!r}: {reason}") from None
-        if len(piece) != nbytes or not inflate.eof or inflate.unused_data:
-            raise FormatError(f"array {name!r}: expected {nbytes} deflated bytes, got others")
+        piece = inflated(piece, nbytes, f"array {name!r}", "deflated bytes")
     planes = np.frombuffer(piece, np.uint8).reshape(dtype.itemsize, math.prod(shape))
     return np.ascontiguousarray(planes.T).view(f"u{dtype.itemsize}").reshape(-1)

@@ -147,13 +147,20 @@ GEMM = Arguments(layer=WINDOWS, end=EPILOGUE, weight=WEIGHT, cut=CUT)
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def even_part(i, tasks, vectors, total):
+    # The first and the last of ``total`` positions that part i of ``tasks`` has: as nearly the same number of vectors
+    # as can be; the last part also has the positions behind all vectors
+    last = (i + 1) * vectors // tasks * WIDTH
+    return i * vectors // tasks * WIDTH, last if i + 1 < tasks else total
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def part_of_task(task, cut, outputs):
     # Returns the group of a task, its outputs o .. o_last within the group and its positions p .. p_last
     group = task // (cut.o_tasks * cut.q_tasks)
     o = task // cut.o_turn % cut.o_tasks * cut.o_block
-    q = task // cut.q_turn % cut.q_tasks
-    p, p_last = q * cut.vectors // cut.q_tasks * WIDTH, (q + 1) * cut.vectors // cut.q_tasks * WIDTH
-    return group, o, min(o + cut.o_block, outputs), p, p_last if q + 1 < cut.q_tasks else cut.positions
+    p, p_last = even_part(task // cut.q_turn % cut.q_tasks, cut.q_tasks, cut.vectors, cut.positions)
+    return group, o, min(o + cut.o_block, outputs), p, p_last
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)

@@ -15,7 +15,7 @@ from pqnet.kernels.abi import FLAG, SCRATCH, SIZE, Arguments, step
 from pqnet.kernels.ops.activation import activate_row
 from pqnet.kernels.ops.functions import at_least, at_most
 from pqnet.kernels.products.epilogue import EPILOGUE, WINDOWS, clamp_limits
-from pqnet.kernels.products.gemm import WEIGHT
+from pqnet.kernels.products.gemm import WEIGHT, even_part
 from pqnet.kernels.products.tile import LANES, ROWS, multiply_1, multiply_2, multiply_3
 from pqnet.kernels.simd import (
     WIDTH,
@@ -303,10 +303,7 @@ def winograd(task, g, data, const, codes, index, scratch):
     )
     channel_layout, channel, panel, sums = g.channel_layout == 1, g.channel_step, g.panel, g.sums
     tiles, spare = g.tiles, g.spare
-    part = task // o_tasks
-    p_first, p_last = part * g.vectors // g.p_tasks * WIDTH, (part + 1) * g.vectors // g.p_tasks * WIDTH
-    if part + 1 == g.p_tasks:
-        p_last = patches
+    p_first, p_last = even_part(task // o_tasks, g.p_tasks, g.vectors, patches)
     o_first = task % o_tasks * o_block
     o_last = min(o_first + o_block, outputs)
     plane = piece * LANES + WIDTH

@@ -26,7 +26,7 @@ from pqnet.runtime.layer import Layer
 from pqnet.runtime.memory import round_up
 from pqnet.runtime.windows import NARROW, plane_cycles
 
-__all__ = ["PRODUCT", "Cut", "cut_gemm", "cut_layer", "decode_cycles", "emit_gemm"]
+__all__ = ["PRODUCT", "Cut", "cut_gemm", "cut_layer", "decode_cycles", "emit_gemm", "most_tiles"]
 
 PIECE = 384  # of the reduction: a panel and three lines of each packed row stay in the first-level cache
 PACKED = 96 * 1024  # floats of packed positions a task: 384 KiB of the second-level cache
@@ -172,8 +172,7 @@ def cut_gemm(
     q_tasks, o_block = _tasks_of(k, piece, decode, outputs, groups, vectors, halves, listed)
     o_block = min(o_block, round_up(outputs, ROWS))
     o_tasks = -(-outputs // o_block)
-    last = positions - (q_tasks - 1) * vectors // q_tasks * WIDTH
-    tiles = -(-max(-(-vectors // q_tasks) * WIDTH, last) // LANES)
+    tiles = most_tiles(positions, vectors, q_tasks)
     panel = tiles * (piece + 1) * LANES + LANES
     sums = panel + round_up(ROWS * (piece + 16) + 64, 16)
     column = sums + round_up((o_block if piece < k else ROWS) * tiles * LANES, 16)
@@ -192,12 +191,22 @@ def cut_gemm(
         "sums": sums,
         "column": column,
     }
-    each = -(-vectors // q_tasks)
-    wide, pairs = q_tasks * (each // VECTORS + PART[each % VECTORS]), -(-few // 2)
+    wide, pairs = q_tasks * _tile_times(-(-vectors // q_tasks)), -(-few // 2)
     pack = 0.0 if listed and o_block <= STRAIGHT[0] else PACK * -(-positions // LANES)
     panel_cost = q_tasks * k * decode + wide * (k * PRODUCT + FINISH) + pairs * (k * PAIR + SUM_PAIR)
     cost = groups * o_tasks * (k * pack + -(-o_block // ROWS) * panel_cost)
     return Cut(arguments, groups * o_tasks * q_tasks, scratch, cost)
+
+
+def most_tiles(total: int, vectors: int, tasks: int) -> int:
+    """Return the tiles of the largest part of ``total`` positions, as `kernels.products.gemm.even_part` cuts them."""
+    last = total - (tasks - 1) * vectors // tasks * WIDTH
+    return -(-max(-(-vectors // tasks) * WIDTH, last) // LANES)
+
+
+def _tile_times(vectors: int) -> float:
+    """Return how many times as long as a whole register tile those of some vectors of positions take."""
+    return vectors // VECTORS + PART[vectors % VECTORS]
 
 
 def _tasks_of(
@@ -212,7 +221,7 @@ def _tasks_of(
     start = START / k
     for q_tasks in _position_tasks(vectors, min(max(PACKED // (piece * LANES), 1), MOST_TILES)):
         each = -(-vectors // q_tasks)
-        tiles = each // VECTORS + PART[each % VECTORS]
+        tiles = _tile_times(each)
         room = outputs if piece == k else max(SUMS // (max(-(-each // VECTORS), 1) * LANES), ROWS)
         for o_block in o_blocks:
             if o_block > room + ROWS - 1:

@@ -9,7 +9,7 @@ from pqnet.kernels.products.tile import LANES, ROWS, VECTORS
 from pqnet.kernels.products.winograd import SINGLE_PATCHES, winograd
 from pqnet.kernels.simd import WIDTH
 from pqnet.runtime.algorithms.base import Algorithm, Call, Host, code_arguments
-from pqnet.runtime.algorithms.gemm import PRODUCT
+from pqnet.runtime.algorithms.gemm import PRODUCT, most_tiles
 from pqnet.runtime.builder import Builder
 from pqnet.runtime.layer import Layer
 from pqnet.runtime.memory import View, round_up
@@ -78,8 +78,7 @@ class Winograd(Algorithm):
         p_tasks = max(-(-vectors // (VECTORS * (2 if piece <= PIECE else 1))), 1)
         if 1 < p_tasks < vectors:
             p_tasks = round_up(p_tasks, 2)  # as many for each of two threads
-        last = patches - (p_tasks - 1) * vectors // p_tasks * WIDTH
-        tiles = -(-max(-(-vectors // p_tasks) * WIDTH, last) // LANES)
+        tiles = most_tiles(patches, vectors, p_tasks)
         wanted = max(-(-4 // p_tasks), 1)  # blocks of outputs repeat the transform
         o_block = min(round_up(-(-outputs // wanted), ROWS), round_up(outputs, ROWS))
         if piece < channels:
