@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import os
 import subprocess
 import sys
 import threading
@@ -17,7 +18,8 @@ from pqnet import PQNetError, _threads
 from pqnet.codecs import PackedPQ
 from pqnet.demo import load_images, model_path
 from pqnet.graph import GraphBuilder, ValueInfo
-from pqnet.kernels.driver import run_job
+from pqnet.kernels.driver import ASLEEP, CPU, DOES, SLOT_WORDS, THREAD, run_job
+from pqnet.kernels.sleep import SET_WORDS, without_cpu
 from pqnet.runtime import threads
 
 
@@ -240,6 +242,14 @@ def pool_workers():
     return [thread for thread in threading.enumerate() if thread.name.startswith("pqnet_worker_")]
 
 
+def wait_until(done):
+    for _ in range(2000):
+        if done():
+            return
+        time.sleep(0.005)
+    raise AssertionError("it does not happen")
+
+
 def test_many_short_calls_of_several_threads_share_the_workers():
     """The workers come late, sleep, are taken by another caller: outputs are right, and few threads are left."""
     before = len(pool_workers())  # that other tests wanted
@@ -264,6 +274,52 @@ def test_many_short_calls_of_several_threads_share_the_workers():
         worker.join(120)
     assert not wrong and not any(worker.is_alive() for worker in workers)
     assert len(pool_workers()) <= max(3, before, _threads.default_threads() - 1)
+
+
+def cpu_set(cpus):
+    words = [sum(1 << cpu % 64 for cpu in cpus if cpu // 64 == i) for i in range(SET_WORDS)]
+    return np.array(words, np.uint64).view(np.int64)
+
+
+@pytest.mark.parametrize(
+    ("cpus", "cpu", "want"),
+    [
+        ({0, 1}, 0, {1}),
+        ({3, 63, 64, 1023}, 63, {3, 64, 1023}),
+        ({63, 64}, 64, {63}),
+        ({5}, 5, {5}),  # the only one
+        ({0, 1}, 2, {0, 1}),  # not one of them
+        ({0, 1}, -1, {0, 1}),
+        ({0, 1}, 1024, {0, 1}),
+    ],
+)
+def test_a_cpu_is_taken_out_of_a_set_that_has_others(cpus, cpu, want):
+    words = cpu_set(cpus)
+    assert without_cpu(words, 0, cpu) == (want != cpus)
+    np.testing.assert_array_equal(words, cpu_set(want))
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity") or os.cpu_count() < 2, reason="one CPU, or no sets of them")
+def test_a_sleeping_worker_wakes_on_another_cpu_than_its_callers():
+    # Virtual machines put it beside the caller, where the two take turns of milliseconds.
+    model, x, _ = token_model()
+    model(x, threads=2)
+    worker, mine = threads.thread_pool()._workers[0], threading.get_native_id()
+    slot, allowed = worker._slots[:SLOT_WORDS], os.sched_getaffinity(0)
+    try:
+        for cpu in sorted(allowed)[:2]:
+            for thread in (mine, slot[THREAD]):
+                os.sched_setaffinity(thread, {cpu})
+            model(x, threads=2)  # both are on one CPU
+            wait_until(lambda: slot[DOES] == ASLEEP)
+            os.sched_setaffinity(slot[THREAD], allowed)
+            model(x, threads=2)
+            wait_until(lambda: slot[DOES] == ASLEEP)
+            assert slot[CPU] in allowed - {cpu}
+            assert os.sched_getaffinity(slot[THREAD]) == allowed
+    finally:
+        for thread in (mine, slot[THREAD]):
+            os.sched_setaffinity(thread, allowed)
 
 
 def test_sleeping_workers_keep_no_model_alive():

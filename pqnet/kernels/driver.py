@@ -25,10 +25,20 @@ from numba import njit, types
 from pqnet.kernels.abi import signature_of
 from pqnet.kernels.atomic import fetch_add, load_word, store_word, swap_word
 from pqnet.kernels.llvm import BYTE, INDEX, LONG, WORD, call, compiled_or, load
+from pqnet.kernels.sleep import (
+    SET_WORDS,
+    current_cpu,
+    get_cpus,
+    set_cpus,
+    sleep_while,
+    wake_sleeper,
+    without_cpu,
+)
 
 # Words of a job. The state comes first: ticket and number of finished tasks, on cache lines of their own. Then the
 # steps to run, the number of all steps, the job's own address, the addresses of the arrays that describe the steps,
-# address and size of data and index, the size of a scratch, and from SCRATCH on the address of each thread's scratch.
+# address and size of data and index, the size of a scratch, room for two sets of CPUs, and from SCRATCH on the address
+# of each thread's scratch.
 TICKET, DONE = 0, 16
 # The ticket: the step, how often tasks were taken from the end, and how often from the start; the first bits of the
 # former two. Of steps with very many tasks several are taken at once.
@@ -37,12 +47,15 @@ COUNT = (1 << END) - 1
 MANY = END - 1  # bits: threads that come when nothing is left count, too
 STATE_WORDS = 32
 (FIRST, LAST, STEPS, SELF, KERNELS, TASKS, NUMBERS, RECORDS) = range(STATE_WORDS, STATE_WORDS + 8)
-(DATA, DATA_SIZE, INDEX_AT, INDEX_SIZE, SCRATCH_SIZE, SCRATCH) = range(STATE_WORDS + 8, STATE_WORDS + 14)
+(DATA, DATA_SIZE, INDEX_AT, INDEX_SIZE, SCRATCH_SIZE, ALLOWED) = range(STATE_WORDS + 8, STATE_WORDS + 14)
+FREE = ALLOWED + SET_WORDS
+SCRATCH = FREE + SET_WORDS
 
-# Words of a worker's slot: what the worker does, the address of its job, the number of its scratch in the job, whether
-# the caller has yet to wake it.
+# Words of a worker's slot: what the worker does, the address of its job, the number of its scratch in the job, its
+# number in the system, the CPU that it was last seen on, whether it is to come back to the interpreter before it sleeps
+# next: once, for good.
 SLOT_WORDS = 16
-DOES, JOB, PLACE, WAKE = 0, 1, 2, 3
+DOES, JOB, PLACE, THREAD, CPU, RETURN, STOP = range(7)
 ASLEEP, IDLE, TAKEN, POSTED, RUNNING = 0, 1, 2, 3, 4  # TAKEN: a caller is writing to the slot
 LEAVING = 2000  # looks at a worker that is about to leave a job
 
@@ -216,6 +229,26 @@ def _work(address, place):
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def _wake(job, slots, workers, worker):
+    # Wake a worker that the job was posted to, on a CPU where neither the caller nor another worker is. Left to itself,
+    # the system may put it beside the caller, above all in virtual machines, whose idle CPUs it takes for busy: there
+    # the two wait for each other until it notices, after some milliseconds.
+    at = worker * SLOT_WORDS
+    thread, moved = slots[at + THREAD], False
+    if thread > 0 and get_cpus(job, ALLOWED, thread):
+        for j in range(SET_WORDS):
+            job[FREE + j] = job[ALLOWED + j]
+        moved = without_cpu(job, FREE, current_cpu())
+        for j in range(workers):
+            if moved and j != worker and load_word(slots, j * SLOT_WORDS + DOES) != ASLEEP:
+                without_cpu(job, FREE, slots[j * SLOT_WORDS + CPU])
+        moved = moved and set_cpus(job, FREE, thread)
+    wake_sleeper(slots, at + DOES)
+    if moved:
+        set_cpus(job, ALLOWED, thread)
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def _post(job, slots, workers, free, posted, extra):
     # Post the job to workers that are ``free`` (IDLE or ASLEEP) until ``extra`` have it; returns how many have
     for i in range(workers):
@@ -223,9 +256,9 @@ def _post(job, slots, workers, free, posted, extra):
         if posted < extra and load_word(slots, at + DOES) == free and swap_word(slots, at + DOES, free, TAKEN):
             posted += 1
             slots[at + JOB], slots[at + PLACE] = job[SELF], posted
-            if free == ASLEEP:
-                slots[at + WAKE] = 1
             store_word(slots, at + DOES, POSTED)
+            if free == ASLEEP:
+                _wake(job, slots, workers, i)
     return posted
 
 
@@ -251,34 +284,44 @@ def finish_job(job, slots, workers):
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def run_job(job, slots, workers, extra):
-    # INOUT job, slots (workers * SLOT_WORDS,) i8. Returns 2 if the job has yet to be run, by `finish_job`, after
-    # workers have been woken; else it is done, and the result is that of `finish_job`
+    # INOUT job, slots (workers * SLOT_WORDS,) i8. Runs the job; the result is that of `finish_job`
     store_word(job, DONE, 0)
     store_word(job, TICKET, job[FIRST] << STEP)
     posted = _post(job, slots, workers, IDLE, 0, extra)
-    if posted < extra and _post(job, slots, workers, ASLEEP, posted, extra) > posted:
-        return 2
-    return 1 if finish_job(job, slots, workers) else 0
+    if posted < extra:
+        _post(job, slots, workers, ASLEEP, posted, extra)
+    return finish_job(job, slots, workers)
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def serve_jobs(slots, worker, patience):
-    # Run the jobs that come to a slot, until none has come for ``patience`` looks
+    # Run the jobs that come to a slot, and sleep when none has come for ``patience`` looks; returns before it would
+    # sleep if it is to
     at = worker * SLOT_WORDS
     waited = 0
     while True:
-        if load_word(slots, at + DOES) == POSTED and swap_word(slots, at + DOES, POSTED, RUNNING):
+        does = load_word(slots, at + DOES)
+        if does == POSTED and swap_word(slots, at + DOES, POSTED, RUNNING):
             _work(slots[at + JOB], slots[at + PLACE])
+            slots[at + CPU] = current_cpu()
             store_word(slots, at + DOES, IDLE)
             waited = 0
-            continue
-        pause()
-        waited += 1
-        if waited > patience and swap_word(slots, at + DOES, IDLE, ASLEEP):
-            return
+        elif does == ASLEEP:
+            if load_word(slots, at + STOP) or swap_word(slots, at + RETURN, 1, 0):
+                return
+            sleep_while(slots, at + DOES, ASLEEP)
+            slots[at + CPU] = current_cpu()
+            waited = 0
+        elif waited > patience:
+            swap_word(slots, at + DOES, IDLE, ASLEEP)
+        else:
+            pause()
+            waited += 1
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def retire(slots, worker):
-    # Tell whether a worker was asleep; it will find no job when it wakes
-    return swap_word(slots, worker * SLOT_WORDS + DOES, ASLEEP, IDLE)
+    # Have a worker come back from `serve_jobs` when it finds no job
+    store_word(slots, worker * SLOT_WORDS + STOP, 1)
+    if swap_word(slots, worker * SLOT_WORDS + DOES, ASLEEP, IDLE):
+        wake_sleeper(slots, worker * SLOT_WORDS + DOES)

@@ -2,8 +2,8 @@
 
 Every worker has a slot, some words of memory that say what it does. A caller writes the address of its job to the
 slots of workers that are free, runs the job itself, and takes it out of the slots whose workers have not begun. A
-worker looks at its slot for a while after each job, for calls that follow each other, and then sleeps on a lock.
-All but the waking is machine code, see `pqnet.kernels.driver`.
+worker looks at its slot for a while after each job, for calls that follow each other, and then sleeps until it is
+woken. All of that is machine code, see `pqnet.kernels.driver`.
 """
 
 import atexit
@@ -16,15 +16,14 @@ import numpy as np
 
 from pqnet._threads import default_threads, reset_after_fork, until_done
 from pqnet.kernels.driver import (
-    ASLEEP,
     DOES,
-    IDLE,
     JOB,
+    RETURN,
     RUNNING,
     SCRATCH,
     SELF,
     SLOT_WORDS,
-    WAKE,
+    THREAD,
     finish_job,
     retire,
     run_job,
@@ -49,10 +48,8 @@ class Worker:
 
     def __init__(self, slots: np.ndarray, number: int) -> None:
         self._slots, self._number = slots, number
-        self._stopped = False
-        self._asleep = threading.Lock()  # released to wake the worker
-        self._asleep.acquire()
         self._threads: list[threading.Thread] = []  # the first serves; others ended at once
+        self._stopped = False
         self.leaving: deque[Any] = deque()
 
     def start(self) -> None:
@@ -60,16 +57,20 @@ class Worker:
         if not self._threads:
             threading.Thread(target=self._serve, name=f"pqnet_worker_{self._number}", daemon=True).start()
 
-    def wake(self) -> None:
-        """Have the worker look at its slot again."""
-        if self._asleep.locked():
-            self._asleep.release()
+    def keep(self, what: Any, job: int) -> None:
+        """Keep what the job at an address needs until the worker is out of it, if it is not yet."""
+        slot = self._slots[self._number * SLOT_WORDS :]
+        self.leaving.append(what)
+        slot[RETURN] = 1
+        # Looked at after the object was kept: a worker that has left by now may have cleared its list before.
+        if slot[DOES] != RUNNING or slot[JOB] != job:
+            with suppress(ValueError):
+                self.leaving.remove(what)
 
     def stop(self) -> None:
         """End the thread."""
         self._stopped = True
-        if retire(self._slots, self._number):  # type: ignore[no-untyped-call]
-            self.wake()
+        retire(self._slots, self._number)  # type: ignore[no-untyped-call]
         for thread in self._threads:
             thread.join(1)
 
@@ -77,14 +78,10 @@ class Worker:
         self._threads.append(threading.current_thread())
         if self._threads[0] is not threading.current_thread():
             return
-        while True:
-            self._asleep.acquire()
-            if self._stopped:
-                return
-            # A caller that was interrupted while it woke the worker may have done so twice.
-            if self._slots[self._number * SLOT_WORDS + DOES] != ASLEEP:
-                serve_jobs(self._slots, self._number, LOOKS_BEFORE_SLEEP)  # type: ignore[no-untyped-call]
-                self.leaving.clear()
+        self._slots[self._number * SLOT_WORDS + THREAD] = threading.get_native_id()
+        while not self._stopped:
+            serve_jobs(self._slots, self._number, LOOKS_BEFORE_SLEEP)  # type: ignore[no-untyped-call]
+            self.leaving.clear()
 
 
 class ThreadPool:
@@ -128,39 +125,25 @@ class ThreadPool:
         count = self._started
         try:
             left = run_job(job, self._slots, count, extra)  # type: ignore[no-untyped-call]
-            if left == 2:  # some of the workers that have it sleep
-                self._wake(count)
-                left = finish_job(job, self._slots, count)  # type: ignore[no-untyped-call]
             if left:
-                self._keep_for_workers(job, keep)
+                for worker in self._workers[:count]:
+                    worker.keep(keep, job[SELF])
         except BaseException:
             until_done(lambda: self._clear(job, count))
             raise
         return not left
 
-    def _keep_for_workers(self, job: np.ndarray, keep: Any) -> None:
-        """Keep what a job needs alive until the workers that have it are out of it."""
-        slots = self._slots.reshape(-1, SLOT_WORDS)
-        for worker, slot in zip(self._workers, slots, strict=False):
-            worker.leaving.append(keep)
-            # Looked at after the object was kept: a worker that has left by now may have cleared its list before.
-            if slot[DOES] != RUNNING or slot[JOB] != job[SELF]:
-                with suppress(ValueError):
-                    worker.leaving.remove(keep)
-
     def _clear(self, job: np.ndarray, count: int) -> None:
         """Finish a job whose caller was interrupted, until no worker has it."""
         while finish_job(job, self._slots, count):  # type: ignore[no-untyped-call]
             pass
-        self._wake(count)
 
     def _grow(self, extra: int) -> None:
         """Start workers: as many as one caller may want, for those of more callers have no CPUs."""
         # Compiled on this thread, with a slot of no worker: a process may end while a worker compiles, keeping nothing.
         slot = np.zeros(SLOT_WORDS, np.int64)
-        slot[DOES] = IDLE
-        serve_jobs(slot, 0, 0)  # type: ignore[no-untyped-call]
         retire(slot, 0)  # type: ignore[no-untyped-call]
+        serve_jobs(slot, 0, 0)  # type: ignore[no-untyped-call]
         with self._lock:
             wanted = min(max(extra, default_threads() - 1), MOST_WORKERS)
             while len(self._workers) < wanted:
@@ -168,14 +151,6 @@ class ThreadPool:
             for worker in self._workers:
                 worker.start()
             self._started = len(self._workers)
-
-    def _wake(self, count: int) -> None:
-        """Wake the workers that were given jobs while they slept."""
-        with self._lock:
-            for i, worker in enumerate(self._workers[:count]):
-                if self._slots[i * SLOT_WORDS + WAKE]:
-                    worker.wake()
-                    self._slots[i * SLOT_WORDS + WAKE] = 0
 
     def stop(self) -> None:
         """End the workers: one that comes back to an interpreter that has ended would be killed in machine code."""
