@@ -6,6 +6,7 @@ from numba import njit
 from pqnet.kernels.abi import CONST, DATA, INDEX, MAYBE_CONST, MAYBE_DATA, SIZE, Arguments
 from pqnet.kernels.ops.activation import activate_row
 from pqnet.kernels.ops.functions import at_least, at_most
+from pqnet.kernels.products.tile import ROWS
 from pqnet.kernels.simd import WIDTH, add, fma, load, load_head, splat, store, store_head
 
 # Sums over windows of the input, one for each output and position. Element i of the window of group g, image b, row y
@@ -52,17 +53,18 @@ def clamp_limits(e, const):
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
-def place_of_tile(e, row, at):
-    # Where a tile of `products.tile` goes whose first output is ``row``, its first position ``at``
-    return (
-        e.out + row * e.out_step + at,
-        e.out_step,
-        e.scale + row if e.scale >= 0 else -1,
-        e.shift + row if e.shift >= 0 else -1,
-        e.residual + row * e.residual_step + at if e.residual >= 0 else -1,
-        e.residual_step,
-        e.parameters,
-    )
+def place_of_tiles(e, row, at):
+    # Where tiles of `products.tile` go whose first output is ``row``, the first position ``at``
+    residual = e.residual + row * e.residual_step + at if e.residual >= 0 else -1
+    return e.out + row * e.out_step + at, e.out_step, residual, e.residual_step
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def put_factors(e, row, const, factors, f):
+    # OUT factors from f: the scales of ROWS outputs from ``row`` on, then their shifts
+    for r in range(ROWS):
+        factors[f + r] = const[e.scale + row + r] if e.scale >= 0 else np.float32(1)
+        factors[f + ROWS + r] = const[e.shift + row + r] if e.shift >= 0 else np.float32(0)
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)

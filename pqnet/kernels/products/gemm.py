@@ -11,7 +11,15 @@ from numba import njit
 from pqnet.kernels.abi import CONST, FLAG, MAYBE_CODES, SCRATCH, SIZE, Arguments, step
 from pqnet.kernels.ops.activation import activate_row
 from pqnet.kernels.products.decode import decode_panel
-from pqnet.kernels.products.epilogue import EPILOGUE, WINDOWS, clamp_limits, finish_column, finish_rows, place_of_tile
+from pqnet.kernels.products.epilogue import (
+    EPILOGUE,
+    WINDOWS,
+    clamp_limits,
+    finish_column,
+    finish_rows,
+    place_of_tiles,
+    put_factors,
+)
 from pqnet.kernels.products.tile import (
     LANES,
     ROWS,
@@ -210,20 +218,6 @@ def _multiply_tile(straight, a, a0, a_step, data, x, index, i0, k, scratch, x0, 
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
-def _finish_tile(straight, a, a0, a_step, data, x, index, i0, k, scratch, x0, row, at, e, const):
-    # OUT data: the results of ROWS outputs from ``row`` on at LANES positions from ``at`` on, as an EPILOGUE e says
-    place = place_of_tile(e, row, at)
-    limits = clamp_limits(e, const)
-    if straight:
-        multiply_listed_and_finish(a, a0, a_step, data, x, index, i0, k, data, const, place, limits)
-    else:
-        multiply_and_finish(a, a0, a_step, scratch, x0, index, i0, k, data, const, place, limits)
-    if e.activation > 2:
-        for r in range(ROWS):
-            activate_row(e.activation, data, place[0] + r * e.out_step, LANES, const, e.parameters)
-
-
-@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def multiply_panel(
     layer, end, cut, a, a0, a_step, group, o, first, last, p, n, k_first, rows, data, const, index, scratch
 ):
@@ -232,20 +226,31 @@ def multiply_panel(
     piece, tiles, column = cut.piece, cut.tiles, cut.column
     k, outputs = layer.reduction, layer.outputs
     few, add, x = few_of(n), np.int64(k_first > 0), layer.x + group * layer.group_step + p
-    first_row = group * outputs + o
-    for t in range((n + LANES - 1) // LANES):
+    first_row, x_step, i0 = group * outputs + o, (piece + 1) * LANES, layer.offsets + k_first
+    whole = n // LANES if rows == k and last - o >= ROWS else 0
+    if whole > 0:
+        place, limits, factors = place_of_tiles(end, first_row, p), clamp_limits(end, const), cut.sums
+        put_factors(end, first_row, const, scratch, factors)
+        if cut.straight:
+            multiply_listed_and_finish(
+                a, a0, a_step, data, x, LANES, index, i0, rows, whole, data, place, scratch, factors, limits
+            )
+        else:
+            multiply_and_finish(
+                a, a0, a_step, scratch, 0, x_step, index, i0, rows, whole, data, place, scratch, factors, limits
+            )
+        if end.activation > 2:
+            for r in range(ROWS):
+                to = place[0] + r * end.out_step
+                activate_row(end.activation, data, to, whole * LANES, const, end.parameters)
+    for t in range(whole, (n + LANES - 1) // LANES):
         tile, at = min(LANES, n - t * LANES), p + t * LANES
         s = cut.sums + ((o - first if k > piece else 0) * tiles + t * ROWS) * LANES
-        x0, from_data, i0 = t * (piece + 1) * LANES, x + t * LANES, layer.offsets + k_first
+        x0, from_data = t * x_step, x + t * LANES
         wide = tile
         if few and (t + 1) * LANES >= n:
             wide -= few
             _dots(a, a0, a_step, scratch, column, piece + 16, few, rows, scratch, s + 2 * WIDTH, LANES, add)
-        if wide == LANES and rows == k and last - o >= ROWS:
-            _finish_tile(
-                cut.straight, a, a0, a_step, data, from_data, index, i0, rows, scratch, x0, first_row, at, end, const
-            )
-            continue
         if wide > 0:
             _multiply_tile(cut.straight, a, a0, a_step, data, from_data, index, i0, rows, scratch, x0, s, wide, add)
         if k_first + piece >= k:
@@ -253,8 +258,8 @@ def multiply_panel(
             if wide > 0:
                 finish_rows(scratch, s, LANES, used, first_row, at, wide, end, data, const)
             for c in range(tile - wide):
-                place = s + 2 * WIDTH + c * LANES
-                finish_column(scratch, place, used, first_row, at + wide + c, end, data, const)
+                sums = s + 2 * WIDTH + c * LANES
+                finish_column(scratch, sums, used, first_row, at + wide + c, end, data, const)
 
 
 @step(GEMM)

@@ -11,14 +11,14 @@ Numba cannot keep 24 named vectors in a loop over rows, hence LLVM code written 
 import numpy as np
 from numba import types
 
-from pqnet.kernels.llvm import FLOAT, INDEX, LONG, compiled_or, constant, element, fma, load, offset, splat, store
+from pqnet.kernels.llvm import FLOAT, INDEX, LONG, compiled_or, constant, element, fma, load, loop, offset, splat, store
 from pqnet.kernels.simd import FLOATS, ISA, WIDTH
 
 ROWS = 8 if ISA == "avx512" else 4
 VECTORS = 3
 LANES = VECTORS * WIDTH
 SMALL_ROWS = 4  # rows of the smaller tile
-PLACE = 7  # where a finished tile goes
+PLACE = 4  # where finished tiles go: out, out_step, residual, residual_step
 
 
 def _accumulate(builder, a, row_step, k_step, x, k, vectors, count, places):
@@ -123,66 +123,80 @@ def _listed_tile(vectors):
     return compiled_or(reference, multiply)
 
 
-def finish_reference(total, data, const, place, limits):
-    out, out_step, scale, shift, residual, residual_step, _ = place
+def finish_reference(total, data, at, place, factors, f, limits):
+    out, out_step, residual, residual_step = place
     for r, row in enumerate(total):
-        row = row * (const[scale + r] if scale >= 0 else 1) + (const[shift + r] if shift >= 0 else 0)
+        row = row * factors[f + r] + factors[f + ROWS + r]
         if residual >= 0:
-            row += data[residual + r * residual_step : residual + r * residual_step + row.size]
-        data[out + r * out_step : out + r * out_step + row.size] = np.clip(row, *limits)
+            beside = residual + at + r * residual_step
+            row += data[beside : beside + row.size]
+        to = out + at + r * out_step
+        data[to : to + row.size] = np.clip(row, *limits)
 
 
-def finish_sums(context, builder, signature, values, sums, data):
-    """Emit the end of ROWS x VECTORS sums up to their store; ``data`` is the number of that argument."""
+def _finish_sums(builder, sums, target, out_step, beside, residual_step, factors, low, high):
+    """Emit the end of ROWS x VECTORS sums up to their store; ``beside`` is None or points to the residual."""
+    for r in range(ROWS):
+        factor, term = (splat(builder, load(builder, offset(builder, factors, i)), FLOATS.llvm) for i in (r, ROWS + r))
+        row = offset(builder, target, builder.mul(out_step, LONG(r)))
+        for v in range(VECTORS):
+            value = fma(builder, sums[r * VECTORS + v], factor, term)
+            if beside is not None:
+                place = offset(builder, beside, builder.add(builder.mul(residual_step, LONG(r)), LONG(v * WIDTH)))
+                value = builder.fadd(value, load(builder, place, FLOATS.llvm))
+            value = builder.select(builder.fcmp_ordered("<", value, low), low, value)
+            value = builder.select(builder.fcmp_ordered(">", value, high), high, value)
+            store(builder, value, offset(builder, row, v * WIDTH))
 
-    def number(first, r, default):
-        some = builder.icmp_signed(">=", first, LONG(0))
-        at = builder.select(some, builder.add(first, LONG(r)), spare)
-        found = load(builder, element(context, builder, signature, values, data + 1, at))
-        return splat(builder, builder.select(some, found, FLOAT(default)), FLOATS.llvm)
 
-    def write(beside):
-        for r in range(ROWS):
-            factor, term = number(scale, r, 1.0), number(shift, r, 0.0)
-            for v in range(VECTORS):
-                value = fma(builder, sums[r * VECTORS + v], factor, term)
-                if beside is not None:
-                    row = offset(builder, beside, builder.mul(residual_step, LONG(r)))
-                    value = builder.fadd(value, load(builder, offset(builder, row, v * WIDTH), FLOATS.llvm))
-                value = builder.select(builder.fcmp_ordered("<", value, low), low, value)
-                value = builder.select(builder.fcmp_ordered(">", value, high), high, value)
-                row = offset(builder, target, builder.mul(out_step, LONG(r)))
-                store(builder, value, offset(builder, row, v * WIDTH))
+def finish_tiles(context, builder, signature, values, first, accumulate):
+    """Emit a loop over tiles up to their store.
 
-    place, limits = values[data + 2 : data + 4]
-    out, out_step, scale, shift, residual, residual_step, spare = (
-        builder.extract_value(place, i) for i in range(PLACE)
+    The arguments from number ``first`` on are tiles, data, place, factors, f, limits; ``accumulate`` emits the
+    ROWS x VECTORS sums of a tile, given its number.
+    """
+    data = first + 1
+    (out, out_step, residual, residual_step), limits = (
+        [builder.extract_value(values[i], j) for j in range(count)] for i, count in ((first + 2, PLACE), (first + 5, 2))
     )
-    low, high = (splat(builder, builder.extract_value(limits, i), FLOATS.llvm) for i in range(2))
-    target = element(context, builder, signature, values, data, out)
+    low, high = (splat(builder, limit, FLOATS.llvm) for limit in limits)
+    factors = element(context, builder, signature, values, first + 3, values[first + 4])
+    tile, close = loop(builder, values[first], "tiles")
+    sums = accumulate(tile)
+    target, beside = (
+        element(context, builder, signature, values, data, builder.add(place, builder.mul(tile, LONG(LANES))))
+        for place in (out, residual)
+    )
     with builder.if_else(builder.icmp_signed(">=", residual, LONG(0))) as (adding, writing):
         with adding:
-            write(element(context, builder, signature, values, data, residual))
+            _finish_sums(builder, sums, target, out_step, beside, residual_step, factors, low, high)
         with writing:
-            write(None)
+            _finish_sums(builder, sums, target, out_step, None, residual_step, factors, low, high)
+    close()
 
 
-def _finishing_tile(listed):
-    def reference(a, a0, row_step, x, x0, index, places, k, data, const, place, limits):
+def _finished_tiles(listed):
+    def reference(a, a0, row_step, x, x0, x_step, index, places, k, tiles, data, place, factors, f, limits):
         index = index if listed else None
-        total = _sums_reference(a, a0, row_step, 1, x, x0, index, places, k, VECTORS, ROWS)
-        finish_reference(total, data, const, place, limits)
+        for tile in range(tiles):
+            at = x0 + tile * x_step
+            total = _sums_reference(a, a0, row_step, 1, x, at, index, places, k, VECTORS, ROWS)
+            finish_reference(total, data, tile * LANES, place, factors, f, limits)
 
-    def multiply(context, a, a0, row_step, x, x0, index, places, k, data, const, place, limits):
+    def multiply(context, a, a0, row_step, x, x0, x_step, index, places, k, tiles, data, place, factors, f, limits):
         def codegen(context, builder, signature, values):
-            a, x, index = (element(context, builder, signature, values, i, values[i + 1]) for i in (0, 3, 5))
-            places = index if listed else None
-            sums = _accumulate(builder, a, values[2], LONG(1), x, values[7], VECTORS, ROWS, places)
-            finish_sums(context, builder, signature, values, sums, 8)
+            a, x, places = (element(context, builder, signature, values, i, values[i + 1]) for i in (0, 3, 6))
+
+            def accumulate(tile):
+                from_x = offset(builder, x, builder.mul(tile, values[5]))
+                listed_places = places if listed else None
+                return _accumulate(builder, a, values[2], LONG(1), from_x, values[8], VECTORS, ROWS, listed_places)
+
+            finish_tiles(context, builder, signature, values, 9, accumulate)
             return context.get_dummy_value()
 
-        n, tuples = INDEX, (types.UniTuple(INDEX, PLACE), types.UniTuple(types.float32, 2))
-        return types.void(a, n, n, x, n, index, n, n, data, const, *tuples), codegen
+        n, place, limits = INDEX, types.UniTuple(INDEX, PLACE), types.UniTuple(types.float32, 2)
+        return types.void(a, n, n, x, n, n, index, n, n, n, data, place, factors, n, limits), codegen
 
     return compiled_or(reference, multiply)
 
@@ -194,7 +208,7 @@ multiply_one, multiply_small = _tile(VECTORS, 1), _tile(VECTORS, SMALL_ROWS)
 # (a, a0, row_step, x, x0, index, places, k, c, c0, c_step, add): X is not packed, row k begins at
 # x[x0 + index[places + k]]; weights of a row lie side by side.
 multiply_listed_1, multiply_listed_2, multiply_listed_3 = _listed_tile(1), _listed_tile(2), _listed_tile(3)
-# (a, a0, row_step, x, x0, index, places, k, data, const, place, limits): the sums times const[scale ..] plus
-# const[shift ..] plus data[residual ..], within the limits, go to data[out ..]; place has out, out_step, scale, shift,
-# residual, residual_step, -1 for what there is not, and a position of const that there is. X is packed or listed.
-multiply_and_finish, multiply_listed_and_finish = _finishing_tile(False), _finishing_tile(True)
+# (a, a0, row_step, x, x0, x_step, index, places, k, tiles, data, place, factors, f, limits): so many tiles, which begin
+# x_step apart in x, packed or listed. The sums of row r times factors[f + r] plus factors[f + ROWS + r] plus
+# data[residual ..], within the limits, go to data[out ..], those of the next tile behind them.
+multiply_and_finish, multiply_listed_and_finish = _finished_tiles(False), _finished_tiles(True)

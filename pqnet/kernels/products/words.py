@@ -12,7 +12,7 @@ from pqnet.kernels.llvm import FLOAT, LONG, WORD, call, compiled_or, element, lo
 from pqnet.kernels.llvm import INDEX as POSITION
 from pqnet.kernels.llvm import store as put
 from pqnet.kernels.ops.activation import activate_row
-from pqnet.kernels.products.epilogue import EPILOGUE, WINDOWS, clamp_limits, finish_rows, place_of_tile
+from pqnet.kernels.products.epilogue import EPILOGUE, WINDOWS, clamp_limits, finish_rows, place_of_tiles, put_factors
 from pqnet.kernels.products.gemm import CUT, few_of, pack, part_of_task
 from pqnet.kernels.products.prepare import PLANES
 from pqnet.kernels.products.tile import (
@@ -21,7 +21,7 @@ from pqnet.kernels.products.tile import (
     ROWS,
     VECTORS,
     finish_reference,
-    finish_sums,
+    finish_tiles,
     put_reference,
     put_sums,
 )
@@ -210,19 +210,25 @@ def _tile(kind, vectors):
     return compiled_or(reference, multiply)
 
 
-def _finishing_tile(kind):
-    def reference(a, a0, row_step, x, x0, k, data, const, place, limits):
-        finish_reference(_sums_reference(kind, a, a0, row_step, x, x0, k, VECTORS), data, const, place, limits)
+def _finished_tiles(kind):
+    def reference(a, a0, row_step, x, x0, x_step, k, tiles, data, place, factors, f, limits):
+        for tile in range(tiles):
+            total = _sums_reference(kind, a, a0, row_step, x, x0 + tile * x_step, k, VECTORS)
+            finish_reference(total, data, tile * LANES, place, factors, f, limits)
 
-    def multiply(context, a, a0, row_step, x, x0, k, data, const, place, limits):
+    def multiply(context, a, a0, row_step, x, x0, x_step, k, tiles, data, place, factors, f, limits):
         def codegen(context, builder, signature, values):
             a, x = (element(context, builder, signature, values, i, values[i + 1]) for i in (0, 3))
-            sums = _accumulate(builder, kind, a, values[2], x, values[5], VECTORS)
-            finish_sums(context, builder, signature, values, sums, 6)
+
+            def accumulate(tile):
+                from_x = offset(builder, x, builder.mul(tile, values[5]))
+                return _accumulate(builder, kind, a, values[2], from_x, values[6], VECTORS)
+
+            finish_tiles(context, builder, signature, values, 7, accumulate)
             return context.get_dummy_value()
 
-        n, tuples = POSITION, (types.UniTuple(POSITION, PLACE), types.UniTuple(types.float32, 2))
-        return types.void(a, n, n, x, n, n, data, const, *tuples), codegen
+        n, place, limits = POSITION, types.UniTuple(POSITION, PLACE), types.UniTuple(types.float32, 2)
+        return types.void(a, n, n, x, n, n, n, n, data, place, factors, n, limits), codegen
 
     return compiled_or(reference, multiply)
 
@@ -279,7 +285,7 @@ few_bytes = compiled_or(_few_reference, _few)
 # As those of `products.tile`, of words.
 bytes_1, bytes_2, bytes_3 = (_tile(INT8, vectors) for vectors in (1, 2, 3))
 halves_1, halves_2, halves_3 = (_tile(BFLOAT16, vectors) for vectors in (1, 2, 3))
-bytes_and_finish, halves_and_finish = _finishing_tile(INT8), _finishing_tile(BFLOAT16)
+bytes_and_finish, halves_and_finish = _finished_tiles(INT8), _finished_tiles(BFLOAT16)
 
 
 # -- the product --------------------------------------------------------------------------------------------------
@@ -418,17 +424,18 @@ def _multiply(kind, a, a0, a_step, scratch, x0, k, s, wide, add):
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
-def _finish(kind, a, a0, a_step, k, scratch, x0, row, at, e, data, const):
-    # OUT data: the results of ROWS outputs from ``row`` on at LANES positions from ``at`` on, as an EPILOGUE e says
-    place = place_of_tile(e, row, at)
-    limits = clamp_limits(e, const)
+def _finish(kind, a, a0, a_step, k, scratch, x_step, tiles, row, at, f, e, data, const):
+    # OUT data: the results of ROWS outputs from ``row`` on at so many tiles of positions from ``at`` on, as an
+    # EPILOGUE e says; scratch from f is used
+    place, limits = place_of_tiles(e, row, at), clamp_limits(e, const)
+    put_factors(e, row, const, scratch, f)
     if kind == INT8:
-        bytes_and_finish(a, a0, a_step, scratch, x0, k, data, const, place, limits)
+        bytes_and_finish(a, a0, a_step, scratch, 0, x_step, k, tiles, data, place, scratch, f, limits)
     else:
-        halves_and_finish(a, a0, a_step, scratch, x0, k, data, const, place, limits)
+        halves_and_finish(a, a0, a_step, scratch, 0, x_step, k, tiles, data, place, scratch, f, limits)
     if e.activation > 2:
         for r in range(ROWS):
-            activate_row(e.activation, data, place[0] + r * e.out_step, LANES, const, e.parameters)
+            activate_row(e.activation, data, place[0] + r * e.out_step, tiles * LANES, const, e.parameters)
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
@@ -477,12 +484,12 @@ def word_gemm(task, g, data, const, codes, index, scratch):
                 a, a0, a_step = scratch, cut.panel, piece + 16
                 for r in range(used):  # the other rows are computed from what is there and dropped
                     decode_words(w, codes, row + r, k_first, rows, const, scratch, cut.panel + r * a_step)
-            for t in range((n + LANES - 1) // LANES):
+            whole = n // LANES if rows == k and used == ROWS else 0
+            if whole > 0:
+                _finish(w.kind, a, a0, a_step, rows, scratch, tile_step, whole, row, p, cut.sums, g.end, data, const)
+            for t in range(whole, (n + LANES - 1) // LANES):
                 tile, at, x0 = min(LANES, n - t * LANES), p + t * LANES, t * tile_step
                 wide = tile - few if (t + 1) * LANES >= n else tile
-                if wide == LANES and rows == k and used == ROWS:
-                    _finish(w.kind, a, a0, a_step, rows, scratch, x0, row, at, g.end, data, const)
-                    continue
                 s = cut.sums + ((o - first if k > piece else 0) * cut.tiles + t * ROWS) * LANES
                 add = np.int64(k_first > 0)
                 if wide > 0:

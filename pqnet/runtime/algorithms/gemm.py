@@ -41,7 +41,7 @@ SAME_LINES = 1024, 32  # floats between rows, a multiple of which is bad; output
 LISTED = 1.04  # times the cycles of a packed tile
 PRODUCT = 23.0 if HOST.halves else MULTIPLY  # cycles of a register tile, to compare algorithms
 # Cycles of the epilogue of a register tile; of two dot products of a panel, for each element and for their sums.
-FINISH, PAIR, SUM_PAIR = 150.0, 0.85 * ROWS * 16 / (8 * WIDTH), 60.0
+FINISH, PAIR, SUM_PAIR = 80.0, 0.85 * ROWS * 16 / (8 * WIDTH), 60.0
 SUMS = 48 * 1024  # floats of unfinished sums a task
 MOST_TILES = 12  # of positions a task
 PART = 0.0, 0.42, 0.7  # of the time of a register tile, for some of its vectors
