@@ -78,6 +78,12 @@ def fma(builder, a, b, c):
     return call(builder, f"llvm.fma.v{a.type.count}f32", a.type, a, b, c)
 
 
+def in_order(builder, value):
+    """Return the value, computed before any load that is emitted later."""
+    kind = ir.FunctionType(value.type, [value.type])
+    return builder.asm(kind, "", "=v,0,~{memory}", [value], True)
+
+
 def sum_halves(builder, vector):
     """Return the sum of the lanes, halves added to halves: an order that does not depend on LLVM."""
     while vector.type.count > 1:

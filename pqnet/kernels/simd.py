@@ -217,21 +217,40 @@ def _store_sums_reference(a, b, c, d, array, i, more):
     array[i : i + 4] = array[i : i + 4] + sums if more else sums
 
 
-def _store_sums(context, a, b, c, d, array, i, more):
-    # Halves are added to halves, as for a single vector, of all four at once
+def _sums_of(builder, vectors):
+    """Emit the sums of the lanes of 2, 4 or 8 vectors, at most as many as there are lanes; return a vector of them."""
+    # Halves are added to halves, as for a single vector, of all at once
+    size, count = WIDTH, len(vectors)
+    while len(vectors) > 1:  # each holds the parts of one vector, then of two, then of all
+        half, joined = size // 2, []
+        for v, w in zip(vectors[::2], vectors[1::2], strict=True):
+            low = [start + i for start in range(0, 2 * WIDTH, size) for i in range(half)]
+            joined.append(builder.fadd(*(emit.shuffle(builder, v, w, [i + at for i in low]) for at in (0, half))))
+        size, vectors = half, joined
+    (v,) = vectors
+    while size > 1:
+        size //= 2
+        v = builder.fadd(v, emit.shuffle(builder, v, v, [(i + size) % WIDTH for i in range(WIDTH)]))
+    return emit.shuffle(builder, v, v, range(0, WIDTH, WIDTH // count))
+
+
+def _sums_of_8_reference(a, b, c, d, e, f, g, h):
+    out = np.zeros(WIDTH, np.float32)
+    out[:8] = [_sum_reference(v) for v in (a, b, c, d, e, f, g, h)]
+    return out
+
+
+def _sums_of_8(context, a, b, c, d, e, f, g, h):
     def codegen(context, builder, signature, values):
-        size, vectors = WIDTH, list(values[:4])
-        while len(vectors) > 1:  # each holds the parts of one vector, then of two, then of all
-            half, joined = size // 2, []
-            for v, w in zip(vectors[::2], vectors[1::2], strict=True):
-                low = [start + i for start in range(0, 2 * WIDTH, size) for i in range(half)]
-                joined.append(builder.fadd(*(emit.shuffle(builder, v, w, [i + at for i in low]) for at in (0, half))))
-            size, vectors = half, joined
-        (v,) = vectors
-        while size > 1:
-            size //= 2
-            v = builder.fadd(v, emit.shuffle(builder, v, v, [(i + size) % WIDTH for i in range(WIDTH)]))
-        sums = emit.shuffle(builder, v, v, range(0, WIDTH, WIDTH // 4))
+        sums = _sums_of(builder, list(values))
+        return emit.shuffle(builder, sums, sums, [i % 8 for i in range(WIDTH)])
+
+    return FLOATS(*[FLOATS] * 8), codegen
+
+
+def _store_sums(context, a, b, c, d, array, i, more):
+    def codegen(context, builder, signature, values):
+        sums = _sums_of(builder, list(values[:4]))
         place = element(context, builder, signature, values, 4, values[5])
         with builder.if_else(builder.icmp_signed("!=", values[6], emit.LONG(0))) as (adding, writing):
             with adding:
@@ -320,6 +339,7 @@ store_sums = compiled_or(
     _store_sums_reference, _store_sums
 )  # those of four vectors, added to what is there if ``more``
 power_of_two = compiled_or(_power_of_two_reference, _power_of_two)  # 2 ** a for whole a in -126..127
+sums_of_8 = compiled_or(_sums_of_8_reference, _sums_of_8)  # those of eight vectors in the first eight lanes
 copy2, copy4, copy8, copy16 = (_lane_copier(lanes) for lanes in (2, 4, 8, 16))
 add_int = _binary(INTS, "add", np.add)
 fma = compiled_or(_fma_reference, _fma)  # a * b + c

@@ -61,10 +61,11 @@ def place_of_tiles(e, row, at):
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def put_factors(e, row, const, factors, f):
-    # OUT factors from f: the scales of ROWS outputs from ``row`` on, then their shifts
+    # OUT factors from f: the scales of ROWS outputs from ``row`` on, their shifts, and what clamps them
     for r in range(ROWS):
         factors[f + r] = const[e.scale + row + r] if e.scale >= 0 else np.float32(1)
         factors[f + ROWS + r] = const[e.shift + row + r] if e.shift >= 0 else np.float32(0)
+    factors[f + 2 * ROWS], factors[f + 2 * ROWS + 1] = clamp_limits(e, const)
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
@@ -99,12 +100,13 @@ def finish_rows(sums, s, step, rows, o, at, n, e, data, const):
         activate_row(kind, data, e.out + o * n + at, rows * n, const, parameters)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
-def finish_column(sums, s, rows, o, at, e, data, const):
-    # The same for one position of ``rows`` outputs, at most WIDTH, whose sums lie side by side and are used up
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False, forceinline=True)
+def finish_column(total, sums, s, rows, o, at, e, data, const):
+    # The same for one position of ``rows`` outputs, at most WIDTH, whose sums are lanes of a vector; sums from s on is
+    # room for them
     least, most = clamp_limits(e, const)
     scale = load(const, e.scale + o) if e.scale >= 0 else splat(np.float32(1))
-    v = fma(load(sums, s), scale, load(const, e.shift + o) if e.shift >= 0 else splat(np.float32(0)))
+    v = fma(total, scale, load(const, e.shift + o) if e.shift >= 0 else splat(np.float32(0)))
     if e.residual >= 0:
         store(sums, s, v)
         for r in range(rows):

@@ -8,13 +8,13 @@ weight never exists as a whole. Each sum runs over the pieces in their order, wh
 import numpy as np
 from numba import njit
 
-from pqnet.kernels.abi import CONST, FLAG, MAYBE_CODES, SCRATCH, SIZE, Arguments, step
+from pqnet.kernels.abi import CONST, FLAG, INDEX, MAYBE_CODES, SCRATCH, SIZE, Arguments, step
 from pqnet.kernels.ops.activation import activate_row
+from pqnet.kernels.products.ahead import AHEAD, NOTHING, finish_ahead, multiply_ahead
 from pqnet.kernels.products.decode import decode_panel
 from pqnet.kernels.products.epilogue import (
     EPILOGUE,
     WINDOWS,
-    clamp_limits,
     finish_column,
     finish_rows,
     place_of_tiles,
@@ -23,14 +23,10 @@ from pqnet.kernels.products.epilogue import (
 from pqnet.kernels.products.tile import (
     LANES,
     ROWS,
-    multiply_1,
-    multiply_2,
-    multiply_3,
     multiply_and_finish,
     multiply_listed_1,
     multiply_listed_2,
     multiply_listed_3,
-    multiply_listed_and_finish,
 )
 from pqnet.kernels.simd import (
     WIDTH,
@@ -41,9 +37,11 @@ from pqnet.kernels.simd import (
     splat,
     store,
     store_sums,
+    sums_of_8,
 )
+from pqnet.kernels.simd import add as add_lanes
 
-AHEAD = 4
+ROWS_AHEAD = 4
 DOT_POSITIONS = WIDTH // 3  # positions that dot products compute faster than a vector
 
 
@@ -60,7 +58,7 @@ def pack(x, image_step, image, pitch, width, p, n, rows, i0, index, data, target
     if width - column >= n:
         for k in range(rows):
             at, to = start + index[i0 + k], t + k * LANES
-            ahead = start + index[i0 + k + AHEAD] - at
+            ahead = start + index[i0 + k + ROWS_AHEAD] - at
             for _ in range(0, n, LANES):
                 prefetch(data, at + ahead)
                 prefetch(data, at + ahead + 16)
@@ -93,6 +91,29 @@ def pack(x, image_step, image, pitch, width, p, n, rows, i0, index, data, target
                     if row == height:
                         row = 0
                         at += next_image
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False, forceinline=True)
+def _dots_of_one(a, a0, row_step, x, x0, k):
+    # The sums of eight rows at one position, in the first lanes of a vector
+    zero, last, half = splat(np.float32(0)), k - k % WIDTH, a0 + 4 * row_step
+    u0, u1, u2, u3, v0, v1, v2, v3 = zero, zero, zero, zero, zero, zero, zero, zero
+    for j in range(0, last, WIDTH):
+        u, row, below = load(x, x0 + j), a0 + j, half + j
+        u0, u1 = fma(load(a, row), u, u0), fma(load(a, row + row_step), u, u1)
+        u2, u3 = fma(load(a, row + 2 * row_step), u, u2), fma(load(a, row + 3 * row_step), u, u3)
+        v0, v1 = fma(load(a, below), u, v0), fma(load(a, below + row_step), u, v1)
+        v2, v3 = fma(load(a, below + 2 * row_step), u, v2), fma(load(a, below + 3 * row_step), u, v3)
+    if last < k:
+        n, row, below = k - last, a0 + last, half + last
+        u = load_head(x, x0 + last, n)
+        u0, u1 = fma(load_head(a, row, n), u, u0), fma(load_head(a, row + row_step, n), u, u1)
+        u2 = fma(load_head(a, row + 2 * row_step, n), u, u2)
+        u3 = fma(load_head(a, row + 3 * row_step, n), u, u3)
+        v0, v1 = fma(load_head(a, below, n), u, v0), fma(load_head(a, below + row_step, n), u, v1)
+        v2 = fma(load_head(a, below + 2 * row_step, n), u, v2)
+        v3 = fma(load_head(a, below + 3 * row_step, n), u, v3)
+    return sums_of_8(u0, u1, u2, u3, v0, v1, v2, v3)
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
@@ -149,6 +170,7 @@ CUT = Arguments(
     sums=SCRATCH,
     column=SCRATCH,  # positions that dot products compute
     straight=FLAG,  # positions are not packed: all of a row of X follow each other, and few outputs need them
+    rows=INDEX,  # where the rows of a packed tile begin in it
 )
 
 GEMM = Arguments(layer=WINDOWS, end=EPILOGUE, weight=WEIGHT, cut=CUT)
@@ -199,67 +221,136 @@ def pack_task(layer, cut, group, p, n, k_first, rows, index, data, scratch):
             scratch[column + c * (piece + 16) + i] = scratch[at + i * LANES]
 
 
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False, forceinline=True)
+def _multiply_few(end, few, a, a0, a_step, scratch, x0, x_step, k, s, add, ends, used, row, at, data, const):
+    # The sums of a few positions from ``at`` on, x_step apart from x0, wait in scratch from s, LANES apart, or are
+    # finished if the reduction ends
+    if few == 1 and ROWS == 8:
+        v = _dots_of_one(a, a0, a_step, scratch, x0, k)
+        if add:
+            v = add_lanes(v, load(scratch, s))
+        if ends:
+            finish_column(v, scratch, s, used, row, at, end, data, const)
+        else:
+            store(scratch, s, v)
+        return
+    _dots(a, a0, a_step, scratch, x0, x_step, few, k, scratch, s, LANES, add)
+    if ends:
+        for c in range(few):
+            to = s + c * LANES
+            finish_column(load(scratch, to), scratch, to, used, row, at + c, end, data, const)
+
+
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
-def _multiply_tile(straight, a, a0, a_step, data, x, index, i0, k, scratch, x0, s, wide, add):
-    # OUT scratch from s: sums of ``wide`` positions, which lie in data from x on if ``straight``, else packed in
-    # scratch from x0 on; ``add``: to what is there
-    if straight and wide > 2 * WIDTH:
-        multiply_listed_3(a, a0, a_step, data, x, index, i0, k, scratch, s, LANES, add)
-    elif straight and wide > WIDTH:
-        multiply_listed_2(a, a0, a_step, data, x, index, i0, k, scratch, s, LANES, add)
-    elif straight:
-        multiply_listed_1(a, a0, a_step, data, x, index, i0, k, scratch, s, LANES, add)
-    elif wide > 2 * WIDTH:
-        multiply_3(a, a0, a_step, 1, scratch, x0, k, scratch, s, LANES, add)
+def _multiply_tile(a, a0, a_step, x, x0, index, places, k, scratch, s, wide, add):
+    # OUT scratch from s: sums of ``wide`` positions; ``add``: to what is there
+    if wide > 2 * WIDTH:
+        multiply_listed_3(a, a0, a_step, x, x0, index, places, k, scratch, s, LANES, add)
     elif wide > WIDTH:
-        multiply_2(a, a0, a_step, 1, scratch, x0, k, scratch, s, LANES, add)
+        multiply_listed_2(a, a0, a_step, x, x0, index, places, k, scratch, s, LANES, add)
     else:
-        multiply_1(a, a0, a_step, 1, scratch, x0, k, scratch, s, LANES, add)
+        multiply_listed_1(a, a0, a_step, x, x0, index, places, k, scratch, s, LANES, add)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False, forceinline=True)
+def _finish_tiles(
+    end, tiles, a, a0, a_step, x, x0, x_step, index, places, k, row, at, data, const, codes, scratch, f, ahead
+):
+    # OUT data: the results of ROWS outputs from ``row`` on at so many whole tiles of positions from ``at`` on; scratch
+    # from f is used, and gets the panel that ``ahead`` tells of, unless it is `NOTHING`
+    put_factors(end, row, const, scratch, f)
+    out, out_step, residual, residual_step = place = place_of_tiles(end, row, at)
+    left = tiles
+    if ahead[0] > 0:
+        finish_ahead(a, a0, a_step, x, x0, index, places, k, data, place, scratch, f, codes, const, ahead)
+        place = out + LANES, out_step, residual + LANES if residual >= 0 else residual, residual_step
+        left, x0 = tiles - 1, x0 + x_step
+    multiply_and_finish(a, a0, a_step, x, x0, x_step, index, places, k, left, data, place, scratch, f)
+    if end.activation > 2:
+        for r in range(ROWS):
+            activate_row(end.activation, data, out + r * out_step, tiles * LANES, const, end.parameters)
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False, forceinline=True)
 def multiply_panel(
-    layer, end, cut, a, a0, a_step, group, o, first, last, p, n, k_first, rows, data, const, index, scratch
+    layer,
+    end,
+    cut,
+    a,
+    a0,
+    a_step,
+    group,
+    o,
+    first,
+    last,
+    p,
+    n,
+    k_first,
+    rows,
+    data,
+    const,
+    codes,
+    index,
+    scratch,
+    ahead,
 ):
     # IN a: weights of ROWS outputs from o on, a_step apart from a0; scratch: as `pack_task` leaves it. The task has the
     # outputs first .. last; sums of reductions in several pieces wait in scratch, those of the last one are finished
+    # OUT scratch: the panel that ``ahead`` tells of, unless it is `NOTHING`; else there has to be a whole tile
     piece, tiles, column = cut.piece, cut.tiles, cut.column
-    k, outputs = layer.reduction, layer.outputs
-    few, add, x = few_of(n), np.int64(k_first > 0), layer.x + group * layer.group_step + p
-    first_row, x_step, i0 = group * outputs + o, (piece + 1) * LANES, layer.offsets + k_first
+    k, row, add, few = layer.reduction, group * layer.outputs + o, np.int64(k_first > 0), few_of(n)
+    if cut.straight:
+        x, x0, x_step, places = data, layer.x + group * layer.group_step + p, LANES, layer.offsets + k_first
+    else:
+        x, x0, x_step, places = scratch, 0, (piece + 1) * LANES, cut.rows
     whole = n // LANES if rows == k and last - o >= ROWS else 0
     if whole > 0:
-        place, limits, factors = place_of_tiles(end, first_row, p), clamp_limits(end, const), cut.sums
-        put_factors(end, first_row, const, scratch, factors)
-        if cut.straight:
-            multiply_listed_and_finish(
-                a, a0, a_step, data, x, LANES, index, i0, rows, whole, data, place, scratch, factors, limits
-            )
-        else:
-            multiply_and_finish(
-                a, a0, a_step, scratch, 0, x_step, index, i0, rows, whole, data, place, scratch, factors, limits
-            )
-        if end.activation > 2:
-            for r in range(ROWS):
-                to = place[0] + r * end.out_step
-                activate_row(end.activation, data, to, whole * LANES, const, end.parameters)
+        f = cut.sums
+        _finish_tiles(
+            end, whole, a, a0, a_step, x, x0, x_step, index, places, k, row, p, data, const, codes, scratch, f, ahead
+        )
     for t in range(whole, (n + LANES - 1) // LANES):
-        tile, at = min(LANES, n - t * LANES), p + t * LANES
+        tile, at, from_x = min(LANES, n - t * LANES), p + t * LANES, x0 + t * x_step
         s = cut.sums + ((o - first if k > piece else 0) * tiles + t * ROWS) * LANES
-        x0, from_data = t * x_step, x + t * LANES
-        wide = tile
+        wide, used, ends = tile, min(ROWS, last - o), k_first + piece >= k
         if few and (t + 1) * LANES >= n:
             wide -= few
-            _dots(a, a0, a_step, scratch, column, piece + 16, few, rows, scratch, s + 2 * WIDTH, LANES, add)
-        if wide > 0:
-            _multiply_tile(cut.straight, a, a0, a_step, data, from_data, index, i0, rows, scratch, x0, s, wide, add)
-        if k_first + piece >= k:
-            used = min(ROWS, last - o)
-            if wide > 0:
-                finish_rows(scratch, s, LANES, used, first_row, at, wide, end, data, const)
-            for c in range(tile - wide):
-                sums = s + 2 * WIDTH + c * LANES
-                finish_column(scratch, sums, used, first_row, at + wide + c, end, data, const)
+            _multiply_few(
+                end,
+                few,
+                a,
+                a0,
+                a_step,
+                scratch,
+                column,
+                piece + 16,
+                rows,
+                s + 2 * WIDTH,
+                add,
+                ends,
+                used,
+                row,
+                at + wide,
+                data,
+                const,
+            )
+        if t == 0 and ahead[0] > 0:
+            multiply_ahead(a, a0, a_step, x, from_x, index, places, rows, scratch, s, LANES, add, codes, const, ahead)
+        elif wide > 0:
+            _multiply_tile(a, a0, a_step, x, from_x, index, places, rows, scratch, s, wide, add)
+        if ends and wide > 0:
+            finish_rows(scratch, s, LANES, used, row, at, wide, end, data, const)
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False, forceinline=True)
+def _next_panel(w, cut, a0, n, o, last, outputs, row, k_first):
+    # What the tiles of the panel at a0 decode beside: the next one, into the room of the one before
+    if w.code_bytes != 1 or (w.d != 4 and w.d != 8 and w.d != 9):
+        return NOTHING
+    if not AHEAD or w.codes < 0 or n < LANES or o + ROWS >= last or o + 2 * ROWS > outputs:
+        return NOTHING
+    first = w.codes + (row + ROWS) * w.code_row + k_first // w.d
+    return w.d, first, w.code_row, w.weight, 2 * cut.panel + ROWS * (cut.piece + 16) - a0
 
 
 @step(GEMM)
@@ -267,12 +358,19 @@ def multiply_panel(
 def gemm(task, g, data, const, codes, index, scratch):
     w, cut, k, outputs, piece = g.weight, g.cut, g.layer.reduction, g.layer.outputs, g.cut.piece
     group, first, last, p, p_last = part_of_task(task, cut, outputs)
+    n = p_last - p
     for k_first in range(0, max(k, 1), piece):
         rows = min(piece, k - k_first)
-        pack_task(g.layer, cut, group, p, p_last - p, k_first, rows, index, data, scratch)
+        pack_task(g.layer, cut, group, p, n, k_first, rows, index, data, scratch)
+        ahead = NOTHING
         for o in range(first, last, ROWS):
             row = group * outputs + o
-            if w.codes >= 0:
+            a, a0, a_step = scratch, cut.panel, piece + 16
+            if w.codes < 0:
+                a, a0, a_step = const, w.weight + row * k + k_first, k
+            elif ahead[0] > 0:
+                a0 = ahead[4]
+            else:
                 decode_panel(
                     codes,
                     w.codes + row * w.code_row + k_first // w.d * w.code_bytes,
@@ -288,10 +386,7 @@ def gemm(task, g, data, const, codes, index, scratch):
                     cut.panel,
                     piece + 16,
                 )
-                a, a0, a_step = scratch, cut.panel, piece + 16
-            else:
-                a, a0, a_step = const, w.weight + row * k + k_first, k
-            n = p_last - p
+            ahead = _next_panel(w, cut, a0, n, o, last, outputs, row, k_first)
             multiply_panel(
                 g.layer,
                 g.end,
@@ -309,6 +404,8 @@ def gemm(task, g, data, const, codes, index, scratch):
                 rows,
                 data,
                 const,
+                codes,
                 index,
                 scratch,
+                ahead,
             )

@@ -8,6 +8,7 @@ import numpy as np
 from numba import njit
 
 from pqnet.kernels.abi import MAYBE_CODES, MAYBE_CONST, MAYBE_INDEX, SCRATCH, SIZE, Arguments, step
+from pqnet.kernels.products.ahead import NOTHING
 from pqnet.kernels.products.decode import decode_panel
 from pqnet.kernels.products.epilogue import EPILOGUE, WINDOWS
 from pqnet.kernels.products.gemm import CUT, multiply_panel, pack_task, part_of_task
@@ -161,6 +162,8 @@ def sums(task, g, data, const, codes, index, scratch):
                 rows,
                 data,
                 const,
+                codes,
                 index,
                 scratch,
+                NOTHING,
             )

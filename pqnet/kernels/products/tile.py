@@ -11,7 +11,20 @@ Numba cannot keep 24 named vectors in a loop over rows, hence LLVM code written 
 import numpy as np
 from numba import types
 
-from pqnet.kernels.llvm import FLOAT, INDEX, LONG, compiled_or, constant, element, fma, load, loop, offset, splat, store
+from pqnet.kernels.llvm import (
+    INDEX,
+    LONG,
+    compiled_or,
+    constant,
+    element,
+    fma,
+    in_order,
+    load,
+    loop,
+    offset,
+    splat,
+    store,
+)
 from pqnet.kernels.simd import FLOATS, ISA, WIDTH
 
 ROWS = 8 if ISA == "avx512" else 4
@@ -21,10 +34,11 @@ SMALL_ROWS = 4  # rows of the smaller tile
 PLACE = 4  # where finished tiles go: out, out_step, residual, residual_step
 
 
-def _accumulate(builder, a, row_step, k_step, x, k, vectors, count, places):
+def accumulate(builder, a, row_step, k_step, x, k, vectors, count, places, beside=None):
     """Emit the loop over k from pointers a and x; return the ``count`` x vectors sums.
 
-    Row k of x begins ``places[k]`` behind x, or k * LANES if ``places`` is None.
+    Row k of x begins ``places[k]`` behind x, or k * LANES if ``places`` is None. ``beside`` emits what else is
+    done in each round, given the block before the loop.
     """
     rows = [offset(builder, a, builder.mul(row_step, LONG(r))) for r in range(count)]
     zeros = constant(FLOATS.llvm, 0.0)
@@ -34,6 +48,8 @@ def _accumulate(builder, a, row_step, k_step, x, k, vectors, count, places):
     builder.position_at_end(body)
     step, at = builder.phi(LONG), builder.phi(LONG)
     sums = [builder.phi(FLOATS.llvm) for _ in range(count * vectors)]
+    if beside is not None:
+        beside(before)
     if places is None:
         row = offset(builder, x, builder.mul(step, LONG(LANES)))
     else:
@@ -42,7 +58,11 @@ def _accumulate(builder, a, row_step, k_step, x, k, vectors, count, places):
     results = []
     for r in range(count):
         weight = splat(builder, load(builder, offset(builder, rows[r], at)), FLOATS.llvm)
-        results += [fma(builder, weight, loaded[v], sums[r * vectors + v]) for v in range(vectors)]
+        products = [fma(builder, weight, loaded[v], sums[r * vectors + v]) for v in range(vectors)]
+        if beside is not None and r % 2 == 1 and r + 1 < count:
+            # LLVM would load all weights before any product, for which there are no registers.
+            products = [in_order(builder, product) for product in products]
+        results += products
     following, next_at = builder.add(step, LONG(1)), builder.add(at, k_step)
     started = [(step, LONG(0), following), (at, LONG(0), next_at)]
     started += [(phi, zeros, result) for phi, result in zip(sums, results, strict=True)]
@@ -59,7 +79,7 @@ def _accumulate(builder, a, row_step, k_step, x, k, vectors, count, places):
     return totals
 
 
-def _sums_reference(a, a0, row_step, k_step, x, x0, index, places, k, vectors, count):
+def sums_reference(a, a0, row_step, k_step, x, x0, index, places, k, vectors, count):
     """Return sums (count, vectors * WIDTH); row j of x begins at x0 + index[places + j], or x0 + j * LANES."""
     total = np.zeros((count, vectors * WIDTH), np.float32)
     for j in range(k):
@@ -89,13 +109,13 @@ def put_sums(builder, sums, first, c_step, add, vectors, count):
 
 def _tile(vectors, count=ROWS):
     def reference(a, a0, row_step, k_step, x, x0, k, c, c0, c_step, add):
-        put_reference(_sums_reference(a, a0, row_step, k_step, x, x0, None, 0, k, vectors, count), c, c0, c_step, add)
+        put_reference(sums_reference(a, a0, row_step, k_step, x, x0, None, 0, k, vectors, count), c, c0, c_step, add)
 
     def multiply(context, a, a0, row_step, k_step, x, x0, k, c, c0, c_step, add):
         def codegen(context, builder, signature, values):
             a0, row_step, k_step, _, x0, k, _, c0, c_step, add = values[1:]
             a, x, c = (element(context, builder, signature, values, i, at) for i, at in ((0, a0), (4, x0), (7, c0)))
-            sums = _accumulate(builder, a, row_step, k_step, x, k, vectors, count, None)
+            sums = accumulate(builder, a, row_step, k_step, x, k, vectors, count, None)
             put_sums(builder, sums, c, c_step, add, vectors, count)
             return context.get_dummy_value()
 
@@ -107,13 +127,13 @@ def _tile(vectors, count=ROWS):
 
 def _listed_tile(vectors):
     def reference(a, a0, row_step, x, x0, index, places, k, c, c0, c_step, add):
-        put_reference(_sums_reference(a, a0, row_step, 1, x, x0, index, places, k, vectors, ROWS), c, c0, c_step, add)
+        put_reference(sums_reference(a, a0, row_step, 1, x, x0, index, places, k, vectors, ROWS), c, c0, c_step, add)
 
     def multiply(context, a, a0, row_step, x, x0, index, places, k, c, c0, c_step, add):
         def codegen(context, builder, signature, values):
             row_step, k, c_step, add = (values[i] for i in (2, 7, 10, 11))
             a, x, index, c = (element(context, builder, signature, values, i, values[i + 1]) for i in (0, 3, 5, 8))
-            sums = _accumulate(builder, a, row_step, LONG(1), x, k, vectors, ROWS, index)
+            sums = accumulate(builder, a, row_step, LONG(1), x, k, vectors, ROWS, index)
             put_sums(builder, sums, c, c_step, add, vectors, ROWS)
             return context.get_dummy_value()
 
@@ -123,7 +143,7 @@ def _listed_tile(vectors):
     return compiled_or(reference, multiply)
 
 
-def finish_reference(total, data, at, place, factors, f, limits):
+def finish_reference(total, data, at, place, factors, f):
     out, out_step, residual, residual_step = place
     for r, row in enumerate(total):
         row = row * factors[f + r] + factors[f + ROWS + r]
@@ -131,13 +151,18 @@ def finish_reference(total, data, at, place, factors, f, limits):
             beside = residual + at + r * residual_step
             row += data[beside : beside + row.size]
         to = out + at + r * out_step
-        data[to : to + row.size] = np.clip(row, *limits)
+        data[to : to + row.size] = np.clip(row, factors[f + 2 * ROWS], factors[f + 2 * ROWS + 1])
 
 
-def _finish_sums(builder, sums, target, out_step, beside, residual_step, factors, low, high):
+def _finish_sums(builder, sums, target, out_step, beside, residual_step, factors):
     """Emit the end of ROWS x VECTORS sums up to their store; ``beside`` is None or points to the residual."""
+
+    def number(i):  # from memory: kept in registers, which have the sums, they would cost more
+        return splat(builder, load(builder, offset(builder, factors, i)), FLOATS.llvm)
+
+    low, high = number(2 * ROWS), number(2 * ROWS + 1)
     for r in range(ROWS):
-        factor, term = (splat(builder, load(builder, offset(builder, factors, i)), FLOATS.llvm) for i in (r, ROWS + r))
+        factor, term = number(r), number(ROWS + r)
         row = offset(builder, target, builder.mul(out_step, LONG(r)))
         for v in range(VECTORS):
             value = fma(builder, sums[r * VECTORS + v], factor, term)
@@ -149,54 +174,48 @@ def _finish_sums(builder, sums, target, out_step, beside, residual_step, factors
             store(builder, value, offset(builder, row, v * WIDTH))
 
 
-def finish_tiles(context, builder, signature, values, first, accumulate):
+def finish_tiles(context, builder, signature, values, tiles, data, sums_of):
     """Emit a loop over tiles up to their store.
 
-    The arguments from number ``first`` on are tiles, data, place, factors, f, limits; ``accumulate`` emits the
-    ROWS x VECTORS sums of a tile, given its number.
+    The arguments from number ``data`` on are data, place, factors, f; ``sums_of`` emits the ROWS x VECTORS sums of a
+    tile, given its number.
     """
-    data = first + 1
-    (out, out_step, residual, residual_step), limits = (
-        [builder.extract_value(values[i], j) for j in range(count)] for i, count in ((first + 2, PLACE), (first + 5, 2))
-    )
-    low, high = (splat(builder, limit, FLOATS.llvm) for limit in limits)
-    factors = element(context, builder, signature, values, first + 3, values[first + 4])
-    tile, close = loop(builder, values[first], "tiles")
-    sums = accumulate(tile)
+    out, out_step, residual, residual_step = (builder.extract_value(values[data + 1], i) for i in range(PLACE))
+    factors = element(context, builder, signature, values, data + 2, values[data + 3])
+    tile, close = loop(builder, tiles, "tiles")
+    sums = sums_of(tile)
     target, beside = (
         element(context, builder, signature, values, data, builder.add(place, builder.mul(tile, LONG(LANES))))
         for place in (out, residual)
     )
     with builder.if_else(builder.icmp_signed(">=", residual, LONG(0))) as (adding, writing):
         with adding:
-            _finish_sums(builder, sums, target, out_step, beside, residual_step, factors, low, high)
+            _finish_sums(builder, sums, target, out_step, beside, residual_step, factors)
         with writing:
-            _finish_sums(builder, sums, target, out_step, None, residual_step, factors, low, high)
+            _finish_sums(builder, sums, target, out_step, None, residual_step, factors)
     close()
 
 
-def _finished_tiles(listed):
-    def reference(a, a0, row_step, x, x0, x_step, index, places, k, tiles, data, place, factors, f, limits):
-        index = index if listed else None
+def _finished_tiles():
+    def reference(a, a0, row_step, x, x0, x_step, index, places, k, tiles, data, place, factors, f):
         for tile in range(tiles):
             at = x0 + tile * x_step
-            total = _sums_reference(a, a0, row_step, 1, x, at, index, places, k, VECTORS, ROWS)
-            finish_reference(total, data, tile * LANES, place, factors, f, limits)
+            total = sums_reference(a, a0, row_step, 1, x, at, index, places, k, VECTORS, ROWS)
+            finish_reference(total, data, tile * LANES, place, factors, f)
 
-    def multiply(context, a, a0, row_step, x, x0, x_step, index, places, k, tiles, data, place, factors, f, limits):
+    def multiply(context, a, a0, row_step, x, x0, x_step, index, places, k, tiles, data, place, factors, f):
         def codegen(context, builder, signature, values):
             a, x, places = (element(context, builder, signature, values, i, values[i + 1]) for i in (0, 3, 6))
 
-            def accumulate(tile):
+            def sums_of(tile):
                 from_x = offset(builder, x, builder.mul(tile, values[5]))
-                listed_places = places if listed else None
-                return _accumulate(builder, a, values[2], LONG(1), from_x, values[8], VECTORS, ROWS, listed_places)
+                return accumulate(builder, a, values[2], LONG(1), from_x, values[8], VECTORS, ROWS, places)
 
-            finish_tiles(context, builder, signature, values, 9, accumulate)
+            finish_tiles(context, builder, signature, values, values[9], 10, sums_of)
             return context.get_dummy_value()
 
-        n, place, limits = INDEX, types.UniTuple(INDEX, PLACE), types.UniTuple(types.float32, 2)
-        return types.void(a, n, n, x, n, n, index, n, n, n, data, place, factors, n, limits), codegen
+        n, place = INDEX, types.UniTuple(INDEX, PLACE)
+        return types.void(a, n, n, x, n, n, index, n, n, n, data, place, factors, n), codegen
 
     return compiled_or(reference, multiply)
 
@@ -208,7 +227,7 @@ multiply_one, multiply_small = _tile(VECTORS, 1), _tile(VECTORS, SMALL_ROWS)
 # (a, a0, row_step, x, x0, index, places, k, c, c0, c_step, add): X is not packed, row k begins at
 # x[x0 + index[places + k]]; weights of a row lie side by side.
 multiply_listed_1, multiply_listed_2, multiply_listed_3 = _listed_tile(1), _listed_tile(2), _listed_tile(3)
-# (a, a0, row_step, x, x0, x_step, index, places, k, tiles, data, place, factors, f, limits): so many tiles, which begin
-# x_step apart in x, packed or listed. The sums of row r times factors[f + r] plus factors[f + ROWS + r] plus
-# data[residual ..], within the limits, go to data[out ..], those of the next tile behind them.
-multiply_and_finish, multiply_listed_and_finish = _finished_tiles(False), _finished_tiles(True)
+# (a, a0, row_step, x, x0, x_step, index, places, k, tiles, data, place, factors, f): listed, too; so many tiles, which
+# begin x_step apart in x. The sums of row r times factors[f + r] plus factors[f + ROWS + r] plus data[residual ..], at
+# least factors[f + 2 * ROWS] and at most the number behind that, go to data[out ..], the next tile's behind them.
+multiply_and_finish = _finished_tiles()

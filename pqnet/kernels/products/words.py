@@ -12,7 +12,7 @@ from pqnet.kernels.llvm import FLOAT, LONG, WORD, call, compiled_or, element, lo
 from pqnet.kernels.llvm import INDEX as POSITION
 from pqnet.kernels.llvm import store as put
 from pqnet.kernels.ops.activation import activate_row
-from pqnet.kernels.products.epilogue import EPILOGUE, WINDOWS, clamp_limits, finish_rows, place_of_tiles, put_factors
+from pqnet.kernels.products.epilogue import EPILOGUE, WINDOWS, finish_rows, place_of_tiles, put_factors
 from pqnet.kernels.products.gemm import CUT, few_of, pack, part_of_task
 from pqnet.kernels.products.prepare import PLANES
 from pqnet.kernels.products.tile import (
@@ -211,24 +211,24 @@ def _tile(kind, vectors):
 
 
 def _finished_tiles(kind):
-    def reference(a, a0, row_step, x, x0, x_step, k, tiles, data, place, factors, f, limits):
+    def reference(a, a0, row_step, x, x0, x_step, k, tiles, data, place, factors, f):
         for tile in range(tiles):
             total = _sums_reference(kind, a, a0, row_step, x, x0 + tile * x_step, k, VECTORS)
-            finish_reference(total, data, tile * LANES, place, factors, f, limits)
+            finish_reference(total, data, tile * LANES, place, factors, f)
 
-    def multiply(context, a, a0, row_step, x, x0, x_step, k, tiles, data, place, factors, f, limits):
+    def multiply(context, a, a0, row_step, x, x0, x_step, k, tiles, data, place, factors, f):
         def codegen(context, builder, signature, values):
             a, x = (element(context, builder, signature, values, i, values[i + 1]) for i in (0, 3))
 
-            def accumulate(tile):
+            def sums_of(tile):
                 from_x = offset(builder, x, builder.mul(tile, values[5]))
                 return _accumulate(builder, kind, a, values[2], from_x, values[6], VECTORS)
 
-            finish_tiles(context, builder, signature, values, 7, accumulate)
+            finish_tiles(context, builder, signature, values, values[7], 8, sums_of)
             return context.get_dummy_value()
 
-        n, place, limits = POSITION, types.UniTuple(POSITION, PLACE), types.UniTuple(types.float32, 2)
-        return types.void(a, n, n, x, n, n, n, n, data, place, factors, n, limits), codegen
+        n, place = POSITION, types.UniTuple(POSITION, PLACE)
+        return types.void(a, n, n, x, n, n, n, n, data, place, factors, n), codegen
 
     return compiled_or(reference, multiply)
 
@@ -427,12 +427,12 @@ def _multiply(kind, a, a0, a_step, scratch, x0, k, s, wide, add):
 def _finish(kind, a, a0, a_step, k, scratch, x_step, tiles, row, at, f, e, data, const):
     # OUT data: the results of ROWS outputs from ``row`` on at so many tiles of positions from ``at`` on, as an
     # EPILOGUE e says; scratch from f is used
-    place, limits = place_of_tiles(e, row, at), clamp_limits(e, const)
+    place = place_of_tiles(e, row, at)
     put_factors(e, row, const, scratch, f)
     if kind == INT8:
-        bytes_and_finish(a, a0, a_step, scratch, 0, x_step, k, tiles, data, place, scratch, f, limits)
+        bytes_and_finish(a, a0, a_step, scratch, 0, x_step, k, tiles, data, place, scratch, f)
     else:
-        halves_and_finish(a, a0, a_step, scratch, 0, x_step, k, tiles, data, place, scratch, f, limits)
+        halves_and_finish(a, a0, a_step, scratch, 0, x_step, k, tiles, data, place, scratch, f)
     if e.activation > 2:
         for r in range(ROWS):
             activate_row(e.activation, data, place[0] + r * e.out_step, tiles * LANES, const, e.parameters)

@@ -26,7 +26,7 @@ from pqnet.runtime.layer import Layer
 from pqnet.runtime.memory import round_up
 from pqnet.runtime.windows import NARROW, plane_cycles
 
-__all__ = ["PRODUCT", "Cut", "cut_gemm", "cut_layer", "decode_cycles", "emit_gemm", "most_tiles"]
+__all__ = ["PRODUCT", "Cut", "cut_arguments", "cut_gemm", "cut_layer", "decode_cycles", "emit_gemm", "most_tiles"]
 
 PIECE = 384  # of the reduction: a panel and three lines of each packed row stay in the first-level cache
 PACKED = 96 * 1024  # floats of packed positions a task: 384 KiB of the second-level cache
@@ -174,7 +174,7 @@ def cut_gemm(
     o_tasks = -(-outputs // o_block)
     tiles = most_tiles(positions, vectors, q_tasks)
     panel = tiles * (piece + 1) * LANES + LANES
-    sums = panel + round_up(ROWS * (piece + 16) + 64, 16)
+    sums = panel + round_up(2 * ROWS * (piece + 16) + 64, 16)  # two panels: one is decoded beside the other
     column = sums + round_up((o_block if piece < k else ROWS) * tiles * LANES, 16)
     scratch = column + (WIDTH // 3 + 1) * (piece + 16) + 64
     arguments = {
@@ -246,6 +246,12 @@ def _position_tasks(vectors: int, most: int) -> list[int]:
     return sorted(tasks for tasks in found if 1 <= tasks <= max(vectors, 1))
 
 
+def cut_arguments(b: Builder, cut: Cut, straight: bool = False) -> dict[str, Any]:
+    """Return the arguments `kernels.products.gemm.CUT`; ``straight``: positions are not packed."""
+    rows = b.table(np.arange(cut.arguments["piece"]) * LANES)
+    return {**cut.arguments, "straight": int(straight), "rows": rows}
+
+
 def emit_gemm(
     b: Builder,
     call: Call,
@@ -262,7 +268,7 @@ def emit_gemm(
     outputs = min(cut.arguments["o_block"], call.layer.outputs)
     between = windows.group_step // call.layer.channels
     most = min(SAME_LINES[1], STRAIGHT[0]) if between % SAME_LINES[0] == 0 else STRAIGHT[0]
-    straight = int(one_run and outputs <= max(most, STRAIGHT[1] // call.layer.positions))
+    straight = one_run and outputs <= max(most, STRAIGHT[1] // call.layer.positions)
     b.emit(
         kernel,
         call.layer.node.name,
@@ -270,7 +276,7 @@ def emit_gemm(
         {
             "layer": windows.arguments(b, order),
             "end": call.end.arguments(b),
-            "cut": {**cut.arguments, "straight": straight},
+            "cut": cut_arguments(b, cut, straight),
             **weight,
         },
         reads=call.reads,

@@ -14,7 +14,7 @@ from pqnet.kernels.products.words import COPIED, DENSE, INTERLEAVED, LOOKED_UP, 
 from pqnet.kernels.simd import WIDTH
 from pqnet.kernels.words import BFLOAT16, INT8, NUMBERS, cost_of_dots, round_bfloat16
 from pqnet.runtime.algorithms.base import Algorithm, Call, Host
-from pqnet.runtime.algorithms.gemm import Cut, cut_gemm
+from pqnet.runtime.algorithms.gemm import Cut, cut_arguments, cut_gemm
 from pqnet.runtime.builder import Builder
 from pqnet.runtime.fusion import Epilogue
 from pqnet.runtime.integers import Integers, input_scaling, weight_integers
@@ -104,7 +104,7 @@ class Words(Algorithm):
         arguments = {
             "layer": call.windows.arguments(b, form.order),
             "end": self.end(b, call).arguments(b),
-            "cut": {**cut.arguments, "straight": 0},
+            "cut": cut_arguments(b, cut),
             "weight": self._weight(b, layer, form) | {"form": form.form, "words": form.words, "kind": self.kind},
         }
         b.emit(
