@@ -21,9 +21,10 @@ from pqnet.kernels.products.tile import (
 )
 from pqnet.kernels.simd import ISA
 
-__all__ = ["AHEAD", "NOTHING", "finish_ahead", "multiply_ahead"]
+__all__ = ["AHEAD", "AHEAD_SIZES", "NOTHING", "finish_ahead", "multiply_ahead"]
 
 AHEAD = ISA == "avx512"  # others have no registers for it
+AHEAD_SIZES = 4, 8, 9  # of codewords
 # What is decoded: the size of codewords; codes of a byte each from ``first``, rows ``step`` apart; codewords from
 # ``book``; a panel at t.
 NEXT = 5
@@ -124,8 +125,8 @@ def _finished_ahead(d):
     return compiled_or(reference, multiply)
 
 
-_sums_4, _sums_8, _sums_9 = (_sums_ahead(d) for d in (4, 8, 9))
-_finished_4, _finished_8, _finished_9 = (_finished_ahead(d) for d in (4, 8, 9))
+_sums_4, _sums_8, _sums_9 = (_sums_ahead(d) for d in AHEAD_SIZES)
+_finished_4, _finished_8, _finished_9 = (_finished_ahead(d) for d in AHEAD_SIZES)
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False, forceinline=True)

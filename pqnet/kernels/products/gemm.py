@@ -10,7 +10,7 @@ from numba import njit
 
 from pqnet.kernels.abi import CONST, FLAG, INDEX, MAYBE_CODES, SCRATCH, SIZE, Arguments, step
 from pqnet.kernels.ops.activation import activate_row
-from pqnet.kernels.products.ahead import AHEAD, NOTHING, finish_ahead, multiply_ahead
+from pqnet.kernels.products.ahead import AHEAD, AHEAD_SIZES, NOTHING, finish_ahead, multiply_ahead
 from pqnet.kernels.products.decode import decode_panel
 from pqnet.kernels.products.epilogue import (
     EPILOGUE,
@@ -345,7 +345,7 @@ def multiply_panel(
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False, forceinline=True)
 def _next_panel(w, cut, a0, n, o, last, outputs, row, k_first):
     # What the tiles of the panel at a0 decode beside: the next one, into the room of the one before
-    if w.code_bytes != 1 or (w.d != 4 and w.d != 8 and w.d != 9):
+    if w.code_bytes != 1 or w.d not in AHEAD_SIZES:
         return NOTHING
     if not AHEAD or w.codes < 0 or n < LANES or o + ROWS >= last or o + 2 * ROWS > outputs:
         return NOTHING

@@ -8,6 +8,7 @@ import numpy as np
 
 from pqnet.codecs import PackedPQ
 from pqnet.kernels.abi import StepKernel
+from pqnet.kernels.products.ahead import AHEAD, AHEAD_SIZES
 from pqnet.kernels.products.gemm import DOT_POSITIONS, gemm
 from pqnet.kernels.products.tile import LANES, ROWS, VECTORS
 from pqnet.kernels.simd import WIDTH
@@ -120,22 +121,23 @@ def _weight_arguments(b: Builder, layer: Layer, weight: PackedPQ) -> dict[str, A
 def _cut_decode(layer: Layer, by_channel: bool = False) -> Cut:
     weight = layer.codes
     assert weight is not None
-    decode = DECODE_PLANES if in_planes(weight.codebook) else decode_cycles(weight.codec.d)
-    return cut_layer(layer, weight.codec.d, decode, by_channel)
+    d, k = weight.codec.d, weight.codec.k
+    decode = DECODE_PLANES if in_planes(weight.codebook) else decode_cycles(d)
+    return cut_layer(layer, d, decode, by_channel, AHEAD and d in AHEAD_SIZES and k <= 256)
 
 
 def _cut_dense(layer: Layer, by_channel: bool = False) -> Cut:
     return cut_layer(layer, 1, decode_cycles(1), by_channel)
 
 
-def cut_layer(layer: Layer, unit: int, decode: float, by_channel: bool = False) -> Cut:
+def cut_layer(layer: Layer, unit: int, decode: float, by_channel: bool = False, ahead: bool = False) -> Cut:
     """Cut the work of a layer, whose result may be read channel by channel; see `cut_gemm`."""
     # Then each half of the outputs had better be computed by one core, unless that reads more than it saves, or the
     # result leaves the caches of both anyway.
     near = layer.outputs * layer.positions <= NEAR
     halves = by_channel and near and layer.groups == 1 and WIDER * layer.reduction <= layer.outputs
     listed = layer.batch == 1 and (layer.pointwise or layer.out_size[1] < NARROW)
-    cut = cut_gemm(layer.reduction, unit, decode, layer.outputs, layer.groups, layer.positions, halves, listed)
+    cut = cut_gemm(layer.reduction, unit, decode, layer.outputs, layer.groups, layer.positions, halves, listed, ahead)
     return cut._replace(cost=cut.cost + plane_cycles(layer))
 
 
@@ -149,6 +151,7 @@ def cut_gemm(
     positions: int,
     halves: bool = False,
     listed: bool = False,
+    ahead: bool = False,
 ) -> Cut:
     """Cut the work, from its sizes alone.
 
@@ -164,12 +167,14 @@ def cut_gemm(
         Whether the first tasks have the first half of the outputs, and not of the positions.
     listed : bool
         Whether positions may be read where they lie.
+    ahead : bool
+        Whether whole tiles decode the next panel.
     """
     pieces = -(-k // max(PIECE, unit)) if k > PIECE + PIECE // 3 else 1
     piece = -(-(k // unit) // pieces) * unit
     few = positions % WIDTH if positions % WIDTH <= DOT_POSITIONS else 0  # computed in pairs, as dot products
     vectors = -(-(positions - few) // WIDTH)
-    q_tasks, o_block = _tasks_of(k, piece, decode, outputs, groups, vectors, halves, listed)
+    q_tasks, o_block = _tasks_of(k, piece, decode, outputs, groups, vectors, halves, listed, ahead)
     o_block = min(o_block, round_up(outputs, ROWS))
     o_tasks = -(-outputs // o_block)
     tiles = most_tiles(positions, vectors, q_tasks)
@@ -193,8 +198,10 @@ def cut_gemm(
     }
     wide, pairs = q_tasks * _tile_times(-(-vectors // q_tasks)), -(-few // 2)
     pack = 0.0 if listed and o_block <= STRAIGHT[0] else PACK * -(-positions // LANES)
-    panel_cost = q_tasks * k * decode + wide * (k * PRODUCT + FINISH) + pairs * (k * PAIR + SUM_PAIR)
-    cost = groups * o_tasks * (k * pack + -(-o_block // ROWS) * panel_cost)
+    panels = -(-o_block // ROWS)
+    decoded = q_tasks * k * decode * _decoded_apart(panels, -(-vectors // q_tasks), ahead)
+    panel_cost = wide * (k * PRODUCT + FINISH) + pairs * (k * PAIR + SUM_PAIR)
+    cost = groups * o_tasks * (k * pack + decoded + panels * panel_cost)
     return Cut(arguments, groups * o_tasks * q_tasks, scratch, cost)
 
 
@@ -204,13 +211,26 @@ def most_tiles(total: int, vectors: int, tasks: int) -> int:
     return -(-max(-(-vectors // tasks) * WIDTH, last) // LANES)
 
 
+def _decoded_apart(panels: int, vectors: int, ahead: bool) -> int:
+    """Return how many panels of a task are decoded on their own, and not beside the tiles of the panel before."""
+    return 1 if ahead and vectors >= VECTORS else panels
+
+
 def _tile_times(vectors: int) -> float:
     """Return how many times as long as a whole register tile those of some vectors of positions take."""
     return vectors // VECTORS + PART[vectors % VECTORS]
 
 
 def _tasks_of(
-    k: int, piece: int, decode: float, outputs: int, groups: int, vectors: int, halves: bool, listed: bool
+    k: int,
+    piece: int,
+    decode: float,
+    outputs: int,
+    groups: int,
+    vectors: int,
+    halves: bool,
+    listed: bool,
+    ahead: bool,
 ) -> tuple[int, int]:
     """Return how many tasks there are along the positions, and the outputs of a task, as `cut_gemm` takes them."""
     best: tuple[float, int, int] | None = None
@@ -229,7 +249,8 @@ def _tasks_of(
             tasks = q_tasks * -(-outputs // o_block) * groups
             unpacked = listed and o_block <= STRAIGHT[0]
             multiply, pack = (MULTIPLY * LISTED, 0.0) if unpacked else (MULTIPLY, PACK * each / VECTORS)
-            task = pack + o_block // ROWS * (decode + tiles * multiply) + start
+            panels = o_block // ROWS
+            task = pack + decode * _decoded_apart(panels, each, ahead) + panels * tiles * multiply + start
             cost = (-(-tasks // 2) * 2 + -(-tasks // 4) * 4) * task  # on two threads and on four
             if best is None or (cost, q_tasks, o_block) < best:
                 best = cost, q_tasks, o_block
