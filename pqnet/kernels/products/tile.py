@@ -37,8 +37,8 @@ PLACE = 4  # where finished tiles go: out, out_step, residual, residual_step
 def accumulate(builder, a, row_step, k_step, x, k, vectors, count, places, beside=None):
     """Emit the loop over k from pointers a and x; return the ``count`` x vectors sums.
 
-    Row k of x begins ``places[k]`` behind x, or k * LANES if ``places`` is None. ``beside`` emits what else is
-    done in each round, given the block before the loop.
+    Row k of x begins ``places[k]`` behind x, or k * LANES if ``places`` is None; x may be the places of all vectors.
+    ``beside`` emits what else is done in each round, given the block before the loop.
     """
     rows = [offset(builder, a, builder.mul(row_step, LONG(r))) for r in range(count)]
     zeros = constant(FLOATS.llvm, 0.0)
@@ -50,16 +50,14 @@ def accumulate(builder, a, row_step, k_step, x, k, vectors, count, places, besid
     sums = [builder.phi(FLOATS.llvm) for _ in range(count * vectors)]
     if beside is not None:
         beside(before)
-    if places is None:
-        row = offset(builder, x, builder.mul(step, LONG(LANES)))
-    else:
-        row = offset(builder, x, load(builder, offset(builder, places, step), align=8))
-    loaded = [load(builder, offset(builder, row, v * WIDTH), FLOATS.llvm) for v in range(vectors)]
-    results = []
+    row = builder.mul(step, LONG(LANES)) if places is None else load(builder, offset(builder, places, step), align=8)
+    starts = x if isinstance(x, list) else [offset(builder, x, v * WIDTH) for v in range(vectors)]
+    loaded = [load(builder, offset(builder, start, row), FLOATS.llvm) for start in starts]
+    results, ordered = [], beside is not None or isinstance(x, list)
     for r in range(count):
         weight = splat(builder, load(builder, offset(builder, rows[r], at)), FLOATS.llvm)
         products = [fma(builder, weight, loaded[v], sums[r * vectors + v]) for v in range(vectors)]
-        if beside is not None and r % 2 == 1 and r + 1 < count:
+        if ordered and r % 2 == 1 and r + 1 < count:
             # LLVM would load all weights before any product, for which there are no registers.
             products = [in_order(builder, product) for product in products]
         results += products
@@ -154,24 +152,29 @@ def finish_reference(total, data, at, place, factors, f):
         data[to : to + row.size] = np.clip(row, factors[f + 2 * ROWS], factors[f + 2 * ROWS + 1])
 
 
-def _finish_sums(builder, sums, target, out_step, beside, residual_step, factors):
-    """Emit the end of ROWS x VECTORS sums up to their store; ``beside`` is None or points to the residual."""
+def finish_sums(builder, sums, targets, out_step, beside, residual_step, factors):
+    """Emit the end of sums up to their store.
+
+    ``targets`` are the places of the vectors of the first row; ``beside`` is None or those of the residual.
+    """
 
     def number(i):  # from memory: kept in registers, which have the sums, they would cost more
         return splat(builder, load(builder, offset(builder, factors, i)), FLOATS.llvm)
 
+    def behind(place, row_step, r):
+        return offset(builder, place, builder.mul(row_step, LONG(r)))
+
     low, high = number(2 * ROWS), number(2 * ROWS + 1)
-    for r in range(ROWS):
+    for r in range(len(sums) // len(targets)):
         factor, term = number(r), number(ROWS + r)
-        row = offset(builder, target, builder.mul(out_step, LONG(r)))
-        for v in range(VECTORS):
-            value = fma(builder, sums[r * VECTORS + v], factor, term)
+        for v, target in enumerate(targets):
+            value = fma(builder, sums[r * len(targets) + v], factor, term)
             if beside is not None:
-                place = offset(builder, beside, builder.add(builder.mul(residual_step, LONG(r)), LONG(v * WIDTH)))
+                place = behind(beside[v], residual_step, r)
                 value = builder.fadd(value, load(builder, place, FLOATS.llvm))
             value = builder.select(builder.fcmp_ordered("<", value, low), low, value)
             value = builder.select(builder.fcmp_ordered(">", value, high), high, value)
-            store(builder, value, offset(builder, row, v * WIDTH))
+            store(builder, value, behind(target, out_step, r))
 
 
 def finish_tiles(context, builder, signature, values, tiles, data, sums_of):
@@ -184,15 +187,14 @@ def finish_tiles(context, builder, signature, values, tiles, data, sums_of):
     factors = element(context, builder, signature, values, data + 2, values[data + 3])
     tile, close = loop(builder, tiles, "tiles")
     sums = sums_of(tile)
-    target, beside = (
-        element(context, builder, signature, values, data, builder.add(place, builder.mul(tile, LONG(LANES))))
-        for place in (out, residual)
-    )
+    at = builder.mul(tile, LONG(LANES))
+    firsts = (element(context, builder, signature, values, data, builder.add(place, at)) for place in (out, residual))
+    targets, beside = ([offset(builder, first, v * WIDTH) for v in range(VECTORS)] for first in firsts)
     with builder.if_else(builder.icmp_signed(">=", residual, LONG(0))) as (adding, writing):
         with adding:
-            _finish_sums(builder, sums, target, out_step, beside, residual_step, factors)
+            finish_sums(builder, sums, targets, out_step, beside, residual_step, factors)
         with writing:
-            _finish_sums(builder, sums, target, out_step, None, residual_step, factors)
+            finish_sums(builder, sums, targets, out_step, None, residual_step, factors)
     close()
 
 

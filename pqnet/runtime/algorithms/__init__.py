@@ -3,6 +3,7 @@
 from pqnet.runtime.algorithms import columns as columns
 from pqnet.runtime.algorithms import depthwise as depthwise
 from pqnet.runtime.algorithms import depthwise_down as depthwise_down
+from pqnet.runtime.algorithms import direct as direct
 from pqnet.runtime.algorithms import dots as dots
 from pqnet.runtime.algorithms import gemm as gemm
 from pqnet.runtime.algorithms import lanes as lanes

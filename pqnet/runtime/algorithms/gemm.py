@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pqnet.codecs import PackedPQ
 from pqnet.kernels.abi import StepKernel
 from pqnet.kernels.products.ahead import AHEAD, AHEAD_SIZES
 from pqnet.kernels.products.gemm import DOT_POSITIONS, gemm
@@ -27,7 +26,17 @@ from pqnet.runtime.layer import Layer
 from pqnet.runtime.memory import round_up
 from pqnet.runtime.windows import NARROW, plane_cycles
 
-__all__ = ["PRODUCT", "Cut", "cut_arguments", "cut_gemm", "cut_layer", "decode_cycles", "emit_gemm", "most_tiles"]
+__all__ = [
+    "PRODUCT",
+    "Cut",
+    "cut_arguments",
+    "cut_gemm",
+    "cut_layer",
+    "decode_cycles",
+    "emit_gemm",
+    "most_tiles",
+    "weight_arguments",
+]
 
 PIECE = 384  # of the reduction: a panel and three lines of each packed row stay in the first-level cache
 PACKED = 96 * 1024  # floats of packed positions a task: 384 KiB of the second-level cache
@@ -65,11 +74,8 @@ class Decode(Algorithm):
 
     def steps(self, b: Builder, call: Call) -> None:
         """Append the step."""
-        weight = call.layer.codes
-        assert weight is not None
-        own = {"weight": _weight_arguments(b, call.layer, weight)}
-        cut = _cut_decode(call.layer, call.end.by_channel)
-        emit_gemm(b, call, gemm, cut, own, block_order(weight), self.name)
+        weight, order = weight_arguments(b, call.layer)
+        emit_gemm(b, call, gemm, _cut_decode(call.layer, call.end.by_channel), {"weight": weight}, order, self.name)
 
 
 class Dense(Algorithm):
@@ -87,16 +93,8 @@ class Dense(Algorithm):
 
     def steps(self, b: Builder, call: Call) -> None:
         """Append the step."""
-        layer = call.layer
-
-        def rows() -> np.ndarray:
-            rows = np.asarray(layer.weight, np.float32).reshape(-1, layer.reduction)
-            # Behind the last output a tile reads rows of what follows.
-            return np.concatenate([rows, np.zeros((ROWS, layer.reduction), np.float32)])
-
-        weight = {"codes": -1, "weight": b.constant((layer.name, "dense"), rows)}
-        weight |= {"d": 1, "stride": 0, "code_bytes": 0, "code_row": 0}
-        emit_gemm(b, call, gemm, _cut_dense(layer, call.end.by_channel), {"weight": weight}, slice(None), self.name)
+        weight, order = weight_arguments(b, call.layer)
+        emit_gemm(b, call, gemm, _cut_dense(call.layer, call.end.by_channel), {"weight": weight}, order, self.name)
 
 
 class Cut(NamedTuple):
@@ -113,9 +111,20 @@ def decode_cycles(d: int) -> float:
     return DECODE_USUAL.get(d, DECODE / min(d, 8))
 
 
-def _weight_arguments(b: Builder, layer: Layer, weight: PackedPQ) -> dict[str, Any]:
-    at, stride = codebook_arguments(b, (layer.name,), weight.codebook)
-    return code_arguments(b, layer, weight) | {"weight": at, "stride": stride}
+def weight_arguments(b: Builder, layer: Layer) -> tuple[dict[str, Any], "np.ndarray | slice"]:
+    """Return the arguments `kernels.products.gemm.WEIGHT`, and the order of a window's elements in the weight."""
+    weight = layer.codes
+    if weight is not None:
+        at, stride = codebook_arguments(b, (layer.name,), weight.codebook)
+        return code_arguments(b, layer, weight) | {"weight": at, "stride": stride}, block_order(weight)
+
+    def rows() -> np.ndarray:
+        rows = np.asarray(layer.weight, np.float32).reshape(-1, layer.reduction)
+        # Behind the last output a tile reads rows of what follows.
+        return np.concatenate([rows, np.zeros((ROWS, layer.reduction), np.float32)])
+
+    dense = {"codes": -1, "weight": b.constant((layer.name, "dense"), rows)}
+    return dense | {"d": 1, "stride": 0, "code_bytes": 0, "code_row": 0}, slice(None)
 
 
 def _cut_decode(layer: Layer, by_channel: bool = False) -> Cut:
