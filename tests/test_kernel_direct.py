@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from forced import FORCED, run_forced
 from test_engine import packed_weight
 from test_kernel_gemm import check
 
@@ -61,3 +62,14 @@ def test_it_is_for_rows_of_whole_vectors_and_reductions_in_one_piece(wide, chann
 
     Program(network(wide, 4, channels=channels)[0], {}, Store(), choose)
     assert seen == [fits]
+
+
+@pytest.mark.parametrize("settings", FORCED)
+def test_other_instruction_sets(settings):
+    code = """
+import test_kernel_direct as t
+for outputs, tail in [(3, "none"), (4, "relu"), (11, "silu")]:
+    for dense in (False, True):
+        t.check(*t.network(21, outputs, groups=2, batch=2, tail=tail, dense=dense), "direct")
+print("equal")"""
+    assert run_forced(code, settings) == "equal"

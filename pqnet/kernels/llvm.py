@@ -79,7 +79,7 @@ def fma(builder, a, b, c):
 
 
 def in_order(builder, value):
-    """Return the value, computed before any load that is emitted later."""
+    """Return the value, computed before any load that is emitted later; only where there is AVX-512."""
     kind = ir.FunctionType(value.type, [value.type])
     return builder.asm(kind, "", "=v,0,~{memory}", [value], True)
 

@@ -53,7 +53,7 @@ def accumulate(builder, a, row_step, k_step, x, k, vectors, count, places, besid
     row = builder.mul(step, LONG(LANES)) if places is None else load(builder, offset(builder, places, step), align=8)
     starts = x if isinstance(x, list) else [offset(builder, x, v * WIDTH) for v in range(vectors)]
     loaded = [load(builder, offset(builder, start, row), FLOATS.llvm) for start in starts]
-    results, ordered = [], beside is not None or isinstance(x, list)
+    results, ordered = [], ISA == "avx512" and (beside is not None or isinstance(x, list))
     for r in range(count):
         weight = splat(builder, load(builder, offset(builder, rows[r], at)), FLOATS.llvm)
         products = [fma(builder, weight, loaded[v], sums[r * vectors + v]) for v in range(vectors)]
