@@ -614,7 +614,17 @@ def test_an_interrupt_gives_130_and_no_file(
 def test_low_precision(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("quantize small.h5 --calibration x.npy --activations int8 --max-drop 0.05 -o q8.h5") == 0
     assert run("inspect q8.h5") == 0
-    assert re.search(r"inputs as 8-bit integers: .*conv1 0 to ", capsys.readouterr().out)
+    shown = capsys.readouterr().out
+    assert run("inspect q8.h5 --json") == 0
+    layer = json.loads(capsys.readouterr().out)["layers"]["layer1.0.conv1"]["integers"]
+    meta = pqnet.load("q8.h5").graph.meta
+    low, high = meta["input_ranges"]["layer1.0.conv1"]
+    assert layer["range"] == [low, high] and layer["scale"] == pytest.approx((high - low) / 255)
+    assert layer["zero_point"] == round(-low * 255 / (high - low))
+    assert layer["largest_shift"] == pytest.approx(127 * meta["output_shifts"]["layer1.0.conv1"][0])
+    numbers = (low, high, layer["scale"], layer["zero_point"], layer["largest_shift"])
+    row = " +".join(re.escape(f"{number:.4g}") for number in numbers)
+    assert re.search(rf"inputs as 8-bit integers +least .*shift\n(.*\n)*layer1\.0\.conv1 +{row}\n", shown)
     assert run("run small.h5 --input x.npy -o y.npy") == 0
     want = np.load("y.npy")
     for compute in ("float32", "bfloat16", "int8", "auto"):
