@@ -12,7 +12,7 @@ import pqnet
 from pqnet.demo import load_images, model_path
 from pqnet.errors import ConfigError, PQNetError
 from pqnet.graph import GraphBuilder, ValueInfo
-from pqnet.graph.ranges import INPUT_RANGES, OUTPUT_SHIFTS, pack_shift
+from pqnet.graph.ranges import INPUT_RANGES, OUTPUT_SHIFTS, TOKEN_SCALES, pack_shift
 from pqnet.pipeline.activations import _AsIntegers, _mean_error
 from pqnet.pipeline.observers import range_of
 
@@ -130,6 +130,42 @@ def test_integers_are_right_on_average() -> None:
     assert wrong[1] < 0.2 * wrong[0]
 
 
+@pytest.mark.parametrize("unequal", [False, True])
+def test_unequal_rows_get_scales_of_their_own(unequal: bool, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((12, 32)).astype(np.float32)
+    b = GraphBuilder({"x": ValueInfo(("batch", 7, 32))}, {"batch": 2})
+    model = pqnet.Model(b.build({"y": b.add("linear", "x", name="fc", params={"weight": weight})}))
+    x = rng.uniform(-1, 1, (40, 7, 32)).astype(np.float32)  # numbers of a row reach as far as those of all
+    x *= np.exp(unequal * rng.standard_normal((40, 7, 1)) * 2).astype(np.float32)
+    found = pqnet.quantize(model, None, x, activations="int8", max_drop=1.0, progress=False)
+    found.save(tmp_path / "found.h5")
+    quick = pqnet.load(tmp_path / "found.h5", "int8")
+    assert quick.graph.meta[TOKEN_SCALES] == (["fc"] if unequal else [])
+    one_scale = replace(found.graph, meta=found.graph.meta | {TOKEN_SCALES: []})
+    wrong = [
+        float(np.square(_AsIntegers(graph).run({"x": x})["y"] - model(x)).sum()) for graph in (one_scale, quick.graph)
+    ]
+    assert wrong[1] < 0.5 * wrong[0] if unequal else wrong[1] == wrong[0]
+    assert found.graph.meta["activations"]["errors"]["fc"] < 1e-4
+
+
+def test_modules_trained_with_one_scale_for_all_rows() -> None:
+    import torch
+    from torch import nn
+
+    from pqnet.train import ActivationNoise, to_model
+    from pqnet_converters import from_torch
+
+    net = nn.Sequential(nn.Linear(16, 4))
+    graph = from_torch(net, torch.zeros(1, 16)).graph
+    model = pqnet.Model(replace(graph, meta=graph.meta | {INPUT_RANGES: {"0": [0, 1]}, TOKEN_SCALES: ["0"]}))
+    assert to_model(net, model).graph.meta[TOKEN_SCALES] == ["0"]
+    ActivationNoise(net, {"0": 8})
+    net(torch.ones(4, 16))
+    assert to_model(net, model).graph.meta[TOKEN_SCALES] == []
+
+
 def test_shifts_of_other_weights_are_dropped() -> None:
     from pqnet.train import to_model, to_module
 
@@ -213,6 +249,14 @@ def test_forged_ranges(ranges: object) -> None:
     graph = pqnet.load(model_path()).graph
     with pytest.raises(PQNetError, match="input_ranges"):
         pqnet.Model(replace(graph, meta=graph.meta | {INPUT_RANGES: ranges}), compute="int8")
+
+
+@pytest.mark.parametrize("names", [["nothing"], ["conv1"], "fc", [["fc"]], None, {"fc": True}])
+def test_forged_token_scales(names: object) -> None:
+    graph = pqnet.load(model_path()).graph
+    meta = graph.meta | {INPUT_RANGES: {"fc": [0, 1], "conv1": [0, 1]}, TOKEN_SCALES: names}
+    with pytest.raises(PQNetError, match="token_scales.: expected a list of linear layers that have a range"):
+        pqnet.Model(replace(graph, meta=meta), compute="int8")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -623,8 +624,11 @@ def test_low_precision(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert layer["zero_point"] == round(-low * 255 / (high - low))
     assert layer["largest_shift"] == pytest.approx(127 * meta["output_shifts"]["layer1.0.conv1"][0])
     numbers = (low, high, layer["scale"], layer["zero_point"], layer["largest_shift"])
-    row = " +".join(re.escape(f"{number:.4g}") for number in numbers)
-    assert re.search(rf"inputs as 8-bit integers +least .*shift\n(.*\n)*layer1\.0\.conv1 +{row}\n", shown)
+    row = " +".join([re.escape(f"{number:.4g}") for number in numbers] + ["tensor"])
+    assert re.search(rf"inputs as 8-bit integers +least .*shift +for each\n(.*\n)*layer1\.0\.conv1 +{row}\n", shown)
+    pqnet.Model(replace(pqnet.load("q8.h5").graph, meta=meta | {"token_scales": ["fc"]})).save("tokens.h5")
+    assert run("inspect tokens.h5") == 0
+    assert re.search(r"\nfc .* at run time +\S+ +token\n", capsys.readouterr().out)
     assert run("run small.h5 --input x.npy -o y.npy") == 0
     want = np.load("y.npy")
     for compute in ("float32", "bfloat16", "int8", "auto"):

@@ -244,7 +244,7 @@ LAYERS = [
 
 INTEGERS = [
     *(Column("inputs as 8-bit integers", False), Column("least"), Column("largest"), Column("scale", rank=2)),
-    *(Column("zero point", rank=3), Column("largest shift", rank=1)),
+    *(Column("zero point", rank=3), Column("largest shift", rank=1), Column("for each", False)),
 ]
 
 
@@ -254,8 +254,9 @@ def _print_integers(model: Model) -> None:
     for name, layer in describe_layers(model).items():
         if found := layer["integers"]:
             low, high = found["range"]
-            numbers = (low, high, found["scale"], found["zero_point"], found["largest_shift"])
-            rows.append([name, *(f"{number:.4g}" for number in numbers)])
+            own = ("at run time", "") if found["scales"] == "token" else (f"{found['scale']:.4g}", found["zero_point"])
+            own = (*own, f"{found['largest_shift']:.4g}", found["scales"])
+            rows.append([name, f"{low:.4g}", f"{high:.4g}", *map(str, own)])
     if rows:
         print_table(INTEGERS, rows)
 

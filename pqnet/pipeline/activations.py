@@ -1,6 +1,6 @@
 """8-bit integer inputs of layers: their ranges, and which layers have to do without."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +11,7 @@ from pqnet._threads import default_threads, ordered_map
 from pqnet.codecs import Packed, PackedPQ
 from pqnet.errors import ConfigError
 from pqnet.graph import Graph, Node, weight_op
-from pqnet.graph.ranges import INPUT_RANGES, OUTPUT_SHIFTS, pack_shift
+from pqnet.graph.ranges import INPUT_RANGES, OUTPUT_SHIFTS, TOKEN_SCALES, pack_shift
 from pqnet.pipeline.agreement import Agreement
 from pqnet.pipeline.batches import Batch
 from pqnet.pipeline.observers import BINS, OBSERVERS, range_of, to_integers
@@ -20,13 +20,14 @@ from pqnet.pipeline.sweep import Values, sweep
 from pqnet.runtime import Model
 from pqnet.runtime.engine import Engine, prepared
 from pqnet.runtime.execute import evaluate_node, node_params
-from pqnet.runtime.integers import LARGEST, weight_integers
+from pqnet.runtime.integers import LARGEST, tokens_as_integers, weight_integers
 from pqnet.runtime.layer import readable
 from pqnet.runtime.tune import fixed
 
 __all__ = ["check_activations", "integer_inputs"]
 
 SAMPLES, JUDGED = 16, 256  # by which the errors of layers, and of the network, are measured
+REPAYS = 0.5  # of the squared error of outputs with one scale: what scales of rows have to come below
 
 
 def check_activations(activations: str | None, observer: str, max_drop: float, has_data: bool) -> None:
@@ -43,7 +44,8 @@ def integer_inputs(model: Model, batches: Sequence[Batch], observer: str, max_dr
     """Give a network what its layers need to compute with 8-bit integers.
 
     These are the ranges of their inputs, which the ``observer`` finds for the numbers that calibration data give them,
-    and shifts of their outputs, by which integers are wrong on average. Layers are left without a range, first those
+    and shifts of their outputs, by which integers are wrong on average. Linear layers whose outputs have half the
+    squared error or less so get a scale for each row of the input (token) when they run. Layers are left without a range, first those
     whose outputs change most, until the outputs of the network keep 1 - ``max_drop`` of what they are in float32, on
     average over 256 samples at most; see `Agreement`.
     """
@@ -111,6 +113,7 @@ class _Inputs:
         self.nodes = [node for node in graph.nodes if node.op in ops and "weight" in node.params]
         self.ranges: dict[str, list[float]] = {}
         self.shifts: dict[str, list[float | str]] = {}
+        self.by_row: set[str] = set()
         self.errors: dict[str, float] = {}
 
     def given_to(self, graph: Graph, layers: Iterable[str]) -> Graph:
@@ -118,7 +121,8 @@ class _Inputs:
         names = sorted(layers)
         shifts = {name: self.shifts[name] for name in names if name in self.shifts}
         ranges = {name: self.ranges[name] for name in names}
-        return replace(graph, meta={**graph.meta, INPUT_RANGES: ranges, OUTPUT_SHIFTS: shifts})
+        tokens = [name for name in names if name in self.by_row]
+        return replace(graph, meta=graph.meta | {INPUT_RANGES: ranges, OUTPUT_SHIFTS: shifts, TOKEN_SCALES: tokens})
 
     def visit(self, node: Node, values: Values, _: Values) -> None:
         """Measure a layer."""
@@ -142,14 +146,29 @@ class _Inputs:
 
     def _compare(self, node: Node, values: Values) -> None:
         """Measure the squared error of a layer's outputs, relative to these, that integers make, and its mean."""
-        params, (low, high) = node_params(self.graph, node), self.ranges[node.name]
+        low, high = self.ranges[node.name]
+        error, shift = self._errors(node, values, lambda x: to_integers(x, low, high))
+        if node.op == "linear":
+            by_row = self._errors(node, values, tokens_as_integers)
+            if by_row[0] < REPAYS * error:
+                self.by_row.add(node.name)
+                error, shift = by_row
+        self.errors[node.name] = error
+        if shift.any():
+            self.shifts[node.name] = pack_shift(shift)
+
+    def _errors(
+        self, node: Node, values: Values, rounding: Callable[[np.ndarray], np.ndarray]
+    ) -> tuple[float, np.ndarray]:
+        """Return the relative squared error of outputs for a rounding of inputs, and the mean error of each output."""
+        params = node_params(self.graph, node)
         rounded = {**params, "weight": _rounded_weight(self.graph.params[node.params["weight"]], params["weight"])}
         wrong, energy, left = [], 0.0, SAMPLES
         for i, value in enumerate(values):
             x = value[node.inputs[0]][:left]
             inputs = [x, *(value[name] for name in node.inputs[1:])]
             y = evaluate_node(node, inputs, params, {})[0]
-            inputs[0] = to_integers(x, low, high).astype(np.float32)
+            inputs[0] = rounding(x).astype(np.float32)
             difference = y - evaluate_node(node, inputs, rounded, {})[0]
             energy += float(np.square(self._real(i, y), dtype=np.float64).sum())
             axis = weight_op(node.op).channel_axis(y.ndim)
@@ -159,9 +178,7 @@ class _Inputs:
                 break
         errors = np.concatenate(wrong)
         shift = _mean_error(errors)
-        self.errors[node.name] = float(np.square(errors - shift, dtype=np.float64).sum()) / max(energy, 1e-30)
-        if shift.any():
-            self.shifts[node.name] = pack_shift(shift)
+        return float(np.square(errors - shift, dtype=np.float64).sum()) / max(energy, 1e-30), shift
 
 
 def _mean_error(errors: np.ndarray) -> np.ndarray:

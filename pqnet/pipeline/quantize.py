@@ -231,7 +231,8 @@ def quantize(
     activations : {None, "int8"}
         Measure the ranges of the inputs of layers, with data, of the quantized network, for ``compute="int8"`` of
         `pqnet.load`, and by how much integers are wrong on average, which is then added to the outputs. Float weights,
-        too, are integers then. In float32 the network computes what it did.
+        too, are integers then. Linear layers whose outputs come out nearer so get a scale for each row of their inputs
+        (token) when they run. In float32 the network computes what it did.
     observer : {"mse", "minmax", "percentile"}
         How ranges are found: with the least squared error of the inputs; from the least to the largest input; such that
         one of 10,000 lies outside.

@@ -9,7 +9,7 @@ import numpy as np
 from pqnet import Model
 from pqnet.codecs import Packed, PackedPQ, PackedScalar
 from pqnet.codecs.additive import PackedAdditive
-from pqnet.graph.ranges import input_ranges, output_shift
+from pqnet.graph.ranges import input_ranges, output_shift, token_scales
 from pqnet.runtime.integers import input_scaling
 
 __all__ = ["CodeUse", "code_use", "describe_layers", "plain", "recorded", "signature_rows"]
@@ -67,6 +67,7 @@ def _integers(model: Model, name: str) -> dict[str, Any] | None:
     factor, zero = input_scaling(limits)
     shift = output_shift(model.graph, name)
     return {
+        "scales": "token" if name in token_scales(model.graph) else "tensor",
         "range": list(limits),
         "scale": 1 / factor,
         "zero_point": int(zero),

@@ -20,7 +20,7 @@ import numpy as np
 from pqnet._check import choice, error
 from pqnet._threads import default_threads, reset_after_fork
 from pqnet.graph import GraphBuilder, ValueInfo
-from pqnet.graph.ranges import INPUT_RANGES
+from pqnet.graph.ranges import INPUT_RANGES, TOKEN_SCALES
 from pqnet.kernels import cache
 from pqnet.runtime.builder import Choose
 from pqnet.runtime.layer import Layer, near
@@ -102,7 +102,8 @@ class Tuner:
         weight, node = layer.params["weight"], layer.node
         codec = getattr(weight, "codec", None)
         sizes = tuple(near(size) for size in layer.in_shape)  # one measurement serves all near it
-        key = f"{compute} {node.op} {sizes} {weight.shape} {sorted(node.attrs.items())} {codec}"
+        tokens = " tokens" if layer.token_scales else ""
+        key = f"{compute}{tokens} {node.op} {sizes} {weight.shape} {sorted(node.attrs.items())} {codec}"
         with _process.lock:
             if self._found is None:
                 self._found = _read(_path())
@@ -209,8 +210,9 @@ def _timed(layer: Layer, compute: str, algorithm: str) -> Callable[[], float]:
 
     builder = GraphBuilder({"x": ValueInfo(layer.in_shape)})
     node = builder.add(layer.node.op, "x", params=dict(layer.params), **layer.node.attrs)
-    ranges = {} if layer.input_range is None else {builder.nodes[-1].name: layer.input_range}
-    graph = builder.build({"y": node}, {INPUT_RANGES: ranges})
+    name = builder.nodes[-1].name
+    ranges = {} if layer.input_range is None else {name: layer.input_range}
+    graph = builder.build({"y": node}, {INPUT_RANGES: ranges, TOKEN_SCALES: [name] if layer.token_scales else []})
     program = Program(graph, {}, Store(), fixed(algorithm), compute)
     space, shape = Workspace(), layer.in_shape
     threads = default_threads()

@@ -7,7 +7,7 @@ the reduction, and whole pieces are added in float32, in their order: every inst
 import numpy as np
 from numba import njit, types
 
-from pqnet.kernels.abi import CONST, FLAG, MAYBE_CODES, SIZE, Arguments, step
+from pqnet.kernels.abi import CONST, FLAG, MAYBE_CODES, MAYBE_CONST, SIZE, Arguments, step
 from pqnet.kernels.llvm import FLOAT, LONG, WORD, call, compiled_or, element, load, offset, splat
 from pqnet.kernels.llvm import INDEX as POSITION
 from pqnet.kernels.llvm import store as put
@@ -25,6 +25,7 @@ from pqnet.kernels.products.tile import (
     put_reference,
     put_sums,
 )
+from pqnet.kernels.products.tokens import scale_tokens
 from pqnet.kernels.simd import FLOATS, INTS, WIDTH, copy2, copy4, copy8, keep, load_even, store, store_head
 from pqnet.kernels.simd import load as load_lanes
 from pqnet.kernels.simd import splat as fill
@@ -305,7 +306,8 @@ WORD_WEIGHT = Arguments(
     kind=FLAG,
 )
 
-WORD_GEMM = Arguments(layer=WINDOWS, end=EPILOGUE, weight=WORD_WEIGHT, cut=CUT)
+# Of inputs with a scale for each token, behind whose words these lie (`products.tokens`), the sums of the weights.
+WORD_GEMM = Arguments(layer=WINDOWS, end=EPILOGUE, weight=WORD_WEIGHT, cut=CUT, token_sums=MAYBE_CONST)
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
@@ -448,6 +450,7 @@ def _few_columns(kind, cut, n, rows, tile_step, scratch):
 def word_gemm(task, g, data, const, codes, index, scratch):
     w, cut, layer, k, outputs, piece = g.weight, g.cut, g.layer, g.layer.reduction, g.layer.outputs, g.cut.piece
     group, first, last, p, p_last = part_of_task(task, cut, outputs)
+    one_scale, scales = g.token_sums < 0, layer.x + k * layer.image
     x, n, tile_step = layer.x + group * layer.group_step, p_last - p, (piece + 1) * LANES
     for k_first in range(0, max(k, 1), piece):
         rows = min(piece, k - k_first)
@@ -480,7 +483,7 @@ def word_gemm(task, g, data, const, codes, index, scratch):
             for t in range((n + LANES - 1) // LANES):
                 tile, at, x0 = min(LANES, n - t * LANES), p + t * LANES, t * tile_step
                 wide = tile - few if (t + 1) * LANES >= n else tile
-                if wide == LANES and rows == k and used == ROWS:
+                if wide == LANES and rows == k and used == ROWS and one_scale:
                     _finish(w.kind, a, a0, a_step, rows, scratch, x0, row, at, g.end, data, const)
                     continue
                 s = cut.sums + ((o - first if k > piece else 0) * cut.tiles + t * ROWS) * LANES
@@ -491,4 +494,8 @@ def word_gemm(task, g, data, const, codes, index, scratch):
                     column = cut.column + (c - wide) * (piece + 16)
                     few_bytes(a, a0, a_step, scratch, column, rows, scratch, s + c, LANES, add)
                 if k_first + piece >= k:
+                    if not one_scale:
+                        scale_tokens(
+                            scratch, s, used, tile, data, scales + at, layer.image, const, g.token_sums + row
+                        )
                     finish_rows(scratch, s, LANES, used, row, at, tile, g.end, data, const)
