@@ -612,6 +612,15 @@ def test_an_interrupt_gives_130_and_no_file(
     assert capsys.readouterr().err == f"pqnet: interrupted; {said}\n" and not Path("q.h5").exists()
 
 
+def test_ranges_from_statistics(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("calibrate model.h5 --calibration x.npy --activations int8 -o ranged.h5") == 0
+    assert run("quantize model.h5 --statistics ranged.h5 --activations int8 --observer minmax -o q8.h5") == 0
+    ranges = pqnet.load("q8.h5").graph.meta["input_ranges"]
+    assert ranges["conv1"][1] == pytest.approx(np.load("x.npy").max(), rel=1e-5)
+    assert run("quantize model.h5 --statistics stats.h5 --activations int8 -o q8.h5") == 2
+    assert "calibrate with activations='int8'" in capsys.readouterr().err
+
+
 def test_low_precision(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("quantize small.h5 --calibration x.npy --activations int8 --max-drop 0.05 -o q8.h5") == 0
     assert run("inspect q8.h5") == 0

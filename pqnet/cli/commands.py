@@ -42,7 +42,13 @@ def calibrate(args: argparse.Namespace) -> None:
     data = open_inputs(args.calibration, list(model.inputs))
     with connected(args.scheduler, args.workers) as client:
         stats = pqnet.calibrate(
-            model, data, client=client, seed=args.seed, threads=args.threads, progress=not args.quiet
+            model,
+            data,
+            activations=args.activations,
+            client=client,
+            seed=args.seed,
+            threads=args.threads,
+            progress=not args.quiet,
         )
     for other in others:
         stats = stats.merge(other)

@@ -1,7 +1,7 @@
 """What layers need to compute with 8-bit integers, as a network's ``meta`` holds it.
 
-The ranges of their inputs that integers stand for, or that each row of features (token) has a range of its own, and what
-is added to their outputs because integers are wrong on average.
+The ranges of their inputs that integers stand for, or that each row of features (token) has a range of its own, and
+what is added to their outputs because integers are wrong on average.
 """
 
 import base64

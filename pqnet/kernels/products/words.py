@@ -495,7 +495,5 @@ def word_gemm(task, g, data, const, codes, index, scratch):
                     few_bytes(a, a0, a_step, scratch, column, rows, scratch, s + c, LANES, add)
                 if k_first + piece >= k:
                     if not one_scale:
-                        scale_tokens(
-                            scratch, s, used, tile, data, scales + at, layer.image, const, g.token_sums + row
-                        )
+                        scale_tokens(scratch, s, used, tile, data, scales + at, layer.image, const, g.token_sums + row)
                     finish_rows(scratch, s, LANES, used, row, at, tile, g.end, data, const)

@@ -293,9 +293,7 @@ def _token_planes(b: Builder, layer: Layer, x: View) -> View:
         "tokens": tokens,
         "per_task": per_task,
     }
-    b.emit(
-        to_token_words, f"{layer.node.name} (words)", -(-vectors // per_task), arguments, reads=[x], writes=[out]
-    )
+    b.emit(to_token_words, f"{layer.node.name} (words)", -(-vectors // per_task), arguments, reads=[x], writes=[out])
     return out
 
 
