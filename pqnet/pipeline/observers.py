@@ -40,8 +40,9 @@ class Histogram:
             raise _check.error(
                 "Histogram.counts", f"int64, 0 or more, of shape ({BINS},)", _check.describe(self.counts)
             )
-        if not -np.inf < self.low <= 0 <= self.high < np.inf:
-            raise _check.error("Histogram", "finite low <= 0 <= high", f"{self.low}, {self.high}")
+        most = float(np.finfo(np.float32).max)
+        if not -most <= self.low <= 0 <= self.high <= most:
+            raise _check.error("Histogram", "low <= 0 <= high, finite in float32", f"{self.low}, {self.high}")
 
     @classmethod
     def of(cls, inputs: Sequence[np.ndarray], threads: int) -> "Histogram":
