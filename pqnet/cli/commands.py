@@ -260,9 +260,12 @@ def _print_integers(model: Model) -> None:
     for name, layer in describe_layers(model).items():
         if found := layer["integers"]:
             low, high = found["range"]
-            own = ("at run time", "") if found["scales"] == "token" else (f"{found['scale']:.4g}", found["zero_point"])
-            own = (*own, f"{found['largest_shift']:.4g}", found["scales"])
-            rows.append([name, f"{low:.4g}", f"{high:.4g}", *map(str, own)])
+            own = (
+                ["at run time", ""]
+                if found["scales"] == "token"
+                else [f"{found['scale']:.4g}", f"{found['zero_point']}"]
+            )
+            rows.append([name, f"{low:.4g}", f"{high:.4g}", *own, f"{found['largest_shift']:.4g}", found["scales"]])
     if rows:
         print_table(INTEGERS, rows)
 
