@@ -119,6 +119,43 @@ def efficientnet_b3(size: int = 300) -> Graph:
     return b.build({"output": b.add("linear", x, params=head)})
 
 
+# MobileNet-v2: expansion, output channels, blocks, stride of each stage.
+MOBILE_STAGES = (
+    *((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2)),
+    *((6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)),
+)
+
+
+def mobilenet_v2(size: int = 224) -> Graph:
+    """MobileNet-v2 in shape: 1x1 layers in channel blocks of 8, a depthwise kernel is a block."""
+    draw = Draw(3)
+    b = GraphBuilder({"input": ValueInfo(("batch", 3, size, size))}, {"batch": 1})
+
+    def conv(x: str, weight: Param, stride: int = 1, groups: int = 1, act: bool = True) -> str:
+        pad = (weight.shape[2] // 2,) * 4
+        y = b.add("conv2d", x, params={"weight": weight}, stride=(stride,) * 2, padding=pad, groups=groups)
+        y = b.add("batch_norm", y, params=dict(draw.norm(weight.shape[0])), eps=1e-5)
+        return b.add("clamp", y, min=0.0, max=6.0) if act else y
+
+    def point(x: str, inputs: int, outputs: int, act: bool = True) -> str:
+        return conv(x, draw.weight((outputs, inputs, 1, 1), (8,), gain=2), act=act)
+
+    x, inputs = conv("input", draw.dense((32, 3, 3, 3), 1), stride=2), 32
+    for expansion, outputs, blocks, first in MOBILE_STAGES:
+        for i in range(blocks):
+            stride, wide = first if i == 0 else 1, inputs * expansion
+            y = point(x, inputs, wide) if expansion > 1 else x
+            y = conv(y, draw.packed((wide, 1, 3, 3), 9, "spatial", 2), stride, wide)
+            y = point(y, wide, outputs, act=False)
+            x, inputs = (b.add("add", y, x) if stride == 1 and inputs == outputs else y), outputs
+    x = b.add("mean", point(x, inputs, 1280), axes=(2, 3))
+    head: dict[str, Param | str] = {
+        "weight": draw.packed((1000, 1280), 8, "channel", 1),
+        "bias": np.zeros(1000, np.float32),
+    }
+    return b.build({"output": b.add("linear", x, params=head)})
+
+
 def roberta(
     layers: int = 12,
     width: int = 768,
@@ -163,6 +200,7 @@ NETS: dict[str, tuple[Callable[[], Graph], int, str]] = {
     "resnet50-channel-batch8": (partial(resnet_channel, "resnet50"), 8, "channel d=8 K=256"),
     "resnet18-channel": (partial(resnet_channel, "resnet18"), 1, "channel d=8 K=256"),
     "efficientnet-b3-300": (efficientnet_b3, 1, "300x300, 1x1 d=8, depthwise d=9 or 25, squeeze d=8 or 4 or float"),
+    "mobilenet-v2": (mobilenet_v2, 1, "1x1 d=8, depthwise d=9"),
     "roberta-base-128": (roberta, 1, "128 tokens, float hidden states in, feed-forward d=8, attention d=4"),
 }
 

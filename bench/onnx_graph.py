@@ -106,6 +106,15 @@ def _gelu(e: Exporter, n: Node) -> None:
     e.emit("Gelu", list(n.inputs), n.outputs[0], approximate=n.attrs["approximate"])
 
 
+@exports("clamp")
+def _clamp(e: Exporter, n: Node) -> None:
+    ends = [
+        "" if n.attrs[end] is None else e.constant(f"{n.name}.{end}", np.asarray(n.attrs[end], np.float32))
+        for end in ("min", "max")
+    ]
+    e.emit("Clip", [n.inputs[0], *ends], n.outputs[0])
+
+
 @exports("conv2d")
 def _conv2d(e: Exporter, n: Node) -> None:
     weight, bias = e.param(n, "weight"), e.param(n, "bias")

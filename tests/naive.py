@@ -350,6 +350,20 @@ def round_inputs(x: np.ndarray, low: float, high: float) -> np.ndarray:
     return ((np.clip(levels, 0, 255) - zero) / (255 / (high - low))).astype(np.float32)
 
 
+def round_tokens(x: np.ndarray) -> np.ndarray:
+    """Return rows of features, each rounded to the 256 levels of its own range, of which one is zero."""
+    rows = x.reshape(-1, x.shape[-1]).copy()
+    for row in rows:
+        low, high = min(row.min(), np.float32(0)), max(row.max(), np.float32(0))
+        size = np.float32(high - low)
+        if size > 0:
+            factor = np.float32(255) / size
+            zero = np.rint(-low * factor)
+            levels = np.rint((row.astype(np.float64) * factor + zero).astype(np.float32))
+            row[:] = (np.clip(levels, 0, 255) - zero) * (size / np.float32(255))
+    return rows.reshape(x.shape)
+
+
 def round_weight(weight: Any, kind: str) -> np.ndarray:
     """Return a weight of bfloat16 numbers, or of 8-bit integers times a scale.
 

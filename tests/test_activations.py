@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 import pqnet
 from pqnet.demo import load_images, model_path
-from pqnet.errors import ConfigError, PQNetError
+from pqnet.errors import ConfigError, FormatError, PQNetError
 from pqnet.graph import GraphBuilder, ValueInfo
-from pqnet.graph.ranges import INPUT_RANGES, OUTPUT_SHIFTS, pack_shift
+from pqnet.graph.ranges import INPUT_RANGES, OUTPUT_SHIFTS, TOKEN_SCALES, pack_shift
+from pqnet.io import read_container, write_container
 from pqnet.pipeline.activations import _AsIntegers, _mean_error
-from pqnet.pipeline.observers import range_of
+from pqnet.pipeline.observers import Histogram, range_of
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +131,111 @@ def test_integers_are_right_on_average() -> None:
     assert wrong[1] < 0.2 * wrong[0]
 
 
+def test_ranges_of_statistics_are_those_of_data(tmp_path: Path) -> None:
+    model, images = pqnet.load(model_path()), load_images()[0][:120]
+    whole = pqnet.calibrate(model, images, activations="int8")
+    halves = [pqnet.calibrate(model, part, activations="int8", threads=2) for part in (images[:50], images[50:])]
+    halves[0].save(tmp_path / "half.h5")
+    merged = pqnet.load_statistics(tmp_path / "half.h5").merge(halves[1])
+    assert all(seen.counts.sum() == whole.inputs[name].counts.sum() for name, seen in merged.inputs.items())
+    for observer in ("minmax", "mse", "percentile"):
+        wanted, found, joined = (
+            pqnet.quantize(model, None, source, activations="int8", observer=observer, max_drop=1.0).graph.meta
+            for source in (images, whole, merged)
+        )
+        assert found[INPUT_RANGES].keys() == wanted[INPUT_RANGES].keys() == set(model.graph.layers())
+        for name, ends in wanted[INPUT_RANGES].items():
+            near = 0 if observer == "minmax" else 0.05 * ends[1]
+            assert np.abs(np.subtract(found[INPUT_RANGES][name], ends)).max() <= near
+            assert np.abs(np.subtract(joined[INPUT_RANGES][name], ends)).max() <= near
+        assert not found[OUTPUT_SHIFTS] and found["activations"] == {"dtype": "int8", "observer": observer}
+    small = pqnet.quantize(model, "small-blocks", merged, activations="int8", progress=False)
+    _, images, labels = load_images()
+    right = [int((pqnet.Model(small.graph, compute=c)(images).argmax(1) == labels).sum()) for c in ("float32", "int8")]
+    assert abs(right[0] - right[1]) <= 0.01 * len(labels)
+
+
+def test_padding_has_no_share_in_histograms() -> None:
+    b = GraphBuilder(
+        {"x": ValueInfo(("batch", 6, 8)), "attention_mask": ValueInfo(("batch", 6), "int64")}, {"batch": 2}
+    )
+    mask = b.add("reshape", b.add("cast", "attention_mask", dtype="float32"), shape=("batch", 6, 1))
+    y = b.add("linear", b.add("add", "x", mask), name="fc", params={"weight": np.ones((8, 8), np.float32)})
+    x, real = np.zeros((4, 6, 8), np.float32), np.ones((4, 6), np.int64)
+    x[:, 4:], real[:, 4:] = 100, 0
+    stats = pqnet.calibrate(pqnet.Model(b.build({"y": y})), {"x": x, "attention_mask": real}, activations="int8")
+    assert (stats.inputs["fc"].low, stats.inputs["fc"].high) == (0, 1)
+    assert stats.inputs["fc"].counts.sum() == 4 * 4 * 8
+
+
+def test_statistics_without_ranges_and_forged_ones(tmp_path: Path) -> None:
+    model, images = pqnet.load(model_path()), load_images()[0][:8]
+    plain = pqnet.calibrate(model, images)
+    good = pqnet.calibrate(model, images, activations="int8")
+    assert not plain.inputs and not plain.merge(good).inputs
+    with pytest.raises(ConfigError, match="activations: expected statistics that know .* calibrate with"):
+        pqnet.quantize(model, None, plain, activations="int8")
+    with pytest.raises(ConfigError, match="activations: expected one of None, 'int8'"):
+        pqnet.calibrate(model, images, activations="int4")
+    other = pqnet.Statistics(plain.layers, inputs={"nothing": Histogram.of(images, 1)})
+    with pytest.raises(PQNetError, match="input_ranges"):
+        pqnet.quantize(model, None, other, activations="int8")
+    with pytest.raises(PQNetError, match="inputs: expected a dict of Histogram"):
+        pqnet.Statistics(plain.layers, inputs={"fc": [0, 1]})  # type: ignore[dict-item]
+    good.save(tmp_path / "good.h5")
+    header, arrays = read_container(tmp_path / "good.h5", "statistics")
+    forged: list[tuple[str, object, dict[str, np.ndarray]]] = [
+        ("fc", [1.0, 2.0], {}),
+        ("fc", [0.0, 1e39], {}),
+        ("fc", [0.0], {}),
+        ("fc", None, {}),
+        ("nothing", [0.0, 1.0], {}),
+        ("fc", [0.0, 1.0], {"counts of fc": np.full(2048, -1)}),
+        ("fc", [0.0, 1.0], {"counts of fc": np.zeros(2048, np.float32)}),
+    ]
+    for name, ends, counts in forged:
+        changed = {**header, "inputs": {**header["inputs"], name: ends}}
+        write_container(tmp_path / "bad.h5", "statistics", changed, arrays | counts)
+        with pytest.raises(FormatError, match=r"bad\.h5"):
+            pqnet.load_statistics(tmp_path / "bad.h5")
+
+
+@pytest.mark.parametrize("unequal", [False, True])
+def test_unequal_rows_get_scales_of_their_own(unequal: bool, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((12, 32)).astype(np.float32)
+    b = GraphBuilder({"x": ValueInfo(("batch", 7, 32))}, {"batch": 2})
+    model = pqnet.Model(b.build({"y": b.add("linear", "x", name="fc", params={"weight": weight})}))
+    x = rng.uniform(-1, 1, (40, 7, 32)).astype(np.float32)  # numbers of a row reach as far as those of all
+    x *= np.exp(unequal * rng.standard_normal((40, 7, 1)) * 2).astype(np.float32)
+    found = pqnet.quantize(model, None, x, activations="int8", max_drop=1.0, progress=False)
+    found.save(tmp_path / "found.h5")
+    quick = pqnet.load(tmp_path / "found.h5", "int8")
+    assert quick.graph.meta[TOKEN_SCALES] == (["fc"] if unequal else [])
+    one_scale = replace(found.graph, meta=found.graph.meta | {TOKEN_SCALES: []})
+    wrong = [
+        float(np.square(_AsIntegers(graph).run({"x": x})["y"] - model(x)).sum()) for graph in (one_scale, quick.graph)
+    ]
+    assert wrong[1] < 0.5 * wrong[0] if unequal else wrong[1] == wrong[0]
+    assert found.graph.meta["activations"]["errors"]["fc"] < 1e-4
+
+
+def test_modules_trained_with_one_scale_for_all_rows() -> None:
+    import torch
+    from torch import nn
+
+    from pqnet.train import ActivationNoise, to_model
+    from pqnet_converters import from_torch
+
+    net = nn.Sequential(nn.Linear(16, 4))
+    graph = from_torch(net, torch.zeros(1, 16)).graph
+    model = pqnet.Model(replace(graph, meta=graph.meta | {INPUT_RANGES: {"0": [0, 1]}, TOKEN_SCALES: ["0"]}))
+    assert to_model(net, model).graph.meta[TOKEN_SCALES] == ["0"]
+    ActivationNoise(net, {"0": 8})
+    net(torch.ones(4, 16))
+    assert to_model(net, model).graph.meta[TOKEN_SCALES] == []
+
+
 def test_shifts_of_other_weights_are_dropped() -> None:
     from pqnet.train import to_model, to_module
 
@@ -213,6 +319,14 @@ def test_forged_ranges(ranges: object) -> None:
     graph = pqnet.load(model_path()).graph
     with pytest.raises(PQNetError, match="input_ranges"):
         pqnet.Model(replace(graph, meta=graph.meta | {INPUT_RANGES: ranges}), compute="int8")
+
+
+@pytest.mark.parametrize("names", [["nothing"], ["conv1"], "fc", [["fc"]], None, {"fc": True}])
+def test_forged_token_scales(names: object) -> None:
+    graph = pqnet.load(model_path()).graph
+    meta = graph.meta | {INPUT_RANGES: {"fc": [0, 1], "conv1": [0, 1]}, TOKEN_SCALES: names}
+    with pytest.raises(PQNetError, match="token_scales.: expected a list of linear layers that have a range"):
+        pqnet.Model(replace(graph, meta=meta), compute="int8")
 
 
 @pytest.mark.parametrize(

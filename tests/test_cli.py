@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -611,10 +612,32 @@ def test_an_interrupt_gives_130_and_no_file(
     assert capsys.readouterr().err == f"pqnet: interrupted; {said}\n" and not Path("q.h5").exists()
 
 
+def test_ranges_from_statistics(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("calibrate model.h5 --calibration x.npy --activations int8 -o ranged.h5") == 0
+    assert run("quantize model.h5 --statistics ranged.h5 --activations int8 --observer minmax -o q8.h5") == 0
+    ranges = pqnet.load("q8.h5").graph.meta["input_ranges"]
+    assert ranges["conv1"][1] == pytest.approx(np.load("x.npy").max(), rel=1e-5)
+    assert run("quantize model.h5 --statistics stats.h5 --activations int8 -o q8.h5") == 2
+    assert "calibrate with activations='int8'" in capsys.readouterr().err
+
+
 def test_low_precision(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("quantize small.h5 --calibration x.npy --activations int8 --max-drop 0.05 -o q8.h5") == 0
     assert run("inspect q8.h5") == 0
-    assert re.search(r"inputs as 8-bit integers: .*conv1 0 to ", capsys.readouterr().out)
+    shown = capsys.readouterr().out
+    assert run("inspect q8.h5 --json") == 0
+    layer = json.loads(capsys.readouterr().out)["layers"]["layer1.0.conv1"]["integers"]
+    meta = pqnet.load("q8.h5").graph.meta
+    low, high = meta["input_ranges"]["layer1.0.conv1"]
+    assert layer["range"] == [low, high] and layer["scale"] == pytest.approx((high - low) / 255)
+    assert layer["zero_point"] == round(-low * 255 / (high - low))
+    assert layer["largest_shift"] == pytest.approx(127 * meta["output_shifts"]["layer1.0.conv1"][0])
+    numbers = (low, high, layer["scale"], layer["zero_point"], layer["largest_shift"])
+    row = " +".join([re.escape(f"{number:.4g}") for number in numbers] + ["tensor"])
+    assert re.search(rf"inputs as 8-bit integers +least .*shift +for each\n(.*\n)*layer1\.0\.conv1 +{row}\n", shown)
+    pqnet.Model(replace(pqnet.load("q8.h5").graph, meta=meta | {"token_scales": ["fc"]})).save("tokens.h5")
+    assert run("inspect tokens.h5") == 0
+    assert re.search(r"\nfc .* at run time +\S+ +token\n", capsys.readouterr().out)
     assert run("run small.h5 --input x.npy -o y.npy") == 0
     want = np.load("y.npy")
     for compute in ("float32", "bfloat16", "int8", "auto"):

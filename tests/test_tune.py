@@ -9,14 +9,17 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from test_engine import packed_weight
 
 import pqnet
 from pqnet.graph import GraphBuilder, ValueInfo
 from pqnet.runtime import tune
+from pqnet.runtime.algorithms.base import fitting
 from pqnet.runtime.builder import Builder
 from pqnet.runtime.engine import Engine
 from pqnet.runtime.layer import Layer, near
 from pqnet.runtime.memory import Store
+from pqnet.runtime.model import COMPUTE
 from pqnet.runtime.tune import Tuner, fixed, rule
 
 COSTS = {"decode": 1.0, "dots": 1.2, "rows": 1.5, "lut": 9.0}
@@ -29,9 +32,9 @@ def network(outputs=16):
     return b.build({"y": b.add("linear", "x", params={"weight": packed})})
 
 
-def choose(tuner, outputs=16, costs=COSTS):
+def choose(tuner, outputs=16, costs=COSTS, compute="float32"):
     builder = Builder(network(outputs), {}, Store(), rule)
-    return tuner(Layer.of(builder, builder.graph.nodes[0]), "float32", costs)
+    return tuner(Layer.of(builder, builder.graph.nodes[0]), compute, costs)
 
 
 @pytest.fixture
@@ -87,6 +90,29 @@ def test_a_measurement_that_clearly_agrees_with_the_rule_is_not_repeated(machine
     machine.update(dots=1.6)
     assert [choose(Tuner()) for _ in range(3)] == ["decode"] * 3
     assert len(lines(tmp_path / "new" / "table")) == 1
+
+
+def test_what_float32_measured_serves_low_precision(machine, tmp_path):
+    machine.update(bfloat16=0.4, dots=0.6)
+    choose(Tuner())
+    lower = COSTS | {"bfloat16": 1.4}
+    assert choose(Tuner(), costs=lower, compute="auto") == "dots"  # no slower than in float32, before it was measured
+    assert lines(tmp_path / "new" / "table")[1]["seconds"].keys() == {"decode", "dots", "rows", "bfloat16"}
+    assert choose(Tuner(), costs=lower, compute="auto") == "bfloat16"
+    assert choose(Tuner()) == "dots"
+
+
+def test_low_precision_may_take_all_that_float32_takes():
+    rng = np.random.default_rng(0)
+    for shape, groups in (((16, 8, 3, 3), 1), ((16, 8, 1, 1), 1), ((16, 1, 3, 3), 16), ((16, 8, 3, 3), 2)):
+        blocks = (8, 8, "channel") if shape[1] == 8 else (9, 8, "spatial")
+        for weight in (packed_weight(rng, shape, *blocks), rng.standard_normal(shape).astype(np.float32)):
+            b = GraphBuilder({"x": ValueInfo((1, shape[1] * groups, 20, 20))})
+            y = b.add("conv2d", "x", params={"weight": weight}, groups=groups)
+            builder = Builder(b.build({"y": y}), {}, Store(), rule)
+            layer = Layer.of(builder, builder.graph.nodes[0])
+            names = {compute: {a.name for a in fitting(layer, compute)} for compute in COMPUTE}
+            assert names["float32"] and all(names["float32"] <= found for found in names.values())
 
 
 def test_an_algorithm_that_is_hardly_faster_is_not_taken(machine):

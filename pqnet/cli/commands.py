@@ -22,7 +22,6 @@ from pqnet.cli.data import (
 )
 from pqnet.cli.plan import check_curve, outputs_for, plans_for, read_source, write_curve
 from pqnet.cli.table import Column, print_json, print_table
-from pqnet.graph.ranges import input_ranges
 from pqnet.io import graph_nbytes, output_folder, relative_differences
 from pqnet.pipeline import Agreement, FileSizes, Plan, Statistics, resolve_recipe
 from pqnet.pipeline.batches import iterate_batches, sample_files
@@ -43,7 +42,13 @@ def calibrate(args: argparse.Namespace) -> None:
     data = open_inputs(args.calibration, list(model.inputs))
     with connected(args.scheduler, args.workers) as client:
         stats = pqnet.calibrate(
-            model, data, client=client, seed=args.seed, threads=args.threads, progress=not args.quiet
+            model,
+            data,
+            activations=args.activations,
+            client=client,
+            seed=args.seed,
+            threads=args.threads,
+            progress=not args.quiet,
         )
     for other in others:
         stats = stats.merge(other)
@@ -243,6 +248,28 @@ LAYERS = [
 ]
 
 
+INTEGERS = [
+    *(Column("inputs as 8-bit integers", False), Column("least"), Column("largest"), Column("scale", rank=2)),
+    *(Column("zero point", rank=3), Column("largest shift", rank=1), Column("for each", False)),
+]
+
+
+def _print_integers(model: Model) -> None:
+    """Print how the inputs of layers become integers, and the most that is added to an output that these make."""
+    rows = []
+    for name, layer in describe_layers(model).items():
+        if found := layer["integers"]:
+            low, high = found["range"]
+            own = (
+                ["at run time", ""]
+                if found["scales"] == "token"
+                else [f"{found['scale']:.4g}", f"{found['zero_point']}"]
+            )
+            rows.append([name, f"{low:.4g}", f"{high:.4g}", *own, f"{found['largest_shift']:.4g}", found["scales"]])
+    if rows:
+        print_table(INTEGERS, rows)
+
+
 def _print_layers(model: Model) -> None:
     report = _report(model)
     rows = []
@@ -271,8 +298,7 @@ def inspect(args: argparse.Namespace) -> None:
     for name, what in vars(Processing.of(model)).items():
         if what is not None:
             print(f"{name}: {f'{len(what)} names of classes' if name == 'labels' else what}")
-    if ranges := input_ranges(model.graph):
-        print("inputs as 8-bit integers: " + ", ".join(f"{n} {low:g} to {high:g}" for n, (low, high) in ranges.items()))
+    _print_integers(model)
     print(f"file {os.path.getsize(args.model)} bytes")
 
 

@@ -78,6 +78,7 @@ def _calibrate(sub: Any) -> None:
     )
     p.add_argument("model", help="pqnet model file")
     add_data(p, "--calibration", "calibration samples", folders=True)
+    p.add_argument("--activations", help="int8: also what ranges of the inputs of layers are found from")
     p.add_argument("--merge", action="append", default=[], metavar="STATS", help="statistics file to add; repeatable")
     p.add_argument("-o", "--output", required=True, help="statistics file to write")
     add_cluster(p)

@@ -1,7 +1,7 @@
 """What layers need to compute with 8-bit integers, as a network's ``meta`` holds it.
 
-The ranges of their inputs that integers stand for, and what is added to their outputs because integers are wrong on
-average.
+The ranges of their inputs that integers stand for, or that each row of features (token) has a range of its own, and
+what is added to their outputs because integers are wrong on average.
 """
 
 import base64
@@ -13,9 +13,12 @@ import numpy as np
 from pqnet._check import error
 from pqnet.graph.graph import Graph
 
-__all__ = ["INPUT_RANGES", "OUTPUT_SHIFTS", "check_ranges", "input_ranges", "output_shift", "pack_shift"]
+__all__ = [
+    *("INPUT_RANGES", "OUTPUT_SHIFTS", "TOKEN_SCALES"),
+    *("check_ranges", "input_ranges", "output_shift", "pack_shift", "token_scales"),
+]
 
-INPUT_RANGES, OUTPUT_SHIFTS = "input_ranges", "output_shifts"
+INPUT_RANGES, OUTPUT_SHIFTS, TOKEN_SCALES = "input_ranges", "output_shifts", "token_scales"
 MOST = 127  # steps of a shift
 
 
@@ -23,6 +26,12 @@ def input_ranges(graph: Graph) -> Mapping[str, tuple[float, float]]:
     """Return layer name to least and largest number of its input; a layer without a range computes in floats."""
     ranges: Mapping[str, tuple[float, float]] = graph.meta.get(INPUT_RANGES, {})
     return ranges
+
+
+def token_scales(graph: Graph) -> list[str]:
+    """Return the linear layers each row of whose input has a range of its own, which it gets when they run."""
+    layers: list[str] = graph.meta.get(TOKEN_SCALES, [])
+    return layers
 
 
 def pack_shift(shift: np.ndarray) -> list[float | str]:
@@ -44,7 +53,8 @@ def output_shift(graph: Graph, name: str) -> np.ndarray | None:
 def check_ranges(graph: Graph) -> None:
     """Raise PQNetError if ranges or shifts are not those of layers.
 
-    Ranges are finite, with 0 inside, and not empty; shifts one finite number for each output.
+    Ranges are finite, with 0 inside, and not empty; shifts one finite number for each output. Rows have ranges of their
+    own only in linear layers, which have one for all, too.
     """
     ranges, layers = input_ranges(graph), {node.name for node in graph.nodes if "weight" in node.params}
     if not isinstance(ranges, dict) or not layers.issuperset(ranges):
@@ -53,6 +63,7 @@ def check_ranges(graph: Graph) -> None:
         numbers = isinstance(limits, list | tuple) and len(limits) == 2 and all(type(n) in (int, float) for n in limits)
         if not numbers or not -math.inf < limits[0] <= 0 <= limits[1] < math.inf or limits[0] == limits[1]:
             raise error(f"meta {INPUT_RANGES!r}: {name!r}", "[low, high], finite, with 0 between them", limits)
+    _check_token_scales(graph)
     shifts = graph.meta.get(OUTPUT_SHIFTS, {})
     if not isinstance(shifts, dict) or not shifts.keys() <= ranges.keys():
         raise error(f"meta {OUTPUT_SHIFTS!r}", "a dict of shifts by names of layers that have a range", shifts)
@@ -62,6 +73,13 @@ def check_ranges(graph: Graph) -> None:
         if not pair or not 0 <= given[0] < 1e30 or _n_bytes(given[1]) != outputs[name]:
             want = f"[step, {outputs[name]} bytes in base 64]"
             raise error(f"meta {OUTPUT_SHIFTS!r}: {name!r}", want, given)
+
+
+def _check_token_scales(graph: Graph) -> None:
+    given, ranges = token_scales(graph), input_ranges(graph)
+    rows = {node.name for node in graph.nodes if node.op == "linear" and node.name in ranges}
+    if not isinstance(given, list) or not all(isinstance(name, str) and name in rows for name in given):
+        raise error(f"meta {TOKEN_SCALES!r}", "a list of linear layers that have a range", given)
 
 
 def _n_bytes(text: object) -> int:

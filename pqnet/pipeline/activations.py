@@ -1,51 +1,68 @@
 """8-bit integer inputs of layers: their ranges, and which layers have to do without."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from pqnet import _check
 from pqnet._progress import tick
-from pqnet._threads import default_threads, ordered_map
+from pqnet._threads import default_threads
 from pqnet.codecs import Packed, PackedPQ
 from pqnet.errors import ConfigError
 from pqnet.graph import Graph, Node, weight_op
-from pqnet.graph.ranges import INPUT_RANGES, OUTPUT_SHIFTS, pack_shift
+from pqnet.graph.ranges import INPUT_RANGES, OUTPUT_SHIFTS, TOKEN_SCALES, pack_shift
 from pqnet.pipeline.agreement import Agreement
 from pqnet.pipeline.batches import Batch
-from pqnet.pipeline.observers import BINS, OBSERVERS, range_of, to_integers
+from pqnet.pipeline.observers import INTEGER_OPS, OBSERVERS, Histogram, to_integers
 from pqnet.pipeline.padding import real_positions, without_padding
+from pqnet.pipeline.statistics import Statistics
 from pqnet.pipeline.sweep import Values, sweep
 from pqnet.runtime import Model
 from pqnet.runtime.engine import Engine, prepared
 from pqnet.runtime.execute import evaluate_node, node_params
-from pqnet.runtime.integers import LARGEST, weight_integers
+from pqnet.runtime.integers import LARGEST, tokens_as_integers, weight_integers
 from pqnet.runtime.layer import readable
 from pqnet.runtime.tune import fixed
 
-__all__ = ["check_activations", "integer_inputs"]
+__all__ = ["check_activations", "integer_inputs", "ranges_of_statistics"]
 
 SAMPLES, JUDGED = 16, 256  # by which the errors of layers, and of the network, are measured
+REPAYS = 0.5  # of the squared error of outputs with one scale: what scales of rows have to come below
 
 
-def check_activations(activations: str | None, observer: str, max_drop: float, has_data: bool) -> None:
+def check_activations(activations: str | None, observer: str, max_drop: float, calibration: object) -> None:
     """Raise ConfigError for arguments of `quantize` that do not fit each other."""
     _check.choice(activations, "activations", (None, "int8"))
     _check.choice(observer, "observer", tuple(OBSERVERS))
     if isinstance(max_drop, bool) or not isinstance(max_drop, int | float) or not 0 <= max_drop <= 1:
         raise ConfigError(f"max_drop: expected a number from 0 to 1, got {_check.describe(max_drop)}")
-    if activations is not None and not has_data:
+    if activations is not None and calibration is None:
         raise ConfigError("activations: expected calibration data to measure ranges of inputs, got none")
+    if activations is not None and isinstance(calibration, Statistics) and not calibration.inputs:
+        raise ConfigError(
+            "activations: expected statistics that know the ranges of inputs, got those without; calibrate with "
+            "activations='int8', or give calibration data"
+        )
+
+
+def ranges_of_statistics(model: Model, statistics: Statistics, observer: str) -> Model:
+    """Give a network the ranges of the inputs of layers that statistics know; no layer is judged, nothing shifted."""
+    found = {name: seen.range(observer) for name, seen in statistics.inputs.items()}
+    ranges = {name: ends for name, ends in sorted(found.items()) if ends is not None}
+    about = {"dtype": "int8", "observer": observer}
+    meta = model.graph.meta | {INPUT_RANGES: ranges, OUTPUT_SHIFTS: {}, TOKEN_SCALES: [], "activations": about}
+    return Model(replace(model.graph, meta=meta), model.golden)
 
 
 def integer_inputs(model: Model, batches: Sequence[Batch], observer: str, max_drop: float, threads: int) -> Model:
     """Give a network what its layers need to compute with 8-bit integers.
 
     These are the ranges of their inputs, which the ``observer`` finds for the numbers that calibration data give them,
-    and shifts of their outputs, by which integers are wrong on average. Layers are left without a range, first those
-    whose outputs change most, until the outputs of the network keep 1 - ``max_drop`` of what they are in float32, on
-    average over 256 samples at most; see `Agreement`.
+    and shifts of their outputs, by which integers are wrong on average. Linear layers whose outputs have half the
+    squared error or less so get a scale for each row of the input (token) when they run. Layers are left without a
+    range, first those whose outputs change most, until the outputs of the network keep 1 - ``max_drop`` of what they
+    are in float32, on average over 256 samples at most; see `Agreement`.
     """
     graph = prepared(model.graph)  # as it will run: shifts are those of outputs behind norms that are merged
     found = _Inputs(graph, batches, observer, threads)
@@ -107,10 +124,10 @@ class _Inputs:
     def __init__(self, graph: Graph, batches: Sequence[Batch], observer: str, threads: int) -> None:
         self.graph, self.observer, self.threads = graph, observer, threads
         self.masks = [real_positions(batch) for batch in batches]  # of which later layers know nothing
-        ops = ("conv1d", "conv2d", "linear")
-        self.nodes = [node for node in graph.nodes if node.op in ops and "weight" in node.params]
+        self.nodes = [node for node in graph.nodes if node.op in INTEGER_OPS and "weight" in node.params]
         self.ranges: dict[str, list[float]] = {}
         self.shifts: dict[str, list[float | str]] = {}
+        self.by_row: set[str] = set()
         self.errors: dict[str, float] = {}
 
     def given_to(self, graph: Graph, layers: Iterable[str]) -> Graph:
@@ -118,21 +135,16 @@ class _Inputs:
         names = sorted(layers)
         shifts = {name: self.shifts[name] for name in names if name in self.shifts}
         ranges = {name: self.ranges[name] for name in names}
-        return replace(graph, meta={**graph.meta, INPUT_RANGES: ranges, OUTPUT_SHIFTS: shifts})
+        tokens = [name for name in names if name in self.by_row]
+        return replace(graph, meta=graph.meta | {INPUT_RANGES: ranges, OUTPUT_SHIFTS: shifts, TOKEN_SCALES: tokens})
 
     def visit(self, node: Node, values: Values, _: Values) -> None:
         """Measure a layer."""
         inputs = [self._real(i, value[node.inputs[0]]) for i, value in enumerate(values)]
-        low = min(0.0, *(float(x.min(initial=0)) for x in inputs))
-        high = max(0.0, *(float(x.max(initial=0)) for x in inputs))
-        if low == high:
+        ends = Histogram.of(inputs, self.threads).range(self.observer)
+        if ends is None:
             return
-        counts = sum(
-            ordered_map(lambda x: np.histogram(x, BINS, (low, high))[0].astype(np.float64), inputs, self.threads),
-            np.zeros(BINS),
-        )
-        ends = range_of(counts, low, high, self.observer)
-        self.ranges[node.name] = [float(f"{end:.6g}") for end in ends]
+        self.ranges[node.name] = ends
         self._compare(node, values)
 
     def _real(self, batch: int, x: np.ndarray) -> np.ndarray:
@@ -142,14 +154,29 @@ class _Inputs:
 
     def _compare(self, node: Node, values: Values) -> None:
         """Measure the squared error of a layer's outputs, relative to these, that integers make, and its mean."""
-        params, (low, high) = node_params(self.graph, node), self.ranges[node.name]
+        low, high = self.ranges[node.name]
+        error, shift = self._errors(node, values, lambda x: to_integers(x, low, high))
+        if node.op == "linear":
+            by_row = self._errors(node, values, tokens_as_integers)
+            if by_row[0] < REPAYS * error:
+                self.by_row.add(node.name)
+                error, shift = by_row
+        self.errors[node.name] = error
+        if shift.any():
+            self.shifts[node.name] = pack_shift(shift)
+
+    def _errors(
+        self, node: Node, values: Values, rounding: Callable[[np.ndarray], np.ndarray]
+    ) -> tuple[float, np.ndarray]:
+        """Return the relative squared error of outputs for a rounding of inputs, and the mean error of each output."""
+        params = node_params(self.graph, node)
         rounded = {**params, "weight": _rounded_weight(self.graph.params[node.params["weight"]], params["weight"])}
         wrong, energy, left = [], 0.0, SAMPLES
         for i, value in enumerate(values):
             x = value[node.inputs[0]][:left]
             inputs = [x, *(value[name] for name in node.inputs[1:])]
             y = evaluate_node(node, inputs, params, {})[0]
-            inputs[0] = to_integers(x, low, high).astype(np.float32)
+            inputs[0] = rounding(x).astype(np.float32)
             difference = y - evaluate_node(node, inputs, rounded, {})[0]
             energy += float(np.square(self._real(i, y), dtype=np.float64).sum())
             axis = weight_op(node.op).channel_axis(y.ndim)
@@ -159,9 +186,7 @@ class _Inputs:
                 break
         errors = np.concatenate(wrong)
         shift = _mean_error(errors)
-        self.errors[node.name] = float(np.square(errors - shift, dtype=np.float64).sum()) / max(energy, 1e-30)
-        if shift.any():
-            self.shifts[node.name] = pack_shift(shift)
+        return float(np.square(errors - shift, dtype=np.float64).sum()) / max(energy, 1e-30), shift
 
 
 def _mean_error(errors: np.ndarray) -> np.ndarray:

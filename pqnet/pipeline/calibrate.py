@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -21,7 +21,8 @@ from pqnet.io import network_digest
 from pqnet.pipeline.batches import Batch, cut_batches, known_samples, open_samples, read_batches, samples_of
 from pqnet.pipeline.cluster import Tasks
 from pqnet.pipeline.moments import input_rows, operand, positions_needed, row_moments, token_counts
-from pqnet.pipeline.padding import real_positions
+from pqnet.pipeline.observers import INTEGER_OPS, Histogram
+from pqnet.pipeline.padding import real_positions, without_padding
 from pqnet.pipeline.statistics import Moments, Statistics
 from pqnet.pipeline.sweep import Values, sweep
 from pqnet.runtime import Model
@@ -35,6 +36,14 @@ GROUP = 8  # batches that are in memory at once
 SHARD = 4  # batches whose sums are added to the total as one, whoever measures them: GROUP is a multiple
 
 Near = dict[str, np.ndarray]  # by layer, (G, 1, Kin)
+Give = Callable[["_Part | _Seen"], None]
+
+
+class _How(NamedTuple):
+    """What is measured: the seed of positions, and whether ranges of inputs, too."""
+
+    seed: int
+    ranges: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,6 +60,14 @@ class _Part:
     count: int
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """The numbers of the input of one node in one shard."""
+
+    node: str
+    inputs: Histogram
+
+
 @lru_cache(maxsize=4)
 def _triangle(n: int) -> np.ndarray:
     """Return where the lower triangle of a matrix is; what is above is the same."""
@@ -60,13 +77,13 @@ def _triangle(n: int) -> np.ndarray:
 class _Survey:
     """Measures the inputs of layers, a shard of batches at a time."""
 
-    def __init__(self, graph: Graph, seed: int, threads: int, near: Near | None = None) -> None:
-        self.graph, self.seed, self.threads = graph, seed, threads
+    def __init__(self, graph: Graph, how: "_How", threads: int, near: Near | None = None) -> None:
+        self.graph, self.seed, self.ranges, self.threads = graph, how.seed, how.ranges, threads
         self.layers = graph.layers()
         self.uses = {node.name: name for name, nodes in graph.uses().items() for node in nodes}
         self.near: Near = {} if near is None else near  # means, nearly, of inputs far from zero: see `find_near`
 
-    def add(self, batches: list[Batch], first_sample: int, give: Callable[[_Part], None]) -> None:
+    def add(self, batches: list[Batch], first_sample: int, give: Give) -> None:
         """Give the parts of all layers: those of each shard of the batches."""
         masks = [real_positions(batch) for batch in batches]
         starts = first_sample + np.cumsum([0, *map(samples_of, batches)])
@@ -74,6 +91,10 @@ class _Survey:
         def visit(node: Node, values: Values, _: Values) -> None:
             tick(self.uses[node.name])
             self.measure(masks, node, starts, lambda i: operand(self.graph, node, values[i]), len(batches), give)
+            for i in range(0, len(batches) if self.ranges and node.op in INTEGER_OPS else 0, SHARD):
+                shard = zip(values[i : i + SHARD], masks[i : i + SHARD], strict=True)
+                inputs = [without_padding(value[node.inputs[0]], mask) for value, mask in shard]
+                give(_Seen(node.name, Histogram.of(inputs, self.threads)))
 
         sweep(self.graph, batches, self.uses, visit, self.threads)
 
@@ -94,7 +115,7 @@ class _Survey:
         starts: Sequence[int] | np.ndarray,
         seen: Callable[[int], np.ndarray],
         n: int,
-        give: Callable[[_Part], None],
+        give: Give,
     ) -> None:
         """Give the sums of what a weight is multiplied with, ``seen(i)`` in batch i of n, shard by shard."""
         name, rule = self.uses[node.name], weight_op(node.op)
@@ -143,15 +164,20 @@ def _nearly(rows: np.ndarray) -> np.ndarray:
 
 
 class _Totals:
-    """Sums of the parts of all layers, in float64, in the order in which they are added."""
+    """Sums of the parts of all layers, in float64, and histograms, in the order in which they are added."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.seconds: dict[str, np.ndarray] = {}
         self.firsts: dict[str, np.ndarray] = {}
         self.counts: dict[str, int] = {}
+        self.inputs: dict[str, Histogram] = {}
 
-    def add(self, part: _Part) -> None:
+    def add(self, part: "_Part | _Seen") -> None:
+        if isinstance(part, _Seen):
+            known = self.inputs.get(part.node)
+            self.inputs[part.node] = part.inputs if known is None else known.merge(part.inputs)
+            return
         for sums, more in ((self.seconds, part.second), (self.firsts, part.first)):
             if more is not None and part.layer in sums:
                 sums[part.layer] += more
@@ -161,7 +187,7 @@ class _Totals:
 
     def statistics(self, near: Near) -> Statistics:
         found = {name: self._moments(name, near) for name in self.graph.layers()}
-        return Statistics(found, network_digest(self.graph))
+        return Statistics(found, network_digest(self.graph), self.inputs)
 
     def _moments(self, name: str, near: Near) -> Moments:
         count = self.counts[name]
@@ -181,6 +207,7 @@ def calibrate(
     model: Model,
     batches: Any,
     *,
+    activations: str | None = None,
     client: "Client | None" = None,
     seed: int = 0,
     threads: int | None = None,
@@ -200,6 +227,9 @@ def calibrate(
         Samples along axis 0; the items of an iterable are batches. 500 to 1000 images are usually enough. A path names
         a .npy, .npz or HDF5 file, or a folder of such files, each a batch. Of .npy and HDF5 files, and of datasets of
         h5py, no more is read at once than is worked on.
+    activations : {None, "int8"}
+        Count the numbers of the inputs of layers, too, so that `quantize` finds their ranges by any observer. Takes
+        time and 16 KiB a layer.
     client : distributed.Client, optional
         Measure on the workers of a Dask cluster: needs ``pqnet[cluster]``. The result is the same. Workers open the
         files of paths themselves; all else is sent to them.
@@ -229,28 +259,29 @@ def calibrate(
     """
     if not isinstance(model, Model):
         raise _check.error("model", "a pqnet.Model", _check.describe(model))
-    seed, here, tasks = _check.rng_seed(seed), default_threads(threads), Tasks(client)
+    ranges = _check.choice(activations, "activations", (None, "int8")) is not None
+    how, here, tasks = _How(_check.rng_seed(seed), ranges), default_threads(threads), Tasks(client)
     if isinstance(batches, str | Path):
         batches = open_samples(batches, list(model.inputs))
     unread = cut_batches(model.graph, batches)
     totals = _Totals(model.graph)
     with blas_limit(1), progress_bar(progress, "calibrate", "sample", known_samples(batches)) as bar:
         if client is None:
-            near = _measure_here(model, unread, seed, here, totals.add, bar.update)
+            near = _measure_here(model, unread, how, here, totals.add, bar.update)
         else:
-            near = _measure_there(tasks, model, unread, seed, threads, totals.add, bar.update)
+            near = _measure_there(tasks, model, unread, how, threads, totals.add, bar.update)
     return totals.statistics(near)
 
 
 def _measure_here(
     model: Model,
     unread: Iterator[Mapping[str, Any]],
-    seed: int,
+    how: _How,
     threads: int,
-    give: Callable[[_Part], None],
+    give: Give,
     done: Callable[[int], Any],
 ) -> Near:
-    survey, samples = _Survey(model.graph, seed, threads), 0
+    survey, samples = _Survey(model.graph, how, threads), 0
     while group := read_batches(model.graph, list(islice(unread, GROUP))):
         survey.add(group, samples, give)
         more = sum(map(samples_of, group))
@@ -263,15 +294,15 @@ def _measure_there(
     tasks: Tasks,
     model: Model,
     unread: Iterator[Mapping[str, Any]],
-    seed: int,
+    how: _How,
     threads: int | None,
-    give: Callable[[_Part], None],
+    give: Give,
     done: Callable[[int], Any],
 ) -> Near:
     """Measure on workers what `_measure_here` measures here, and give the same parts in the same order."""
     shared = tasks.share(model)
     first = [next(unread)]
-    near = next(tasks.map(partial(_find_near, seed, threads), [first], shared))
+    near = next(tasks.map(partial(_find_near, how, threads), [first], shared))
     sizes: list[int] = []
 
     def shards() -> Iterator[tuple[list[Mapping[str, Any]], int]]:
@@ -282,7 +313,7 @@ def _measure_there(
             yield shard, start
             shard = list(islice(unread, SHARD))
 
-    found, taken = tasks.map(partial(_measure_shard, seed, threads), shards(), shared, tasks.share(near)), 0
+    found, taken = tasks.map(partial(_measure_shard, how, threads), shards(), shared, tasks.share(near)), 0
     while group := list(islice(found, GROUP // SHARD)):
         for alike in zip(*group, strict=True):
             for part in alike:
@@ -292,16 +323,16 @@ def _measure_there(
     return near
 
 
-def _find_near(seed: int, threads: int | None, first: list[Mapping[str, Any]], model: Model) -> Near:
-    return _Survey(model.graph, seed, default_threads(threads)).find_near(*read_batches(model.graph, first))
+def _find_near(how: _How, threads: int | None, first: list[Mapping[str, Any]], model: Model) -> Near:
+    return _Survey(model.graph, how, default_threads(threads)).find_near(*read_batches(model.graph, first))
 
 
 def _measure_shard(
-    seed: int, threads: int | None, shard: tuple[list[Mapping[str, Any]], int], model: Model, near: Near
-) -> list[_Part]:
-    parts: list[_Part] = []
+    how: _How, threads: int | None, shard: tuple[list[Mapping[str, Any]], int], model: Model, near: Near
+) -> "list[_Part | _Seen]":
+    parts: list[_Part | _Seen] = []
     unread, start = shard
-    survey = _Survey(model.graph, seed, default_threads(threads), near)
+    survey = _Survey(model.graph, how, default_threads(threads), near)
     survey.add(read_batches(model.graph, unread), start, parts.append)
     return parts
 
@@ -331,7 +362,8 @@ def statistics_of_inputs(
     """
     if not isinstance(model, Model):
         raise _check.error("model", "a pqnet.Model", _check.describe(model))
-    survey, totals = _Survey(model.graph, _check.rng_seed(seed), default_threads(threads)), _Totals(model.graph)
+    survey = _Survey(model.graph, _How(_check.rng_seed(seed)), default_threads(threads))
+    totals = _Totals(model.graph)
     if missing := [name for name in survey.layers if name not in inputs]:
         raise PQNetError(f"activations: expected an array for every layer, got none for {missing[:5]}")
     if unknown := [name for name in inputs if name not in survey.layers]:

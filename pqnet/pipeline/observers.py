@@ -1,16 +1,76 @@
 """Ranges of numbers that become 8-bit integers, from histograms of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
+from pqnet import _check
+from pqnet._threads import ordered_map
 from pqnet.runtime.integers import LEVELS, input_scaling
 
-__all__ = ["BINS", "OBSERVERS", "range_of", "to_integers"]
+__all__ = ["BINS", "INTEGER_OPS", "OBSERVERS", "Histogram", "range_of", "to_integers"]
+
+INTEGER_OPS = ("conv1d", "conv2d", "linear")  # whose inputs may be integers
 
 BINS = 2048
 STEPS = 64  # ends that are tried on each side of zero
 PERCENTILE = 99.99  # of the numbers lie within such a range
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Inputs of one layer in numbers.
+
+    Attributes
+    ----------
+    counts : int64 ndarray, shape (2048,)
+        Of numbers in equal parts of [low, high].
+    low, high : float
+        The least and the largest number, or 0.
+    """
+
+    counts: np.ndarray
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        good = isinstance(self.counts, np.ndarray) and self.counts.dtype == np.int64 and self.counts.shape == (BINS,)
+        if not good or (self.counts < 0).any():
+            raise _check.error(
+                "Histogram.counts", f"int64, 0 or more, of shape ({BINS},)", _check.describe(self.counts)
+            )
+        most = float(np.finfo(np.float32).max)
+        if not -most <= self.low <= 0 <= self.high <= most:
+            raise _check.error("Histogram", "low <= 0 <= high, finite in float32", f"{self.low}, {self.high}")
+
+    @classmethod
+    def of(cls, inputs: Sequence[np.ndarray], threads: int) -> "Histogram":
+        """Count the numbers of arrays."""
+        low = min(0.0, *(float(x.min(initial=0)) for x in inputs))
+        high = max(0.0, *(float(x.max(initial=0)) for x in inputs))
+        parts = ordered_map(lambda x: np.histogram(x, BINS, (low, high))[0].astype(np.int64), inputs, threads)
+        return cls(sum(parts, np.zeros(BINS, np.int64)), low, high)
+
+    def merge(self, other: "Histogram") -> "Histogram":
+        """Return the histogram of the numbers of both, those of a narrower one where the middle of their part lies."""
+        low, high = min(self.low, other.low), max(self.high, other.high)
+        counts = np.zeros(BINS, np.int64)
+        for part in (self, other):
+            if (part.low, part.high) == (low, high):
+                counts += part.counts
+            else:
+                centres = part.low + (part.high - part.low) / BINS * (np.arange(BINS) + 0.5)
+                np.add.at(
+                    counts, ((centres - low) / (high - low) * BINS).astype(np.int64).clip(0, BINS - 1), part.counts
+                )
+        return Histogram(counts, low, high)
+
+    def range(self, observer: str) -> list[float] | None:
+        """Return the range that one of OBSERVERS finds, as files have it; None of nothing but zeros."""
+        if self.low == self.high:
+            return None
+        return [float(f"{end:.6g}") for end in range_of(self.counts, self.low, self.high, observer)]
 
 
 def range_of(counts: np.ndarray, low: float, high: float, observer: str) -> tuple[float, float]:

@@ -121,7 +121,7 @@ class Permutation:
             covariance = None if moments.covariance is None else moments.covariance[pairs]
             mean = np.ascontiguousarray(moments.mean[pairs])
             layers[node.name] = Moments(mean, moments.count, first, covariance)
-        return Statistics(layers)
+        return Statistics(layers, inputs=found.inputs)
 
 
 def _channels_in_block(graph: Graph, node: Node, codec: Codec | None) -> int:

@@ -18,7 +18,7 @@ from pqnet.graph.affine import FreeAffine
 from pqnet.graph.graph import Param
 from pqnet.graph.passes import separate_norm_statistics
 from pqnet.io import network_digest, output_folder
-from pqnet.pipeline.activations import check_activations, integer_inputs
+from pqnet.pipeline.activations import check_activations, integer_inputs, ranges_of_statistics
 from pqnet.pipeline.balance import BALANCED, balance
 from pqnet.pipeline.batches import Batch, hold_out, iterate_batches
 from pqnet.pipeline.checkpoint import LayerFiles, resumable
@@ -231,13 +231,15 @@ def quantize(
     activations : {None, "int8"}
         Measure the ranges of the inputs of layers, with data, of the quantized network, for ``compute="int8"`` of
         `pqnet.load`, and by how much integers are wrong on average, which is then added to the outputs. Float weights,
-        too, are integers then. In float32 the network computes what it did.
+        too, are integers then. Linear layers whose outputs come out nearer so get a scale for each row of their inputs
+        (token) when they run. In float32 the network computes what it did. From a Statistics with ranges
+        (`calibrate(activations="int8")`) there are ranges alone, of the float network, of all layers.
     observer : {"mse", "minmax", "percentile"}
         How ranges are found: with the least squared error of the inputs; from the least to the largest input; such that
         one of 10,000 lies outside.
     max_drop : float
-        How much of its outputs the network may lose by integers, as `pqnet.compress` measures it, on at most 256
-        samples: layers whose outputs suffer most stay without a range until the loss is within it.
+        With data: how much of its outputs the network may lose by integers, as `pqnet.compress` measures it, on at most
+        256 samples: layers whose outputs suffer most stay without a range until the loss is within it.
     finetune : callable, optional
         With data: called right after each layer, with the network as it is then, the layers after it float, and the
         layer's name; returns its packed weight, trained say, to go on with; errors are not reported then. For a
@@ -291,7 +293,7 @@ def quantize(
         calibration.check(model.graph)
     chosen = {name: codec for name, codec in codecs.items() if codec is not None}
     has_data = not (calibration is None or isinstance(calibration, Statistics))
-    check_activations(activations, observer, max_drop, has_data)
+    check_activations(activations, observer, max_drop, calibration)
     check_calibration(options, calibration)
     if finetune is not None and not has_data:
         raise ConfigError("finetune: expected calibration data, got none; without, layers are not in turn")
@@ -333,6 +335,8 @@ def quantize(
                 _repair_blocks(run, teacher, data, learned, folder)
         small = run.finish()
         small = Model(with_half_stem(small.graph)) if isinstance(recipe, str) else small
-        if activations is None or data is None or isinstance(data, Statistics):
+        if activations is None or data is None:
             return small
+        if isinstance(data, Statistics):
+            return ranges_of_statistics(small, data, observer)
         return integer_inputs(small, data, observer, max_drop, threads)

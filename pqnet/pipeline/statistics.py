@@ -12,9 +12,11 @@ from pqnet.errors import FormatError, PQNetError
 from pqnet.graph import Graph, Node, weight_op
 from pqnet.io import network_digest, read_container, write_container
 from pqnet.pipeline.moments import with_diagonal
+from pqnet.pipeline.observers import Histogram
 
 __all__ = ["Moments", "Statistics", "load_statistics"]
 
+COUNTS = "counts of "  # before the name of a node: its array in files
 ROUNDING = 2.0**-23  # of float32, as a share of a number
 
 
@@ -96,6 +98,8 @@ class Statistics:
     layers : dict of str to Moments
     network : str, optional
         Fingerprint of the network that they are of, see `pqnet.io.network_digest`. None fits every network.
+    inputs : dict of str to Histogram, optional
+        The numbers of inputs that may become integers, by node name; see ``activations`` of `calibrate`.
 
     Examples
     --------
@@ -107,10 +111,14 @@ class Statistics:
     100
     """
 
-    def __init__(self, layers: Mapping[str, Moments], network: str | None = None) -> None:
+    def __init__(
+        self, layers: Mapping[str, Moments], network: str | None = None, inputs: Mapping[str, Histogram] | None = None
+    ) -> None:
         if not isinstance(layers, Mapping) or not all(isinstance(m, Moments) for m in layers.values()):
             raise _check.error("layers", "a dict of Moments by layer name", _check.describe(layers))
-        self.layers, self.network = dict(layers), network
+        if not isinstance(inputs, Mapping | None) or not all(isinstance(h, Histogram) for h in (inputs or {}).values()):
+            raise _check.error("inputs", "a dict of Histogram by node name", _check.describe(inputs))
+        self.layers, self.network, self.inputs = dict(layers), network, dict(inputs or {})
 
     def check(self, graph: Graph) -> None:
         """Raise PQNetError unless they are of a network: of another checkpoint moments may fit and mislead."""
@@ -121,7 +129,10 @@ class Statistics:
             )
 
     def merge(self, other: "Statistics") -> "Statistics":
-        """Return the statistics of both calibration sets together; they must be of the same network."""
+        """Return the statistics of both calibration sets together; they must be of the same network.
+
+        Numbers of inputs are known if both know those of the same nodes.
+        """
         if not isinstance(other, Statistics) or self._shapes() != other._shapes():
             raise PQNetError("statistics: expected statistics of the same layers and shapes to merge, got others")
         networks = {s.network for s in (self, other) if s.network is not None}
@@ -129,18 +140,23 @@ class Statistics:
             raise PQNetError("statistics: expected statistics of the same network to merge, got those of two")
         known = None not in (self.network, other.network)
         merged = {name: a.merge(other.layers[name]) for name, a in self.layers.items()}
-        return Statistics(merged, self.network if known else None)
+        both = self.inputs.keys() == other.inputs.keys()
+        inputs = {name: a.merge(other.inputs[name]) for name, a in self.inputs.items()} if both else None
+        return Statistics(merged, self.network if known else None, inputs)
 
     def save(self, path: str | Path) -> None:
         """Write to one HDF5 file; symmetric matrices are stored as their lower triangles, first moments behind them.
 
-        Of layers whose covariance is known that is stored, and its name.
+        Of layers whose covariance is known that is stored, and its name. Of inputs, counts and ends.
         """
         header = {name: [int(m.count), *m.mean.shape] for name, m in self.layers.items()}
         known: dict[str, Any] = {} if self.network is None else {"network": self.network}
         if centred := [name for name, m in self.layers.items() if m.covariance is not None]:
             known["centred"] = centred
         arrays = {name: _stored(m) for name, m in self.layers.items()}
+        if self.inputs:
+            known["inputs"] = {name: [seen.low, seen.high] for name, seen in self.inputs.items()}
+            arrays |= {COUNTS + name: seen.counts for name, seen in self.inputs.items()}
         write_container(path, "statistics", {"layers": header, **known}, arrays)
 
     def for_layer(self, node: Node, shape: tuple[int, ...]) -> Moments:
@@ -191,6 +207,7 @@ def load_statistics(path: str | Path) -> Statistics:
     header, arrays = read_container(path, "statistics")
     layers, described = {}, header.get("layers")
     network, centred = header.pop("network", None), header.pop("centred", [])  # older files have neither
+    inputs = _histograms(path, header.pop("inputs", {}), arrays)
     if not isinstance(network, str | None):
         raise FormatError(f"{path}: expected the fingerprint of a network, got {_check.describe(network)}")
     if not isinstance(centred, list) or not set(map(str, centred)) <= set(arrays):
@@ -211,4 +228,15 @@ def load_statistics(path: str | Path) -> Statistics:
                 f"{path}: layer {name!r}: expected finite float32 of shape {want}, got {stored.dtype} {stored.shape}"
             )
         layers[name] = _restored(stored, tuple(shape), count, name in centred)
-    return Statistics(layers, network)
+    return Statistics(layers, network, inputs)
+
+
+def _histograms(path: str | Path, ends: Any, arrays: dict[str, np.ndarray]) -> dict[str, Histogram]:
+    """Take the counts of inputs out of the arrays of a file."""
+    found = {}
+    try:
+        for name, (low, high) in dict(ends).items():
+            found[name] = Histogram(arrays.pop(COUNTS + name), float(low), float(high))
+    except (KeyError, TypeError, ValueError) as reason:  # PQNetError is a ValueError
+        raise FormatError(f"{path}: expected counts and two ends of the inputs of nodes, got {reason}") from None
+    return found

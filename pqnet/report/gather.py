@@ -12,7 +12,7 @@ import pqnet
 from pqnet import Model, PQNetError, Recipe
 from pqnet._progress import tick
 from pqnet.codecs import Packed, codec_from_attrs
-from pqnet.graph.ranges import INPUT_RANGES, OUTPUT_SHIFTS
+from pqnet.graph.ranges import INPUT_RANGES, OUTPUT_SHIFTS, TOKEN_SCALES
 from pqnet.io import network_digest
 from pqnet.pipeline.batches import check_samples, named_inputs
 from pqnet.pipeline.evaluate import accuracies, class_scores, fixed_batch, run_batches
@@ -304,7 +304,7 @@ def _measure_drift(
 
 def provenance(model: Model) -> dict[str, Any]:
     """Return what the file says of where the network is from and how it was made small, and its digest."""
-    left_out = ("quantization", INPUT_RANGES, OUTPUT_SHIFTS)
+    left_out = ("quantization", INPUT_RANGES, OUTPUT_SHIFTS, TOKEN_SCALES)
     meta = {key: value for key, value in model.graph.meta.items() if key not in left_out}
     options = {key: value for key, value in recorded(model).items() if key not in ("layers", "blocks")}
     made = {f"quantization: {key}": value for key, value in options.items()}

@@ -9,7 +9,8 @@ import numpy as np
 from pqnet import Model
 from pqnet.codecs import Packed, PackedPQ, PackedScalar
 from pqnet.codecs.additive import PackedAdditive
-from pqnet.graph.ranges import input_ranges
+from pqnet.graph.ranges import input_ranges, output_shift, token_scales
+from pqnet.runtime.integers import input_scaling
 
 __all__ = ["CodeUse", "code_use", "describe_layers", "plain", "recorded", "signature_rows"]
 
@@ -41,7 +42,6 @@ def describe_layers(model: Model) -> dict[str, dict[str, Any]]:
     """Return for each layer what `pqnet inspect` shows, as plain data."""
     size, layers = model.size(), recorded(model).get("layers")
     done = layers if isinstance(layers, Mapping) else {}
-    ranges = input_ranges(model.graph)
     found = {}
     for name, node in model.graph.layers().items():
         param, part = model.graph.params[node.params["weight"]], size.per_layer[name]
@@ -54,9 +54,25 @@ def describe_layers(model: Model) -> dict[str, dict[str, Any]]:
             "dense_bytes": part.dense,
             "output_error": known.get("output_error"),
             "iterations": known.get("iterations"),
-            "input_range": ranges.get(name),
+            "integers": _integers(model, name),
         }
     return found
+
+
+def _integers(model: Model, name: str) -> dict[str, Any] | None:
+    """Return what the file has for a layer to compute with 8-bit integers; None for layers that do without."""
+    limits = input_ranges(model.graph).get(name)
+    if limits is None:
+        return None
+    factor, zero = input_scaling(limits)
+    shift = output_shift(model.graph, name)
+    return {
+        "scales": "token" if name in token_scales(model.graph) else "tensor",
+        "range": list(limits),
+        "scale": 1 / factor,
+        "zero_point": int(zero),
+        "largest_shift": 0.0 if shift is None else float(np.abs(shift).max(initial=0)),
+    }
 
 
 def signature_rows(model: Model) -> list[list[str]]:

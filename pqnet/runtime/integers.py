@@ -6,7 +6,7 @@ import numpy as np
 
 from pqnet.codecs import PackedPQ
 
-__all__ = ["LEVELS", "Integers", "input_scaling", "weight_integers"]
+__all__ = ["LEVELS", "Integers", "input_scaling", "tokens_as_integers", "weight_integers"]
 
 LEVELS = 255  # of inputs: 0 .. 255
 LARGEST = 127  # of weights; the least is one less than its negative
@@ -39,6 +39,18 @@ def input_scaling(limits: tuple[float, float]) -> tuple[float, float]:
     low, high = limits
     factor = LEVELS / (high - low)
     return factor, float(np.rint(-low * factor))
+
+
+def tokens_as_integers(x: np.ndarray) -> np.ndarray:
+    """Return rows of features, the last axis, rounded as integers stand for them that have a scale for each row.
+
+    Zero is in the range of each row; see `kernels.products.tokens`.
+    """
+    low, high = x.min(-1, keepdims=True, initial=0), x.max(-1, keepdims=True, initial=0)
+    size = np.where(high > low, high - low, np.float32(1))
+    factor, zero = LEVELS / size, np.rint(-low * (LEVELS / size))
+    rounded: np.ndarray = (np.rint(np.clip(x * factor + zero, 0, LEVELS)) - zero) * (size / LEVELS)
+    return rounded
 
 
 def weight_integers(weight: np.ndarray | PackedPQ) -> Integers:

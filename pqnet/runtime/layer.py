@@ -11,7 +11,7 @@ from pqnet._cached import cached_property
 from pqnet.codecs import Packed, PackedPQ
 from pqnet.graph import Node
 from pqnet.graph.layers import weight_op
-from pqnet.graph.ranges import input_ranges, output_shift
+from pqnet.graph.ranges import input_ranges, output_shift, token_scales
 from pqnet.runtime.builder import Builder
 from pqnet.runtime.copying import dense
 from pqnet.runtime.memory import View
@@ -61,6 +61,8 @@ class Layer:
         Which part of the weight of the node ``weight`` is; by default the whole.
     input_range : (float, float), optional
         Least and largest number of the input that 8-bit integers stand for; see `graph.ranges`.
+    token_scales : bool
+        Whether each row of the input has a range of its own instead.
     output_shift : float32 array, optional
         What is added to the outputs if they are computed with these integers.
     """
@@ -85,6 +87,7 @@ class Layer:
     part: int | None = None
     input_range: tuple[float, float] | None = None
     output_shift: np.ndarray | None = None
+    token_scales: bool = False
 
     @classmethod
     def of(cls, b: Builder, node: Node) -> "Layer":
@@ -132,6 +135,7 @@ class Layer:
             *(node, weight, scale, 1, 1, weight.shape[1], *sizes, in_shape, shape, params),
             input_range=input_ranges(b.graph).get(node.name),
             output_shift=output_shift(b.graph, node.name),
+            token_scales=node.name in token_scales(b.graph),
         )
 
     def take_taps(self, rows: Sequence[int], columns: Sequence[int]) -> "Layer | None":

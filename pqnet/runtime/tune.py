@@ -10,6 +10,7 @@ import math
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,7 @@ import numpy as np
 from pqnet._check import choice, error
 from pqnet._threads import default_threads, reset_after_fork
 from pqnet.graph import GraphBuilder, ValueInfo
-from pqnet.graph.ranges import INPUT_RANGES
+from pqnet.graph.ranges import INPUT_RANGES, TOKEN_SCALES
 from pqnet.kernels import cache
 from pqnet.runtime.builder import Choose
 from pqnet.runtime.layer import Layer, near
@@ -52,22 +53,22 @@ def fixed(algorithm: str) -> Choose:
 
 @dataclass
 class Measured:
-    """The least seconds that each algorithm took for a layer, of so many sessions: what disturbs only adds to them."""
+    """The least seconds that each algorithm took for a layer, of how many sessions: what disturbs only adds to them."""
 
     seconds: dict[str, float] = field(default_factory=dict)
-    sessions: int = 0
+    sessions: Counter[str] = field(default_factory=Counter)
 
     def add(self, seconds: Mapping[str, float]) -> None:
         """Take a session into account."""
-        self.sessions += 1
+        self.sessions.update(seconds.keys())
         for name, value in seconds.items():
             self.seconds[name] = min(value, self.seconds.get(name, math.inf))
 
     def fastest(self, likely: list[str], default: str) -> str:
-        """Return the fastest algorithm; the default if one was never measured, or none is clearly faster."""
-        if not self.seconds.keys() >= set(likely):
+        """Return the fastest of those measured; the default if it never was, or none is clearly faster."""
+        if default not in self.seconds:
             return default
-        best = min(likely, key=lambda name: self.seconds[name])
+        best = min(self.seconds.keys() & set(likely), key=lambda name: (self.seconds[name], name))
         return best if self.seconds[default] > CLEARLY * self.seconds[best] else default
 
     def is_settled(self, likely: list[str], default: str) -> bool:
@@ -76,7 +77,7 @@ class Measured:
             return False
         least = SURE * self.seconds[default]
         sure = all(self.seconds[name] > least for name in likely if name != default)
-        return sure or self.sessions >= SESSIONS
+        return sure or min(self.sessions[name] for name in likely) >= SESSIONS
 
 
 class Tuner:
@@ -102,7 +103,9 @@ class Tuner:
         weight, node = layer.params["weight"], layer.node
         codec = getattr(weight, "codec", None)
         sizes = tuple(near(size) for size in layer.in_shape)  # one measurement serves all near it
-        key = f"{compute} {node.op} {sizes} {weight.shape} {sorted(node.attrs.items())} {codec}"
+        # In any arithmetic an algorithm takes the time that it takes.
+        tokens = "tokens " if layer.token_scales else ""
+        key = f"{tokens}{node.op} {sizes} {weight.shape} {sorted(node.attrs.items())} {codec}"
         with _process.lock:
             if self._found is None:
                 self._found = _read(_path())
@@ -209,8 +212,9 @@ def _timed(layer: Layer, compute: str, algorithm: str) -> Callable[[], float]:
 
     builder = GraphBuilder({"x": ValueInfo(layer.in_shape)})
     node = builder.add(layer.node.op, "x", params=dict(layer.params), **layer.node.attrs)
-    ranges = {} if layer.input_range is None else {builder.nodes[-1].name: layer.input_range}
-    graph = builder.build({"y": node}, {INPUT_RANGES: ranges})
+    name = builder.nodes[-1].name
+    ranges = {} if layer.input_range is None else {name: layer.input_range}
+    graph = builder.build({"y": node}, {INPUT_RANGES: ranges, TOKEN_SCALES: [name] if layer.token_scales else []})
     program = Program(graph, {}, Store(), fixed(algorithm), compute)
     space, shape = Workspace(), layer.in_shape
     threads = default_threads()

@@ -13,7 +13,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from pqnet.codecs import Packed
 from pqnet.errors import PQNetError
 from pqnet.graph import Graph
-from pqnet.graph.ranges import INPUT_RANGES, OUTPUT_SHIFTS
+from pqnet.graph.ranges import INPUT_RANGES, OUTPUT_SHIFTS, TOKEN_SCALES
 from pqnet.runtime import Model
 from pqnet.train.activations import ranges_of_inputs
 from pqnet.train.ops import TorchGraph
@@ -116,7 +116,7 @@ def to_model(module: nn.Module, model: Model | None = None) -> Model:
     if "quantization" in meta:
         meta["quantization"] = {key: value for key, value in meta["quantization"].items() if key != "layers"}
     if ranges := _input_ranges(module, graph):
-        meta[INPUT_RANGES] = ranges
+        meta |= {INPUT_RANGES: ranges, TOKEN_SCALES: []}  # the module was trained with one scale for all rows
     return Model(replace(graph, params=params, meta=meta))
 
 

@@ -215,13 +215,14 @@ def hdf5_file(rng: np.random.Generator, path: Path) -> None:
 
 
 def statistics_file(rng: np.random.Generator, path: Path) -> None:
-    pqnet.Statistics(_statistics().layers).save(path)  # of no network in particular: those would all be refused
+    found = _statistics()
+    pqnet.Statistics(found.layers, inputs=found.inputs).save(path)  # of no network: those would all be refused
     forge_container(rng, path)
 
 
 @functools.cache
 def _statistics() -> pqnet.Statistics:
-    return pqnet.calibrate(small_net(), DATA[:20], progress=False)
+    return pqnet.calibrate(small_net(), DATA[:20], activations="int8", progress=False)
 
 
 def checkpoint_file(rng: np.random.Generator, path: Path) -> None:
@@ -401,7 +402,8 @@ def load_statistics(rng: np.random.Generator, path: Path) -> str:
     statistics.save(again)
     assert pqnet.load_statistics(again).layers.keys() == statistics.layers.keys()
     model = small_net()
-    run_small(pqnet.quantize(model, RECIPE, statistics, progress=False))
+    activations = "int8" if statistics.inputs else None
+    run_small(pqnet.quantize(model, RECIPE, statistics, activations=activations, progress=False))
     return "used"
 
 

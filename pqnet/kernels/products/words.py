@@ -7,7 +7,7 @@ the reduction, and whole pieces are added in float32, in their order: every inst
 import numpy as np
 from numba import njit, types
 
-from pqnet.kernels.abi import CONST, FLAG, MAYBE_CODES, SIZE, Arguments, step
+from pqnet.kernels.abi import CONST, FLAG, MAYBE_CODES, MAYBE_CONST, SIZE, Arguments, step
 from pqnet.kernels.llvm import FLOAT, LONG, WORD, call, compiled_or, element, load, offset, splat
 from pqnet.kernels.llvm import INDEX as POSITION
 from pqnet.kernels.llvm import store as put
@@ -25,6 +25,7 @@ from pqnet.kernels.products.tile import (
     put_reference,
     put_sums,
 )
+from pqnet.kernels.products.tokens import scale_tokens
 from pqnet.kernels.simd import FLOATS, INTS, WIDTH, copy2, copy4, copy8, keep, load_even, store, store_head
 from pqnet.kernels.simd import load as load_lanes
 from pqnet.kernels.simd import splat as fill
@@ -311,7 +312,8 @@ WORD_WEIGHT = Arguments(
     kind=FLAG,
 )
 
-WORD_GEMM = Arguments(layer=WINDOWS, end=EPILOGUE, weight=WORD_WEIGHT, cut=CUT)
+# Of inputs with a scale for each token, behind whose words these lie (`products.tokens`), the sums of the weights.
+WORD_GEMM = Arguments(layer=WINDOWS, end=EPILOGUE, weight=WORD_WEIGHT, cut=CUT, token_sums=MAYBE_CONST)
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
@@ -455,6 +457,7 @@ def _few_columns(kind, cut, n, rows, tile_step, scratch):
 def word_gemm(task, g, data, const, codes, index, scratch):
     w, cut, layer, k, outputs, piece = g.weight, g.cut, g.layer, g.layer.reduction, g.layer.outputs, g.cut.piece
     group, first, last, p, p_last = part_of_task(task, cut, outputs)
+    one_scale, scales = g.token_sums < 0, layer.x + k * layer.image
     x, n, tile_step = layer.x + group * layer.group_step, p_last - p, (piece + 1) * LANES
     for k_first in range(0, max(k, 1), piece):
         rows = min(piece, k - k_first)
@@ -484,7 +487,7 @@ def word_gemm(task, g, data, const, codes, index, scratch):
                 a, a0, a_step = scratch, cut.panel, piece + 16
                 for r in range(used):  # the other rows are computed from what is there and dropped
                     decode_words(w, codes, row + r, k_first, rows, const, scratch, cut.panel + r * a_step)
-            whole = n // LANES if rows == k and used == ROWS else 0
+            whole = n // LANES if rows == k and used == ROWS and one_scale else 0
             if whole > 0:
                 _finish(w.kind, a, a0, a_step, rows, scratch, tile_step, whole, row, p, cut.sums, g.end, data, const)
             for t in range(whole, (n + LANES - 1) // LANES):
@@ -498,4 +501,6 @@ def word_gemm(task, g, data, const, codes, index, scratch):
                     column = cut.column + (c - wide) * (piece + 16)
                     few_bytes(a, a0, a_step, scratch, column, rows, scratch, s + c, LANES, add)
                 if k_first + piece >= k:
+                    if not one_scale:
+                        scale_tokens(scratch, s, used, tile, data, scales + at, layer.image, const, g.token_sums + row)
                     finish_rows(scratch, s, LANES, used, row, at, tile, g.end, data, const)

@@ -29,7 +29,7 @@ class Direct(Algorithm):
         """Tell whether rows of positions have whole vectors, and a reduction is in one piece."""
         wide = not layer.pointwise and layer.out_size[1] >= WIDTH and layer.reduction <= MOST_REDUCTION
         known = layer.codes is not None or isinstance(layer.weight, np.ndarray)
-        return compute == "float32" and wide and known and not layer.depthwise
+        return wide and known and not layer.depthwise
 
     def cost(self, layer: Layer) -> float:
         """Return the cost of the tiles of all panels."""

@@ -21,7 +21,7 @@ class Lut(Algorithm):
     def fits(self, layer: Layer, compute: str, host: Host) -> bool:
         """Tell whether kernels can read the codes, and a tap is a shift of the lanes."""
         straight = layer.pointwise or layer.stride == layer.dilation == (1, 1)
-        return compute == "float32" and layer.codes is not None and straight and not layer.depthwise
+        return layer.codes is not None and straight and not layer.depthwise
 
     def cost(self, layer: Layer) -> float:
         """Return the expected cycles, of dense images."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from pqnet.codecs.layout import block_columns
 from pqnet.kernels.products.tile import ROWS
+from pqnet.kernels.products.tokens import to_token_words
 from pqnet.kernels.products.words import COPIED, DENSE, INTERLEAVED, LOOKED_UP, WORD_WEIGHT, to_words, word_gemm
 from pqnet.kernels.simd import WIDTH
 from pqnet.kernels.words import BFLOAT16, INT8, NUMBERS, cost_of_dots, round_bfloat16
@@ -25,6 +26,7 @@ from pqnet.runtime.windows import Windows, plane_arguments, windows_of
 CONVERT = 3.0  # cycles for a vector of words
 TASKS, WORK = 16, 4096  # of conversions at most, words a task at least
 HALVES = 1.15  # times the rule's cycles that products of bfloat16 take: ResNet-50 was 7 % slower than in float32
+FIND, SCALE = 1.0, 1.5  # cycles for a vector of inputs whose scales are found, and of sums that are scaled
 DECODE = 8.0  # cycles that a word of the reduction takes in a panel, in pieces of one
 LOOK_UP = 48.0  # and number by number
 LONGEST = 16  # elements of codewords that are mixed
@@ -106,6 +108,7 @@ class Words(Algorithm):
             "end": self.end(b, call).arguments(b),
             "cut": cut_arguments(b, cut),
             "weight": self._weight(b, layer, form) | {"form": form.form, "words": form.words, "kind": self.kind},
+            "token_sums": self.token_sums(b, layer),
         }
         b.emit(
             word_gemm,
@@ -126,6 +129,10 @@ class Words(Algorithm):
     def scaling(self, layer: Layer) -> tuple[float, float]:
         """Return factor and zero point of the integers of the input."""
         return 1.0, 0.0
+
+    def token_sums(self, b: Builder, layer: Layer) -> int:
+        """Return where the sums of the weights of outputs are, if each token has a scale; else -1."""
+        return -1
 
     def end(self, b: Builder, call: Call) -> Epilogue:
         """Return the epilogue, with what it has to do with sums of words."""
@@ -152,6 +159,8 @@ class Words(Algorithm):
         phases: Sequence[tuple[int, int]],
     ) -> View:
         """Emit planes as `windows.pad_planes` does, of words."""
+        if layer.token_scales and self.kind == INT8:
+            return _token_planes(b, layer, x)
         batch, channels = x.shape[:2]
         words = -(-channels // NUMBERS[self.kind])
         out = b.new((words, batch, len(phases), *size), dtype="int32")
@@ -232,6 +241,19 @@ class Int8(Words):
         """Tell whether the range of the input is known, too."""
         return layer.input_range is not None and super().fits(layer, compute, host)
 
+    def cost(self, layer: Layer) -> float:
+        """Return more where each token has a scale: inputs are read twice, sums are scaled in a pass of their own."""
+        cost = super().cost(layer)
+        if layer.token_scales:
+            cost += layer.positions * (layer.channels * FIND + layer.outputs * SCALE) / WIDTH
+        return cost
+
+    def token_sums(self, b: Builder, layer: Layer) -> int:
+        """Return where the sums of the weights of outputs are, if each token has a scale; else -1."""
+        if not layer.token_scales:
+            return -1
+        return b.constant((layer.name, self.name, "sums"), lambda: _integers(layer).sums.astype(np.float32))
+
     def scaling(self, layer: Layer) -> tuple[float, float]:
         """Return factor and zero point of the integers of the input."""
         assert layer.input_range is not None
@@ -250,9 +272,29 @@ class Int8(Words):
         weight, end = _integers(call.layer), call.end
         factor, zero = self.scaling(call.layer)
         own = 1.0 if end.scale is None else end.scale.astype(np.float64)
+        if call.layer.token_scales:  # which are taken into the sums themselves
+            factor, zero = 1.0, 0.0
         scale = np.broadcast_to(weight.scale / factor * own, weight.sums.shape)
         shift = (0.0 if end.shift is None else end.shift.astype(np.float64)) - scale * zero * weight.sums
         return replace(end, scale=scale.astype(np.float32), shift=shift.astype(np.float32), arithmetic=self.name)
+
+
+def _token_planes(b: Builder, layer: Layer, x: View) -> View:
+    """Emit words of tokens, and scales and zero points behind them; see `kernels.products.tokens.TOKEN_WORDS`."""
+    tokens, words = layer.positions, -(-layer.channels // NUMBERS[INT8])
+    out = b.new((words + 2, 1, 1, 1, tokens), dtype="int32")
+    vectors = -(-tokens // WIDTH)
+    per_task = max(-(-vectors // TASKS), min(vectors, WORK // (words * WIDTH)))
+    arguments = {
+        "x": x,
+        "out": out,
+        "channel_step": x.strides[1],
+        "channels": layer.channels,
+        "tokens": tokens,
+        "per_task": per_task,
+    }
+    b.emit(to_token_words, f"{layer.node.name} (words)", -(-vectors // per_task), arguments, reads=[x], writes=[out])
+    return out
 
 
 def _integers(layer: Layer) -> Integers:
