@@ -35,6 +35,7 @@ from numba.core import event
 from pqnet import PQNetError
 
 MEMORY = 1 << 30  # bytes that may be mapped
+FOLDER = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # where nobody waits for a disk
 HANGS = (-signal.SIGALRM, -signal.SIGPROF)
 SECONDS, PATIENCE = 5, 60  # of CPU, and of the clock: other programs may need the CPU
 
@@ -101,7 +102,7 @@ class Worker:
 
     def __init__(self, kind: str, seed: int, first: int, step: int) -> None:
         self.kind, self.seed, self.number, self.step = kind, seed, first, step
-        self.folder = tempfile.TemporaryDirectory(prefix="pqnet-fuzz-")
+        self.folder = tempfile.TemporaryDirectory(prefix="pqnet-fuzz-", dir=FOLDER)
         self.start()
 
     def start(self) -> None:
