@@ -4,7 +4,7 @@
     python tests/fuzz/fuzz.py --class npy --only 4711         # one mutant again, in this process
 
 Right is a network, a recipe or an array that is what a reference makes of the same file, or a PQNetError. All else,
-also more than 1 GiB of addresses, 5 seconds of CPU or a minute, saves the mutant to --keep and lets this program exit
+also more than 1 GiB of addresses, 5 seconds of CPU or ten minutes, saves the mutant to --keep and lets this program exit
 with 1. A mutant is a function of class, seed and number. Each process does one after the other; the next takes over
 from one that died.
 """
@@ -37,7 +37,7 @@ from pqnet import PQNetError
 MEMORY = 1 << 30  # bytes that may be mapped
 FOLDER = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # where nobody waits for a disk
 HANGS = (-signal.SIGALRM, -signal.SIGPROF)
-SECONDS, PATIENCE = 5, 60  # of CPU, and of the clock: other programs may need the CPU
+SECONDS, PATIENCE = 5, 600  # of CPU, and of the clock: other programs may need the CPU, or stop this one for a while
 
 
 def limit_time(cpu: float, clock: float) -> None:
