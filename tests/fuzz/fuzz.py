@@ -4,9 +4,9 @@
     python tests/fuzz/fuzz.py --class npy --only 4711         # one mutant again, in this process
 
 Right is a network, a recipe or an array that is what a reference makes of the same file, or a PQNetError. All else,
-also more than 1 GiB of addresses, 5 seconds of CPU or ten minutes, saves the mutant to --keep and lets this program exit
-with 1. A mutant is a function of class, seed and number. Each process does one after the other; the next takes over
-from one that died.
+also more than 1 GiB of addresses, 5 seconds of CPU or ten minutes, saves the mutant to --keep and lets this program
+exit with 1. A mutant is a function of class, seed and number. Each process does one after the other; the next takes
+over from one that died.
 """
 
 # ruff: noqa: E402  # the environment comes first
