@@ -36,8 +36,8 @@ from pqnet import PQNetError
 
 MEMORY = 1 << 30  # bytes that may be mapped
 FOLDER = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # where nobody waits for a disk
-HANGS = (-signal.SIGALRM, -signal.SIGPROF)
 SECONDS, PATIENCE = 5, 600  # of CPU, and of the clock: other programs may need the CPU, or stop this one for a while
+HANGS = {-signal.SIGPROF: f"a hang of {SECONDS} s of CPU", -signal.SIGALRM: f"a hang of {PATIENCE} s of the clock"}
 
 
 def limit_time(cpu: float, clock: float) -> None:
@@ -123,7 +123,7 @@ class Worker:
         code = self.process.wait()
         self.number += self.step
         self.start()
-        return f"wrong: the process ended with {'a hang' if code in HANGS else code}", self.number - self.step
+        return f"wrong: the process ended with {HANGS.get(code, code)}", self.number - self.step
 
     def stop(self) -> None:
         self.process.kill()
