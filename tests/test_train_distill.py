@@ -392,6 +392,19 @@ def test_forged_checkpoints_with_the_right_checksum_are_refused(nets, tmp_path, 
         distill(*nets, DATA, steps=10, checkpoint=path, **OPTIONS)
 
 
+@pytest.mark.parametrize("part", ["best", "module"])
+def test_codes_without_a_codeword_are_refused_in_forged_checkpoints(nets, tmp_path, part):
+    path = tmp_path / "state"
+    distill(*nets, DATA, steps=10, checkpoint=path, **OPTIONS)
+    content = torch.load(io.BytesIO(without_digest(path)), weights_only=True)
+    name = next(name for name in content[part] if name.endswith(".codes"))
+    content[part][name] = torch.full_like(content[part][name], 255)
+    torch.save(content, path)
+    append_digest(path)
+    with pytest.raises(FormatError, match="got .*state: expected packed weights, got others: .*codes"):
+        distill(*nets, DATA, steps=10, checkpoint=path, **OPTIONS)
+
+
 SHARED = {
     "global": {"steps": 12, "batch_size": 15, "every": 6, "hints": 0.1, "norm_statistics": True},
     "layerwise": {"steps": 3, "batch_size": 9, "every": 3, "stage": "layerwise"},

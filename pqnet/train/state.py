@@ -11,8 +11,9 @@ import torch
 
 from pqnet.errors import FormatError, PQNetError
 from pqnet.io import append_digest, replaced, without_digest
+from pqnet.train.stored import Stored
 
-__all__ = ["check_numbers", "check_optimizer_state", "read_state", "write_state"]
+__all__ = ["check_numbers", "check_optimizer_state", "load_weights", "read_state", "write_state"]
 
 
 def write_state(path: Path, key: str, content: Mapping[str, Any]) -> None:
@@ -49,6 +50,20 @@ def read_state(path: Path, key: str) -> Iterator[dict[str, Any]]:
         if isinstance(reason, PQNetError) and not isinstance(reason, FormatError):
             raise
         raise FormatError(f"checkpoint: expected what training wrote, got {path}: {reason}") from None
+
+
+def load_weights(module: torch.nn.Module, state: Any) -> None:
+    """Have a module take over what a checkpoint says of it, or raise FormatError.
+
+    PyTorch compares names and shapes alone, and fails where a code has no codeword.
+    """
+    module.load_state_dict(state)
+    try:
+        for part in module.modules():
+            if isinstance(part, Stored):
+                part.packed()
+    except PQNetError as reason:
+        raise FormatError(f"expected packed weights, got others: {reason}") from None
 
 
 def check_numbers(integers: Mapping[str, Any], reals: Mapping[str, Any]) -> None:
