@@ -373,6 +373,8 @@ def test_foreign_and_damaged_checkpoints_are_refused(nets, tmp_path):
         (("module",), {}),
         (("optimizer", "state", 0, "exp_avg"), torch.zeros(2, 2, 2)),
         (("optimizer", "state", 1), {}),
+        (("optimizer", "state", 0, "step"), None),
+        (("optimizer", "state", 0), {"step": torch.zeros(())}),
         (("optimizer", "param_groups"), []),
         (("optimizer", "param_groups", 0, "lr"), None),
     ],

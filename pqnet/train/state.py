@@ -90,12 +90,13 @@ def check_optimizer_state(optimizer: torch.optim.Optimizer, state: Any) -> None:
     for number, values in state["state"].items():
         if type(number) is not int or not 0 <= number < len(parameters) or not isinstance(values, dict):
             raise FormatError(f"expected the state of {len(parameters)} parameters, got others")
+        names = {"step", "exp_avg", "exp_avg_sq"} if isinstance(optimizer, torch.optim.Adam) else {"momentum_buffer"}
+        if set(values) != names:
+            raise FormatError(f"expected {sorted(names)} of each parameter, got {sorted(map(str, values))}")
         for name, value in values.items():
             shape = () if name == "step" else parameters[number].shape
-            if value is not None and not _is_tensor(value, shape):
+            if not _is_tensor(value, shape) and (value is not None or name != "momentum_buffer"):
                 raise FormatError(f"expected finite float32 of shape {tuple(shape)} as {name}, got another")
-    if state["state"] and len({frozenset(values) for values in state["state"].values()}) > 1:
-        raise FormatError("expected the same state of all parameters, got others")
 
 
 def _alike(wanted: Any, got: Any) -> bool:
