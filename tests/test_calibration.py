@@ -110,6 +110,8 @@ def test_covariances_of_inputs_far_from_zero_keep_their_digits(tmp_path):
         np.testing.assert_allclose(stats.layers["a"].centred()[0], want, atol=1e-3 * want.max())
     with pytest.raises(pqnet.PQNetError, match="Moments.covariance: expected float32 of shape"):
         Moments(np.ones((1, 2, 2)), 5, np.ones((1, 2)), np.ones((1, 3, 3)))
+    with pytest.raises(pqnet.PQNetError, match=r"Moments.mean: expected finite"):  # and no warning of NumPy
+        Moments.about(np.full((1, 2), 1e30), np.ones((1, 2, 2)), 5)
 
 
 def test_statistics_of_files_without_covariances_are_definite():

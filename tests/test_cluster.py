@@ -5,8 +5,12 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +112,20 @@ def test_layers_and_plans_have_the_same_bytes(client: Client) -> None:
 
     here, there = (measure(MODEL, DATA[:64], client=c, progress=False) for c in (None, client))
     assert there.options == here.options and there.gains == here.gains
+
+
+@pytest.mark.exhaustive
+def test_any_number_of_workers_gives_the_same_bytes() -> None:
+    recipe, found = {"default": PQ(16, 4), "stem": PQ(16, 3)}, []
+    for n in (None, 1, 2, 4):
+        with cluster.connected(None, n) as client:
+            statistics = pqnet.calibrate(MODEL, SAMPLES, client=client, progress=False)
+            options: dict[str, Any] = {"client": client, "progress": False}
+            models = [pqnet.quantize(MODEL, recipe, source, **options) for source in (statistics, DATA[:64])]
+            outputs = [each["output"].tobytes() for each in run_many(models[0], [DATA, DATA[:9]], client=client)]
+            plan = pqnet.plan(MODEL, statistics, target_size="6kB", **options).to_yaml()
+            found.append((saved(statistics), *map(saved, models), outputs, plan))
+    assert found[1:] == found[:1] * 3
 
 
 def test_progress_counts_what_workers_do(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,6 +274,57 @@ def test_errors_of_workers_arrive_as_they_are(client: Client) -> None:
             pqnet.calibrate(MODEL, "bad.npy", client=where)
         messages.append(str(reason.value))
     assert messages[0] == messages[1] and messages[0].startswith("input 'input': expected finite float32 numbers")
+
+
+def warn(item: int) -> int:
+    warnings.warn("all say this", UserWarning, stacklevel=1)
+    if item == 3:
+        np.float32(1e30) * np.float32(1e30)
+    return item
+
+
+def test_warnings_of_workers_are_raised_here(client: Client) -> None:
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("default")
+        assert list(Tasks(client).map(warn, range(5))) == list(range(5))
+    assert [(each.category, str(each.message)) for each in said] == [
+        (UserWarning, "all say this"),
+        (RuntimeWarning, "overflow encountered in scalar multiply"),
+    ]
+    assert Path(said[0].filename).name == "test_cluster.py"
+    with pytest.raises(UserWarning, match="all say this"):  # by the filters of the tests
+        list(Tasks(client).map(warn, range(5)))
+
+
+def test_statistics_on_workers_warn_as_those_made_here(client: Client) -> None:
+    b = GraphBuilder({"ids": ValueInfo(("n", 4), "int64"), "mask": ValueInfo(("n", 4), "int64")}, {"n": 2})
+    x = b.add("embedding", "ids", name="words", params={"weight": np.ones((5, 8), np.float32)})
+    model = Model(b.build({"y": b.add("linear", x, name="fc", params={"weight": np.ones((8, 8), np.float32)})}))
+    assert "mask" in model.inputs
+    ones = np.ones((20, 4), np.int64)
+    mask = np.where(np.arange(4) < 3, ones, 0)
+    said = []
+    for where in (None, client):
+        with pytest.warns(UserWarning) as record:
+            pqnet.calibrate(model, {"ids": ones, "mask": mask}, client=where)
+        said.append({str(each.message) for each in record})
+    assert said[0] == said[1] and "input 'mask' looks like the mask of padded texts" in str(said[0])
+
+
+def test_warnings_of_tasks_at_work_at_once_are_all_recorded() -> None:
+    shown, filters = warnings.showwarning, list(warnings.filters)
+    both = threading.Barrier(2)
+
+    def task(item: int) -> int:
+        both.wait(30)
+        warnings.warn(f"number {item}", UserWarning, stacklevel=1)
+        return item
+
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(partial(cluster._call_recorded, task), range(2)))
+    assert [item for item, _ in found] == [0, 1]
+    assert {str(message) for _, said in found for message, *_ in said} == {"number 0", "number 1"}
+    assert warnings.showwarning is shown and list(warnings.filters) == filters
 
 
 def test_a_task_that_kills_its_workers_is_given_up(

@@ -15,6 +15,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -127,6 +128,16 @@ def test_blocks_that_fail_are_noticed(tmp_path, capsys):
     with pytest.raises(AssertionError, match=r"README\.md:1: pqnet inspect nothing\.h5"):
         run_block(Block(1, "sh", None, "pqnet inspect \\\n nothing.h5  # a comment\n", None), page, {})
     assert "nothing.h5" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("page", NEEDS)
+def test_pages_say_how_to_install_what_they_need(page):
+    text = (ROOT / page if page == "README.md" else DOCS / page).read_text("utf-8")
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    named = {extra for some in re.findall(r"['`][\w.]+\[([\w,]+)\]['`]", text) for extra in some.split(",")}
+    given = {re.split(r"[>\[]", requirement)[0] for extra in named for requirement in extras[extra]}
+    given |= set(re.findall(r"pip install ([\w-]+)", text))
+    assert {{"PIL": "pillow"}.get(package, package) for package in NEEDS[page]} <= given
 
 
 def test_readme_fits_a_screen_and_has_the_two_commands():

@@ -4,7 +4,6 @@ import csv
 import difflib
 import http.client
 import importlib.util
-import io
 import json
 import os
 import shutil
@@ -22,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bodies import npy, png
 from PIL import Image, ImageDraw, ImageFont
 
 import pqnet
@@ -73,18 +73,6 @@ def ask(port: int, body: bytes | None, path: str = "/classify", **headers: str) 
         return answer.status, json.loads(answer.read())
     finally:
         connection.close()
-
-
-def npy(array: np.ndarray) -> bytes:
-    stream = io.BytesIO()
-    np.save(stream, array)
-    return stream.getvalue()
-
-
-def png(image: np.ndarray) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(image).save(stream, "PNG")
-    return stream.getvalue()
 
 
 def right_answers(model: pqnet.Model, samples: np.ndarray) -> list[list[tuple[str, float]]]:

@@ -1,11 +1,19 @@
 """The fuzzing script: a few mutants of every class with a fixed seed, and that it notices what it is for."""
 
+import importlib
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
+
+from pqnet import FormatError
+from pqnet.io import read_arrays
 
 SCRIPT = Path(__file__).parent / "fuzz" / "fuzz.py"
 
@@ -69,6 +77,27 @@ def test_a_crash_a_hang_memory_and_other_exceptions_are_noticed() -> None:
     for number, what in enumerate(["the process ended with -11", "a hang", "MemoryError", "TypeError at .*: three"]):
         assert re.search(rf"recipe-0-{number}.yaml: wrong: .*{what}", done.stdout), done.stdout
     assert "2 recipe read" in done.stdout
+
+
+def test_one_process_reads_hdf5_files_as_pqnet_does_and_another_follows_if_it_dies(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    hdf5 = importlib.import_module("hdf5")
+    with h5py.File("good.h5", "w") as file:
+        file["g/a"], file["b"] = np.arange(6).reshape(2, 3), np.float32(0.5)
+    Path("bad.h5").write_bytes(Path("good.h5").read_bytes()[:-100])
+    processes = set()
+    for _ in range(2):
+        for _ in range(3):
+            got, want = hdf5.read_arrays("good.h5"), read_arrays("good.h5")
+            assert list(got) == list(want) and all(np.array_equal(got[name], want[name]) for name in want)
+            with pytest.raises(FormatError, match="bad.h5: the HDF5 data cannot be read"):
+                hdf5.read_arrays("bad.h5")
+            processes.add(hdf5.reader.process.pid)
+        os.kill(hdf5.reader.process.pid, signal.SIGKILL)
+    hdf5.reader.stop()
+    assert len(processes) == 2
 
 
 def test_coverage_guided_fuzzing_keeps_what_goes_wrong() -> None:

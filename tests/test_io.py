@@ -114,8 +114,10 @@ def test_files_name_their_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     for version, writer in ((lambda name: f"{name} 1.2", "pqnet pqnet 1.2"), (missing, "pqnet")):
         monkeypatch.setattr(metadata, "version", version)
+        container_module._writer.cache_clear()
         write_container(tmp_path / "a.h5", "model", {}, {})
         assert document_of(tmp_path / "a.h5")[0]["writer"] == writer
+    container_module._writer.cache_clear()
 
 
 def test_bytes_of_version_1_stay_as_they_are() -> None:

@@ -373,6 +373,8 @@ def test_foreign_and_damaged_checkpoints_are_refused(nets, tmp_path):
         (("module",), {}),
         (("optimizer", "state", 0, "exp_avg"), torch.zeros(2, 2, 2)),
         (("optimizer", "state", 1), {}),
+        (("optimizer", "state", 0, "step"), None),
+        (("optimizer", "state", 0), {"step": torch.zeros(())}),
         (("optimizer", "param_groups"), []),
         (("optimizer", "param_groups", 0, "lr"), None),
     ],
@@ -389,6 +391,19 @@ def test_forged_checkpoints_with_the_right_checksum_are_refused(nets, tmp_path, 
     torch.save(content, path)
     append_digest(path)
     with pytest.raises(FormatError, match="checkpoint: expected what training wrote"):
+        distill(*nets, DATA, steps=10, checkpoint=path, **OPTIONS)
+
+
+@pytest.mark.parametrize("part", ["best", "module"])
+def test_codes_without_a_codeword_are_refused_in_forged_checkpoints(nets, tmp_path, part):
+    path = tmp_path / "state"
+    distill(*nets, DATA, steps=10, checkpoint=path, **OPTIONS)
+    content = torch.load(io.BytesIO(without_digest(path)), weights_only=True)
+    name = next(name for name in content[part] if name.endswith(".codes"))
+    content[part][name] = torch.full_like(content[part][name], 255)
+    torch.save(content, path)
+    append_digest(path)
+    with pytest.raises(FormatError, match="got .*state: expected packed weights, got others: .*codes"):
         distill(*nets, DATA, steps=10, checkpoint=path, **OPTIONS)
 
 

@@ -437,6 +437,9 @@ def test_errors_of_weights_and_states():
     state = lc.state_dict()
     with pytest.raises(PQNetError, match="state: expected keys"):
         lc.load_state_dict({"mu": 1})
+    for wrong in ({"mu": float("nan")}, {"growth": None}, {"step": -1}):
+        with pytest.raises(PQNetError, match=f"as {next(iter(wrong))}, got"):
+            lc.load_state_dict(state | wrong)
     with pytest.raises(PQNetError, match="state: expected that of weights"):
         LC(net, {"0": EXACT}).load_state_dict(state)
     with pytest.raises(PQNetError, match="expected"):

@@ -422,6 +422,9 @@ def test_states_survive_a_file_of_tensors(tmp_path):
     assert other.state_dict()["weights"]["0"]["arrays"].keys() == {"codes", "codebook"}
     with pytest.raises(ConfigError, match=r"expected weights among \['0'\], got '2'"):
         QuantNoise(small_net(), {"0": PQ(8, 4)}).load_state_dict(state)
+    for wrong, name in (({"step": None}, "step"), ({"step": -1}, "step"), ({"p": float("nan")}, "p")):
+        with pytest.raises(PQNetError, match=f"as {name}, got"):
+            other.load_state_dict(state | wrong)
     with pytest.raises(PQNetError, match="codes: expected 8 bytes"):
         QuantNoise(small_net(), {"0": PQ(4, 4), "2": IntN(4)}).load_state_dict(state)
 

@@ -21,6 +21,7 @@ Arrays of one dtype share a dataset because one of its own costs an array 340 by
 Shared, they cost 1 kB for a whole file and some 10 bytes for an array in the deflated header.
 """
 
+import functools
 import hashlib
 import io
 import json
@@ -240,6 +241,7 @@ def check_name(name: Any, where: str) -> str:
     return name
 
 
+@functools.cache
 def _writer() -> str:
     try:
         return f"pqnet {metadata.version('pqnet')}"

@@ -7,6 +7,7 @@ the codecs of all layers so far. So a file is found exactly when the same bytes 
 changed, and none ever has to be deleted for a result to be right.
 """
 
+import functools
 import hashlib
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -75,6 +76,15 @@ def resumable(
     return once
 
 
+@functools.cache
+def _source_digest() -> "hashlib._Hash":
+    """Return the SHA-256 of pqnet's own source."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(__file__).parents[1].rglob("*.py")):
+        digest.update(file.read_bytes())
+    return digest
+
+
 class LayerFiles:
     """The files of one run."""
 
@@ -90,9 +100,7 @@ class LayerFiles:
         self.reports, self.done = (run.blocks, run.block_done) if of_blocks else (run.report, run.done)
         self.statistics = source if isinstance(source, Statistics) else None
         self.chained = isinstance(source, Sequence)
-        self.digest = hashlib.sha256()
-        for file in sorted(Path(__file__).parents[1].rglob("*.py")):
-            self.digest.update(file.read_bytes())
+        self.digest = _source_digest().copy()
         host = [np.__version__, kernels.cpu.NAME, kernels.cpu.ISA]
         options = replace(run.options, repair=None)  # layers are the same with it
         add_content(self.digest, [host, vars(options), more], {})

@@ -5,6 +5,7 @@ are the same, to the last byte, for any number of workers of one kind of CPU, an
 """
 
 import logging
+import threading
 import time
 import warnings
 from collections import deque
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Shared", "Tasks", "connected", "dask", "dask_blocks"]
 
 T = TypeVar("T")
+_Warning = tuple[str, type[Warning], str, int]  # message, category, file and line
 
 SECONDS = 5.0  # to wait for a scheduler, and for its first worker
 AHEAD = 2  # tasks for each thread of the workers that are given out before their results are taken
@@ -78,6 +80,7 @@ class Tasks:
 
     def __init__(self, client: "Client | None") -> None:
         self.client = client
+        self._warned: dict[Any, int] = {}  # what is said once is, however many workers say it
         if client is not None:
             distributed = dask()
             if not isinstance(client, distributed.Client) or client.asynchronous:
@@ -136,10 +139,13 @@ class Tasks:
             if one.future is None or one.future.status != "finished" or not any(client.who_has([one.future]).values()):
                 one.future = _scattered(client, one.value, broadcast=True)
         futures = [_scattered(client, item), *(one.future for one in shared)]
-        return _Task(function, item, shared, client.submit(_call, function, *futures, pure=False))
+        return _Task(function, item, shared, client.submit(_call_recorded, function, *futures, pure=False))
 
     def _result(self, task: _Task) -> Any:
-        """Return what a task returns; one whose inputs are gone with the last worker that had them is begun again."""
+        """Return what a task returns, and warn as it warned.
+
+        One whose inputs are gone with the last worker that had them is begun again.
+        """
         tried = [task]
 
         def result() -> Any:
@@ -147,7 +153,10 @@ class Tasks:
                 tried.append(self._submit(task.function, task.item, task.shared))
             return tried[-1].future.result()
 
-        return _again(self._client, result)
+        found, said = _again(self._client, result)
+        for message, category, file, line in said:
+            warnings.warn_explicit(message, category, file, line, registry=self._warned)
+        return found
 
 
 def _again(client: "Client", step: Callable[[], T]) -> T:
@@ -172,6 +181,49 @@ def _again(client: "Client", step: Callable[[], T]) -> T:
 def _call(function: Callable[..., T], item: Any, *shared: Any) -> T:
     with blas_limit(1):
         return function(item, *shared)
+
+
+def _call_recorded(function: Callable[..., T], *values: Any) -> tuple[T, list[_Warning]]:
+    """Return what a function returns, and what warnings it raised."""
+    with _RECORDER.recorded() as said:
+        return _call(function, *values), said
+
+
+class _Recorder:
+    """Warnings of this process, where several tasks may be at work at once.
+
+    Each belongs to the task that ends first: threads that help a task cannot be told apart, and all tasks go to who
+    asked for them.
+    """
+
+    def __init__(self) -> None:
+        self.lock, self.tasks = threading.Lock(), 0
+        self.said: list[warnings.WarningMessage] = []
+
+    @contextmanager
+    def recorded(self) -> Iterator[list[_Warning]]:
+        """Give a list that holds the warnings when the block has ended."""
+        found: list[_Warning] = []
+        with self.lock:
+            self.tasks += 1
+            if self.tasks == 1:
+                self.catching = warnings.catch_warnings(record=True)
+                said = self.catching.__enter__()
+                assert said is not None
+                self.said = said
+                warnings.simplefilter("always")  # filters are those of the client
+        try:
+            yield found
+        finally:
+            with self.lock:
+                found += [(str(each.message), each.category, each.filename, each.lineno) for each in self.said]
+                self.said.clear()
+                self.tasks -= 1
+                if self.tasks == 0:
+                    self.catching.__exit__(None, None, None)
+
+
+_RECORDER = _Recorder()
 
 
 def _scattered(client: "Client", value: Any, broadcast: bool = False) -> "Future":

@@ -59,7 +59,8 @@ class Moments:
         """Return the moments of inputs with these means, (G, Kin), and this covariance, (G, Kin, Kin)."""
         wide = first.astype(np.float64)
         mean = covariance + wide[:, :, None] * wide[:, None, :]
-        return cls(mean.astype(np.float32), count, first.astype(np.float32), covariance.astype(np.float32))
+        with np.errstate(over="ignore"):  # what float32 does not hold is refused as infinite
+            return cls(mean.astype(np.float32), count, first.astype(np.float32), covariance.astype(np.float32))
 
     def centred(self) -> np.ndarray:
         """Return E[(x - E x) (x - E x)'], or E[x x'] where the means are not known."""

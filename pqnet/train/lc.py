@@ -13,6 +13,7 @@ from torch.optim.swa_utils import update_bn
 from pqnet.codecs import PACKED, Additive, Codec, Packed
 from pqnet.errors import ConfigError, PQNetError
 from pqnet.train.packed import PackedWeight, attach, check_choice, fit_weight
+from pqnet.train.state import check_numbers
 from pqnet.train.weights import Weight, find_weights, match
 
 __all__ = ["LC"]
@@ -230,6 +231,7 @@ class LC:
         if got != shapes or len(state["theta"]) != len(self._groups):
             raise PQNetError(f"state: expected that of weights {shapes}, got {got}")
         self._theta = [group.read(arrays) for group, arrays in zip(self._groups, state["theta"], strict=True)]
+        check_numbers({"step": state["step"]}, {"mu": state["mu"], "growth": state["growth"]})
         self.mu, self.growth, self.step = float(state["mu"]), float(state["growth"]), int(state["step"])
         self.multipliers = {name: state["multipliers"][name].to(w.device) for name, w in tensors.items()}
         self._decode()

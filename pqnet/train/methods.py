@@ -31,7 +31,7 @@ from pqnet.train.noise import QuantNoise
 from pqnet.train.objective import Loss, Objective
 from pqnet.train.ops import TorchGraph
 from pqnet.train.parallel import torch_threads, world
-from pqnet.train.state import check_numbers, check_optimizer_state, read_state, write_state
+from pqnet.train.state import check_numbers, check_optimizer_state, load_weights, read_state, write_state
 from pqnet.train.stored import Gradient
 from pqnet.train.trainer import PARTS, Schedule, choose_parameters, judge
 
@@ -388,7 +388,7 @@ class _Loop:
             check_numbers({"step": content["step"]}, {})
             self.method.load(content["method"])
             module = self.objective.student
-            module.load_state_dict(content["module"])
+            load_weights(module, content["module"])
             self.step, self._optimizer_state = content["step"], content["optimizer"]
             if isinstance(self.method, _Iterative):
                 self.parameters = choose_parameters(module, self.parts)

@@ -13,6 +13,7 @@ from pqnet.codecs import PACKED, Codec
 from pqnet.errors import ConfigError, PQNetError, of_layer
 from pqnet.train.checks import check_integer
 from pqnet.train.packed import check_codec, check_plain, own_class, parametrize_places, zero_row
+from pqnet.train.state import check_numbers
 from pqnet.train.stored import Stored, make_stored
 from pqnet.train.weights import Weight, find_weights, match
 
@@ -73,6 +74,7 @@ class Draws:
         """Go on from a `state_dict`, or raise PQNetError if it is one of something else."""
         if set(state) != set(self.state_dict()):
             raise PQNetError(f"state: expected keys {sorted(self.state_dict())}, got {sorted(state)}")
+        check_numbers({"step": state["step"]}, {"p": state["p"]})
         self.step, self.p = state["step"], state["p"]
 
 

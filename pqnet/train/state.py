@@ -11,8 +11,9 @@ import torch
 
 from pqnet.errors import FormatError, PQNetError
 from pqnet.io import append_digest, replaced, without_digest
+from pqnet.train.stored import Stored
 
-__all__ = ["check_numbers", "check_optimizer_state", "read_state", "write_state"]
+__all__ = ["check_numbers", "check_optimizer_state", "load_weights", "read_state", "write_state"]
 
 
 def write_state(path: Path, key: str, content: Mapping[str, Any]) -> None:
@@ -51,6 +52,20 @@ def read_state(path: Path, key: str) -> Iterator[dict[str, Any]]:
         raise FormatError(f"checkpoint: expected what training wrote, got {path}: {reason}") from None
 
 
+def load_weights(module: torch.nn.Module, state: Any) -> None:
+    """Have a module take over what a checkpoint says of it, or raise FormatError.
+
+    PyTorch compares names and shapes alone, and fails where a code has no codeword.
+    """
+    module.load_state_dict(state)
+    try:
+        for part in module.modules():
+            if isinstance(part, Stored):
+                part.packed()
+    except PQNetError as reason:
+        raise FormatError(f"expected packed weights, got others: {reason}") from None
+
+
 def check_numbers(integers: Mapping[str, Any], reals: Mapping[str, Any]) -> None:
     """Raise FormatError unless what a checkpoint says are counts, and finite numbers."""
     for name, value in integers.items():
@@ -75,12 +90,13 @@ def check_optimizer_state(optimizer: torch.optim.Optimizer, state: Any) -> None:
     for number, values in state["state"].items():
         if type(number) is not int or not 0 <= number < len(parameters) or not isinstance(values, dict):
             raise FormatError(f"expected the state of {len(parameters)} parameters, got others")
+        names = {"step", "exp_avg", "exp_avg_sq"} if isinstance(optimizer, torch.optim.Adam) else {"momentum_buffer"}
+        if set(values) != names:
+            raise FormatError(f"expected {sorted(names)} of each parameter, got {sorted(map(str, values))}")
         for name, value in values.items():
             shape = () if name == "step" else parameters[number].shape
-            if value is not None and not _is_tensor(value, shape):
+            if not _is_tensor(value, shape) and (value is not None or name != "momentum_buffer"):
                 raise FormatError(f"expected finite float32 of shape {tuple(shape)} as {name}, got another")
-    if state["state"] and len({frozenset(values) for values in state["state"].values()}) > 1:
-        raise FormatError("expected the same state of all parameters, got others")
 
 
 def _alike(wanted: Any, got: Any) -> bool:

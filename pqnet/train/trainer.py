@@ -18,7 +18,7 @@ from pqnet.train.objective import BlockObjective, Objective
 from pqnet.train.ops import TorchGraph
 from pqnet.train.packed import packed_weights
 from pqnet.train.parallel import is_main, rank, world
-from pqnet.train.state import check_numbers, check_optimizer_state, read_state, write_state
+from pqnet.train.state import check_numbers, check_optimizer_state, load_weights, read_state, write_state
 
 __all__ = ["PARTS", "Schedule", "choose_parameters", "judge", "run_training"]
 
@@ -155,7 +155,7 @@ class _State:
             self.step, self.best_loss = content["step"], content["best_loss"]
             check_numbers({"step": self.step, "threads": threads}, {"best_loss": self.best_loss, "pace": self.pace})
             for state in (content["best"], content["module"]):
-                self.module.load_state_dict(state)
+                load_weights(self.module, state)
             self.best = content["best"]
             check_optimizer_state(self.optimizer, content["optimizer"])
             self.optimizer.load_state_dict(content["optimizer"])

@@ -4,9 +4,9 @@
     python tests/fuzz/fuzz.py --class npy --only 4711         # one mutant again, in this process
 
 Right is a network, a recipe or an array that is what a reference makes of the same file, or a PQNetError. All else,
-also more than 1 GiB of addresses, 5 seconds of CPU or a minute, saves the mutant to --keep and lets this program exit
-with 1. A mutant is a function of class, seed and number. Each process does one after the other; the next takes over
-from one that died.
+also more than 1 GiB of addresses, 5 seconds of CPU or ten minutes, saves the mutant to --keep and lets this program
+exit with 1. A mutant is a function of class, seed and number. Each process does one after the other; the next takes
+over from one that died.
 """
 
 # ruff: noqa: E402  # the environment comes first
@@ -35,8 +35,9 @@ from numba.core import event
 from pqnet import PQNetError
 
 MEMORY = 1 << 30  # bytes that may be mapped
-HANGS = (-signal.SIGALRM, -signal.SIGPROF)
-SECONDS, PATIENCE = 5, 60  # of CPU, and of the clock: other programs may need the CPU
+FOLDER = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # where nobody waits for a disk
+SECONDS, PATIENCE = 5, 600  # of CPU, and of the clock: other programs may need the CPU, or stop this one for a while
+HANGS = {-signal.SIGPROF: f"a hang of {SECONDS} s of CPU", -signal.SIGALRM: f"a hang of {PATIENCE} s of the clock"}
 
 
 def limit_time(cpu: float, clock: float) -> None:
@@ -101,7 +102,7 @@ class Worker:
 
     def __init__(self, kind: str, seed: int, first: int, step: int) -> None:
         self.kind, self.seed, self.number, self.step = kind, seed, first, step
-        self.folder = tempfile.TemporaryDirectory(prefix="pqnet-fuzz-")
+        self.folder = tempfile.TemporaryDirectory(prefix="pqnet-fuzz-", dir=FOLDER)
         self.start()
 
     def start(self) -> None:
@@ -122,7 +123,7 @@ class Worker:
         code = self.process.wait()
         self.number += self.step
         self.start()
-        return f"wrong: the process ended with {'a hang' if code in HANGS else code}", self.number - self.step
+        return f"wrong: the process ended with {HANGS.get(code, code)}", self.number - self.step
 
     def stop(self) -> None:
         self.process.kill()

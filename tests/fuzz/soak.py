@@ -13,7 +13,6 @@ hour and 10 MB in all, or the service did not end in order.
 
 import argparse
 import http.client
-import io
 import json
 import os
 import signal
@@ -29,10 +28,10 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 os.environ |= {"PQNET_NUM_THREADS": "1", "PQNET_TUNE": "0"}
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *sys.path])
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import numpy as np
-from PIL import Image
+from bodies import npy, png
 
 import pqnet
 from pqnet.demo import load_images, model_path
@@ -40,6 +39,7 @@ from pqnet.io import network_digest
 
 TOLERANCE = 1e-5  # of probabilities: batches of other sizes are computed in other orders
 CODEWORDS = (4, 16, 64)
+PATIENCE = 600  # seconds: a client, or the service, may have to wait for a CPU that other programs take
 
 
 def make_models(folder: Path) -> dict[str, tuple[Path, pqnet.Model]]:
@@ -74,7 +74,7 @@ class Client(threading.Thread):
 
     def ask_some(self) -> None:
         """Ask several times over one connection."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
         try:
             for _ in range(int(self.rng.integers(1, 20))):
                 if not self.ask(connection):
@@ -89,7 +89,7 @@ class Client(threading.Thread):
         if way < 0.1:
             body = [b"", b"nonsense", npy(self.images[rows])[:-5], npy(self.images[0])][self.rng.integers(4)]
         elif way < 0.3:
-            rows, body = rows[:1], png(self.images[rows[0], 0])
+            rows, body = rows[:1], png(np.uint8(np.round(self.images[rows[0], 0] * 255)))
         else:
             body = npy(self.images[rows])
         connection.request("POST", "/classify", body)
@@ -111,18 +111,6 @@ class Client(threading.Thread):
         got = np.array([[row[str(i)] for i in range(10)] for row in rows_got])
         want = self.right[content["model"]][rows]
         return got.shape == want.shape and bool(np.abs(got - want).max() < TOLERANCE)
-
-
-def npy(array: np.ndarray) -> bytes:
-    stream = io.BytesIO()
-    np.save(stream, array)
-    return stream.getvalue()
-
-
-def png(image: np.ndarray) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(np.round(image * 255).astype(np.uint8)).save(stream, "PNG")
-    return stream.getvalue()
 
 
 def resident(process: int) -> float:
@@ -149,7 +137,7 @@ def soak(
     served.write_bytes(files[0])
     service = str(ROOT / "examples" / "service.py")
     command = [sys.executable, service, str(served), "--port", "0", "--top", "10", "--poll", "0.1"]
-    command += ["--patience", "600"]  # a client may have to wait for a CPU before it asks again
+    command += ["--patience", str(PATIENCE)]
     with (
         open(folder / "log", "wb") as log,
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as process,
