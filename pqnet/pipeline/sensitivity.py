@@ -1,10 +1,10 @@
 """How much of a layer's error reaches the outputs of the network."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,7 +18,22 @@ from pqnet.pipeline.padding import real_positions, without_padding
 from pqnet.pipeline.sweep import Values, sweep
 from pqnet.runtime.execute import evaluate_node, node_params, run_from, run_graph, values_to_free
 
-__all__ = ["network_gains", "single_samples", "some_samples"]
+__all__ = ["Reach", "network_gains", "single_samples", "some_samples"]
+
+
+class Reach(NamedTuple):
+    """What reaches the outputs of the network of an error of one layer's.
+
+    Attributes
+    ----------
+    error : float
+        Squared, relative to the layer's outputs.
+    gain : float
+        Squared change of the network's outputs, relative to these, for one of such errors.
+    """
+
+    error: float
+    gain: float
 
 
 def some_samples(graph: Graph, data: Any, n: int) -> list[Batch]:
@@ -52,12 +67,12 @@ def single_samples(graph: Graph, batches: list[Batch], n: int) -> list[Batch]:
 def network_gains(
     graph: Graph,
     batches: list[Batch],
-    perturb: Callable[[Node], np.ndarray],
+    perturb: Callable[[Node], Sequence[np.ndarray]],
     names: Iterable[str],
     threads: int,
     corrected: Mapping[str, np.ndarray] | None = None,
-) -> dict[str, float]:
-    """Return the relative change of the network's outputs for one of each layer's outputs alone (both squared).
+) -> dict[str, list[Reach]]:
+    """Measure the relative change of the network's outputs for one of each layer's outputs alone (both squared).
 
     Positions of texts that are padding count for nothing.
 
@@ -66,7 +81,7 @@ def network_gains(
     graph : Graph
     batches : list of dict of arrays
     perturb : callable
-        Given a layer's node, returns another weight for it.
+        Given a layer's node, returns other weights for it, with each of which there is a result.
     names : iterable of str
         Layers.
     threads : int
@@ -87,7 +102,10 @@ def network_gains(
     gains = {}
 
     def visit(node: Node, values: Values, _: Values) -> None:
-        params, rule, instead = node_params(graph, node), weight_op(node.op), perturb(node)
+        gains[node.name] = [reach(node, values, instead) for instead in perturb(node)]
+
+    def reach(node: Node, values: Values, instead: np.ndarray) -> Reach:
+        params, rule = node_params(graph, node), weight_op(node.op)
 
         def products(weight: np.ndarray) -> list[np.ndarray]:
             def one(i: int) -> np.ndarray:
@@ -126,7 +144,8 @@ def network_gains(
         tick(f"what an error of {node.name} does")
         parts = list(ordered_map(reached, range(len(batches)), threads))
         shares = [sum(part[n] for part in parts) / scale[n] for n in scale if scale[n] > 0]
-        gains[node.name] = float(np.mean(shares) * energy / error) if shares and error > 0 else 0.0
+        gain = float(np.mean(shares) * energy / error) if shares and error > 0 else 0.0
+        return Reach(error / energy if energy > 0 else 0.0, gain)
 
     sweep(graph, batches, set(names), visit, threads)
     return gains
