@@ -333,8 +333,8 @@ def _measure_layers(
         return rates[node.name].perturbed()
 
     factors = {name: affine.gain for name, affine in affines.items()}
-    found = network_gains(graph, some, perturb, known, threads, factors)
-    return options, {name: Gain.of(reached) for name, reached in found.items()}
+    reached = network_gains(graph, some, perturb, known, threads, factors)
+    return options, {name: Gain.of(errors) for name, errors in reached.items()}
 
 
 def _is_fast(prefer: str) -> bool:
