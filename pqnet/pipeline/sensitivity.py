@@ -102,22 +102,22 @@ def network_gains(
     gains = {}
 
     def visit(node: Node, values: Values, _: Values) -> None:
-        gains[node.name] = [reach(node, values, instead) for instead in perturb(node)]
+        right = products(node, values, node_params(graph, node)["weight"])
+        gains[node.name] = [reach(node, values, right, instead) for instead in perturb(node)]
 
-    def reach(node: Node, values: Values, instead: np.ndarray) -> Reach:
-        params, rule = node_params(graph, node), weight_op(node.op)
+    def products(node: Node, values: Values, weight: np.ndarray) -> list[np.ndarray]:
+        def one(i: int) -> np.ndarray:
+            if weight_op(node.op).is_product:
+                inputs = [values[i][v] for v in node.inputs]
+                return evaluate_node(node, inputs, {"weight": weight}, symbols[i])[0]
+            product: np.ndarray = operand(graph, node, values[i]) @ weight.T
+            return product
 
-        def products(weight: np.ndarray) -> list[np.ndarray]:
-            def one(i: int) -> np.ndarray:
-                if rule.is_product:
-                    inputs = [values[i][v] for v in node.inputs]
-                    return evaluate_node(node, inputs, {"weight": weight}, symbols[i])[0]
-                product: np.ndarray = operand(graph, node, values[i]) @ weight.T
-                return product
+        return list(ordered_map(one, range(len(batches)), threads))
 
-            return list(ordered_map(one, range(len(batches)), threads))
-
-        changes, changed, factor = products(instead - params["weight"]), {**params, "weight": instead}, np.ones(1)
+    def reach(node: Node, values: Values, right: list[np.ndarray], instead: np.ndarray) -> Reach:
+        params, rule, factor = node_params(graph, node), weight_op(node.op), np.ones(1)
+        changes, changed = products(node, values, instead - params["weight"]), {**params, "weight": instead}
         if node.name in corrected:
             axis = rule.channel_axis(changes[0].ndim)
             others = tuple(i for i in range(changes[0].ndim) if i != axis)
@@ -125,8 +125,7 @@ def network_gains(
             changes = [x - np.expand_dims(mean, others) for x in changes]
             changed |= {"bias": params["bias"] - mean} if "bias" in params else {}
         energy, error = (
-            sum(_energy(factor * x, r) for x, r in zip(y, real, strict=True))
-            for y in (products(params["weight"]), changes)
+            sum(_energy(factor * x, mask) for x, mask in zip(y, real, strict=True)) for y in (right, changes)
         )
         # Other users of the weight see its error too.
         wrong = replace(graph, params={**graph.params, node.params["weight"]: instead})
