@@ -189,9 +189,12 @@ def nbytes(model: pqnet.Model) -> int:
         return path.stat().st_size
 
 
-def table(name: str, seeds: list[int], rows: list[str]) -> list[dict[str, Any]]:
+def table(name: str, seeds: list[int], rows: list[str], halves: list[int]) -> list[dict[str, Any]]:
     found: dict[str, list[dict[str, Any]]] = {}
-    for subject in SUBJECTS[name]():
+    only = "" if len(halves) == 2 else f", half {halves[0]}"
+    for i, subject in enumerate(SUBJECTS[name](), 1):
+        if i not in halves:
+            continue
         dense = nbytes(subject.model)
         for seed in seeds:
             for row, small, more in small_networks(subject, seed, rows):
@@ -202,7 +205,7 @@ def table(name: str, seeds: list[int], rows: list[str]) -> list[dict[str, Any]]:
                 found.setdefault(row, []).append(figures)
                 emit(name, row=row, seed=seed, **figures)
     return [
-        {"network": name, "row": row}
+        {"network": name, "row": row + only}
         | {key: float(np.mean([f[key] for f in figures])) for key in figures[0]}
         | {"spread": max(f["kept"] for f in figures) - min(f["kept"] for f in figures)}
         for row, figures in found.items()
@@ -216,10 +219,13 @@ def main() -> None:
         "--rows", nargs="*", choices=("default", "repair", "plan", "compress"), default=["default", "plan"]
     )
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
+    parser.add_argument(
+        "--halves", nargs="*", type=int, choices=(1, 2), default=[1, 2], help="of images to calibrate with, if few"
+    )
     parser.add_argument("--csv", help="file for the means over the seeds, in which other rows stay")
     args = parser.parse_args()
     emit("machine", **machine())
-    lines = [line for name in args.networks for line in table(name, args.seeds, args.rows)]
+    lines = [line for name in args.networks for line in table(name, args.seeds, args.rows, args.halves)]
     if args.csv:
         write(Path(args.csv), lines)
 
