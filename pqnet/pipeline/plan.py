@@ -113,8 +113,9 @@ def plan(
     Every layer is tried with codebooks of several block sizes (from single weights on), layouts and K (powers of two
     and not), stored as float16 or int8, also with a sparse correction; with integers of 2 to 8 bits, binary and ternary
     weights, as float16, and in float. Its output error is measured at some of them, on a sample of its outputs, and
-    interpolated. With data, each layer is also made wrong once, alone, in the way of quantization, to measure how much
-    of its error reaches the network's outputs. The choices of all layers are then made together, by a dynamic program.
+    interpolated. With data, each layer is also made wrong, alone, by much and by little, in the way of quantization, to
+    measure how much of its error reaches the network's outputs. The choices of all layers are then made together, by a
+    dynamic program.
 
     Parameters
     ----------
