@@ -88,66 +88,75 @@ def network_gains(
     corrected : dict of str to ndarray, shape (O,)
         Layers of which something makes up for the mean error of each output, with the factor by which each counts.
     """
-    free = values_to_free(graph)
-    real = [real_positions(batch) for batch in batches]
-    clean = list(ordered_map(lambda batch: run_graph(graph, free, dict(batch)), batches, threads))
-    scale = {
-        name: sum(_energy(out[name], mask) for out, mask in zip(clean, real, strict=True))
-        for name in graph.outputs
-        if clean[0][name].dtype.kind == "f"
-    }
-    symbols = [graph.bind_symbols({n: a.shape for n, a in batch.items()}) for batch in batches]
-    at = {node.name: i for i, node in enumerate(graph.nodes)}
-    corrected = corrected or {}
-    gains = {}
+    following = _Following(graph, batches, threads, corrected or {})
+    found: dict[str, list[Reach]] = {}
 
     def visit(node: Node, values: Values, _: Values) -> None:
-        right = products(node, values, node_params(graph, node)["weight"])
-        gains[node.name] = [reach(node, values, right, instead) for instead in perturb(node)]
+        right = following.products(node, values, node_params(graph, node)["weight"])
+        found[node.name] = [following.reach(node, values, right, instead) for instead in perturb(node)]
 
-    def products(node: Node, values: Values, weight: np.ndarray) -> list[np.ndarray]:
+    sweep(graph, batches, set(names), visit, threads)
+    return found
+
+
+class _Following:
+    """Follows the errors of one layer to the outputs of the network."""
+
+    def __init__(self, graph: Graph, batches: list[Batch], threads: int, corrected: Mapping[str, np.ndarray]) -> None:
+        self.graph, self.threads, self.corrected, self.free = graph, threads, corrected, values_to_free(graph)
+        self.real = [real_positions(batch) for batch in batches]
+        self.clean = list(ordered_map(lambda batch: run_graph(graph, self.free, dict(batch)), batches, threads))
+        self.scale = {
+            name: sum(_energy(out[name], mask) for out, mask in zip(self.clean, self.real, strict=True))
+            for name in graph.outputs
+            if self.clean[0][name].dtype.kind == "f"
+        }
+        self.symbols = [graph.bind_symbols({n: a.shape for n, a in batch.items()}) for batch in batches]
+        self.at = {node.name: i for i, node in enumerate(graph.nodes)}
+
+    def products(self, node: Node, values: Values, weight: np.ndarray) -> list[np.ndarray]:
+        """Return what a weight gives, without bias, of every batch."""
+
         def one(i: int) -> np.ndarray:
             if weight_op(node.op).is_product:
                 inputs = [values[i][v] for v in node.inputs]
-                return evaluate_node(node, inputs, {"weight": weight}, symbols[i])[0]
-            product: np.ndarray = operand(graph, node, values[i]) @ weight.T
+                return evaluate_node(node, inputs, {"weight": weight}, self.symbols[i])[0]
+            product: np.ndarray = operand(self.graph, node, values[i]) @ weight.T
             return product
 
-        return list(ordered_map(one, range(len(batches)), threads))
+        return list(ordered_map(one, range(len(self.symbols)), self.threads))
 
-    def reach(node: Node, values: Values, right: list[np.ndarray], instead: np.ndarray) -> Reach:
-        params, rule, factor = node_params(graph, node), weight_op(node.op), np.ones(1)
-        changes, changed = products(node, values, instead - params["weight"]), {**params, "weight": instead}
-        if node.name in corrected:
+    def reach(self, node: Node, values: Values, right: list[np.ndarray], instead: np.ndarray) -> Reach:
+        """Tell what reaches the outputs of another weight; ``right`` are the products of the layer's own."""
+        params, rule, factor = node_params(self.graph, node), weight_op(node.op), np.ones(1)
+        changes, changed = self.products(node, values, instead - params["weight"]), {**params, "weight": instead}
+        if node.name in self.corrected:
             axis = rule.channel_axis(changes[0].ndim)
             others = tuple(i for i in range(changes[0].ndim) if i != axis)
-            mean, factor = _channel_means(changes, axis, real), np.expand_dims(corrected[node.name], others)
+            mean, factor = _channel_means(changes, axis, self.real), np.expand_dims(self.corrected[node.name], others)
             changes = [x - np.expand_dims(mean, others) for x in changes]
             changed |= {"bias": params["bias"] - mean} if "bias" in params else {}
         energy, error = (
-            sum(_energy(factor * x, mask) for x, mask in zip(y, real, strict=True)) for y in (right, changes)
+            sum(_energy(factor * x, mask) for x, mask in zip(y, self.real, strict=True)) for y in (right, changes)
         )
         # Other users of the weight see its error too.
-        wrong = replace(graph, params={**graph.params, node.params["weight"]: instead})
+        wrong = replace(self.graph, params={**self.graph.params, node.params["weight"]: instead})
 
         def reached(i: int) -> dict[str, float]:
             now = dict(values[i])
             inputs = [now[v] for v in node.inputs]
             if rule.is_product:
-                now[node.outputs[0]] = evaluate_node(node, inputs, params, symbols[i])[0] + changes[i]
+                now[node.outputs[0]] = evaluate_node(node, inputs, params, self.symbols[i])[0] + changes[i]
             else:
-                now.update(zip(node.outputs, evaluate_node(node, inputs, changed, symbols[i]), strict=True))
-            found = run_from(wrong, free, at[node.name] + 1, now, symbols[i])
-            return {n: _energy(found[n] - clean[i][n], real[i]) for n in scale}
+                now.update(zip(node.outputs, evaluate_node(node, inputs, changed, self.symbols[i]), strict=True))
+            found = run_from(wrong, self.free, self.at[node.name] + 1, now, self.symbols[i])
+            return {n: _energy(found[n] - self.clean[i][n], self.real[i]) for n in self.scale}
 
         tick(f"what an error of {node.name} does")
-        parts = list(ordered_map(reached, range(len(batches)), threads))
-        shares = [sum(part[n] for part in parts) / scale[n] for n in scale if scale[n] > 0]
+        parts = list(ordered_map(reached, range(len(changes)), self.threads))
+        shares = [sum(part[n] for part in parts) / scale for n, scale in self.scale.items() if scale > 0]
         gain = float(np.mean(shares) * energy / error) if shares and error > 0 else 0.0
         return Reach(error / energy if energy > 0 else 0.0, gain)
-
-    sweep(graph, batches, set(names), visit, threads)
-    return gains
 
 
 def _energy(x: np.ndarray, real: np.ndarray | None) -> float:
