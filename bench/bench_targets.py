@@ -26,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,7 @@ def small_networks(subject: Subject, seed: int, rows: list[str]) -> Iterator[tup
             preset = pqnet.quantize(model, "small-blocks", metric="none", **options)
             sizes["plan, half of small-blocks"] = nbytes(preset) // 2
         measured, before = timed(lambda: pqnet.pipeline.measure(model, samples, **options))
+        emit(subject.name, row="what plans are made from", seed=seed, seconds=before)
         for name, size in sizes.items():
             plan = measured.plan(size)
             small, seconds = timed(lambda plan=plan: pqnet.quantize(model, plan.recipe, samples, **options))
@@ -187,9 +189,12 @@ def nbytes(model: pqnet.Model) -> int:
         return path.stat().st_size
 
 
-def table(name: str, seeds: list[int], rows: list[str]) -> list[dict[str, Any]]:
+def table(name: str, seeds: list[int], rows: list[str], halves: list[int]) -> list[dict[str, Any]]:
     found: dict[str, list[dict[str, Any]]] = {}
-    for subject in SUBJECTS[name]():
+    only = "" if len(halves) == 2 else f", half {halves[0]}"
+    for i, subject in enumerate(SUBJECTS[name](), 1):
+        if i not in halves:
+            continue
         dense = nbytes(subject.model)
         for seed in seeds:
             for row, small, more in small_networks(subject, seed, rows):
@@ -200,7 +205,7 @@ def table(name: str, seeds: list[int], rows: list[str]) -> list[dict[str, Any]]:
                 found.setdefault(row, []).append(figures)
                 emit(name, row=row, seed=seed, **figures)
     return [
-        {"network": name, "row": row}
+        {"network": name, "row": row + only}
         | {key: float(np.mean([f[key] for f in figures])) for key in figures[0]}
         | {"spread": max(f["kept"] for f in figures) - min(f["kept"] for f in figures)}
         for row, figures in found.items()
@@ -214,16 +219,28 @@ def main() -> None:
         "--rows", nargs="*", choices=("default", "repair", "plan", "compress"), default=["default", "plan"]
     )
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
-    parser.add_argument("--csv", help="file for the means over the seeds")
+    parser.add_argument(
+        "--halves", nargs="*", type=int, choices=(1, 2), default=[1, 2], help="of images to calibrate with, if few"
+    )
+    parser.add_argument("--csv", help="file for the means over the seeds, in which other rows stay")
     args = parser.parse_args()
     emit("machine", **machine())
-    lines = [line for name in args.networks for line in table(name, args.seeds, args.rows)]
+    lines = [line for name in args.networks for line in table(name, args.seeds, args.rows, args.halves)]
     if args.csv:
-        keys = list(dict.fromkeys(key for line in lines for key in line))
-        with open(args.csv, "w", newline="") as file:
-            writer = csv.DictWriter(file, keys, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in line.items()} for line in lines)
+        write(Path(args.csv), lines)
+
+
+def write(path: Path, lines: list[dict[str, Any]]) -> None:
+    """Write a table; what a file has of other networks and rows stays in front."""
+    told = [{k: f"{v:.4g}" if isinstance(v, float) else str(v) for k, v in line.items()} for line in lines]
+    new = {(line["network"], line["row"]) for line in told}
+    with path.open(newline="") if path.exists() else nullcontext(()) as file:
+        before = [dict(line) for line in csv.DictReader(file) if (line["network"], line["row"]) not in new]
+    keys = list(dict.fromkeys(key for line in [*before, *told] for key in line))
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, keys, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows([*before, *told])
 
 
 if __name__ == "__main__":

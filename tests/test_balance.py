@@ -1,5 +1,6 @@
 """The bytes of presets, moved between layers."""
 
+import sys
 from itertools import product
 
 import numpy as np
@@ -37,6 +38,30 @@ def test_codewords_go_where_the_outputs_gain_from_them():
     better, plain = (pqnet.quantize(model, recipe, images, progress=False) for recipe in (found, codecs))
     others = rand(64, 64, 4, 4, seed=4)
     assert error(better, model, others) < 0.8 * error(plain, model, others)
+
+
+def test_filters_count_as_they_are_packed(monkeypatch):
+    """A norm gives filters of any sizes back what they are packed without: the same function, the same errors."""
+    b = GraphBuilder({"input": ValueInfo(("batch", 64, 4, 4))}, {"batch": 2})
+    attrs = {"stride": (1, 1), "dilation": (1, 1), "padding": (0, 0, 0, 0), "groups": 1}
+    weights = rand(64, 64, 1, 1, seed=1), rand(64, 64, 1, 1, seed=2)
+    paths = []
+    for name, size in {"even": np.ones(64), "uneven": np.geomspace(1e-3, 1e3, 64)}.items():
+        x = "input"
+        for i, (weight, factor) in enumerate(zip(weights, (1.0, 0.2), strict=True)):
+            scaled = (size[:, None, None, None] * weight).astype(np.float32)
+            x = b.add("conv2d", x, name=f"{name}{i}", params={"weight": scaled}, **attrs)
+            norm = {"weight": (factor / size / 8).astype(np.float32), "bias": np.zeros(64, np.float32)}
+            x = b.add("batch_norm", x, name=f"{name}{i}_norm", params=norm, eps=0.0)
+        paths.append(x)
+    model, images = Model(b.build({"output": b.add("concat", *paths, axis=1)})), rand(64, 64, 4, 4, seed=3)
+    codecs = {name: PQ(128, 4, "channel") for name in ("even0", "even1", "uneven0", "uneven1")}
+    rated = []
+    monkeypatch.setattr(sys.modules["pqnet.pipeline.balance"], "_choose", lambda *args: rated.append(args[1]))
+    balance(model.graph, codecs, [{"input": images}], 0, 1)
+    for i in "01":
+        for codec, expected in rated[0][f"even{i}"].items():
+            assert rated[0][f"uneven{i}"][codec] == pytest.approx(expected, rel=0.3), (i, codec)
 
 
 def test_choice_is_the_best_of_all():

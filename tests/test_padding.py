@@ -72,9 +72,10 @@ def test_codes_are_those_of_the_texts_alone(model, texts, metric):
 def test_gains_are_those_of_the_texts_alone(model, texts, corrected):
     def perturb(node):
         weight = model.graph.params[node.params["weight"]]
-        return weight + 0.1 * rand(*weight.shape, seed=2)
+        return [weight + 0.1 * rand(*weight.shape, seed=2)]
 
-    alone, padded = (network_gains(model.graph, part, perturb, ["inner", "outer"], 1, corrected) for part in texts)
+    found = (network_gains(model.graph, part, perturb, ["inner", "outer"], 1, corrected) for part in texts)
+    alone, padded = ({name: reach.gain for name, [reach] in part.items()} for part in found)
     assert padded == pytest.approx(alone, rel=1e-4)
 
 
@@ -82,7 +83,7 @@ def test_plans_and_presets_are_made_from_padded_texts(model, texts):
     """Biases make up for the mean errors of the layers, which are those of the words."""
     data = {name: np.concatenate([batch[name] for batch in texts[1]]) for name in ("ids", "attention_mask")}
     measured = pqnet.pipeline.measure(model, data, progress=False)
-    assert all(0 < measured.gains[name] < 100 for name in ("words", "inner", "outer"))
+    assert all(0 < measured.gains[name](None, 0.01) < 100 for name in ("words", "inner", "outer"))
     small = pqnet.quantize(model, "small-blocks", data, progress=False)
     assert small.graph.meta["quantization"]["layers"]
 

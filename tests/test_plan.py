@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from test_pipeline import small_net
 
 import pqnet
-from pqnet import PQ, ConfigError, IntN, Model, PQNetError, Recipe
+from pqnet import PQ, Additive, ConfigError, IntN, Model, PQNetError, Recipe, Sparse
 from pqnet.cli.main import main
 from pqnet.demo import load_images, model_path
 from pqnet.graph import GraphBuilder, ValueInfo
@@ -22,8 +22,17 @@ from pqnet.pipeline import FileSizes, measure, parse_size
 from pqnet.pipeline.allocate import allocations
 from pqnet.pipeline.moments import doubted, output_squares, share_to_doubt
 from pqnet.pipeline.noise import quantized_alike
-from pqnet.pipeline.rates import LayerRates, _trace_of_solution, block_sizes, codec_nbytes, smallest_codec
-from pqnet.pipeline.sensitivity import network_gains
+from pqnet.pipeline.rates import (
+    PERTURBED,
+    WEAK,
+    Gain,
+    LayerRates,
+    _trace_of_solution,
+    block_sizes,
+    codec_nbytes,
+    smallest_codec,
+)
+from pqnet.pipeline.sensitivity import Reach, network_gains
 from pqnet.pipeline.statistics import Moments
 
 
@@ -145,26 +154,30 @@ def test_gains_are_those_of_an_error_that_passes_through():
     change = {"first": 0.1 * rand(32, 16, seed=5), "second": 0.1 * rand(8, 32, seed=6)}
 
     def perturb(node):
-        return model.graph.params[node.params["weight"]] + change[node.name]
+        return [model.graph.params[node.params["weight"]] + change[node.name]]
+
+    def measured(corrected=None):
+        found = network_gains(model.graph, batches, perturb, list(change), 1, corrected)
+        return {name: reach.gain for name, [reach] in found.items()}
 
     out = np.square(model(x).astype(float)).sum()
     batches = [{"input": x[:7]}, {"input": x[7:]}]
-    gains = network_gains(model.graph, batches, perturb, list(change), 1)
+    gains = measured()
     hidden = x @ first.T
     wrong = x @ change["first"].T.astype(float)
     share = np.square(wrong).sum() / np.square(hidden).sum()
     assert gains["first"] == pytest.approx(np.square(wrong @ second.T).sum() / out / share, rel=1e-4)
     through = np.square(hidden @ second.T).sum() / out
     assert gains["second"] == pytest.approx(through, rel=1e-4)
-    second_corrected = network_gains(model.graph, batches, perturb, list(change), 1, {"second": np.ones(8)})
+    second_corrected = measured({"second": np.ones(8)})
     assert second_corrected == pytest.approx(gains, rel=1e-4)  # the last layer: what comes out is what went wrong
-    first_corrected = network_gains(model.graph, batches, perturb, list(change), 1, {"first": np.ones(32)})
+    first_corrected = measured({"first": np.ones(32)})
     wrong -= wrong.mean(0)  # something takes the mean
     share = np.square(wrong).sum() / np.square(hidden).sum()
     assert first_corrected["first"] == pytest.approx(np.square(wrong @ second.T).sum() / out / share, rel=1e-4)
     assert first_corrected["first"] != pytest.approx(gains["first"], rel=1e-3)
     factors = np.abs(rand(32, seed=7))  # by which outputs count
-    weighed = network_gains(model.graph, batches, perturb, list(change), 1, {"first": factors})
+    weighed = measured({"first": factors})
     share = np.square(factors * wrong).sum() / np.square(factors * hidden).sum()
     assert weighed["first"] == pytest.approx(np.square(wrong @ second.T).sum() / out / share, rel=1e-4)
 
@@ -218,7 +231,8 @@ def test_filters_of_unequal_size_are_rated_as_a_norm_lets_them_be_packed():
     x = b.add("batch_norm", x, name="norm", params=params, eps=1e-5)
     model, codec, inputs = Model(b.build({"output": x})), PQ(64, 4, "channel"), rand(400, 32, seed=3)
     found = measure(model, inputs, progress=False)
-    predicted = found.gains["wide"] * next(c.error for c in found.options["wide"] if c.codec == codec)
+    error = next(c.error for c in found.options["wide"] if c.codec == codec)
+    predicted = found.gains["wide"](codec, error) * error
     small, other = pqnet.quantize(model, {"wide": codec}, inputs, progress=False), rand(400, 32, seed=4)
     real = np.square(small(other) - model(other)).sum() / np.square(model(other)).sum()
     assert 1 / 1.5 < predicted / real < 1.5
@@ -516,3 +530,43 @@ def test_sizes_of_files_before_they_exist_are_no_less_than_they_become(factor, c
     }
     expected, got = FileSizes(model, False, 0).nbytes(chosen), graph_nbytes(small.graph)
     assert got <= expected <= got + 128
+
+
+def test_small_errors_reach_the_outputs_by_their_own_share():
+    """Of a step that is hardly ever crossed, small errors move little; a line between the two, in logarithms."""
+    b = GraphBuilder({"input": ValueInfo(("batch", 16))}, {"batch": 2})
+    x = b.add("linear", "input", name="first", params={"weight": rand(32, 16)})
+    x = b.add("linear", b.add("sigmoid", b.add("mul", x, x)), name="second", params={"weight": rand(8, 32, seed=1)})
+    model, inputs = Model(b.build({"output": x})), rand(200, 16, seed=3)
+    found = measure(model, inputs, progress=False).gains
+    small, large = found["first"].at
+    assert small.error == pytest.approx(WEAK, rel=0.5) and large.error == pytest.approx(PERTURBED, rel=0.5)
+    gain, codec = Gain((Reach(0.01, 1.0), Reach(0.1, 3.0))), PQ(4, 4)
+    assert [gain(codec, e) for e in (0.001, 0.01, 0.01 * 10**0.5, 0.1, 1.0)] == pytest.approx([1, 1, 2, 3, 3])
+    assert [Gain(gain.at, 7.0)(c, 0.01) for c in (codec, IntN(8), Additive([codec, Sparse(0.1)]))] == [1.0, 7.0, 1.0]
+    # the last layer's errors are the outputs' own
+    assert [reach.gain for reach in found["second"].at] == pytest.approx([1.0, 1.0], rel=0.2)
+    weight = model.graph.params["first.weight"].astype(float)
+    for reach in (small, large):
+        noise = rand(200, 32, seed=9) * np.sqrt(reach.error * np.square(inputs @ weight.T).mean())
+        hidden = [1 / (1 + np.exp(-np.square(y))) for y in (inputs @ weight.T, inputs @ weight.T + noise)]
+        outputs = [h @ model.graph.params["second.weight"].astype(float).T for h in hidden]
+        real = np.square(outputs[1] - outputs[0]).sum() / np.square(outputs[0]).sum() / reach.error
+        assert reach.gain == pytest.approx(real, rel=0.4)
+
+
+def test_integers_of_a_first_layer_are_predicted():
+    """Errors of integers are patterns where neighbours are alike: nothing averages them away."""
+    b = GraphBuilder({"input": ValueInfo(("batch", 3, 12, 12))}, {"batch": 2})
+    attrs = {"stride": (1, 1), "dilation": (1, 1), "padding": (0, 0, 0, 0), "groups": 1}
+    x = b.add("conv2d", "input", name="first", params={"weight": rand(16, 3, 3, 3)}, **attrs)
+    model = Model(b.build({"output": b.add("mean", b.add("relu", x), axes=(2, 3))}))
+    smooth = (rand(120, 3, 1, 1, seed=1) + 0.1 * rand(120, 3, 12, 12, seed=2)).astype(np.float32)
+    found = measure(model, smooth[:60], progress=False)
+    wanted = model(smooth[60:]).astype(float)
+    for bits in (4, 6, 8):
+        codec = IntN(bits)
+        error = next(c.error for c in found.options["first"] if c.codec == codec)
+        entry = pqnet.quantize(model, {"first": codec}, smooth[:60], correct_bias=False, progress=False)
+        real = np.square(entry(smooth[60:]) - wanted).sum() / np.square(wanted).sum()
+        assert 1 / 2 < found.gains["first"](codec, error) * error / real < 2, bits

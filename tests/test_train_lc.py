@@ -483,3 +483,18 @@ def test_the_padding_row_of_an_embedding_stays_zero(codec):
         assert not net[0].weight[3].any()
     lc.finish()
     assert not net[0](torch.tensor([3])).any()
+
+
+def test_training_that_does_not_converge_says_so():
+    net = linear(32, 16)
+    lc = LC(net, {"weight": Scalar(2)}, mu=0.01, growth=2)
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)  # whose steps do not shrink as mu grows
+    x = torch.randn(40, 32)
+    with pytest.raises(PQNetError, match="^weight 'weight': .*training does not converge.* C steps .*growth than 2$"):
+        while lc.step < 1000:
+            for _ in range(3):
+                optimizer.zero_grad()
+                (net(x).square().mean() + lc.penalty()).backward()
+                optimizer.step()
+            lc.compress()
+            assert not lc.feasible()

@@ -140,13 +140,15 @@ def test_gains_of_recurrent_weights(op: str) -> None:
     weight, states = model.graph.params["cell.weight"], seen(model, INPUTS)
     other = (weight + 0.01 * rand(*weight.shape, seed=5)).astype(np.float32)
     for corrected in ({}, {"cell": np.ones(1)}):
-        gain = network_gains(model.graph, [{"input": INPUTS}], lambda _: other, ["cell"], 1, corrected)["cell"]
+        found = network_gains(model.graph, [{"input": INPUTS}], lambda _: [other], ["cell"], 1, corrected)
         change = states @ (other - weight).T
         mean = change.mean(0) if corrected else np.zeros(len(weight))
         changed = dict(model.graph.params) | {"cell.weight": other}
         changed["cell.bias"] = (model.graph.params["cell.bias"] - mean).astype(np.float32)
         graph = Graph(model.graph.inputs, model.graph.outputs, model.graph.nodes, changed, model.graph.symbols)
         network = relative(Model(graph)(INPUTS) - model(INPUTS), model(INPUTS))
+        [[(error, gain)]] = found.values()
+        assert error == pytest.approx(relative(change - mean, states @ weight.T), rel=2e-2)
         assert gain == pytest.approx(network / relative(change - mean, states @ weight.T), rel=2e-2)
 
 

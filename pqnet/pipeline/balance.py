@@ -14,6 +14,7 @@ from pqnet.pipeline.batches import Batch
 from pqnet.pipeline.calibrate import calibrate
 from pqnet.pipeline.moments import doubted, output_squares
 from pqnet.pipeline.noise import quantized_alike
+from pqnet.pipeline.scaled import by_filter, filter_sizes
 from pqnet.pipeline.sensitivity import network_gains, single_samples
 from pqnet.runtime import Model
 
@@ -64,27 +65,40 @@ def balance(
     apart = samples[::EVERY] if len(samples) >= EVERY else samples  # noise that moments shape is judged by others
     known = [batch for i, batch in enumerate(samples) if i % EVERY] or samples
     moments = calibrate(Model(graph), known, seed=seed, threads=threads, progress=False).layers
-    corrected = {name for name, node in layers.items() if FreeAffine.find(graph, node) is not None}
-    equally = {name: np.ones(1) for name in corrected}
+    found = {name: FreeAffine.find(graph, node) for name, node in layers.items()}
+    affines = {name: affine for name, affine in found.items() if affine is not None}
     weights = {name: np.asarray(graph.params[node.params["weight"]], np.float32) for name, node in layers.items()}
     in_all = _n_samples(data)
 
     def second(name: str) -> tuple[np.ndarray, np.ndarray]:
         """Return the moments that errors are seen under, and those that the search will know after all samples."""
-        seen = (moments[name].centred() if name in corrected else moments[name].mean).astype(np.float64)
+        seen = (moments[name].centred() if name in affines else moments[name].mean).astype(np.float64)
         rows = min(moments[name].count / _n_samples(known), ROWS_OF_SAMPLE) * in_all
         return seen, doubted(seen, seen.shape[1] / (seen.shape[1] + rows))
 
-    def perturbed(node: Node) -> np.ndarray:
-        return quantized_alike(weights[node.name], second(node.name)[1], PERTURBED, seed)
+    def as_packed(name: str, moment: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return a weight with filters of one size, if they are packed so, these sizes, and how much outputs count."""
+        affine = affines.get(name)
+        size, importance = filter_sizes(moment, weights[name], affine, affine is not None and affine.scalable)
+        return weights[name] / by_filter(size, weights[name]), size, importance
 
-    gains = network_gains(graph, apart, perturbed, layers, threads, equally)
+    def perturbed(node: Node) -> list[np.ndarray]:
+        moment = second(node.name)[1]
+        weight, size, _ = as_packed(node.name, moment)
+        noisy = quantized_alike(weight, moment, PERTURBED, seed)
+        return [(noisy * by_filter(size, noisy)).astype(np.float32)]
+
+    factors = {name: affine.gain for name, affine in affines.items()}
+    gains = network_gains(graph, apart, perturbed, layers, threads, factors)
     options = {}
-    for name, weight in weights.items():
-        energy = float(output_squares(moments[name].mean.astype(np.float64), weight).sum())
-        alone, shaped = (e / energy if energy > 0 else 0.0 for e in _energies_of_noise(weight, *second(name)))
+    for name in weights:
+        seen, later = second(name)
+        weight, _, importance = as_packed(name, later)
+        energy = float(importance @ output_squares(moments[name].mean.astype(np.float64), weight))
+        of_noise = _energies_of_noise(weight, importance, seen, later)
+        alone, shaped = (e / energy if energy > 0 else 0.0 for e in of_noise)
         options[name] = {
-            codec: gains[name] * error * (shaped if _is_searched(codec, weight.shape) else alone)
+            codec: gains[name][0].gain * error * (shaped if _is_searched(codec, weight.shape) else alone)
             for codec, error in _options(codecs[name], weight.shape)
         }
     return _choose(codecs, options, {name: weight.shape for name, weight in weights.items()})
@@ -134,11 +148,13 @@ def _is_searched(codec: Codec, shape: tuple[int, ...]) -> bool:
     return isinstance(codec, PQ) and not _whole(codec, shape)
 
 
-def _energies_of_noise(weight: np.ndarray, seen: np.ndarray, known: np.ndarray) -> tuple[float, float]:
+def _energies_of_noise(
+    weight: np.ndarray, importance: np.ndarray, seen: np.ndarray, known: np.ndarray
+) -> tuple[float, float]:
     """Return the energy that noise of the size of the weights adds to the outputs.
 
     Noise alike on all weights of a filter; and as the second-order search has it under the moments that it knows, that
-    is less where inputs are large.
+    is less where inputs are large. Outputs count by their importance.
     """
     n = seen.shape[1]
     level = np.maximum(np.trace(seen, axis1=1, axis2=2) / n, 1e-30)
@@ -146,6 +162,6 @@ def _energies_of_noise(weight: np.ndarray, seen: np.ndarray, known: np.ndarray) 
     factor = np.linalg.cholesky(metric)
     geometric = np.exp(2 * np.log(np.diagonal(factor, axis1=1, axis2=2)).mean(1))  # mean of the eigenvalues
     spread = np.trace(np.linalg.solve(metric, seen), axis1=1, axis2=2) / n  # level where the search knows all
-    squares = np.square(weight, dtype=np.float64).reshape(len(seen), -1).sum(1)
+    squares = np.square(by_filter(np.sqrt(importance), weight) * weight, dtype=np.float64).reshape(len(seen), -1).sum(1)
     alone = float(squares @ level)
     return alone, max(float(squares @ (spread * geometric)), SHAPED * alone)

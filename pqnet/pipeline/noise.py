@@ -4,7 +4,7 @@ import numpy as np
 
 from pqnet.pipeline.moments import output_squares
 
-__all__ = ["quantized_alike"]
+__all__ = ["quantized_alike", "weakened", "white_alike"]
 
 # Of moments, as a share of their mean diagonal: what is weaker is not coded at all. Any from .03 to .3 serves.
 DAMPING = 0.1
@@ -41,4 +41,19 @@ def quantized_alike(weight: np.ndarray, moment: np.ndarray, share: float, seed: 
     energy, size = (float(output_squares(wide, w).sum()) for w in (weight, noise))
     factor_of_noise = np.sqrt(share * (1 - share) * max(energy, 0.0) / max(size, 1e-30))
     result: np.ndarray = ((1 - share) * weight + factor_of_noise * noise).astype(np.float32)
+    return result
+
+
+def weakened(weight: np.ndarray, noisy: np.ndarray, share: float, less: float) -> np.ndarray:
+    """Return a weight with the noise that `quantized_alike` gave another for a share of error, at less of it."""
+    factor = np.sqrt(less * (1 - less) / (share * (1 - share)))
+    result: np.ndarray = ((1 - less) * weight + factor * (noisy - (1 - share) * weight)).astype(np.float32)
+    return result
+
+
+def white_alike(weight: np.ndarray, moment: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """Return a weight with errors of one size everywhere, as those of integers are; arguments as `quantized_alike`."""
+    noise = np.random.default_rng(seed).standard_normal(weight.shape)
+    energy, size = (float(output_squares(moment.astype(np.float64), w).sum()) for w in (weight, noise))
+    result: np.ndarray = (weight + np.sqrt(share * max(energy, 0.0) / max(size, 1e-30)) * noise).astype(np.float32)
     return result

@@ -1,5 +1,6 @@
 """Which codec for which layer, so that the file has a wanted size and the network's outputs change least."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,7 +21,7 @@ from pqnet.pipeline.batches import Batch, hold_out
 from pqnet.pipeline.calibrate import calibrate
 from pqnet.pipeline.cluster import Tasks
 from pqnet.pipeline.moments import METRICS
-from pqnet.pipeline.rates import Choice, LayerRates, codec_nbytes
+from pqnet.pipeline.rates import Choice, Gain, LayerRates, codec_nbytes
 from pqnet.pipeline.recipe import Recipe
 from pqnet.pipeline.run import layer_costs
 from pqnet.pipeline.sensitivity import network_gains, single_samples, some_samples
@@ -112,8 +113,9 @@ def plan(
     Every layer is tried with codebooks of several block sizes (from single weights on), layouts and K (powers of two
     and not), stored as float16 or int8, also with a sparse correction; with integers of 2 to 8 bits, binary and ternary
     weights, as float16, and in float. Its output error is measured at some of them, on a sample of its outputs, and
-    interpolated. With data, each layer is also made wrong once, alone, in the way of quantization, to measure how much
-    of its error reaches the network's outputs. The choices of all layers are then made together, by a dynamic program.
+    interpolated. With data, each layer is also made wrong, alone, by much and by little, in the way of quantization, to
+    measure how much of its error reaches the network's outputs. The choices of all layers are then made together, by a
+    dynamic program.
 
     Parameters
     ----------
@@ -187,8 +189,8 @@ class Measured:
     model : Model
     options : dict of str to list of Choice
         What each layer may become.
-    gains : dict of str to float
-        See `PlannedLayer`.
+    gains : dict of str to Gain
+        How much of each layer's error reaches the outputs.
     fast : bool
         Only layouts that kernels run fastest.
     seed : int
@@ -196,7 +198,7 @@ class Measured:
 
     model: Model
     options: dict[str, list[Choice]]
-    gains: dict[str, float]
+    gains: dict[str, Gain]
     fast: bool
     seed: int
     _files: dict[bool, FileSizes] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -212,7 +214,10 @@ class Measured:
         files = self.files(_check.choice(golden, "golden", (False, True)))
         target = files.target(target_size, self.fast)
         chosen, nbytes = _choose(self.options, self.gains, files, target, share)
-        layers = {n: PlannedLayer(files.shape(n), c.codec, c.nbytes, c.error, self.gains[n]) for n, c in chosen.items()}
+        layers = {
+            n: PlannedLayer(files.shape(n), c.codec, c.nbytes, c.error, self.gains[n](c.codec, c.error))
+            for n, c in chosen.items()
+        }
         return Plan(layers, nbytes, target)
 
 
@@ -297,8 +302,8 @@ def _parts(known: Known, n: int) -> Iterator[Known]:
 
 def _measure_layers(
     ways: _Ways, known: Known, model: Model, some: list[Batch], begin: Callable[[str], object] = str
-) -> tuple[dict[str, list[Choice]], dict[str, float]]:
-    """Return the choices of some layers, and how much of their errors reaches the outputs: 1 without samples."""
+) -> tuple[dict[str, list[Choice]], dict[str, Gain]]:
+    """Return the choices of some layers, and how much of their errors reaches the outputs: all without samples."""
     graph, layers, threads = model.graph, model.graph.layers(), default_threads(ways.threads)
     # `quantize` gives their outputs the means back, where it knows those of the inputs.
     names = [name for name, (moments, _) in known.items() if ways.second_order and moments.first is not None]
@@ -322,14 +327,15 @@ def _measure_layers(
         with of_layer(name):
             options[name] = rates[name].choices()
     if not some:
-        return options, dict.fromkeys(known, 1.0)
+        return options, dict.fromkeys(known, Gain())
 
-    def perturb(node: Node) -> np.ndarray:
+    def perturb(node: Node) -> list[np.ndarray]:
         begin(_REACHING.format(node.name))
         return rates[node.name].perturbed()
 
     factors = {name: affine.gain for name, affine in affines.items()}
-    return options, network_gains(graph, some, perturb, known, threads, factors)
+    reached = network_gains(graph, some, perturb, known, threads, factors)
+    return options, {name: Gain.of(errors) for name, errors in reached.items()}
 
 
 def _is_fast(prefer: str) -> bool:
@@ -340,10 +346,10 @@ def _is_fast(prefer: str) -> bool:
 
 
 def _choose(
-    options: dict[str, list[Choice]], gains: dict[str, float], files: FileSizes, target: int, share: float
+    options: dict[str, list[Choice]], gains: dict[str, Gain], files: FileSizes, target: int, share: float
 ) -> tuple[dict[str, Choice], int]:
     """Return the choices of least error whose file takes a share of the target at least, and its size."""
-    useful = {n: _useful(o) for n, o in options.items()}
+    useful = {n: _useful(o, gains[n]) for n, o in options.items()}
     smallest = {n: min(o, key=lambda c: (c.nbytes, c.error)) for n, o in useful.items()}
     found = _choose_with(useful, smallest, dict.fromkeys(options, 0), gains, files, target, share)
     if found is None:
@@ -361,7 +367,7 @@ def _choose_with(
     useful: dict[str, list[Choice]],
     smallest: dict[str, Choice],
     entries: dict[str, int],
-    gains: dict[str, float],
+    gains: dict[str, Gain],
     files: FileSizes,
     target: int,
     share: float,
@@ -377,7 +383,7 @@ def _choose_with(
 
     overhead = files.nbytes({n: c.codec for n, c in smallest.items()}) - total(smallest)
     sizes = [np.array([counted(n, c) for c in useful[n]]) for n in names]
-    errors = [np.array([gains[n] * c.error for c in useful[n]]) for n in names]
+    errors = [np.array([gains[n](c.codec, c.error) * c.error for c in useful[n]]) for n in names]
     # The size is an upper bound; what reports may take less is left in the first place, where that can be.
     firm = min(share * target + 10 * len(names) + 16, AIM * target)
     for start, enough in ((firm, firm), ((share - 0.02) * target, share * target)):
@@ -400,24 +406,27 @@ def _choose_with(
     return None
 
 
-def _useful(options: list[Choice]) -> list[Choice]:
-    """Return the options that no smaller one matches in error, from the smallest."""
-    kept: list[Choice] = []
-    for choice in sorted(options, key=lambda c: (c.nbytes, c.error)):
-        if not kept or choice.error < kept[-1].error:
+def _useful(options: list[Choice], gain: Gain) -> list[Choice]:
+    """Return the options that no smaller one matches in what reaches the outputs, from the smallest."""
+    kept, least = list[Choice](), math.inf
+    reached = {c: gain(c.codec, c.error) * c.error for c in options}
+    for choice in sorted(options, key=lambda c: (c.nbytes, reached[c])):
+        if reached[choice] < least:
             kept.append(choice)
+            least = reached[choice]
     return kept
 
 
 def _filled(
-    chosen: dict[str, Choice], gains: dict[str, float], files: FileSizes, target: int
+    chosen: dict[str, Choice], gains: dict[str, Gain], files: FileSizes, target: int
 ) -> tuple[dict[str, Choice], int]:
     """Raise K within the bits of its codes, as far as the file has room, where the network gains most a byte."""
     before = files.nbytes({n: c.codec for n, c in chosen.items()})
     room, filled = target - before, dict(chosen)
     codecs = {n: c.codec for n, c in chosen.items() if isinstance(c.codec, PQ)}  # no others have a K to raise
     worth = {  # the slope of an error that falls as K**(-2 / d)
-        n: gains[n] * chosen[n].error * 2 / (codec.d * codec.k * codec.codeword_nbytes) for n, codec in codecs.items()
+        n: gains[n](codec, chosen[n].error) * chosen[n].error * 2 / (codec.d * codec.k * codec.codeword_nbytes)
+        for n, codec in codecs.items()
     }
     for name in sorted(worth, key=lambda n: -worth[n]):
         codec, shape = codecs[name], files.shape(name)

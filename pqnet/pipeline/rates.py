@@ -20,18 +20,24 @@ from pqnet.pipeline.moments import (
     row_weights,
     share_to_doubt,
 )
-from pqnet.pipeline.noise import quantized_alike
+from pqnet.pipeline.noise import quantized_alike, weakened, white_alike
 from pqnet.pipeline.scaled import by_filter, filter_sizes
+from pqnet.pipeline.sensitivity import Reach
 from pqnet.pipeline.statistics import Moments
 
-__all__ = ["Choice", "LayerRates", "codec_nbytes", "smallest_codec"]
+__all__ = ["Choice", "Gain", "LayerRates", "codec_nbytes", "smallest_codec"]
 
 SAMPLE = 16384  # blocks of a layer that codewords are tried on; more where few outputs have most of the energy:
 FEWER = 4  # times; of codecs without a codebook, each weight is a block
 UNEVEN = 0.1  # by how much the mean energy of a sample may be off
 ANCHORS = (8, 64, 512)  # K at which errors are measured; between them log error is linear in log K
 MIDDLE = 64  # K at which int8 is tried, and which without the second-order search perturbs a layer
-PERTURBED = 0.06  # relative squared error of the outputs of a layer at which its sensitivity is measured, with it
+# Relative squared errors of the outputs of a layer, with the second-order search, at which it is measured what reaches
+# the network's: of small ones half as much as of large ones, in some.
+PERTURBED, WEAK = 0.06, 0.006
+FEW_WEIGHTS = (
+    1 << 14
+)  # of a layer, up to which integers are measured at all bits, and what reaches the outputs of these
 STEPS = 6  # of k-means at an anchor
 LARGEST_K = 4096
 BITS = (8, 7, 6, 5, 4, 3, 2)
@@ -54,6 +60,40 @@ class Choice:
     codec: Codec | None
     nbytes: int
     error: float
+
+
+@dataclass(frozen=True)
+class Gain:
+    """How much of a layer's error reaches the outputs of the network.
+
+    Attributes
+    ----------
+    at : tuple of Reach
+        As measured, of errors that the search for codewords leaves, from the least on; between them in proportion to
+        the logarithm of the error.
+    plain : float, optional
+        Of codecs without a codebook, if others.
+    """
+
+    at: tuple[Reach, ...] = (Reach(1.0, 1.0),)
+    plain: float | None = None
+
+    @classmethod
+    def of(cls, found: list[Reach]) -> "Gain":
+        """Read what was measured of `LayerRates.perturbed`."""
+        large, weak, *plain = found
+        return cls((weak, large), plain[0].gain if plain else None)
+
+    def __call__(self, codec: Codec | None, error: float) -> float:
+        """Return the squared change of the outputs for one of the layer's, of an error that a codec makes."""
+        if self.plain is not None and not (isinstance(codec, PQ) or (isinstance(codec, Additive) and _has_pq(codec))):
+            return self.plain
+        places = np.log([max(reach.error, LEAST) for reach in self.at])
+        return float(np.interp(np.log(max(error, LEAST)), places, [reach.gain for reach in self.at]))
+
+
+def _has_pq(codec: Additive) -> bool:
+    return any(isinstance(part, PQ) for part in codec.parts)
 
 
 def codec_nbytes(codec: Codec | None, shape: tuple[int, ...]) -> int:
@@ -175,7 +215,7 @@ class LayerRates:
         return found + self._plain()
 
     def _plain(self) -> list[Choice]:
-        """Return the candidates without a codebook: integers are measured at 2 to 5 bits, and continued to 8."""
+        """Return the candidates without a codebook: integers of many weights are measured to 5 bits, and continued."""
         shape = self.weight.shape
         rows = self._rows(math.prod(shape[1:]) * FEWER)
 
@@ -183,7 +223,8 @@ class LayerRates:
             packed = codec.fit(self.weight[rows], threads=self.threads)
             return max(self._error(packed.decode(), rows), LEAST)
 
-        measured = {bits: error(IntN(bits)) for bits in (5, 4, 3, 2)}
+        # Of few weights, what one more bit brings is chance.
+        measured = {bits: error(IntN(bits)) for bits in BITS if bits <= 5 or self.weight.size <= FEW_WEIGHTS}
         ratio = min(measured[5] / measured[4], 0.5)
         found: dict[Codec, float] = {}
         for codec in plain_codecs(shape, self.fast):
@@ -191,22 +232,32 @@ class LayerRates:
                 found[codec] = measured.get(codec.bits, measured[4] * ratio ** (codec.bits - 4))
             elif isinstance(codec, IntN):
                 share = min(1.0, error(IntN(4, per="group", group=codec.group)) / measured[4])
-                found[codec] = share * measured[4] * ratio**4
+                found[codec] = share * measured.get(8, measured[4] * ratio**4)
             else:
                 found[codec] = error(codec)
         return [Choice(codec, codec_nbytes(codec, shape), e) for codec, e in found.items()]
 
-    def perturbed(self) -> np.ndarray:
-        """Return the whole weight with an error of the kind that quantization makes."""
+    def perturbed(self) -> list[np.ndarray]:
+        """Return the whole weight with errors of the kinds that `Gain` is read from."""
+        large, weak = self._by_search()
+        found = [large, weak]
+        if not self.embedding and self.weight.size <= FEW_WEIGHTS:
+            found.append(white_alike(self.weight, self.seen, WEAK, self.seed))
+        return [self._unpacked(weight) for weight in found]
+
+    def _by_search(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the weight with a large and a small error of the kind that the search for codewords leaves."""
         shape = self.weight.shape
         if self.second_order and not self.embedding:
-            return self._unpacked(quantized_alike(self.weight, self.seen, PERTURBED, self.seed))
+            noisy = quantized_alike(self.weight, self.seen, PERTURBED, self.seed)
+            return noisy, weakened(self.weight, noisy, PERTURBED, WEAK)
         d, layout = min(block_sizes(shape, self.fast), key=lambda s: abs(s[0] - 8))
         words = self._kmeans(d, layout, min(MIDDLE, max(1, self._blocks(d) // 4)))[0]
         blocks = to_blocks(self.weight, d, layout)
         metric, groups = self._metric(np.arange(shape[0]), d, layout)
         codes = assign(blocks.reshape(-1, d), words, metric=metric, groups=groups, threads=self.threads)
-        return self._unpacked(from_blocks(words[codes].reshape(blocks.shape), shape, layout))
+        coarse = from_blocks(words[codes].reshape(blocks.shape), shape, layout)
+        return coarse, self.weight + np.float32(math.sqrt(WEAK / PERTURBED)) * (coarse - self.weight)
 
     def _unpacked(self, weight: np.ndarray) -> np.ndarray:
         """Return a weight as it is in the network, filters of their own sizes."""

@@ -1,10 +1,10 @@
 """How much of a layer's error reaches the outputs of the network."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,7 +18,22 @@ from pqnet.pipeline.padding import real_positions, without_padding
 from pqnet.pipeline.sweep import Values, sweep
 from pqnet.runtime.execute import evaluate_node, node_params, run_from, run_graph, values_to_free
 
-__all__ = ["network_gains", "single_samples", "some_samples"]
+__all__ = ["Reach", "network_gains", "single_samples", "some_samples"]
+
+
+class Reach(NamedTuple):
+    """What reaches the outputs of the network of an error of one layer's.
+
+    Attributes
+    ----------
+    error : float
+        Squared, relative to the layer's outputs.
+    gain : float
+        Squared change of the network's outputs, relative to these, for one of such errors.
+    """
+
+    error: float
+    gain: float
 
 
 def some_samples(graph: Graph, data: Any, n: int) -> list[Batch]:
@@ -52,12 +67,12 @@ def single_samples(graph: Graph, batches: list[Batch], n: int) -> list[Batch]:
 def network_gains(
     graph: Graph,
     batches: list[Batch],
-    perturb: Callable[[Node], np.ndarray],
+    perturb: Callable[[Node], Sequence[np.ndarray]],
     names: Iterable[str],
     threads: int,
     corrected: Mapping[str, np.ndarray] | None = None,
-) -> dict[str, float]:
-    """Return the relative change of the network's outputs for one of each layer's outputs alone (both squared).
+) -> dict[str, list[Reach]]:
+    """Measure the relative change of the network's outputs for one of each layer's outputs alone (both squared).
 
     Positions of texts that are padding count for nothing.
 
@@ -66,70 +81,82 @@ def network_gains(
     graph : Graph
     batches : list of dict of arrays
     perturb : callable
-        Given a layer's node, returns another weight for it.
+        Given a layer's node, returns other weights for it, with each of which there is a result.
     names : iterable of str
         Layers.
     threads : int
     corrected : dict of str to ndarray, shape (O,)
         Layers of which something makes up for the mean error of each output, with the factor by which each counts.
     """
-    free = values_to_free(graph)
-    real = [real_positions(batch) for batch in batches]
-    clean = list(ordered_map(lambda batch: run_graph(graph, free, dict(batch)), batches, threads))
-    scale = {
-        name: sum(_energy(out[name], mask) for out, mask in zip(clean, real, strict=True))
-        for name in graph.outputs
-        if clean[0][name].dtype.kind == "f"
-    }
-    symbols = [graph.bind_symbols({n: a.shape for n, a in batch.items()}) for batch in batches]
-    at = {node.name: i for i, node in enumerate(graph.nodes)}
-    corrected = corrected or {}
-    gains = {}
+    following = _Following(graph, batches, threads, corrected or {})
+    found: dict[str, list[Reach]] = {}
 
     def visit(node: Node, values: Values, _: Values) -> None:
-        params, rule, instead = node_params(graph, node), weight_op(node.op), perturb(node)
+        right = following.products(node, values, node_params(graph, node)["weight"])
+        found[node.name] = [following.reach(node, values, right, instead) for instead in perturb(node)]
 
-        def products(weight: np.ndarray) -> list[np.ndarray]:
-            def one(i: int) -> np.ndarray:
-                if rule.is_product:
-                    inputs = [values[i][v] for v in node.inputs]
-                    return evaluate_node(node, inputs, {"weight": weight}, symbols[i])[0]
-                product: np.ndarray = operand(graph, node, values[i]) @ weight.T
-                return product
+    sweep(graph, batches, set(names), visit, threads)
+    return found
 
-            return list(ordered_map(one, range(len(batches)), threads))
 
-        changes, changed, factor = products(instead - params["weight"]), {**params, "weight": instead}, np.ones(1)
-        if node.name in corrected:
+class _Following:
+    """Follows the errors of one layer to the outputs of the network."""
+
+    def __init__(self, graph: Graph, batches: list[Batch], threads: int, corrected: Mapping[str, np.ndarray]) -> None:
+        self.graph, self.threads, self.corrected, self.free = graph, threads, corrected, values_to_free(graph)
+        self.real = [real_positions(batch) for batch in batches]
+        self.clean = list(ordered_map(lambda batch: run_graph(graph, self.free, dict(batch)), batches, threads))
+        self.scale = {
+            name: sum(_energy(out[name], mask) for out, mask in zip(self.clean, self.real, strict=True))
+            for name in graph.outputs
+            if self.clean[0][name].dtype.kind == "f"
+        }
+        self.symbols = [graph.bind_symbols({n: a.shape for n, a in batch.items()}) for batch in batches]
+        self.at = {node.name: i for i, node in enumerate(graph.nodes)}
+
+    def products(self, node: Node, values: Values, weight: np.ndarray) -> list[np.ndarray]:
+        """Return what a weight gives, without bias, of every batch."""
+
+        def one(i: int) -> np.ndarray:
+            if weight_op(node.op).is_product:
+                inputs = [values[i][v] for v in node.inputs]
+                return evaluate_node(node, inputs, {"weight": weight}, self.symbols[i])[0]
+            product: np.ndarray = operand(self.graph, node, values[i]) @ weight.T
+            return product
+
+        return list(ordered_map(one, range(len(self.symbols)), self.threads))
+
+    def reach(self, node: Node, values: Values, right: list[np.ndarray], instead: np.ndarray) -> Reach:
+        """Tell what reaches the outputs of another weight; ``right`` are the products of the layer's own."""
+        params, rule, factor = node_params(self.graph, node), weight_op(node.op), np.ones(1)
+        changes, changed = self.products(node, values, instead - params["weight"]), {**params, "weight": instead}
+        if node.name in self.corrected:
             axis = rule.channel_axis(changes[0].ndim)
             others = tuple(i for i in range(changes[0].ndim) if i != axis)
-            mean, factor = _channel_means(changes, axis, real), np.expand_dims(corrected[node.name], others)
+            mean, factor = _channel_means(changes, axis, self.real), np.expand_dims(self.corrected[node.name], others)
             changes = [x - np.expand_dims(mean, others) for x in changes]
             changed |= {"bias": params["bias"] - mean} if "bias" in params else {}
         energy, error = (
-            sum(_energy(factor * x, r) for x, r in zip(y, real, strict=True))
-            for y in (products(params["weight"]), changes)
+            sum(_energy(factor * x, mask) for x, mask in zip(y, self.real, strict=True)) for y in (right, changes)
         )
         # Other users of the weight see its error too.
-        wrong = replace(graph, params={**graph.params, node.params["weight"]: instead})
+        wrong = replace(self.graph, params={**self.graph.params, node.params["weight"]: instead})
 
         def reached(i: int) -> dict[str, float]:
             now = dict(values[i])
             inputs = [now[v] for v in node.inputs]
             if rule.is_product:
-                now[node.outputs[0]] = evaluate_node(node, inputs, params, symbols[i])[0] + changes[i]
+                now[node.outputs[0]] = evaluate_node(node, inputs, params, self.symbols[i])[0] + changes[i]
             else:
-                now.update(zip(node.outputs, evaluate_node(node, inputs, changed, symbols[i]), strict=True))
-            found = run_from(wrong, free, at[node.name] + 1, now, symbols[i])
-            return {n: _energy(found[n] - clean[i][n], real[i]) for n in scale}
+                now.update(zip(node.outputs, evaluate_node(node, inputs, changed, self.symbols[i]), strict=True))
+            found = run_from(wrong, self.free, self.at[node.name] + 1, now, self.symbols[i])
+            return {n: _energy(found[n] - self.clean[i][n], self.real[i]) for n in self.scale}
 
         tick(f"what an error of {node.name} does")
-        parts = list(ordered_map(reached, range(len(batches)), threads))
-        shares = [sum(part[n] for part in parts) / scale[n] for n in scale if scale[n] > 0]
-        gains[node.name] = float(np.mean(shares) * energy / error) if shares and error > 0 else 0.0
-
-    sweep(graph, batches, set(names), visit, threads)
-    return gains
+        parts = list(ordered_map(reached, range(len(changes)), self.threads))
+        shares = [sum(part[n] for part in parts) / scale for n, scale in self.scale.items() if scale > 0]
+        gain = float(np.mean(shares) * energy / error) if shares and error > 0 else 0.0
+        return Reach(error / energy if energy > 0 else 0.0, gain)
 
 
 def _energy(x: np.ndarray, real: np.ndarray | None) -> float:

@@ -139,6 +139,11 @@ class LC:
 
         ``Theta = argmin ||w - lambda/mu - Delta(Theta)||^2`` by the fits of the codecs, starting from the last Theta;
         then ``lambda -= mu (w - Delta(Theta))`` and ``mu *= growth``.
+
+        Raises
+        ------
+        PQNetError
+            NaN or infinity in weights or multipliers: training does not converge.
         """
         self._pack()
         for name, w in self._tensors().items():
@@ -248,7 +253,17 @@ class LC:
         """Find Theta for w - lambda/mu."""
         shifted = {name: w.detach() - self._shift(name) for name, w in self._tensors().items()}
         starts: Sequence[Packed | None] = self._theta or [None] * len(self._groups)
-        self._theta = [group.fit(shifted, start, self.seed) for group, start in zip(self._groups, starts, strict=True)]
+        try:
+            fits = [group.fit(shifted, start, self.seed) for group, start in zip(self._groups, starts, strict=True)]
+        except PQNetError as reason:
+            if not self._theta or all(bool(target.isfinite().all()) for target in shifted.values()):
+                raise
+            # Steps of more than about 1/mu let weights go round what they are pulled to, ever further.
+            raise PQNetError(
+                f"{reason}; training does not converge: let learning rates fall as mu grows, {self.mu:.3g} after "
+                f"{self.step} C steps (for SGD, `clip_lr` limits them), or choose a lower growth than {self.growth:g}"
+            ) from None
+        self._theta = fits
         self._decode()
 
     def _decode(self) -> None:
