@@ -133,6 +133,7 @@ def test_conditions_that_only_a_batch_of_one_fails() -> None:
     names = {"s0": "batch", "s1": "n"}
     rows = 4 * FloorDiv(n + Mod(4 - Mod(n, 4), 4), 4)
     assert _condition(sympy.Gt(batch * rows, rows), names) is None
+    assert _condition(sympy.Ne(batch * rows, rows), names) is None
     assert _condition(sympy.Gt(batch * (n - 8), n - 8), names) == "(batch*((-8)+n))-(((-8)+n))-1"  # of either sign
 
 

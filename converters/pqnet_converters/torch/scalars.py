@@ -5,6 +5,7 @@ data". It does not: it is an expression of the input's sizes.
 """
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,7 +17,12 @@ __all__ = ["known_symbols"]
 
 MADE, ITEMS = "aten.scalar_tensor.default", ("aten.item.default", "aten._local_scalar_dense.default")
 SAME = ("aten.to.", "aten._to_copy.", "aten.detach", "aten.lift_fresh_copy.", "aten.clone.", "aten.alias.")
-ARITHMETIC = {"add": operator.add, "sub": operator.sub, "mul": operator.mul, "rsub": lambda a, b: b - a}
+ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = {
+    "add": operator.add,
+    "sub": operator.sub,
+    "mul": operator.mul,
+    "rsub": lambda a, b: b - a,
+}
 
 
 def known_symbols(program: Any) -> dict[Any, Any]:
@@ -61,7 +67,8 @@ def _expression(arg: Any) -> Any:
 
 def _sliced(node: Any, known: dict[Any, Any], ranges: Any) -> dict[Any, Any]:
     """Return the size of a slice whose ends are known, and within the axis at all sizes."""
-    source, axis, start, stop, step = (*node.args, *(0, 0, None, 1)[len(node.args) - 1 :])
+    arguments: list[Any] = list(node.args)
+    source, axis, start, stop, step = arguments + [0, None, None, 1][len(arguments) - 1 :]
     size, whole = node.meta["val"].shape[axis], source.meta["val"].shape[axis]
     if not free_unbacked_symbols(size) or not size.node.expr.is_Symbol or step != 1:
         return {}

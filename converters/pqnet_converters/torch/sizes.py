@@ -187,9 +187,9 @@ def _condition(relation: Any, names: Mapping[str, str]) -> str | None:
     kind = type(relation).__name__
     if kind not in ("Equality", "Unequality", *("LessThan", "StrictLessThan", "GreaterThan", "StrictGreaterThan")):
         return None
-    if kind == "Unequality" and any(side in (0, 1) for side in relation.args):
+    sides = _reduced(*relation.args) if kind in ("Unequality", "StrictGreaterThan", "StrictLessThan") else relation.args
+    if kind == "Unequality" and any(side in (0, 1) for side in sides):
         return None
-    sides = _reduced(*relation.args) if kind.startswith("Strict") else relation.args
     left, right = (size_text(side, names) for side in sides)
     if left is None or right is None:
         return None
@@ -211,7 +211,7 @@ def _condition(relation: Any, names: Mapping[str, str]) -> str | None:
 
 
 def _reduced(left: Any, right: Any) -> tuple[Any, Any]:
-    """Leave out the sizes by which both sides of an inequality are multiplied: of batch*n > n that is batch > 1."""
+    """Leave out the sizes by which both sides of an inequality are multiplied: of batch*n != n, batch != 1 is left."""
     factors = [Counter(Mul.make_args(side)) for side in (left, right)]
     common = Counter({f: n for f, n in (factors[0] & factors[1]).items() if _least(f) >= 0})
     first, second = (Mul(*(each - common).elements()) for each in factors)
