@@ -2,8 +2,10 @@
 
 Weights are random, with statistics of norms that fit the images, so that every detector finds some tens of things.
 ``matched`` is the share of PyTorch's detections that the imported model has too: same label, score, and a box with an
-IoU above .99; ``same_count`` on how many images there are as many; ``worst`` the largest difference of masks or of
-scores of keypoints, of those matched.
+IoU above .99; ``control`` is the share of what PyTorch finds in double precision that it finds in single precision
+too: where scores are equal but for rounding, which of them come first, and so which are kept, is left to chance.
+``same_count`` is on how many images there are as many; ``worst`` the largest difference of masks or of scores of
+keypoints, of those matched.
 
 With ``--mask-rcnn``, Mask R-CNN ResNet-50-FPN for images of 800 x 1066 is packed by the preset of its paper:
 ``file_mib`` is its whole file, ``ratio`` its time from codes over PyTorch's float time, the runs in turn. Where
@@ -14,6 +16,7 @@ Example: ``python bench/bench_detection.py --only retina ssd``, ``python bench/b
 """
 
 import argparse
+import copy
 import statistics
 import sys
 import tempfile
@@ -71,6 +74,17 @@ def stand_in() -> None:
     torchvision.ops.boxes.nms = uncounted(torchvision.ops.boxes.nms)
 
 
+def in_double(module: torch.nn.Module, images: np.ndarray) -> list[dict[str, torch.Tensor]]:
+    """Return what a detector finds when PyTorch computes in double precision."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.no_grad():
+            module = copy.deepcopy(module).double()
+            return [module([torch.from_numpy(image).double()])[0] for image in images]
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def compare(kind: str, count: int) -> None:
     """Compare a detector with PyTorch on images."""
     torch.manual_seed(0)
@@ -81,6 +95,10 @@ def compare(kind: str, count: int) -> None:
         wanted = [module([torch.from_numpy(image)])[0] for image in images]
     found = model.run({"images": images})
     hits = [detectors.matched(found, i, want) for i, want in enumerate(wanted)]
+    exact = in_double(module, images)
+    single = [{name: value[None].numpy() for name, value in want.items()} for want in wanted]
+    single = [{**each, "count": [each["boxes"].shape[1]]} for each in single]
+    same = [detectors.matched(have, 0, want) for have, want in zip(single, exact, strict=True)]
     worst = [0.0]
     for i, want in enumerate(wanted):
         for name in want.keys() & {"masks", "keypoints_scores"}:
@@ -93,6 +111,7 @@ def compare(kind: str, count: int) -> None:
         detections=sum(counts),
         same_count=sum(int(a) == b for a, b in zip(found["count"], counts, strict=True)),
         matched=float((np.concatenate(hits) >= 0).mean()),
+        control=float((np.concatenate(same) >= 0).mean()),
         worst=max(worst),
     )
 

@@ -84,7 +84,9 @@ def transformers_cases() -> Iterator[tuple[str, Callable[[], Case]]]:
         def make() -> Case:
             settings = {"vocab_size": 99, **options}
             module = getattr(t, model)(getattr(t, config)(**settings))
-            return Case(module, texts(), LENGTHS, TOKENS if free else None)
+            if module._can_set_experts_implementation():  # others have sizes that depend on data
+                module.set_experts_implementation("batched_mm")
+            return Case(module, texts(), LENGTHS if free else [(n, 12) for n in (2, 3, 1)], TOKENS if free else None)
 
         return model, make
 
@@ -163,7 +165,8 @@ def transformers_cases() -> Iterator[tuple[str, Callable[[], Case]]]:
         moe_intermediate_size=16,
         shared_expert_intermediate_size=16,
     )
-    yield text("FunnelModel", "FunnelConfig", d_model=32, n_head=4, d_head=8, d_inner=37, block_sizes=[1, 1])
+    funnel = {"d_model": 32, "n_head": 4, "d_head": 8, "d_inner": 37, "block_sizes": [1, 1]}
+    yield text("FunnelModel", "FunnelConfig", free=False, **funnel)  # its code counts the tokens of the example
     yield text("ConvBertModel", "ConvBertConfig", **SMALL, embedding_size=32)
     yield text("SqueezeBertModel", "SqueezeBertConfig", **{**SMALL, "intermediate_size": 40}, embedding_size=32)
     yield text(
@@ -542,7 +545,7 @@ def timm_cases() -> Iterator[tuple[str, Callable[[], Case]]]:
                 raise LookupError(f"all members have more than {MOST} parameters")
             module = timm.create_model(name)
             channels, *size = module.default_cfg.get("input_size", (3, 224, 224))
-            if not module.default_cfg.get("fixed_input_size", False) and max(size) > 224:
+            if not module.default_cfg.get("fixed_input_size", False) and max(size) > 288:
                 size = [224, 224]
             draw = lambda batch, height, width: {"x": torch.randn(batch, channels, height, width)}  # noqa: E731
             case = Case(module, draw, [(2, *size), (1, *size)])
@@ -567,8 +570,11 @@ def torchvision_cases() -> Iterator[tuple[str, Callable[[], Case]]]:
                     options |= {"aux_logits": False, "init_weights": False}
                 net = models.get_model(name, **options)
                 least = {"inception_v3": 96}.get(name, 64)
-                fixed = name.startswith(("vit", "maxvit"))
-                sizes = [(2, 224, 224), (1, 224, 224)] if fixed else [(2, 128, 160), (1, least + 32, 128), (3, 96, 96)]
+                sizes = [(2, 128, 160), (1, least + 32, 128), (3, 96, 96)]
+                if name.startswith("swin"):  # all larger than the windows of its last stage, and padded at every one
+                    sizes = [(2, 256, 288), (1, 288, 320), (3, 240, 256)]
+                if fixed := name.startswith(("vit", "maxvit")):
+                    sizes = [(n, 224, 224) for n in (2, 1, 3)]
                 draw = lambda batch, height, width: {"input": torch.randn(batch, 3, height, width)}  # noqa: E731
                 return Case(net, draw, sizes, None if fixed else {"input": {2: "height", 3: "width"}})
 

@@ -6,6 +6,7 @@ becomes the file of that name. A block that cannot run here says why in a commen
     <!-- not run: needs the network -->
 """
 
+import csv
 import html
 import importlib
 import json
@@ -16,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -200,6 +202,16 @@ def site(tmp_path_factory):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0 and "WARNING" not in done.stderr, done.stderr
     return folder
+
+
+def test_the_table_of_networks_is_that_of_the_csv():
+    with open(ROOT / "bench/reach.csv", encoding="utf-8", newline="") as file:
+        counts = Counter((row["family"], row["result"]) for row in csv.DictReader(file))
+    page = (DOCS / "convert.md").read_text("utf-8")
+    table = re.findall(r"^\| (\w+): .* \| (\d+) \| (\d+) \| (\d+) \|$", page, re.MULTILINE)
+    assert {family for family, _ in counts} == {family for family, *_ in table}
+    for family, *numbers in table:
+        assert [int(n) for n in numbers] == [counts[family, result] for result in ("pass", "fail", "none")]
 
 
 def test_site_has_readme_formulas_and_the_reference(site):

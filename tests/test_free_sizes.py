@@ -9,14 +9,18 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
+import sympy  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from test_from_torch import Fn, compare  # noqa: E402
 from torch import nn  # noqa: E402
+from torch.utils._sympy.functions import FloorDiv, Mod  # noqa: E402
 
 import pqnet  # noqa: E402
 from pqnet import Model, PQNetError  # noqa: E402
 from pqnet.graph import GraphBuilder, ValueInfo  # noqa: E402
+from pqnet.graph.sizes import resolve_dim  # noqa: E402
 from pqnet_converters import from_torch  # noqa: E402
+from pqnet_converters.torch.sizes import _condition, size_text  # noqa: E402
 
 X = torch.zeros(2, 3, 8, 12)
 AXES = {2: "height", 3: "width"}
@@ -41,6 +45,9 @@ FUNCTIONS: dict[str, Callable[[Any], Any]] = {
     "written by a mask": lambda x: assigned(x.clone(), x > 0, 3.0),
     "written by a mask of rows": lambda x: assigned(x.clone(), x[..., 0] > 0, -1.0),
     "written at places": lambda x: assigned(x.clone(), (torch.arange(x.shape[0]), x[:, :, 0, 0].argmax(1)), 5.0),
+    "written into windows": lambda x: x + windows(x.new_zeros(x.shape[2], x.shape[3])),
+    "cut as a tensor says": lambda x: x + x.new_ones(40)[20 - span(x) : span(x) + 20].sum() + span(x) * 2,
+    "clamped as a tensor says": lambda x: (x * 20).clamp(-3, span(x) - 3),
     "padded to a multiple": lambda x: F.pad(x, (0, -x.shape[3] % 5, 0, -x.shape[2] % 4)),
     "windows": lambda x: F.pad(x, (0, -x.shape[3] % 4)).unflatten(3, (-1, 4)).mean(4),
     "windows that overlap": lambda x: x.unfold(2, 3, 2).sum(-1) + 1,
@@ -60,6 +67,16 @@ FUNCTIONS: dict[str, Callable[[Any], Any]] = {
 def assigned(x: torch.Tensor, at: Any, value: Any) -> torch.Tensor:
     x[at] = value
     return x
+
+
+def windows(x: torch.Tensor) -> torch.Tensor:
+    x[:-4] = 1
+    x[-4:, :-2] = 2
+    return x
+
+
+def span(x: torch.Tensor) -> torch.Tensor:
+    return torch.tensor(min(x.shape[3], 10))
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -94,6 +111,38 @@ def test_sizes_at_which_a_network_takes_another_branch_are_refused(name: str) ->
             with pytest.raises(PQNetError, match=f"expected sizes at which {re.escape(condition)} is not negative"):
                 model(x.numpy())
     assert answers == {True, False}
+
+
+def test_padded_sizes_are_short_expressions() -> None:
+    symbol = sympy.Symbol("s0", positive=True, integer=True)
+    padded, number = symbol, 0
+    for _ in range(5):  # as a network of windows has them, halved between its stages
+        padded = FloorDiv(padded + Mod(4 - Mod(padded, 4), 4) + Mod(padded, 2), 2)
+    text = size_text(padded, {"s0": "n"})
+    assert text is not None and len(text) < 1000
+    for n in range(1, 60):
+        number = n
+        for _ in range(5):
+            number = (number + (4 - number % 4) % 4 + number % 2) // 2
+        assert resolve_dim(text, {"n": n}) == number
+    assert size_text(symbol + Mod(symbol, 2), {"s0": "n"}) == "((-2)*(((-1)*n)//2))"
+
+
+def test_conditions_that_only_a_batch_of_one_fails() -> None:
+    batch, n = (sympy.Symbol(name, positive=True, integer=True) for name in ("s0", "s1"))
+    names = {"s0": "batch", "s1": "n"}
+    rows = 4 * FloorDiv(n + Mod(4 - Mod(n, 4), 4), 4)
+    assert _condition(sympy.Gt(batch * rows, rows), names) is None
+    assert _condition(sympy.Ne(batch * rows, rows), names) is None
+    assert _condition(sympy.Gt(batch * (n - 8), n - 8), names) == "(batch*((-8)+n))-(((-8)+n))-1"  # of either sign
+
+
+def test_a_length_that_the_code_of_a_module_counts() -> None:
+    module = Fn(lambda _, x: x + torch.tensor(list(range(x.shape[2]))))
+    with pytest.raises(
+        PQNetError, match="every size of 'width', got one whose code makes it the constant 8; leave 'wi"
+    ):
+        from_torch(module, torch.zeros(2, 3, 8), dynamic={2: "width"})
 
 
 def test_names_of_sizes_and_forms_of_dynamic() -> None:
@@ -192,6 +241,15 @@ def text_networks() -> dict[str, Callable[[], nn.Module]]:
         "deberta": lambda: t.DebertaV2Model(
             t.DebertaV2Config(vocab_size=50, **CONFIG, relative_attention=True, pos_att_type=["p2c", "c2p"])
         ),
+        "deberta 1": lambda: t.DebertaModel(
+            t.DebertaConfig(
+                vocab_size=50,
+                **CONFIG,
+                relative_attention=True,
+                pos_att_type=["p2c", "c2p"],
+                max_relative_positions=10,
+            )
+        ),
         "t5": lambda: t.T5EncoderModel(
             t.T5Config(vocab_size=50, d_model=16, d_kv=8, d_ff=20, num_layers=1, num_heads=2)
         ),
@@ -203,7 +261,7 @@ def text_networks() -> dict[str, Callable[[], nn.Module]]:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["bert", "albert", "deberta", "t5", "gpt2", "llama"])
+@pytest.mark.parametrize("name", ["bert", "albert", "deberta", "deberta 1", "t5", "gpt2", "llama"])
 def test_text_networks_take_texts_of_any_length(name: str) -> None:
     torch.manual_seed(0)
     module = text_networks()[name]().eval()
@@ -224,7 +282,7 @@ def test_text_networks_take_texts_of_any_length(name: str) -> None:
         given["attention_mask"] = given["attention_mask"].astype(bool)
         got = model(**given)
         np.testing.assert_allclose(got[0] if isinstance(got, tuple) else got, wanted, atol=1e-4 * np.abs(wanted).max())
-    if name == "deberta":  # what its projections make of the table of positions is computed once
+    if "deberta" in name:  # what its projections make of the table of positions is computed once
         return
     floats = {x.data_ptr(): x.numel() for x in module.parameters()}  # tied and shared ones once
     assert sum(p.size for p in model.graph.params.values() if p.dtype.kind == "f") <= sum(floats.values()) + 100

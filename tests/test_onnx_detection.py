@@ -137,6 +137,20 @@ def test_what_mixes_the_rows_chosen_is_refused(after, kind, op):
         from_onnx(model_of(text).SerializeToString())
 
 
+def test_operations_on_single_elements_leave_rows_as_they_are():
+    text = """
+        net (float[1, 6, 4] boxes, float[1, 1, 6] scores) => (float[n, 3] y)
+        <int64[1] most = {4}>
+        { chosen = NonMaxSuppression (boxes, scores, most)
+          real = Cast <to = 1> (chosen)
+          large = Sin (real)
+          y = Softmax <axis = 1> (large) }
+    """
+    boxes, scores = np.random.default_rng(0).random((1, 6, 4), np.float32), np.linspace(0, 1, 6, dtype=np.float32)
+    inputs = {"boxes": boxes, "scores": scores[None, None]}
+    compare(text, inputs, ["y"])
+
+
 def test_no_place_for_boxes_is_refused():
     text = """
         net (float[1, 6, 4] boxes, float[1, 1, 6] scores) => (int64[n, 3] y)

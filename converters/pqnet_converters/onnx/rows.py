@@ -11,19 +11,10 @@ from typing import Any
 from pqnet.errors import UnsupportedOpError
 from pqnet.graph import Node
 from pqnet.graph.op import Info, get_op
+from pqnet.graph.ops.elementwise import elementwise
 
 __all__ = ["padded_axes"]
 
-# Each element of the result depends on those at its place, shapes broadcast.
-ELEMENTS = frozenset(
-    (
-        *("add", "sub", "mul", "div", "floor_div", "trunc_div", "remainder", "fmod", "pow", "maximum", "minimum"),
-        *("eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "logical_not", "bitwise_and", "bitwise_or"),
-        *("exp", "log", "sqrt", "rsqrt", "neg", "abs", "reciprocal", "floor", "ceil", "round", "sign"),
-        *("relu", "sigmoid", "tanh", "silu", "leaky_relu", "hardsigmoid", "hardswish", "clamp"),
-        *("where", "cast", "expand"),
-    )
-)
 # Along one axis or some; the others are left as they are.
 ALONG = frozenset(("softmax", "log_softmax", "slice", "split", "concat", "topk"))
 REDUCED = frozenset(("sum", "mean", "prod", "max", "min", "argmax", "argmin"))
@@ -68,11 +59,11 @@ def _axis_behind(node: Node, axes: list[int | None], shapes: list[Any], results:
     """Return the axis of the results that has the rows, None if they are mixed."""
     at = next(i for i, axis in enumerate(axes) if axis is not None)
     axis, shape, rank, attrs = axes[at] or 0, shapes[at], len(results[0]), node.attrs
-    if node.op in ELEMENTS:
-        places = {rank - len(s) + a for s, a in zip(shapes, axes, strict=True) if a is not None}
-        return places.pop() if len(places) == 1 else None
     if node.op in ALONG:
         return axis if attrs["axis"] != axis and all(a in (None, axis) for a in axes) else None
+    if node.op == "expand" or get_op(node.op).order is elementwise:
+        places = {rank - len(s) + a for s, a in zip(shapes, axes, strict=True) if a is not None}
+        return places.pop() if len(places) == 1 else None
     if node.op in REDUCED:
         over = attrs["axes"] if "axes" in attrs else (attrs["axis"],)
         return None if axis in over else axis - (0 if attrs["keepdims"] else sum(a < axis for a in over))

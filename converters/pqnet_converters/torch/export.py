@@ -59,7 +59,7 @@ def _translatable(program: Any) -> bool:
         if node.op == "placeholder" and node.name not in inputs:
             fixed.add(node)
         elif node.op == "call_function":
-            made = str(node.target) in CREATED and not any(isinstance(a, torch.fx.Node) for a in node.args[1:])
+            made = str(node.target) in CREATED and len(node.all_input_nodes) == 1  # what it is like, and no free size
             if made or (fixed.issuperset(node.all_input_nodes) and isinstance(node.target, torch._ops.OpOverload)):
                 fixed.add(node)
                 if made or not _is_view(node.target) or own.intersection(node.all_input_nodes[:1]):

@@ -14,7 +14,8 @@ from pqnet.errors import PQNetError, UnsupportedOpError
 from pqnet.graph import GraphBuilder
 from pqnet.graph.op import DTYPES
 from pqnet_converters.torch.aten.registry import RULES
-from pqnet_converters.torch.sizes import Expression, fraction_text, size_text
+from pqnet_converters.torch.scalars import known_symbols
+from pqnet_converters.torch.sizes import Expression, fraction_text, of_quotients, size_text
 
 __all__ = ["Importer", "Tensor", "dtype_name", "out_of_place"]
 
@@ -87,6 +88,7 @@ class Importer:
         self, program: Any, builder: GraphBuilder, inputs: Mapping[str, str], sizes: Mapping[str, str]
     ) -> None:
         self.program, self.builder, self.inputs, self._sizes = program, builder, inputs, sizes
+        self._known = known_symbols(program)
         self._size_values: dict[str, str] = {}  # expression -> the value that is it
         self._env: dict[Any, Any] = {}
         self._stored: dict[Any, str] = {}  # what a stored tensor is (storage, view, form) -> parameter name
@@ -362,7 +364,7 @@ class Importer:
             return size
         if size.node.expr.is_number:
             return int(size.node.expr)
-        text = size_text(size.node.expr, self._sizes)
+        text = size_text(size.node.expr.subs(self._known), self._sizes)
         if text is None:
             raise self._refuse_size(size, f"an integer expression of {sorted(self.builder.symbols)}")
         return Expression(text)
@@ -379,7 +381,7 @@ class Importer:
         """Return a number that depends on free sizes as a tensor without axes."""
         if number.node.expr.is_number:
             return float(number.node.expr)
-        found = fraction_text(number.node.expr, self._sizes)
+        found = fraction_text(of_quotients(number.node.expr.subs(self._known)), self._sizes)
         if found is None:
             raise self._refuse_size(number, "a fixed number, or a quotient of free sizes")
         top, bottom = (self.cast(self.size(text), "float32") for text in found)

@@ -1,11 +1,17 @@
 """Free sizes: which axes users leave free, as torch.export takes them, and its size expressions as the graph's."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import torch
+from sympy import Add, Mul
 from torch.export.dynamic_shapes import _DimHint, _DimHintType
+from torch.utils._sympy.functions import FloorDiv, Mod, PythonMod
+from torch.utils._sympy.numbers import int_oo
+from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
 
 from pqnet.errors import PQNetError
 
@@ -17,6 +23,7 @@ __all__ = [
     "free_axes",
     "fraction_text",
     "graph_sizes",
+    "of_quotients",
     "size_text",
     "widened",
 ]
@@ -164,6 +171,9 @@ def conditions(program: Any, names: Mapping[str, str]) -> list[str]:
     Sizes of 0 and 1 it takes for others; the graph knows what they are.
     """
     limits = {key: bounds for key, bounds in program.range_constraints.items() if str(key) in names}
+    for key, bounds in limits.items():
+        if bounds.lower == bounds.upper and names[str(key)].isidentifier():
+            raise _fixed_size(names[str(key)], int(bounds.lower))
     found = [f"{bounds.upper}-{names[str(key)]}" for key, bounds in limits.items() if bounds.upper.is_Integer]
     found += [f"{names[str(key)]}-{bounds.lower}" for key, bounds in limits.items() if bounds.lower > 2]
     for node in program.graph.nodes:
@@ -177,9 +187,10 @@ def _condition(relation: Any, names: Mapping[str, str]) -> str | None:
     kind = type(relation).__name__
     if kind not in ("Equality", "Unequality", *("LessThan", "StrictLessThan", "GreaterThan", "StrictGreaterThan")):
         return None
-    if kind == "Unequality" and any(side in (0, 1) for side in relation.args):
+    sides = _reduced(*relation.args) if kind in ("Unequality", "StrictGreaterThan", "StrictLessThan") else relation.args
+    if kind == "Unequality" and any(side in (0, 1) for side in sides):
         return None
-    left, right = (size_text(side, names) for side in relation.args)
+    left, right = (size_text(side, names) for side in sides)
     if left is None or right is None:
         return None
     for own, other in ((left, relation.args[1]), (right, relation.args[0])):
@@ -199,12 +210,47 @@ def _condition(relation: Any, names: Mapping[str, str]) -> str | None:
     return f"{large}-({small})" + ("-1" if kind.startswith("Strict") else "")
 
 
+def _reduced(left: Any, right: Any) -> tuple[Any, Any]:
+    """Leave out the sizes by which both sides of an inequality are multiplied: of batch*n != n, batch != 1 is left."""
+    factors = [Counter(Mul.make_args(side)) for side in (left, right)]
+    common = Counter({f: n for f, n in (factors[0] & factors[1]).items() if _least(f) >= 0})
+    first, second = (Mul(*(each - common).elements()) for each in factors)
+    return first, second
+
+
+def _least(factor: Any) -> Any:
+    return bound_sympy(factor, {symbol: ValueRanges(1, int_oo) for symbol in factor.free_symbols}).lower
+
+
 def size_text(expr: Any, names: Mapping[str, str]) -> str | None:
     """Return a size of sympy as an integer expression of free symbols, None if it is none."""
-    found = fraction_text(expr, names)
+    found = fraction_text(of_quotients(expr), names)
     if found is None:
         return None
     return found[0] if found[1] == "1" else f"{found[0]}//{found[1]}"
+
+
+@lru_cache(maxsize=4096)
+def of_quotients(expr: Any) -> Any:
+    """Return a size of sympy without remainders: what is padded to a multiple becomes one quotient, of any length.
+
+    A remainder of 2 is also that of the negative number; the shorter expression is returned.
+    """
+    if not expr.has(Mod, PythonMod):
+        return expr
+    return min((_rewritten(expr, sign) for sign in (1, -1)), key=lambda found: len(str(found)))
+
+
+def _rewritten(expr: Any, sign: int) -> Any:
+    args = [_rewritten(arg, sign) for arg in expr.args]
+    if not isinstance(expr, Mod | PythonMod):
+        return expr.func(*args) if args else expr
+    number, divisor = args
+    if divisor.is_Integer:  # its multiples change no remainder
+        terms = Add.make_args(number)
+        number = Add(*(t for t in terms if not t.is_integer or t.as_coeff_Mul()[0] % divisor))
+        number = sign * number if divisor == 2 else number
+    return number - divisor * FloorDiv(number, divisor)
 
 
 def fraction_text(expr: Any, names: Mapping[str, str]) -> tuple[str, str] | None:
@@ -234,8 +280,6 @@ def fraction_text(expr: Any, names: Mapping[str, str]) -> tuple[str, str] | None
         if kind in ("CeilToInt", "ceiling"):
             return f"(-((-{top})//{bottom}))", "1"
         return (top if bottom == "1" else f"({top}//{bottom})"), "1"
-    if kind in ("Mod", "PythonMod") and known[0][1] == known[1][1] == "1":
-        return f"({known[0][0]}-{known[1][0]}*({known[0][0]}//{known[1][0]}))", "1"
     if kind in ("Max", "Min") and all(bottom == "1" for _, bottom in known):
         return "(" + f" {kind.lower()} ".join(top for top, _ in known) + ")", "1"
     return None

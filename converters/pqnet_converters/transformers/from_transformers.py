@@ -58,6 +58,11 @@ def from_transformers(source: Any, *, cache: bool | None = None) -> Model:
             f"source: expected a transformers.PreTrainedModel or the folder of one, got {type(module).__name__}; "
             "from_torch takes other modules"
         )
+    with _experts_by_token(module):
+        return _imported(module, cache)
+
+
+def _imported(module: Any, cache: bool | None) -> Model:
     writes = bool(module.can_generate()) and not module.config.is_encoder_decoder and cache is not False
     shapes = cache_shapes(module) if writes else []
     if not shapes:
@@ -82,16 +87,31 @@ def _ends(module: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def without_cache(module: Any) -> Iterator[None]:
-    """Let a module return no cache."""
-    before = getattr(module.config, "use_cache", None)
+def _experts_by_token(module: Any) -> Iterator[None]:
+    """Let each token look up the weights of its experts; other ways have sizes that depend on data."""
+    if not getattr(module, "_can_set_experts_implementation", bool)():
+        yield
+        return
+    before = module.get_experts_implementation()
+    module.set_experts_implementation("batched_mm")
     try:
-        if before is not None:
-            module.config.use_cache = False
         yield
     finally:
-        if before is not None:
-            module.config.use_cache = before
+        module.set_experts_implementation(before)
+
+
+@contextmanager
+def without_cache(module: Any) -> Iterator[None]:
+    """Let a module return no cache."""
+    configs = {id(m.config): m.config for m in module.modules() if hasattr(getattr(m, "config", None), "use_cache")}
+    before = {key: config.use_cache for key, config in configs.items()}  # parts of T5 have one of their own
+    try:
+        for config in configs.values():
+            config.use_cache = False
+        yield
+    finally:
+        for key, config in configs.items():
+            config.use_cache = before[key]
 
 
 def _plain_examples(module: Any) -> tuple[dict[str, torch.Tensor], dict[str, dict[int, str]]]:
