@@ -13,16 +13,17 @@ from pqnet.runtime.program import Program
 from pqnet.runtime.tune import rule
 
 
-def network(wide, outputs, *, groups=1, channels=4, batch=1, stride=1, tail="none", dense=False):
-    """Return a graph of one convolution of 3 x 3 and what may follow it, and its inputs; a row has ``wide`` results."""
+def network(wide, outputs, *, groups=1, channels=4, batch=1, stride=1, tail="none", dense=False, kernel=(3, 3)):
+    """Return a graph of one convolution and what may follow it, and its inputs; a row has ``wide`` results."""
     rng = np.random.default_rng(0)
     size = (5 * stride, wide * stride)
-    weight = packed_weight(rng, (outputs * groups, channels, 3, 3), 9, 8, "spatial")
+    weight = packed_weight(rng, (outputs * groups, channels, *kernel), kernel[0] * kernel[1], 8, "spatial")
     x = rng.standard_normal((batch, channels * groups, *size)).astype(np.float32)
     z = rng.standard_normal((batch, outputs * groups, 5, wide)).astype(np.float32)
     b = GraphBuilder({"x": ValueInfo(x.shape), "z": ValueInfo(z.shape)})
+    padding = (kernel[0] // 2, kernel[1] // 2) * 2
     params = {"weight": weight.decode() if dense else weight}
-    y = b.add("conv2d", "x", params=params, groups=groups, padding=(1,) * 4, stride=(stride, stride))
+    y = b.add("conv2d", "x", params=params, groups=groups, padding=padding, stride=(stride, stride))
     if tail != "none":
         y = b.add("add", y, "z")
         y = b.add("clamp", y, min=-0.5, max=1.0) if tail == "clamp" else b.add(tail, y)
@@ -33,6 +34,13 @@ def network(wide, outputs, *, groups=1, channels=4, batch=1, stride=1, tail="non
 @pytest.mark.parametrize("outputs", [3, 4, 8, 13, 24])
 def test_rows_of_any_width_and_any_number_of_outputs(wide, outputs):
     check(*network(wide, outputs), "direct")
+
+
+@pytest.mark.parametrize("kernel", [(3, 1), (1, 3), (5, 1)])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_rows_that_follow_each_other_are_one(kernel, batch):
+    # A kernel of one column needs no padding beside the rows.
+    check(*network(21, 6, batch=batch, kernel=kernel), "direct")
 
 
 @pytest.mark.parametrize("tail", ["relu", "clamp", "silu", "hardswish"])

@@ -296,7 +296,7 @@ def multiply_panel(
 ):
     # IN a: weights of ROWS outputs from o on, a_step apart from a0; scratch: as `pack_task` leaves it. The task has the
     # outputs first .. last; sums of reductions in several pieces wait in scratch, those of the last one are finished
-    # OUT scratch: the panel that ``ahead`` tells of, unless it is `NOTHING`; else there has to be a whole tile
+    # OUT scratch: the panel that ``ahead`` tells of, unless it is `NOTHING`; there has to be a whole tile then
     piece, tiles, column = cut.piece, cut.tiles, cut.column
     k, row, add, few = layer.reduction, group * layer.outputs + o, np.int64(k_first > 0), few_of(n)
     if cut.straight:

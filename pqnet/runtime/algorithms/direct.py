@@ -33,8 +33,9 @@ class Direct(Algorithm):
 
     def cost(self, layer: Layer) -> float:
         """Return the cost of the tiles of all panels."""
-        k, vectors = layer.reduction, _vectors(layer)
-        tasks = _tasks(layer)
+        k, (high, wide) = layer.reduction, layer.out_size
+        vectors = layer.batch * high * -(-wide // WIDTH)
+        tasks = _tasks(layer.groups, vectors)
         whole, few = divmod(layer.outputs, ROWS)
         panels = whole + (0 if few == 0 else 0.5 if few <= SMALL_ROWS < ROWS else 1)
         tiles = tasks * -(-vectors // tasks * WIDTH // LANES)
@@ -53,15 +54,17 @@ class Direct(Algorithm):
         """Append the step."""
         layer, windows = call.layer, call.windows
         weight, order = weight_arguments(b, layer)
-        tasks, step = _tasks(layer), layer.reduction + 16
+        across, step = -(-windows.width // WIDTH), layer.reduction + 16
+        vectors = windows.batch * windows.height * across  # fewer than the rule has where rows follow each other
+        tasks = _tasks(layer.groups, vectors)
         factors = round_up(ROWS * step + 64, 16)
         sums = factors + round_up(2 * ROWS + 2, 16)
         arguments: dict[str, Any] = {
             "layer": windows.arguments(b, order),
             "end": call.end.arguments(b),
             "weight": weight,
-            "across": -(-windows.width // WIDTH),
-            "vectors": _vectors(layer),
+            "across": across,
+            "vectors": vectors,
             "q_tasks": tasks,
             "panel": 0,
             "panel_step": step,
@@ -81,14 +84,7 @@ class Direct(Algorithm):
         )
 
 
-def _vectors(layer: Layer) -> int:
-    """Return how many vectors the rows of all images have."""
-    high, wide = layer.out_size
-    return layer.batch * high * -(-wide // WIDTH)
-
-
-def _tasks(layer: Layer) -> int:
-    """Return how many tasks the positions of a group are cut into."""
-    vectors = _vectors(layer)
-    wanted = max(-(-TASKS // layer.groups), -(-vectors // VECTORS_OF_TASK))
+def _tasks(groups: int, vectors: int) -> int:
+    """Return how many tasks the vectors of a group are cut into."""
+    wanted = max(-(-TASKS // groups), -(-vectors // VECTORS_OF_TASK))
     return max(min(round_up(wanted, 2), vectors // (LANES // WIDTH)), 1)
