@@ -139,7 +139,8 @@ def test_taps_stay_together_along_an_axis_where_they_see_nearly_everything():
         RNG.standard_normal((16, 32, 3, 3), np.float32), (8, 40), dilation=(7, 1), padding=(7, 1) * 2
     )
     program = Program(graph, {}, Store(), fixed("taps"))
-    assert [step.kernel.name for _, _, step in program.kernel_steps()].count("gemm") == 3
+    names = [step.kernel.name for _, _, step in program.kernel_steps()]
+    assert sum(name in ("gemm", "direct") for name in names) == 3
     check_algorithms(graph, inputs)
 
 

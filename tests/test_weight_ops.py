@@ -49,7 +49,7 @@ def names_compared(source: str) -> Iterator[str]:
 def test_nothing_but_kernels_asks_for_weight_operations_by_name() -> None:
     assert list(names_compared('a.op == "linear" or b.op in ("conv2d", x)')) == ["linear", "conv2d"]
     files = [p for top in ("pqnet", "converters") for p in (ROOT / top).rglob("*.py") if "runtime" not in p.parts]
-    asked = {p.name: set(names_compared(p.read_text("utf-8"))) & set(weight_ops()) for p in files}
+    asked = {p.relative_to(ROOT): set(names_compared(p.read_text("utf-8"))) & set(weight_ops()) for p in files}
     assert {name: found for name, found in asked.items() if found} == {}
 
 

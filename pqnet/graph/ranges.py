@@ -12,6 +12,7 @@ import numpy as np
 
 from pqnet._check import error
 from pqnet.graph.graph import Graph
+from pqnet.graph.op import get_op
 
 __all__ = [
     *("INPUT_RANGES", "OUTPUT_SHIFTS", "TOKEN_SCALES"),
@@ -77,7 +78,8 @@ def check_ranges(graph: Graph) -> None:
 
 def _check_token_scales(graph: Graph) -> None:
     given, ranges = token_scales(graph), input_ranges(graph)
-    rows = {node.name for node in graph.nodes if node.op == "linear" and node.name in ranges}
+    rules = {node.name: get_op(node.op).weight for node in graph.nodes if node.name in ranges}
+    rows = {name for name, rule in rules.items() if rule is not None and rule.kind == "linear"}
     if not isinstance(given, list) or not all(isinstance(name, str) and name in rows for name in given):
         raise error(f"meta {TOKEN_SCALES!r}", "a list of linear layers that have a range", given)
 

@@ -156,7 +156,7 @@ class _Inputs:
         """Measure the squared error of a layer's outputs, relative to these, that integers make, and its mean."""
         low, high = self.ranges[node.name]
         error, shift = self._errors(node, values, lambda x: to_integers(x, low, high))
-        if node.op == "linear":
+        if weight_op(node.op).kind == "linear":
             by_row = self._errors(node, values, tokens_as_integers)
             if by_row[0] < REPAYS * error:
                 self.by_row.add(node.name)

@@ -407,7 +407,7 @@ def decode_words(w, codes, row, first, n, const, target, to):
         to += words
 
 
-@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False, forceinline=True)
 def _multiply(kind, a, a0, a_step, scratch, x0, k, s, wide, add):
     # OUT scratch from s: sums of ``wide`` positions
     if kind == INT8:
@@ -425,7 +425,7 @@ def _multiply(kind, a, a0, a_step, scratch, x0, k, s, wide, add):
         halves_1(a, a0, a_step, scratch, x0, k, scratch, s, LANES, add)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False, forceinline=True)
 def _finish(kind, a, a0, a_step, k, scratch, x_step, tiles, row, at, f, e, data, const):
     # OUT data: the results of ROWS outputs from ``row`` on at so many tiles of positions from ``at`` on, as an
     # EPILOGUE e says; scratch from f is used

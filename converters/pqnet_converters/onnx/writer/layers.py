@@ -127,14 +127,27 @@ def group_norm(w: Writer, node: Node, x: Values) -> str:
     return str(y)
 
 
-# Of each gate in ONNX's order, the place that it has in the graph's: i, f, g, o of an LSTM and r, z, n of a GRU.
-ORDERS = {"rnn": (0,), "lstm": (0, 3, 1, 2), "gru": (1, 0, 2)}
+@writes("rnn")
+def rnn(w: Writer, node: Node, x: Values) -> tuple[str, ...]:
+    activation = "Tanh" if node.attrs["nonlinearity"] == "tanh" else "Relu"
+    return _recurrent(w, node, x, "RNN", (0,), activations=[activation])
 
 
-@writes("rnn", "lstm", "gru")
-def recurrent(w: Writer, node: Node, x: Values) -> tuple[str, ...]:
-    """The graph multiplies the inputs before: ONNX's product with them only puts the gates into its order."""
-    order, a = ORDERS[node.op], node.attrs
+@writes("lstm")
+def lstm(w: Writer, node: Node, x: Values) -> tuple[str, ...]:
+    return _recurrent(w, node, x, "LSTM", (0, 3, 1, 2))
+
+
+@writes("gru")
+def gru(w: Writer, node: Node, x: Values) -> tuple[str, ...]:
+    return _recurrent(w, node, x, "GRU", (1, 0, 2), linear_before_reset=1)
+
+
+def _recurrent(w: Writer, node: Node, x: Values, name: str, order: tuple[int, ...], **attrs: Any) -> tuple[str, ...]:
+    """Write a recurrence; ``order`` has the place in the graph (i, f, g, o; r, z, n) of each gate in ONNX's order.
+
+    The graph multiplies the inputs before: ONNX's product with them only puts the gates into its order.
+    """
     rows, state = w.shape_of(node, "weight")
     gates = np.concatenate([np.arange(g * state, (g + 1) * state) for g in order])
     chosen = w.constant(gates, "int64", f"{node.name}.gates")
@@ -146,14 +159,9 @@ def recurrent(w: Writer, node: Node, x: Values) -> tuple[str, ...]:
     both = [zeros, zeros if bias is None else w.add("Gather", bias, chosen, axis=0)]
     biases = w.add("Unsqueeze", w.add("Concat", *both, axis=0), w.ints(0))
     initial = [w.add("Unsqueeze", v, w.ints(0)) for v in x[1:]]
-    attrs: dict[str, Any] = {"hidden_size": state, "direction": "reverse" if a["reverse"] else "forward"}
-    if node.op == "gru":
-        attrs["linear_before_reset"] = 1
-    if node.op == "rnn":
-        attrs["activations"] = ["Tanh" if a["nonlinearity"] == "tanh" else "Relu"]
+    attrs |= {"hidden_size": state, "direction": "reverse" if node.attrs["reverse"] else "forward"}
     steps = w.permute(x[0], (1, 0, 2))
-    names = {"rnn": "RNN", "lstm": "LSTM", "gru": "GRU"}
     n = len(node.outputs)
-    output, *finals = w.add(names[node.op], steps, inputs, recurrence, biases, "", *initial, outputs=n, **attrs)
+    output, *finals = w.add(name, steps, inputs, recurrence, biases, "", *initial, outputs=n, **attrs)
     output = w.permute(w.add("Squeeze", output, w.ints(1)), (1, 0, 2))
     return output, *(w.add("Squeeze", final, w.ints(0)) for final in finals)
