@@ -68,6 +68,7 @@ MISFITS: list[tuple[str, list[Info], dict[str, Info], dict[str, Any], str]] = [
     ("embedding", [I1], {"weight": Info((3, 4), "int64")}, {}, "weight: expected float32 of 2 axes, got int64"),
     ("relu", [I1], {}, {}, "input: expected float32, got int64"),
     ("clamp", [F1], {}, {}, "expected min or max, got neither"),
+    ("softplus", [F1], {}, {"beta": np.inf}, "beta: expected a finite number, got inf"),
     (
         "prelu",
         [F4],

@@ -90,6 +90,12 @@ def _infer_float(x: Sequence[Info], p: Mapping[str, Info], a: Attrs) -> Info:
     return x[0]
 
 
+def _infer_softplus(x: Sequence[Info], p: Mapping[str, Info], a: Attrs) -> Info:
+    if not math.isfinite(a["beta"]):
+        raise PQNetError(f"beta: expected a finite number, got {a['beta']}")
+    return _infer_float(x, p, a)
+
+
 def _eval_function(function: Callable[..., Any], x: Arrays, p: Params, a: Attrs) -> np.ndarray:
     if x[0].size <= PIECE:
         return np.asarray(function(x[0], **a))
@@ -101,7 +107,8 @@ def _eval_function(function: Callable[..., Any], x: Arrays, p: Params, a: Attrs)
 
 
 for _name, (_function, _attrs) in FUNCTIONS.items():
-    register(_name, infer=_infer_float, evaluate=partial(_eval_function, _function), order=elementwise, **_attrs)
+    _infer = _infer_softplus if _function is _softplus else _infer_float
+    register(_name, infer=_infer, evaluate=partial(_eval_function, _function), order=elementwise, **_attrs)
 
 
 def _infer_clamp(x: Sequence[Info], p: Mapping[str, Info], a: Attrs) -> Info:
