@@ -31,14 +31,16 @@ NEXT = 5
 NOTHING = (0,) * NEXT
 
 
-def _copier(context, builder, signature, values, d, row_step, panel, codes):
-    """Return what emits the copy of codewords of d numbers in each round of the loop over k.
+CODES, CONST, AHEAD_OF = 12, 13, 14  # numbers of these arguments of a tile; the first ones are a, a0, row_step
 
-    ``panel`` is the number of the argument that has the panel; from ``codes`` on are codes, const, and `NEXT`. Of each
-    column of codes the rows are copied one after another, two at once if d is 4, the last one twice if d is 9.
+
+def _copier(context, builder, signature, values, d):
+    """Return what emits the copy of codewords of d numbers into ``a`` in each round of the loop over k.
+
+    Of each column of codes the rows are copied one after another, two at once if d is 4, the last one twice if d is 9.
     """
-    _, first, step, book, t = (builder.extract_value(values[codes + 2], i) for i in range(NEXT))
-    arrays = (codes, first), (codes + 1, book), (panel, t)
+    _, first, step, book, t = (builder.extract_value(values[AHEAD_OF], i) for i in range(NEXT))
+    row_step, arrays = values[2], ((CODES, first), (CONST, book), (0, t))
     first_code, source, first_target = (element(context, builder, signature, values, i, at) for i, at in arrays)
     at_once, stride = 2 if d == 4 else 1, 16 if d == 9 else d
     rounds = max(ROWS // at_once, d)
@@ -90,7 +92,7 @@ def _sums_ahead(d):
 
     def multiply(context, a, a0, row_step, x, x0, index, places, k, c, c0, c_step, add, codes, const, ahead):
         def codegen(context, builder, signature, values):
-            copy = _copier(context, builder, signature, values, d, values[2], 0, 12)
+            copy = _copier(context, builder, signature, values, d)
             a, x, index, c = (element(context, builder, signature, values, i, values[i + 1]) for i in (0, 3, 5, 8))
             sums = accumulate(builder, a, values[2], LONG(1), x, values[7], VECTORS, ROWS, index, copy)
             put_sums(builder, sums, c, values[10], values[11], VECTORS, ROWS)
@@ -110,7 +112,7 @@ def _finished_ahead(d):
 
     def multiply(context, a, a0, row_step, x, x0, index, places, k, data, place, factors, f, codes, const, ahead):
         def codegen(context, builder, signature, values):
-            copy = _copier(context, builder, signature, values, d, values[2], 0, 12)
+            copy = _copier(context, builder, signature, values, d)
             a, x, index = (element(context, builder, signature, values, i, values[i + 1]) for i in (0, 3, 5))
 
             def sums_of(_):

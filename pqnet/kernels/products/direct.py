@@ -13,7 +13,7 @@ from pqnet.kernels.ops.activation import activate_row
 from pqnet.kernels.products.decode import decode_panel
 from pqnet.kernels.products.epilogue import EPILOGUE, WINDOWS, put_factors
 from pqnet.kernels.products.gemm import WEIGHT
-from pqnet.kernels.products.tile import ROWS, SMALL_ROWS, VECTORS, accumulate, finish_sums
+from pqnet.kernels.products.tile import LANES, ROWS, SMALL_ROWS, VECTORS, accumulate, finish_sums
 from pqnet.kernels.simd import WIDTH
 from pqnet.kernels.simd import load as load_lanes
 from pqnet.kernels.simd import store as store_lanes
@@ -106,11 +106,11 @@ def _finish_waiting(g, s, row, used, outs, data, const, scratch):
     # OUT data: the results that wait in scratch from s on
     e, rows = g.end, SMALL_ROWS if used <= SMALL_ROWS else ROWS
     if e.activation > 2:
-        activate_row(e.activation, scratch, s, rows * VECTORS * WIDTH, const, e.parameters)
+        activate_row(e.activation, scratch, s, rows * LANES, const, e.parameters)
     for r in range(used):
         for v in range(VECTORS):
             to = e.out + (row + r) * e.out_step + outs[v]
-            store_lanes(data, to, load_lanes(scratch, s + (r * VECTORS + v) * WIDTH))
+            store_lanes(data, to, load_lanes(scratch, s + r * LANES + v * WIDTH))
 
 
 @step(DIRECT)
@@ -149,7 +149,7 @@ def direct(task, g, data, const, codes, index, scratch):
                 residual = beside + p0, beside + p1, beside + p2
             c, to, c_step = data, (out + p0, out + p1, out + p2), out_step
             if waits:
-                c, to, c_step = scratch, (s, s + WIDTH, s + 2 * WIDTH), VECTORS * WIDTH
+                c, to, c_step = scratch, (s, s + WIDTH, s + 2 * WIDTH), LANES
             if used <= SMALL_ROWS:
                 multiply_few(a, a0, a_step, data, x, index, i0, k, c, to, c_step, residual, e.residual_step, scratch, f)
             else:

@@ -259,12 +259,11 @@ def _finish_tiles(
     # OUT data: the results of ROWS outputs from ``row`` on at so many whole tiles of positions from ``at`` on; scratch
     # from f is used, and gets the panel that ``ahead`` tells of, unless it is `NOTHING`
     put_factors(end, row, const, scratch, f)
-    out, out_step, residual, residual_step = place = place_of_tiles(end, row, at)
-    left = tiles
+    place, left = place_of_tiles(end, row, at), tiles
+    out, out_step = place[0], place[1]
     if ahead[0] > 0:
         finish_ahead(a, a0, a_step, x, x0, index, places, k, data, place, scratch, f, codes, const, ahead)
-        place = out + LANES, out_step, residual + LANES if residual >= 0 else residual, residual_step
-        left, x0 = tiles - 1, x0 + x_step
+        place, left, x0 = place_of_tiles(end, row, at + LANES), tiles - 1, x0 + x_step
     multiply_and_finish(a, a0, a_step, x, x0, x_step, index, places, k, left, data, place, scratch, f)
     if end.activation > 2:
         for r in range(ROWS):
