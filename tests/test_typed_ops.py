@@ -219,11 +219,12 @@ def test_reductions(shape, dtype, seed):
 def test_products_and_variances_of_floats(shape, correction, seed):
     rng = np.random.default_rng(seed)
     x = {"x": rng.uniform(0.5, 1.5, shape).astype(np.float32)}
+    x["near_one"] = rng.uniform(0.99, 1.01, shape).astype(np.float32)  # no product of so many is a denormal number
     axes = sorted(rng.permutation(len(shape))[: int(rng.integers(1, len(shape) + 1))].tolist())
     b = inputs_of(x)
-    permuted = b.add("permute", "x", axes=rng.permutation(len(shape)).tolist())
-    outputs = {"prod": b.add("prod", permuted, axes=axes, keepdims=True)}
-    outputs["var"] = b.add("var", permuted, axes=axes, correction=correction)
+    order = rng.permutation(len(shape)).tolist()
+    outputs = {"prod": b.add("prod", b.add("permute", "near_one", axes=order), axes=axes, keepdims=True)}
+    outputs["var"] = b.add("var", b.add("permute", "x", axes=order), axes=axes, correction=correction)
     graph = b.build(outputs)
     want = run_graph(graph, values_to_free(graph), x)
     program, space = Program(graph, {}, Store()), GuardedSpace()
